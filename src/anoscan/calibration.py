@@ -1,0 +1,113 @@
+"""What held-out normal images say of a score: scales, p-values and the threshold.
+
+No network ever saw these images. They put the terms on a common scale before they are summed, and
+they are the yardstick of every decision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of the logarithm of each term on held-out normals, (k,)."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def fit(cls, terms: np.ndarray) -> Scale:
+        """Scale of terms (n, k), positive float64."""
+        logs = _logs(terms)
+        # A term that says the same of every normal image has no scale: it must not decide alone.
+        return cls(logs.mean(0), np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), 1e-6))
+
+    def standardise(self, terms: np.ndarray) -> np.ndarray:
+        """Terms (n, k) in standard deviations from the usual."""
+        standard: np.ndarray = (_logs(terms) - self.mean) / self.deviation
+        return standard
+
+    def combine(self, terms: np.ndarray) -> np.ndarray:
+        """Anomaly scores (n,): the mean of the standardised terms (n, k)."""
+        scores: np.ndarray = self.standardise(terms).mean(1)
+        return scores
+
+
+def _logs(terms: np.ndarray) -> np.ndarray:
+    logs: np.ndarray = np.log(np.maximum(terms, 1e-30))
+    return logs
+
+
+def cross_fitted_scores(terms: np.ndarray) -> np.ndarray:
+    """Scores of held-out normals (n,), each with a scale that was fitted without it.
+
+    A query has no part in the scale either: without this, calibration scores would be a little
+    too tame and p-values a little too small.
+    """
+    n = len(terms)
+    scores = np.empty(n)
+    fold = np.arange(n) % min(FOLDS, n)
+    for number in range(min(FOLDS, n)):
+        inside = fold == number
+        rest = terms if inside.all() else terms[~inside]
+        scores[inside] = Scale.fit(rest).combine(terms[inside])
+    return scores
+
+
+def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Conformal p-values (n,): (1 + number of calibration scores >= score) / (n_cal + 1).
+
+    For a normal image exchangeable with the calibration images, P(p <= t) <= t for every t
+    (Bates et al. 2023, "Testing for outliers with conformal p-values", arXiv 2104.08279, eq. 2).
+    """
+    ascending = np.sort(calibration)
+    at_least = len(ascending) - np.searchsorted(ascending, scores, side="left")
+    values: np.ndarray = (1 + at_least) / (len(ascending) + 1)
+    return values
+
+
+def q_values(p: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg adjusted p-values (n,): calling all q <= a bounds the FDR by a."""
+    if not len(p):
+        return p
+    adjusted: np.ndarray = false_discovery_control(p, method="bh")
+    return adjusted
+
+
+def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str | None]:
+    """Score above which an image is called anomalous.
+
+    Parameters
+    ----------
+    calibration : ndarray of shape (n,), n >= 1
+    rate : float in (0, 1)
+        Share of normal images that may be called anomalous.
+
+    Returns
+    -------
+    score : float
+        score > threshold exactly when the p-value is at most the effective rate.
+    effective_rate : float
+        `rate`, or 1 / (n + 1) where n images cannot promise less.
+    warning : str or None
+        Says so, with the number of normals that would be needed.
+    """
+    n = len(calibration)
+    allowed = math.floor(rate * (n + 1) + 1e-9)
+    warning = None
+    if allowed < 1:
+        needed = math.ceil(1 / rate - 1e-9) - 1
+        warning = (
+            f"{n} held-out normal images cannot promise a false-alarm rate of {rate:g}: "
+            f"{1 / (n + 1):.2g} is used. At least {needed} would be needed."
+        )
+    descending = np.sort(calibration)[::-1]
+    score = float(descending[max(allowed, 1) - 1])
+    return score, max(rate, 1 / (n + 1)), warning

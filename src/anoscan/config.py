@@ -1,0 +1,119 @@
+"""The settings of a training run, checked once and stored whole in the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from anoscan import registry
+from anoscan.errors import UsageError
+
+SMALLEST_SIZE, LARGEST_SIZE = 16, 128
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+ENCODERS = ("ae",)
+FALSE_ALARM_RATE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides which model a folder of images becomes.
+
+    ``None`` means "decided from the images"; `resolved` values are what the model file keeps.
+    Lengths are counted in images shown, so that a batch size does not change their meaning.
+    """
+
+    size: int | None = None  # side of the square image the networks see, in pixels
+    channels: int | None = None  # 1 grey, 3 RGB
+    architecture: str = "dcgan"
+    objective: str = "nonsaturating"
+    encoder: str = "ae"
+    mapping: str = "izi_f"
+    images_shown: int | None = None  # real images the discriminator sees
+    encoder_images_shown: int | None = None  # images the encoder sees; half of images_shown
+    batch_size: int = 64
+    learning_rate: float | None = None  # the objective's own
+    latent_dim: int = 64
+    width: int = 32  # channels of the widest-resolution layer; deeper layers double it
+    ema_images: int = 10_000  # half-life of the generator's moving average, in images shown
+    held_out: float = 0.1  # share of the images kept from every network, for calibration
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        registry.check("architectures", self.architecture)
+        registry.check("objectives", self.objective)
+        registry.check("mappings", self.mapping)
+        _choice("--encoder", self.encoder, ENCODERS)
+        _optional_int("--size", self.size, SMALLEST_SIZE, LARGEST_SIZE)
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
+        _optional_int("--images-shown", self.images_shown, 1, None)
+        _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
+        _optional_int("--batch-size", self.batch_size, 2, None)
+        _optional_int("--latent-dim", self.latent_dim, 1, 4096)
+        _optional_int("--width", self.width, 4, 1024)
+        _optional_int("--ema-images", self.ema_images, 1, None)
+        _optional_int("--seed", self.seed, 0, 2**63 - 1)
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as JSON values; `from_dict` takes them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Settings from JSON values.
+
+        Raises
+        ------
+        UsageError
+            For a name that is no setting, or a value out of range or of the wrong type.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(
+                f"unknown setting {', '.join(map(repr, unknown))}.",
+                hint=f"Settings are {', '.join(known)}.",
+            )
+        for name, value in values.items():
+            _typed(name, value, str(known[name].type))
+        return cls(**values)
+
+
+def rate_in_range(rate: float) -> float:
+    """Return a false-alarm rate that makes sense.
+
+    Raises
+    ------
+    UsageError
+        Unless it lies strictly between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
+    return rate
+
+
+def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} must be one of {', '.join(choices)}. Got {value!r}.")
+
+
+def _optional_int(option: str, value: int | None, low: int, high: int | None) -> None:
+    if value is None:
+        return
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UsageError(f"{option} must be {limits}. Got {value}.")
+
+
+def _typed(name: str, value: Any, annotation: str) -> None:
+    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+    kind = annotation.removesuffix(" | None")
+    if value is None and annotation.endswith("| None"):
+        return
+    if isinstance(value, bool) or not isinstance(value, accepted[kind]):
+        raise UsageError(f"setting {name!r} must be {annotation}. Got {value!r}.")

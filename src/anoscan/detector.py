@@ -1,0 +1,696 @@
+"""The class that train, score and eval share: a trained model that scores images.
+
+>>> from anoscan import Detector                                   # doctest: +SKIP
+>>> detector = Detector.train("normal_images", seed=1)             # doctest: +SKIP
+>>> for image in detector.score(["queries"]).images[:20]:          # doctest: +SKIP
+...     print(image.rank, image.path, image.score, image.p_value)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import anoscan
+from anoscan import calibration, evaluation, images, modelfile, pictures, registry, scoring, store
+from anoscan.architectures import Networks, Shape, build
+from anoscan.baselines import NAMES as BASELINE_NAMES
+from anoscan.baselines import Baselines
+from anoscan.config import FALSE_ALARM_RATE, TrainConfig, rate_in_range
+from anoscan.errors import AnoscanError, InputError, ModelError, UsageError
+from anoscan.images import Decoded, ImageFile, ImageRule
+from anoscan.learn import Learned, Yardstick, learn
+from anoscan.results import (
+    EvalImages,
+    EvalReport,
+    ImageScore,
+    ModelReference,
+    Region,
+    ScoreReport,
+    Skipped,
+    Threshold,
+    TrainedModel,
+    TrainImages,
+    TrainReport,
+    to_json,
+)
+from anoscan.runtime import Runtime
+from anoscan.terms import Tensors
+from anoscan.training import OnProgress, Progress, stop_on_interrupt
+
+MAPPINGS = ("encoder",)
+BATCH_SIZE = scoring.CHUNK
+
+
+def _quiet(progress: Progress) -> None:
+    """Report nothing: the library never prints."""
+
+
+class Detector:
+    """A trained model. Make one with `train` or `load`.
+
+    Attributes
+    ----------
+    metadata : dict
+        What the model file says of the model: settings, calibration, training data, versions.
+    reference : ModelReference
+        Name, path and SHA-256 of the model file.
+    report : TrainReport or None
+        Of the training that made it; None for a loaded model.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        fitted: dict[str, Tensors],
+        yardstick: Yardstick,
+        baselines: Baselines,
+        metadata: dict[str, Any],
+        runtime: Runtime,
+    ) -> None:
+        self.networks, self.fitted, self.yardstick = networks, fitted, yardstick
+        self.baselines, self.metadata, self.runtime = baselines, metadata, runtime
+        self.rule = ImageRule.from_dict(metadata["image_rule"])
+        self.reference = ModelReference(name="", path="", sha256="")
+        self.report: TrainReport | None = None
+
+    @classmethod
+    def train(
+        cls,
+        folder: str | Path | Sequence[str | Path],
+        *,
+        config: TrainConfig | None = None,
+        name: str | None = None,
+        path: str | Path | None = None,
+        force: bool = False,
+        resume: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+        workers: int | None = None,
+        on_progress: OnProgress = _quiet,
+        **settings: Any,
+    ) -> Detector:
+        """Learn from normal images and save the model.
+
+        Parameters
+        ----------
+        folder : path or sequence of paths
+            Folders (searched recursively) and files of normal images.
+        config : TrainConfig, optional
+        name : str, optional
+            Of the model in the store; by default that of the folder.
+        path : path, optional
+            Save there instead of in the store.
+        force : bool
+            Replace a model that is there already.
+        resume : bool
+            Go on with an interrupted training of the same images and settings.
+        device, precision, workers
+            See `Runtime.resolve`.
+        on_progress : callable
+            Called with a `Progress` a few times a second.
+        **settings
+            Fields of `TrainConfig`, over those of `config`.
+
+        Raises
+        ------
+        InputError
+            When the images cannot be used.
+        UsageError
+            For a setting out of range.
+        ModelError
+            When the name is taken.
+        TrainingDiverged, TrainingInterrupted
+        """
+        config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
+        paths = [folder] if isinstance(folder, str | Path) else list(folder)
+        name = store.check_name(name or store.name_for(Path(paths[0])))
+        target = Path(path) if path else store.path_for(name)
+        if target.exists() and not force:
+            raise ModelError(
+                f"a model {name!r} exists already.",
+                hint="Give another --name, or --force to replace it.",
+            )
+        runtime = Runtime.resolve(device, precision, workers)
+        files = images.find(paths)
+        with stop_on_interrupt() as stopping:
+            learned = learn(
+                files,
+                config,
+                runtime,
+                checkpoint=store.checkpoint_path(name),
+                resume=resume,
+                on_progress=on_progress,
+                stopping=stopping,
+            )
+        detector = cls._from_learned(learned, runtime)
+        detector.save(target)
+        detector.report = detector._train_report(learned)
+        return detector
+
+    @classmethod
+    def _from_learned(cls, learned: Learned, runtime: Runtime) -> Detector:
+        metadata = {
+            "kind": "model",
+            "anoscan_version": anoscan.__version__,
+            "torch_version": str(torch.__version__),
+            "device": runtime.device.type,
+            "precision": runtime.precision,
+            "config": learned.config.to_dict(),
+            "image_rule": learned.rule.to_dict(),
+            "training_data": learned.facts,
+            "terms": list(learned.fitted),
+            "picture_scale": learned.yardstick.picture_scale,
+            "health": to_json(learned.health),
+        }
+        return cls(
+            learned.networks,
+            learned.fitted,
+            learned.yardstick,
+            learned.baselines,
+            metadata,
+            runtime,
+        )
+
+    def _train_report(self, learned: Learned) -> TrainReport:
+        config = learned.config
+        return TrainReport(
+            model=TrainedModel(
+                **dataclasses.asdict(self.reference),
+                architecture=config.architecture,
+                objective=config.objective,
+                encoder=config.encoder,
+                mapping=config.mapping,
+                size=self.rule.size,
+                channels=self.rule.channels,
+                latent_dim=config.latent_dim,
+            ),
+            images=TrainImages(
+                found=learned.facts["found"],
+                trained=learned.facts["trained"],
+                held_out=learned.facts["held_out"],
+                skipped=learned.skipped,
+            ),
+            images_shown={
+                "gan": config.images_shown or 0,
+                "encoder": config.encoder_images_shown or 0,
+            },
+            seconds=learned.seconds,
+            health=learned.health,
+            device=self.runtime.device.type,
+            precision=self.runtime.precision,
+            seed=config.seed,
+            anoscan_version=anoscan.__version__,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file; the same model gives the same bytes."""
+        path = Path(path)
+        tensors: dict[str, Tensor] = {
+            "calibration/terms": torch.from_numpy(self.yardstick.terms),
+            "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
+            "baselines/mean": torch.from_numpy(self.baselines.mean),
+            "baselines/components": torch.from_numpy(self.baselines.components),
+        }
+        for part, network in _parts(self.networks):
+            tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
+        for term, stats in self.fitted.items():
+            tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
+        digest = modelfile.save(path, tensors, self.metadata)
+        self.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        workers: int | None = None,
+    ) -> Detector:
+        """Read a model by name or path; None is the model trained last.
+
+        Raises
+        ------
+        ModelError
+            When there is none, or the file is damaged, foreign or newer than this program.
+        """
+        path = store.resolve(model)
+        tensors, metadata = modelfile.load(path)
+        if metadata.get("kind") != "model":
+            raise ModelError(
+                f"{path} is a checkpoint of an unfinished training, not a model.",
+                hint="Finish it with anoscan train ... --resume.",
+            )
+        runtime = Runtime.resolve(device, "float32", workers)
+        try:
+            detector = _assemble(tensors, metadata, runtime)
+        except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
+            raise ModelError(
+                f"{path} does not hold a complete anoscan model: {error}",
+                hint="Copy it again from where it came from, or train it again.",
+            ) from error
+        detector.reference = ModelReference(
+            name=path.stem, path=str(path), sha256=modelfile.digest(path)
+        )
+        return detector
+
+    def score(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        score: str = scoring.DEFAULT_SCORE,
+        mapping: str = "encoder",
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        top: int | None = None,
+        residuals: str | Path | None = None,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress = _quiet,
+    ) -> ScoreReport:
+        """Score and rank images.
+
+        Parameters
+        ----------
+        paths : path or sequence of paths
+            Folders and files of query images.
+        score : {'calibrated', 'paper'}
+        mapping : {'encoder'}
+        false_alarm_rate : float in (0, 1)
+            Share of normal images that may be called anomalous.
+        top : int, optional
+            Keep only so many images in the report; counts are of all.
+        residuals : path, optional
+            Folder for PNGs of query, reconstruction and residual.
+        batch_size : int
+            Images a pass; scores do not depend on it.
+
+        Returns
+        -------
+        ScoreReport
+            Images by rank; higher score is more anomalous.
+
+        Raises
+        ------
+        InputError
+            When nothing can be read.
+        """
+        files = images.find([paths] if isinstance(paths, str | Path) else list(paths))
+        report = self.score_files(
+            files,
+            score=score,
+            mapping=mapping,
+            false_alarm_rate=false_alarm_rate,
+            residuals=residuals,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+        return dataclasses.replace(report, images=report.images[:top])
+
+    def score_files(
+        self,
+        files: Sequence[ImageFile],
+        *,
+        score: str = scoring.DEFAULT_SCORE,
+        mapping: str = "encoder",
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        residuals: str | Path | None = None,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress = _quiet,
+    ) -> ScoreReport:
+        """Score and rank images that were found already; see `score`."""
+        scored: list[ImageScore] = []
+        skipped: list[Skipped] = []
+        for outcome in self.stream(
+            files,
+            score=score,
+            mapping=mapping,
+            false_alarm_rate=false_alarm_rate,
+            residuals=residuals,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        ):
+            (skipped if isinstance(outcome, Skipped) else scored).append(outcome)  # type: ignore[arg-type]
+        if not scored:
+            raise nothing_readable(skipped)
+        ranked = _rank(scored)
+        return ScoreReport(
+            model=self.reference,
+            mapping=mapping,
+            threshold=self.threshold(false_alarm_rate, score),
+            counts={
+                "scored": len(ranked),
+                "anomalous": sum(image.verdict == "anomalous" for image in ranked),
+                "skipped": len(skipped),
+            },
+            images=tuple(ranked),
+            skipped=tuple(skipped),
+        )
+
+    def stream(
+        self,
+        files: Iterable[ImageFile],
+        *,
+        score: str = scoring.DEFAULT_SCORE,
+        mapping: str = "encoder",
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        residuals: str | Path | None = None,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress = _quiet,
+    ) -> Iterator[ImageScore | Skipped]:
+        """Score images one batch after the other, in input order and bounded memory.
+
+        See `score`; `rank` and `q_value`, which need all images, are None.
+        """
+        if mapping not in MAPPINGS:
+            raise UsageError(f"--mapping must be one of {', '.join(MAPPINGS)}. Got {mapping!r}.")
+        if batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
+        how = scoring.score_named(score)
+        level = self.threshold(false_alarm_rate, score).score
+        region_level = self._region_level(false_alarm_rate)
+        total = len(files) if isinstance(files, Sequence) else 0
+        done = 0
+        for batch in self._measured(files, batch_size):
+            for decoded, terms, x_hat, residual in batch:
+                done += 1
+                if isinstance(decoded, Skipped):
+                    yield decoded
+                    continue
+                result = self._image_score(decoded, terms, residual, how, level, region_level)
+                if residuals is not None:
+                    picture = self._draw(decoded, x_hat, residual, Path(residuals))
+                    result = dataclasses.replace(result, residual=picture)
+                yield result
+            on_progress(Progress("scoring", done, total, {}, 0.0))
+
+    def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
+        """Names of the terms that a score is made of."""
+        return scoring.score_named(score).terms
+
+    def threshold(
+        self, false_alarm_rate: float = FALSE_ALARM_RATE, score: str = scoring.DEFAULT_SCORE
+    ) -> Threshold:
+        """Score above which an image is called anomalous at a false-alarm rate."""
+        scores = self._calibration_scores[scoring.score_named(score).name]
+        level, effective, warning = calibration.threshold(scores, rate_in_range(false_alarm_rate))
+        return Threshold(
+            score=level,
+            false_alarm_rate=false_alarm_rate,
+            effective_rate=effective,
+            calibration_images=len(scores),
+            warning=warning,
+        )
+
+    def evaluate(
+        self,
+        labels: str | Path,
+        folder: str | Path | None = None,
+        *,
+        score: str = scoring.DEFAULT_SCORE,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress = _quiet,
+    ) -> EvalReport:
+        """Score labelled images and measure how well scores and labels agree.
+
+        Parameters
+        ----------
+        labels : path
+            CSV with the header ``path,label``; see docs/cli.md.
+        folder : path, optional
+            What the paths in the CSV are relative to; by default the folder of the CSV.
+
+        Returns
+        -------
+        EvalReport
+            Metrics that the labels do not define are None, and `undefined` says why.
+
+        Raises
+        ------
+        InputError
+            When the CSV cannot be used or none of its images can be read.
+        """
+        rows = evaluation.read_labels(Path(labels))
+        base = Path(labels).parent if folder is None else Path(folder)
+        matched, missing = evaluation.match(rows, base)
+        files = [ImageFile(label.path, file, label.path) for label, file in matched]
+        truth = {label.path: label.anomalous for label, _ in matched}
+        if not files:
+            raise InputError(
+                f"none of the {len(rows)} images named in {labels} exists under {base}.",
+                hint="Paths are relative to the CSV, or to IMAGES when that is given.",
+            )
+        terms, baseline, anomalous, skipped = self._score_labelled(
+            files, truth, batch_size, on_progress
+        )
+        if not len(terms):
+            raise nothing_readable(skipped)
+        scores = self._combined(terms, scoring.score_named(score))
+        found = evaluation.detection(scores, anomalous)
+        return EvalReport(
+            model=self.reference,
+            images=EvalImages(
+                normal=int((~anomalous).sum()),
+                anomalous=int(anomalous.sum()),
+                skipped=tuple(skipped),
+                unlabelled=_unlabelled(base, files),
+                missing=len(missing),
+            ),
+            auroc=found.auroc,
+            auroc_ci95=found.auroc_ci95,
+            average_precision=found.average_precision,
+            undefined=found.undefined,
+            at_threshold=evaluation.at_threshold(
+                scores, anomalous, self.threshold(false_alarm_rate, score).score
+            ),
+            baselines=_aurocs(dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous),
+            terms=_aurocs(dict(zip(self.fitted, terms.T, strict=True)), anomalous),
+        )
+
+    def _score_labelled(
+        self,
+        files: Sequence[ImageFile],
+        truth: dict[str, bool],
+        batch_size: int,
+        on_progress: OnProgress,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Skipped]]:
+        terms: list[np.ndarray] = []
+        baseline: list[np.ndarray] = []
+        anomalous: list[bool] = []
+        skipped: list[Skipped] = []
+        for batch in self._measured(files, batch_size):
+            for decoded, row, _, _ in batch:
+                if isinstance(decoded, Skipped):
+                    skipped.append(decoded)
+                    continue
+                terms.append(row)
+                scores = self.baselines.scores(decoded.pixels[None])
+                baseline.append(np.array([scores[name][0] for name in BASELINE_NAMES]))
+                anomalous.append(truth[decoded.image.path])
+            done = len(terms) + len(skipped)
+            on_progress(Progress("scoring", done, len(files), {}, 0.0))
+        width = len(self.fitted)
+        return (
+            np.array(terms).reshape(-1, width),
+            np.array(baseline).reshape(-1, len(BASELINE_NAMES)),
+            np.array(anomalous, dtype=bool),
+            skipped,
+        )
+
+    def _measured(
+        self, files: Iterable[ImageFile], batch_size: int
+    ) -> Iterator[list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]]:
+        """Batches of (decoded, terms (k,), reconstruction, residual), in input order."""
+        waiting: list[Decoded | Skipped] = []
+        readable = 0
+        for outcome in images.stream(files, self.rule, workers=self.runtime.workers):
+            waiting.append(outcome)
+            readable += isinstance(outcome, Decoded)
+            if readable == batch_size or len(waiting) == 4 * batch_size:
+                yield self._measure(waiting)
+                waiting, readable = [], 0
+        if waiting:
+            yield self._measure(waiting)
+
+    def _measure(
+        self, outcomes: list[Decoded | Skipped]
+    ) -> list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]:
+        empty = np.empty(0)
+        pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
+        if not pixels:
+            return [(outcome, empty, empty, empty) for outcome in outcomes]
+        x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
+        measured = scoring.measure(self.networks, self.fitted, x)
+        found = iter(zip(measured.terms, measured.x_hat, measured.residual, strict=True))
+        return [
+            (outcome, *(next(found) if isinstance(outcome, Decoded) else (empty, empty, empty)))
+            for outcome in outcomes
+        ]
+
+    def _image_score(
+        self,
+        decoded: Decoded,
+        terms: np.ndarray,
+        residual: np.ndarray,
+        how: scoring.Score,
+        level: float,
+        region_level: float,
+    ) -> ImageScore:
+        value = float(self._combined(terms[None], how)[0])
+        p = float(calibration.p_values(np.array([value]), self._calibration_scores[how.name])[0])
+        return ImageScore(
+            rank=None,
+            path=decoded.image.path,
+            score=value,
+            p_value=p,
+            q_value=None,
+            verdict="anomalous" if value > level else "normal",
+            terms=self._named_terms(terms, how),
+            regions=self._regions(decoded, residual, region_level),
+            residual=None,
+        )
+
+    def _named_terms(self, terms: np.ndarray, how: scoring.Score) -> dict[str, float]:
+        if how.raw:
+            return {name: float(terms[self._columns([name])[0]]) for name in how.terms}
+        columns = self._columns(how.terms)
+        standard = self._scales[how.name].standardise(terms[None, columns])[0]
+        return dict(zip(how.terms, standard.tolist(), strict=True))
+
+    def _regions(self, decoded: Decoded, residual: np.ndarray, level: float) -> tuple[Region, ...]:
+        side = len(residual)
+        found = []
+        for left, top, right, bottom, peak in scoring.regions(
+            scoring.smooth(residual[None])[0], level
+        ):
+            x, y, w, h = images.stored_box(
+                left / side,
+                top / side,
+                right / side,
+                bottom / side,
+                width=decoded.width,
+                height=decoded.height,
+                orientation=decoded.orientation,
+            )
+            found.append(Region(x=x, y=y, width=w, height=h, score=peak))
+        return tuple(found)
+
+    def _draw(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, folder: Path) -> str:
+        target = pictures.output_path(folder, decoded.image.inside)
+        scale = self.yardstick.picture_scale
+        pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale), target)
+        return target.as_posix()
+
+    def _combined(self, terms: np.ndarray, how: scoring.Score) -> np.ndarray:
+        chosen = terms[:, self._columns(how.terms)]
+        return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
+
+    def _columns(self, names: Sequence[str]) -> list[int]:
+        present = list(self.fitted)
+        return [present.index(name) for name in names]
+
+    def _region_level(self, false_alarm_rate: float) -> float:
+        """Residual that the worst spot of a normal image exceeds at the false-alarm rate."""
+        peaks = self.yardstick.region_peaks
+        return calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
+
+    @cached_property
+    def _scales(self) -> dict[str, calibration.Scale]:
+        return {
+            score.name: calibration.Scale.fit(self.yardstick.terms[:, self._columns(score.terms)])
+            for score in scoring.SCORES.values()
+        }
+
+    @cached_property
+    def _calibration_scores(self) -> dict[str, np.ndarray]:
+        found = {}
+        for score in scoring.SCORES.values():
+            terms = self.yardstick.terms[:, self._columns(score.terms)]
+            found[score.name] = terms[:, 0] if score.raw else calibration.cross_fitted_scores(terms)
+        return found
+
+
+def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
+    """Error for a run in which no image could be read."""
+    return InputError(
+        f"none of the {len(skipped)} images can be read.",
+        hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
+    )
+
+
+def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime) -> Detector:
+    config = TrainConfig.from_dict(metadata["config"])
+    rule = ImageRule.from_dict(metadata["image_rule"])
+    shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
+    # Without storage, so that a file cannot ask for more memory than its own weights fill.
+    with torch.device("meta"):
+        networks = build(registry.load("architectures", config.architecture), shape)
+    for part, network in _parts(networks):
+        network.load_state_dict(_under(tensors, part), assign=True)
+        network.to(runtime.device)
+    fitted = {
+        name: {
+            key: value.to(runtime.device) for key, value in _under(tensors, f"terms/{name}").items()
+        }
+        for name in metadata["terms"]
+    }
+    yardstick = Yardstick(
+        tensors["calibration/terms"].numpy(),
+        float(metadata["picture_scale"]),
+        tensors["calibration/region_peaks"].numpy(),
+    )
+    baselines = Baselines(
+        tensors["baselines/mean"].numpy(), tensors["baselines/components"].numpy()
+    )
+    detector = Detector(networks.frozen(), fitted, yardstick, baselines, metadata, runtime)
+    if yardstick.terms.shape[1:] != (len(fitted),) or not len(yardstick.terms):
+        raise ValueError("the calibration does not fit the terms")
+    return detector
+
+
+def _parts(networks: Networks) -> tuple[tuple[str, torch.nn.Module], ...]:
+    return (
+        ("generator", networks.generator),
+        ("discriminator", networks.discriminator),
+        ("encoder", networks.encoder),
+    )
+
+
+def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _rank(scored: Sequence[ImageScore]) -> list[ImageScore]:
+    """Images with ranks and q-values, most anomalous first; ties in the order of paths."""
+    ordered = sorted(scored, key=lambda image: (-image.score, image.path))
+    q = calibration.q_values(np.array([image.p_value for image in ordered]))
+    return [
+        dataclasses.replace(image, rank=rank, q_value=float(value))
+        for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
+    ]
+
+
+def _aurocs(
+    columns: dict[str, np.ndarray], anomalous: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {"auroc": evaluation.detection(scores, anomalous, resamples=0).auroc}
+        for name, scores in columns.items()
+    }
+
+
+def _unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
+    """Images under `base` that no label names."""
+    try:
+        present = images.find([base])
+    except InputError:
+        return 0
+    named = {image.file.resolve() for image in labelled}
+    return sum(image.file.resolve() not in named for image in present)

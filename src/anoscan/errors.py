@@ -1,0 +1,61 @@
+"""What can go wrong for a user, and the exit code that says so to a script."""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+
+
+@unique
+class ExitCode(IntEnum):
+    """Exit codes of the ``anoscan`` command; docs/cli.md explains each."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    SKIPPED = 3
+    ANOMALY = 4
+    BUG = 70
+    INTERRUPTED = 130
+
+
+class AnoscanError(Exception):
+    """An expected failure: bad input, a bad model, training that diverged.
+
+    Parameters
+    ----------
+    message : str
+        One sentence: what is wrong and with which file or option.
+    hint : str, optional
+        What to do about it.
+    """
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AnoscanError):
+    """A value that no command accepts, such as an unknown objective."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(AnoscanError):
+    """Images or labels that cannot be used."""
+
+
+class ModelError(AnoscanError):
+    """A model that is missing, damaged, foreign or newer than this program."""
+
+
+class TrainingDiverged(AnoscanError):
+    """Losses stopped being finite, and going back once did not help."""
+
+
+class TrainingInterrupted(AnoscanError):
+    """The user stopped training; a checkpoint was left behind."""
+
+    exit_code = ExitCode.INTERRUPTED

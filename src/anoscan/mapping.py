@@ -1,0 +1,100 @@
+"""The encoder stage: with generator and discriminator frozen, an encoder learns x -> z.
+
+Afterwards one pass G(E(x)) gives the nearest image the generator can make, where AnoGAN searched
+the latent space with hundreds of steps of back-propagation for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from anoscan.architectures import Networks
+from anoscan.config import TrainConfig
+from anoscan.mappings import Mapping
+from anoscan.runtime import Runtime, stream
+
+LEARNING_RATE = 5e-4
+
+
+class EncoderStage:
+    """The encoder, trained on batches of normal images through the frozen other two.
+
+    Parameters
+    ----------
+    networks : Networks
+        Only `encoder` is trained; `generator` is the moving average.
+    mapping : Mapping
+    batches : callable
+        From a step number to images (n, c, s, s) in [-1, 1] on the runtime's device.
+    config : TrainConfig
+    runtime : Runtime
+    """
+
+    name = "encoder"
+
+    def __init__(
+        self,
+        networks: Networks,
+        mapping: Mapping,
+        batches: Callable[[int], Tensor],
+        config: TrainConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.networks, self.mapping, self.batches = networks, mapping, batches
+        self.config, self.runtime = config, runtime
+        networks.generator.eval().requires_grad_(False)
+        networks.discriminator.eval().requires_grad_(False)
+        networks.encoder.train().requires_grad_(True)
+        optimizer = torch.optim.Adam(networks.encoder.parameters(), lr=LEARNING_RATE)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"encoder": optimizer}
+        self.modules: dict[str, nn.Module] = {"encoder": networks.encoder}
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One batch: corrupt, map, compare with the clean images."""
+        x = self.batches(index)
+        generator = stream(self.config.seed, "encoder-latent", index)
+        z = torch.randn(len(x), self.config.latent_dim, generator=generator).to(x.device)
+        given = cut_paste(x, stream(self.config.seed, "corruption", index))
+        with self.runtime.autocast():
+            loss = self.mapping.loss(self.networks, x, given, z)
+        optimizer = self.optimizers["encoder"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return {"encoder": loss.detach()}
+
+
+def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Replace, in half of the images, a rectangle by one from another image of the batch.
+
+    The encoder is asked for the clean image, and so learns to see past defects instead of
+    spending the latent on them. Rectangles have sides of an eighth to three eighths of the image.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, c, s, s)
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor of the same shape; `x` itself is not changed.
+    """
+    n, _, height, width = x.shape
+    draws = torch.rand(n, 7, generator=generator)
+    given = x.clone()
+    for i, draw in enumerate(draws.tolist()):
+        if draw[0] < 0.5:
+            continue
+        h, w = (max(1, round(side * (0.125 + 0.25 * u))) for side, u in
+                ((height, draw[1]), (width, draw[2])))  # fmt: skip
+        top, left = int(draw[3] * (height - h + 1)), int(draw[4] * (width - w + 1))
+        from_top, from_left = int(draw[5] * (height - h + 1)), int(draw[6] * (width - w + 1))
+        donor = x[(i + 1) % n]
+        given[i, :, top : top + h, left : left + w] = donor[
+            :, from_top : from_top + h, from_left : from_left + w
+        ]
+    return given

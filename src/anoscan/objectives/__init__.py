@@ -1,0 +1,64 @@
+"""Adversarial objectives: one file each, as pure functions with their equations.
+
+Losses are minimised. They take realness numbers (n,), float32, higher is more real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Penalty = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the discriminator and the generator minimise, and the schedule that suits it.
+
+    Parameters
+    ----------
+    discriminator_loss : callable
+        (real realness (n,), fake realness (n,)) -> scalar.
+    generator_loss : callable
+        Fake realness (n,) -> scalar.
+    penalty : callable
+        (discriminator, real, fake, alpha) -> scalar, weight included; images (n, c, s, s),
+        alpha (n, 1, 1, 1) uniform in [0, 1). Always computed in float32.
+    penalty_every : int
+        Discriminator steps from one penalty to the next; the penalty is scaled up by as many
+        (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
+    discriminator_steps : int
+        Discriminator steps for each generator step.
+    learning_rate, betas
+        Of Adam, for both networks.
+    paper : str
+        Where it comes from.
+    """
+
+    discriminator_loss: Callable[[Tensor, Tensor], Tensor]
+    generator_loss: Callable[[Tensor], Tensor]
+    penalty: Penalty
+    penalty_every: int
+    discriminator_steps: int
+    learning_rate: float
+    betas: tuple[float, float]
+    paper: str
+
+
+def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
+    """Squared length of the gradient of realness with respect to each image.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, c, s, s)
+
+    Returns
+    -------
+    Tensor of shape (n,), part of the graph, so that it can be minimised.
+    """
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+    return gradient.flatten(1).square().sum(1)

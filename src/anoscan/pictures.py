@@ -1,0 +1,186 @@
+"""PNGs made for people: panels that show where an image is odd, and grids of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anoscan.errors import InputError
+
+_GAP = 4  # pixels
+_BACKGROUND = (40, 40, 40)
+_SUFFIX = ".residual.png"
+
+# Nine anchors of matplotlib's inferno: lightness rises evenly, also for the colour-blind.
+_ANCHORS = (
+    (0, 0, 4),
+    (33, 12, 74),
+    (87, 16, 110),
+    (138, 34, 106),
+    (188, 55, 84),
+    (228, 90, 49),
+    (249, 142, 9),
+    (249, 203, 53),
+    (252, 255, 164),
+)
+_COLOURS = np.stack(
+    [
+        np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), range(len(_ANCHORS)), band)
+        for band in zip(*_ANCHORS, strict=True)
+    ],
+    axis=1,
+).round()
+
+# What some file system refuses in a name, and what would be read back as an escape.
+_ESCAPED = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]|%(?=[0-9A-Fa-f]{2}|~)')
+_LONGEST_NAME = 240  # bytes; file systems take 255 with the suffix
+
+
+def panel(
+    query: NDArray[np.floating[Any]],
+    reconstruction: NDArray[np.floating[Any]],
+    anomaly_map: NDArray[np.floating[Any]],
+    scale: float,
+    *,
+    zoom_to: int = 192,
+) -> Image.Image:
+    """Query, reconstruction and residual side by side.
+
+    Parameters
+    ----------
+    query, reconstruction : ndarray, (channels, height, width) float
+        Values in [-1, 1]; what lies outside is clipped.
+    anomaly_map : ndarray, (height, width) float
+        Values from 0 up.
+    scale : float
+        Value with the brightest colour. Panels can be compared only if it is the same for all.
+    zoom_to : int
+        Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
+    """
+    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
+    residual = Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
+    return _row(
+        [_zoom(picture, zoom_to) for picture in (_rgb(query), _rgb(reconstruction), residual)]
+    )
+
+
+def sheet(rows: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, aligned on the left.
+
+    Raises
+    ------
+    ValueError
+        When there are none.
+    """
+    turned = [row.transpose(Image.Transpose.TRANSPOSE) for row in rows]
+    return _row(turned).transpose(Image.Transpose.TRANSPOSE)
+
+
+def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
+    """Images in rows of `columns`.
+
+    Parameters
+    ----------
+    images : ndarray, (n, channels, height, width) float
+        Values in [-1, 1]; what lies outside is clipped.
+    columns : int
+        At least 1.
+    zoom_to : int
+        Side in pixels that each image is enlarged to, as nearly as whole factors allow.
+
+    Raises
+    ------
+    ValueError
+        When there are none.
+    """
+    cells = [_zoom(_rgb(image), zoom_to) for image in images]
+    return sheet([_row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write `image` whole or not at all, with the folders above it.
+
+    Raises
+    ------
+    InputError
+        When it cannot be written there.
+    """
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            image.save(temporary, format="PNG")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint="Choose a folder that can be written to and has room.",
+        ) from None
+
+
+def output_path(folder: Path, inside: str) -> Path:
+    """Where the residual picture of an image goes: `folder` mirrors the input tree.
+
+    Different values of `inside` give different paths, and all of them lie in `folder`: what is no
+    plain name ('..', a drive letter, control characters) is written as ``%`` and its hexadecimal
+    code, and a name too long for a file system is cut and completed with a hash.
+
+    >>> output_path(Path("out"), "a/b.png").as_posix()
+    'out/a/b.png.residual.png'
+    """
+    *parents, name = inside.split("/")
+    for parent in parents:
+        folder = folder / _parent_name(parent)
+    return folder / (_plain(name) + _SUFFIX)
+
+
+def _parent_name(part: str) -> str:
+    plain = _plain(part)
+    # The picture of "a.png" must not want the name of the folder "a.png.residual.png".
+    if plain.lower().endswith(_SUFFIX):
+        return f"{plain[:-1]}%{ord(plain[-1]):02X}"
+    return plain
+
+
+def _plain(part: str) -> str:
+    if part in ("", ".", ".."):
+        return "%2F" if not part else "%2E" * len(part)  # no other name contains a slash
+    plain = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", part)
+    encoded = plain.encode("utf-8", "surrogatepass")
+    if len(encoded) <= _LONGEST_NAME:
+        return plain
+    kept = encoded[:150].decode("utf-8", "ignore")
+    return f"{kept}%~{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _rgb(image: NDArray[np.floating[Any]]) -> Image.Image:
+    levels = np.nan_to_num((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)
+    rgb = np.broadcast_to(levels, (3, *levels.shape[1:])).transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(rgb))
+
+
+def _zoom(image: Image.Image, side: int) -> Image.Image:
+    factor = max(1, round(side / max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _row(pictures: Sequence[Image.Image]) -> Image.Image:
+    if not pictures:
+        raise ValueError("no pictures")
+    width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), _BACKGROUND)
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return row

@@ -1,0 +1,247 @@
+"""What the commands return: typed results whose fields are the fields of the JSON documents.
+
+Every document carries ``schema``; a breaking change raises its number. Scores: higher is more
+anomalous, everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal
+
+Verdict = Literal["normal", "anomalous"]
+Health = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """Which model gave a result. `sha256` is that of the whole model file."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(ModelReference):
+    """A model just trained, with what it is."""
+
+    architecture: str
+    objective: str
+    encoder: str
+    mapping: str
+    size: int
+    channels: int
+    latent_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCheck:
+    """One check of a training run; `message` says what follows from it."""
+
+    name: str
+    verdict: Health
+    value: float | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthReport:
+    """The worst verdict of the checks, and the checks."""
+
+    verdict: Health
+    checks: tuple[HealthCheck, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainImages:
+    """What became of the images of the training folder."""
+
+    found: int
+    trained: int
+    held_out: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """Result of ``anoscan train``."""
+
+    schema: ClassVar[str] = "anoscan.train/1"
+    model: TrainedModel
+    images: TrainImages
+    images_shown: dict[str, int]
+    seconds: dict[str, float]
+    health: HealthReport
+    device: str
+    precision: str
+    seed: int
+    anoscan_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The score above which an image is called anomalous.
+
+    `false_alarm_rate` is the rate asked for; `effective_rate` the one that can be promised with
+    this many held-out normal images (never below 1 / (n + 1)).
+    """
+
+    score: float
+    false_alarm_rate: float
+    effective_rate: float
+    calibration_images: int
+    warning: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A box in pixels of the query image as stored, with the peak of the anomaly map inside."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """One query image. `rank` 1 is the most anomalous; null while streaming."""
+
+    rank: int | None
+    path: str
+    score: float
+    p_value: float
+    q_value: float | None
+    verdict: Verdict
+    terms: dict[str, float]
+    regions: tuple[Region, ...]
+    residual: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """Result of ``anoscan score``."""
+
+    schema: ClassVar[str] = "anoscan.score/1"
+    model: ModelReference
+    mapping: str
+    threshold: Threshold
+    counts: dict[str, int]
+    images: tuple[ImageScore, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalImages:
+    """How many labelled images there were. `missing` are label rows without an image file."""
+
+    normal: int
+    anomalous: int
+    skipped: tuple[Skipped, ...]
+    unlabelled: int
+    missing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtThreshold:
+    """Decisions at the model's own threshold, which was set without labels."""
+
+    score: float
+    false_alarm_rate: float | None
+    recall: float | None
+    precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """Result of ``anoscan eval``; metrics without a value are null and `undefined` says why."""
+
+    schema: ClassVar[str] = "anoscan.eval/1"
+    model: ModelReference
+    images: EvalImages
+    auroc: float | None
+    auroc_ci95: tuple[float, float] | None
+    average_precision: float | None
+    undefined: str | None
+    at_threshold: AtThreshold
+    baselines: dict[str, dict[str, float | None]]
+    terms: dict[str, dict[str, float | None]]
+    pixel: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport:
+    """Result of ``anoscan demo``: the three documents, and the folder of pictures."""
+
+    schema: ClassVar[str] = "anoscan.demo/1"
+    train: TrainReport
+    score: ScoreReport
+    eval: EvalReport
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """One line of ``anoscan models list``; `problem` is set for a file that cannot be read."""
+
+    name: str
+    path: str
+    bytes: int
+    created_by: str | None
+    architecture: str | None = None
+    objective: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    images: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsReport:
+    """Result of ``anoscan models list``."""
+
+    schema: ClassVar[str] = "anoscan.models/1"
+    models: tuple[ModelSummary, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport:
+    """Result of ``anoscan doctor``: facts by topic, and the checks made of them."""
+
+    schema: ClassVar[str] = "anoscan.doctor/1"
+    verdict: Health
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+    store: dict[str, Any]
+    images: dict[str, Any] | None
+    checks: tuple[HealthCheck, ...]
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON value of a result: dataclasses become objects that start with their schema.
+
+    A number that JSON cannot say (NaN, infinity) becomes null.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        schema = getattr(value, "schema", None)
+        head = {} if schema is None else {"schema": schema}
+        return head | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

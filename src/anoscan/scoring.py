@@ -1,0 +1,155 @@
+"""From images to terms: fitting them on normal images, measuring queries, drawing residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from anoscan import registry
+from anoscan.architectures import Networks
+from anoscan.errors import UsageError
+from anoscan.runtime import exact_float32
+from anoscan.terms import Evidence, Tensors, Term, gather
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """A way to make one number of the terms: `terms`, standardised and averaged unless `raw`."""
+
+    name: str
+    summary: str
+    terms: tuple[str, ...]
+    raw: bool = False
+
+
+SCORES = {
+    score.name: score
+    for score in (
+        Score(
+            "calibrated",
+            "mean of the terms, each in standard deviations of held-out normals",
+            ("pixel", "feature", "latent", "density"),
+        ),
+        Score("paper", "f-AnoGAN's formula, unscaled: for comparison", ("paper",), raw=True),
+    )
+}
+DEFAULT_SCORE = "calibrated"
+
+
+def score_named(name: str) -> Score:
+    """Score of a name.
+
+    Raises
+    ------
+    UsageError
+        When there is none.
+    """
+    if name not in SCORES:
+        raise UsageError(f"--score must be one of {', '.join(SCORES)}. Got {name!r}.")
+    return SCORES[name]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Terms of images, and the pictures behind them; arrays in the order of the images.
+
+    Parameters
+    ----------
+    terms : ndarray of shape (n, k), float64
+        Unscaled, one column a term.
+    x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
+    residual : ndarray of shape (n, s, s), float32 >= 0
+        Absolute difference of image and reconstruction, mean over channels.
+    """
+
+    terms: np.ndarray
+    x_hat: np.ndarray
+    residual: np.ndarray
+
+
+def fit_terms(networks: Networks, batches: Iterable[Tensor]) -> dict[str, Tensors]:
+    """Fit all terms in one pass over normal training images.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    batches : iterable of Tensor of shape (n, c, s, s)
+
+    Returns
+    -------
+    dict from the term's name to what its `measure` needs.
+    """
+    terms: dict[str, Term] = {
+        name: registry.load("terms", name) for name in registry.names("terms")
+    }
+    totals: dict[str, Tensors] = {name: {} for name in terms}
+    with exact_float32():
+        for batch in batches:
+            evidence = gather(networks, batch)
+            for name, term in terms.items():
+                for key, value in term.sums(evidence).items():
+                    totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
+        return {name: term.fit(totals[name]) for name, term in terms.items()}
+
+
+def measure(networks: Networks, fitted: dict[str, Tensors], x: Tensor) -> Measured:
+    """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
+
+    The columns of the terms are in the order of `fitted`.
+    """
+    with exact_float32():
+        evidence = gather(networks, x)
+        columns = [
+            registry.load("terms", name).measure(evidence, stats) for name, stats in fitted.items()
+        ]
+        return Measured(
+            torch.stack(columns, 1).cpu().numpy(),
+            evidence.x_hat.cpu().numpy(),
+            residual(evidence).cpu().numpy(),
+        )
+
+
+def residual(evidence: Evidence) -> Tensor:
+    """Absolute residual |x - G(E(x))|, mean over channels, (n, s, s)."""
+    return (evidence.x - evidence.x_hat).abs().mean(1)
+
+
+def chunks(
+    rows: Sequence[int] | np.ndarray, read: Callable[[np.ndarray], np.ndarray], device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of at most `CHUNK` images on a device, from row numbers."""
+    for start in range(0, len(rows), CHUNK):
+        block = np.ascontiguousarray(read(np.asarray(rows[start : start + CHUNK])))
+        yield torch.from_numpy(block).to(device)
+
+
+def smooth(residuals: np.ndarray) -> np.ndarray:
+    """Residuals (n, s, s) blurred by one pixel, so that a region is more than a noisy pixel."""
+    blurred: np.ndarray = ndimage.gaussian_filter(residuals, sigma=(0, 1, 1), mode="nearest")
+    return blurred
+
+
+def regions(smoothed: np.ndarray, level: float) -> list[tuple[int, int, int, int, float]]:
+    """Connected parts of a smoothed residual (s, s) above a level, worst first.
+
+    Returns
+    -------
+    list of (left, top, right, bottom, peak)
+        In pixels of the map, right and bottom exclusive; 8-connected.
+    """
+    labels, count = ndimage.label(smoothed > level, structure=np.ones((3, 3)))
+    boxes = ndimage.find_objects(labels)
+    peaks = ndimage.maximum(smoothed, labels, range(1, count + 1)) if count else []
+    found = [
+        (box[1].start, box[0].start, box[1].stop, box[0].stop, float(peak))
+        for box, peak in zip(boxes, peaks, strict=True)
+    ]
+    return sorted(found, key=lambda region: -region[4])

@@ -1,0 +1,103 @@
+"""What an anomaly score is made of: one file a term, each a number that grows with oddness.
+
+A term learns what is usual from sums over normal training images, so that one pass over a folder
+of any size fits all terms; it then measures a query against them. Higher is more anomalous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anoscan.architectures import Networks
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the networks say of a batch of images, all float32.
+
+    Parameters
+    ----------
+    x, x_hat : Tensor of shape (n, c, s, s)
+        Images, and their reconstructions G(E(x)).
+    z : Tensor of shape (n, d)
+        E(x).
+    features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
+        Discriminator blocks for x and for x_hat.
+    """
+
+    x: Tensor
+    x_hat: Tensor
+    z: Tensor
+    features: list[Tensor]
+    features_hat: list[Tensor]
+
+
+def gather(networks: Networks, x: Tensor) -> Evidence:
+    """One pass of all networks over images (n, c, s, s) in [-1, 1]."""
+    z = networks.encoder(x)
+    x_hat = networks.generator(z)
+    features = networks.discriminator.features(x)
+    return Evidence(x, x_hat, z, features, networks.discriminator.features(x_hat))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the score.
+
+    Parameters
+    ----------
+    sums : callable
+        Evidence of training images -> sums over those images; sums of batches are added up.
+    fit : callable
+        Total sums -> what `measure` needs; stored in the model.
+    measure : callable
+        (evidence, fitted) -> (n,) float64, positive, higher is more anomalous.
+    paper : str
+        Where it comes from.
+    """
+
+    sums: Callable[[Evidence], Tensors]
+    fit: Callable[[Tensors], Tensors]
+    measure: Callable[[Evidence, Tensors], Tensor]
+    paper: str
+
+
+def gaussian_sums(vectors: Tensor) -> Tensors:
+    """Count, sum and outer-product sum of vectors (n, d)."""
+    v = vectors.double()
+    return {"count": v.new_tensor(float(len(v))), "sum": v.sum(0), "outer": v.T @ v}
+
+
+def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
+    """Mean and whitening matrix of a Gaussian, from `gaussian_sums`.
+
+    The covariance is taken on standardised coordinates and shrunk towards the identity, so that
+    directions that the training images hardly show do not decide the distance.
+
+    Returns
+    -------
+    dict with ``mean`` (d,) and ``whiten`` (d, d), float32:
+        |(v - mean) @ whiten|^2 is the squared Mahalanobis distance.
+    """
+    mean = sums["sum"] / sums["count"]
+    covariance = sums["outer"] / sums["count"] - torch.outer(mean, mean)
+    variance = covariance.diagonal().clamp_min(0)
+    # A coordinate that never moved (a dead channel) would divide by nothing.
+    scale = (variance + 1e-4 * variance.mean() + 1e-12).sqrt()
+    correlation = covariance / torch.outer(scale, scale)
+    eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+    factor = torch.linalg.cholesky((1 - shrinkage) * correlation + shrinkage * eye)
+    whiten = torch.linalg.solve_triangular(factor, eye, upper=False).T / scale[:, None]
+    return {"mean": mean.float(), "whiten": whiten.float()}
+
+
+def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
+    """Mean squared whitened coordinate (n,), float64; 1 for a typical normal."""
+    centred = vectors.double() - fitted["mean"].double()
+    return (centred @ fitted["whiten"].double()).square().mean(1)

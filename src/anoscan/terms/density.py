@@ -1,0 +1,41 @@
+"""Mahalanobis distance of the image's discriminator features from those of normal images.
+
+The discriminator learned to see what makes an image look normal. Mean and standard deviation of
+every channel of every block describe an image in its terms; one Gaussian over them all says how
+usual that is (Lee et al. 2018, arXiv 1807.03888, eq. 2, with the GAN's own discriminator).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anoscan.terms import Evidence, Tensors, Term, fit_gaussian, gaussian_sums, mahalanobis
+
+SHRINKAGE = 0.05
+
+
+def pooled(features: list[Tensor]) -> Tensor:
+    """Channel means and standard deviations of all blocks, (n, 2 * sum of c_i)."""
+    flat = [block.flatten(2).double() for block in features]
+    means = [block.mean(2) for block in flat]
+    spreads = [(block.var(2, correction=0) + 1e-6).sqrt() for block in flat]
+    return torch.cat(means + spreads, 1)
+
+
+def sums(evidence: Evidence) -> Tensors:
+    """Gaussian sums of the pooled features."""
+    return gaussian_sums(pooled(evidence.features))
+
+
+def fit(total: Tensors) -> Tensors:
+    """Mean and whitening of the pooled features."""
+    return fit_gaussian(total, SHRINKAGE)
+
+
+def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
+    """Mean squared whitened coordinate of the pooled features, (n,)."""
+    return mahalanobis(pooled(evidence.features), fitted)
+
+
+ENTRY = Term(sums, fit, measure, paper="Lee et al. 2018")
