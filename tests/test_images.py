@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, TiffImagePlugin
 
-from anoscan import images
+from anoscan import images, trainset
 from anoscan.errors import InputError
-from anoscan.images import Decoded, ImageArray, ImageFile, ImageRule
+from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.results import Skipped
+from anoscan.trainset import ImageArray
 
 GREY = ImageRule(size=32, channels=1, window=None)
 COLOUR = ImageRule(size=32, channels=3, window=None)
@@ -369,7 +370,7 @@ def test_a_large_jpeg_is_decoded_near_the_size_needed_and_looks_the_same(tmp_pat
     file = saved(tmp_path / "x.jpg", Image.fromarray(ramp(1024)), quality=95)
     decoded = images.decode(file, GREY)
 
-    drafted = images._open(file.file.read_bytes(), draft_side=64)
+    drafted = images.open_image(file.file.read_bytes(), draft_side=64)
     assert drafted.image.size == (128, 128)
     assert (decoded.width, decoded.height) == (1024, 1024)
     reference = Image.fromarray(ramp(1024)).resize((32, 32), Image.Resampling.BILINEAR)
@@ -662,8 +663,8 @@ def test_a_rule_of_hostile_values_is_refused(values: Any) -> None:
 # --- inspect ------------------------------------------------------------------------------------
 
 
-def inspection(files: list[ImageFile], **options: Any) -> images.Inspection:
-    return images.inspect(
+def inspection(files: list[ImageFile], **options: Any) -> trainset.Inspection:
+    return trainset.inspect(
         files, **({"size": None, "channels": None, "workers": 2, "seed": 0} | options)
     )
 
@@ -760,7 +761,7 @@ def test_flat_deep_images_still_get_a_window(tmp_path: Path) -> None:
 def test_samples_of_wide_images_come_from_all_columns(tmp_path: Path) -> None:
     samples = np.tile(np.arange(512, dtype=np.uint16), (512, 1))
     window = inspection([saved(tmp_path / "x.png", samples)]).rule.window
-    taken = images._samples(Image.fromarray(samples))
+    taken = trainset._samples(Image.fromarray(samples))
     assert window == (0, 511)
     assert len(taken) <= 16_386
     assert len(np.unique(taken)) == 512
@@ -772,7 +773,7 @@ def test_at_most_512_files_are_opened_and_the_seed_says_which(
     file = saved(tmp_path / "x.png", ramp()).file
     many = [ImageFile(str(index), file, "x.png") for index in range(700)]
     opened: list[str] = []
-    look = images._look
+    look = trainset._look
     monkeypatch.setattr(images, "_look", lambda image: (opened.append(image.path), look(image))[1])
 
     draws = []

@@ -319,13 +319,13 @@ def _settings(path: Path | None) -> dict[str, Any]:
 
 
 def _dry_run(paths: list[Path], config: TrainConfig, workers: int | None, output: Output) -> None:
-    from anoscan import images
+    from anoscan import images, trainset
     from anoscan.learn import resolve
     from anoscan.runtime import Runtime
 
     runtime = Runtime.resolve(workers=workers)
     files = images.find(paths)
-    inspection = images.inspect(
+    inspection = trainset.inspect(
         files, size=config.size, channels=config.channels, workers=runtime.workers, seed=config.seed
     )
     resolved = resolve(config, inspection)

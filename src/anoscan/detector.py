@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import anoscan
-from anoscan import calibration, evaluation, images, modelfile, pictures, registry, scoring, store
-from anoscan.architectures import Networks, Shape, build
+from anoscan import calibration, evaluation, images, modelfile, pictures, scoring, store
 from anoscan.baselines import NAMES as BASELINE_NAMES
-from anoscan.baselines import Baselines
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig, rate_in_range
-from anoscan.errors import AnoscanError, InputError, ModelError, UsageError
-from anoscan.images import Decoded, ImageFile, ImageRule
-from anoscan.learn import Learned, Yardstick, learn
+from anoscan.errors import InputError, ModelError, UsageError
+from anoscan.images import Decoded, ImageFile
+from anoscan.learn import Learned, learn
+from anoscan.model import Model
 from anoscan.results import (
     EvalImages,
     EvalReport,
@@ -39,10 +37,8 @@ from anoscan.results import (
     TrainedModel,
     TrainImages,
     TrainReport,
-    to_json,
 )
 from anoscan.runtime import Runtime
-from anoscan.terms import Tensors
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 
 MAPPINGS = ("encoder",)
@@ -58,26 +54,16 @@ class Detector:
 
     Attributes
     ----------
-    metadata : dict
-        What the model file says of the model: settings, calibration, training data, versions.
+    model : Model
+        Networks, fitted terms, calibration, and `metadata`: all that the file says in JSON.
     reference : ModelReference
         Name, path and SHA-256 of the model file.
     report : TrainReport or None
         Of the training that made it; None for a loaded model.
     """
 
-    def __init__(
-        self,
-        networks: Networks,
-        fitted: dict[str, Tensors],
-        yardstick: Yardstick,
-        baselines: Baselines,
-        metadata: dict[str, Any],
-        runtime: Runtime,
-    ) -> None:
-        self.networks, self.fitted, self.yardstick = networks, fitted, yardstick
-        self.baselines, self.metadata, self.runtime = baselines, metadata, runtime
-        self.rule = ImageRule.from_dict(metadata["image_rule"])
+    def __init__(self, model: Model, runtime: Runtime) -> None:
+        self.model, self.runtime = model, runtime
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
 
@@ -150,37 +136,14 @@ class Detector:
                 on_progress=on_progress,
                 stopping=stopping,
             )
-        detector = cls._from_learned(learned, runtime)
+        detector = cls(learned.model, runtime)
         detector.save(target)
+        store.checkpoint_path(name).unlink(missing_ok=True)
         detector.report = detector._train_report(learned)
         return detector
 
-    @classmethod
-    def _from_learned(cls, learned: Learned, runtime: Runtime) -> Detector:
-        metadata = {
-            "kind": "model",
-            "anoscan_version": anoscan.__version__,
-            "torch_version": str(torch.__version__),
-            "device": runtime.device.type,
-            "precision": runtime.precision,
-            "config": learned.config.to_dict(),
-            "image_rule": learned.rule.to_dict(),
-            "training_data": learned.facts,
-            "terms": list(learned.fitted),
-            "picture_scale": learned.yardstick.picture_scale,
-            "health": to_json(learned.health),
-        }
-        return cls(
-            learned.networks,
-            learned.fitted,
-            learned.yardstick,
-            learned.baselines,
-            metadata,
-            runtime,
-        )
-
     def _train_report(self, learned: Learned) -> TrainReport:
-        config = learned.config
+        config, facts = self.model.config, self.model.metadata["training_data"]
         return TrainReport(
             model=TrainedModel(
                 **dataclasses.asdict(self.reference),
@@ -188,14 +151,14 @@ class Detector:
                 objective=config.objective,
                 encoder=config.encoder,
                 mapping=config.mapping,
-                size=self.rule.size,
-                channels=self.rule.channels,
+                size=self.model.rule.size,
+                channels=self.model.rule.channels,
                 latent_dim=config.latent_dim,
             ),
             images=TrainImages(
-                found=learned.facts["found"],
-                trained=learned.facts["trained"],
-                held_out=learned.facts["held_out"],
+                found=facts["found"],
+                trained=facts["trained"],
+                held_out=facts["held_out"],
                 skipped=learned.skipped,
             ),
             images_shown={
@@ -213,17 +176,7 @@ class Detector:
     def save(self, path: str | Path) -> None:
         """Write the model file; the same model gives the same bytes."""
         path = Path(path)
-        tensors: dict[str, Tensor] = {
-            "calibration/terms": torch.from_numpy(self.yardstick.terms),
-            "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
-            "baselines/mean": torch.from_numpy(self.baselines.mean),
-            "baselines/components": torch.from_numpy(self.baselines.components),
-        }
-        for part, network in _parts(self.networks):
-            tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
-        for term, stats in self.fitted.items():
-            tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
-        digest = modelfile.save(path, tensors, self.metadata)
+        digest = self.model.write(path)
         self.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
 
     @classmethod
@@ -242,20 +195,8 @@ class Detector:
             When there is none, or the file is damaged, foreign or newer than this program.
         """
         path = store.resolve(model)
-        tensors, metadata = modelfile.load(path)
-        if metadata.get("kind") != "model":
-            raise ModelError(
-                f"{path} is a checkpoint of an unfinished training, not a model.",
-                hint="Finish it with anoscan train ... --resume.",
-            )
         runtime = Runtime.resolve(device, "float32", workers)
-        try:
-            detector = _assemble(tensors, metadata, runtime)
-        except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
-            raise ModelError(
-                f"{path} does not hold a complete anoscan model: {error}",
-                hint="Copy it again from where it came from, or train it again.",
-            ) from error
+        detector = cls(Model.read(path, runtime), runtime)
         detector.reference = ModelReference(
             name=path.stem, path=str(path), sha256=modelfile.digest(path)
         )
@@ -470,7 +411,7 @@ class Detector:
                 scores, anomalous, self.threshold(false_alarm_rate, score).score
             ),
             baselines=_aurocs(dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous),
-            terms=_aurocs(dict(zip(self.fitted, terms.T, strict=True)), anomalous),
+            terms=_aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
         )
 
     def _score_labelled(
@@ -490,12 +431,12 @@ class Detector:
                     skipped.append(decoded)
                     continue
                 terms.append(row)
-                scores = self.baselines.scores(decoded.pixels[None])
+                scores = self.model.baselines.scores(decoded.pixels[None])
                 baseline.append(np.array([scores[name][0] for name in BASELINE_NAMES]))
                 anomalous.append(truth[decoded.image.path])
             done = len(terms) + len(skipped)
             on_progress(Progress("scoring", done, len(files), {}, 0.0))
-        width = len(self.fitted)
+        width = len(self.model.fitted)
         return (
             np.array(terms).reshape(-1, width),
             np.array(baseline).reshape(-1, len(BASELINE_NAMES)),
@@ -509,7 +450,7 @@ class Detector:
         """Batches of (decoded, terms (k,), reconstruction, residual), in input order."""
         waiting: list[Decoded | Skipped] = []
         readable = 0
-        for outcome in images.stream(files, self.rule, workers=self.runtime.workers):
+        for outcome in images.stream(files, self.model.rule, workers=self.runtime.workers):
             waiting.append(outcome)
             readable += isinstance(outcome, Decoded)
             if readable == batch_size or len(waiting) == 4 * batch_size:
@@ -526,7 +467,7 @@ class Detector:
         if not pixels:
             return [(outcome, empty, empty, empty) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        measured = scoring.measure(self.networks, self.fitted, x)
+        measured = scoring.measure(self.model.networks, self.model.fitted, x)
         found = iter(zip(measured.terms, measured.x_hat, measured.residual, strict=True))
         return [
             (outcome, *(next(found) if isinstance(outcome, Decoded) else (empty, empty, empty)))
@@ -583,7 +524,7 @@ class Detector:
 
     def _draw(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, folder: Path) -> str:
         target = pictures.output_path(folder, decoded.image.inside)
-        scale = self.yardstick.picture_scale
+        scale = self.model.yardstick.picture_scale
         pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale), target)
         return target.as_posix()
 
@@ -592,18 +533,20 @@ class Detector:
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
 
     def _columns(self, names: Sequence[str]) -> list[int]:
-        present = list(self.fitted)
+        present = list(self.model.fitted)
         return [present.index(name) for name in names]
 
     def _region_level(self, false_alarm_rate: float) -> float:
         """Residual that the worst spot of a normal image exceeds at the false-alarm rate."""
-        peaks = self.yardstick.region_peaks
+        peaks = self.model.yardstick.region_peaks
         return calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
 
     @cached_property
     def _scales(self) -> dict[str, calibration.Scale]:
         return {
-            score.name: calibration.Scale.fit(self.yardstick.terms[:, self._columns(score.terms)])
+            score.name: calibration.Scale.fit(
+                self.model.yardstick.terms[:, self._columns(score.terms)]
+            )
             for score in scoring.SCORES.values()
         }
 
@@ -611,7 +554,7 @@ class Detector:
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
         for score in scoring.SCORES.values():
-            terms = self.yardstick.terms[:, self._columns(score.terms)]
+            terms = self.model.yardstick.terms[:, self._columns(score.terms)]
             found[score.name] = terms[:, 0] if score.raw else calibration.cross_fitted_scores(terms)
         return found
 
@@ -622,49 +565,6 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
         f"none of the {len(skipped)} images can be read.",
         hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
     )
-
-
-def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime) -> Detector:
-    config = TrainConfig.from_dict(metadata["config"])
-    rule = ImageRule.from_dict(metadata["image_rule"])
-    shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
-    # Without storage, so that a file cannot ask for more memory than its own weights fill.
-    with torch.device("meta"):
-        networks = build(registry.load("architectures", config.architecture), shape)
-    for part, network in _parts(networks):
-        network.load_state_dict(_under(tensors, part), assign=True)
-        network.to(runtime.device)
-    fitted = {
-        name: {
-            key: value.to(runtime.device) for key, value in _under(tensors, f"terms/{name}").items()
-        }
-        for name in metadata["terms"]
-    }
-    yardstick = Yardstick(
-        tensors["calibration/terms"].numpy(),
-        float(metadata["picture_scale"]),
-        tensors["calibration/region_peaks"].numpy(),
-    )
-    baselines = Baselines(
-        tensors["baselines/mean"].numpy(), tensors["baselines/components"].numpy()
-    )
-    detector = Detector(networks.frozen(), fitted, yardstick, baselines, metadata, runtime)
-    if yardstick.terms.shape[1:] != (len(fitted),) or not len(yardstick.terms):
-        raise ValueError("the calibration does not fit the terms")
-    return detector
-
-
-def _parts(networks: Networks) -> tuple[tuple[str, torch.nn.Module], ...]:
-    return (
-        ("generator", networks.generator),
-        ("discriminator", networks.discriminator),
-        ("encoder", networks.encoder),
-    )
-
-
-def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    prefix = f"{part}/"
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _rank(scored: Sequence[ImageScore]) -> list[ImageScore]:

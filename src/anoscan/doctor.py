@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import anoscan
-from anoscan import images, store
+from anoscan import images, store, trainset
 from anoscan.config import TrainConfig
 from anoscan.health import worst
 from anoscan.learn import FEWEST_IMAGES, resolve
@@ -113,7 +113,7 @@ def _images(
     folders: Sequence[str | Path], runtime: Runtime
 ) -> tuple[dict[str, Any], list[HealthCheck]]:
     files = images.find(folders)
-    inspection = images.inspect(files, size=None, channels=None, workers=runtime.workers, seed=0)
+    inspection = trainset.inspect(files, size=None, channels=None, workers=runtime.workers, seed=0)
     config = resolve(TrainConfig(), inspection)
     skipped = [
         outcome

@@ -11,27 +11,22 @@ import hashlib
 import io
 import math
 import os
-import random
 import re
-import shutil
 import stat
-import statistics
 import struct
-import tempfile
 import threading
 import warnings
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
@@ -41,15 +36,11 @@ _SUFFIXES = ".png .jpg .jpeg .tif .tiff .bmp .webp .gif .ppm .pgm .pnm .pbm"
 EXTENSIONS = frozenset(_SUFFIXES.split())
 # Pillow decides by content, and some of its other formats run programs (EPS starts Ghostscript).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-_KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF or PNM"
+KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF or PNM"
 
 _LARGEST_FILE = 2 * 1024**3  # bytes; Pillow's own limit on pixels makes larger files useless
-_LARGEST_AUTO_SIZE = 64
-_INSPECTED = 512
-_INSPECTED_PIXELS = 16_384  # of one deep image
-_IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
 
-_DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +52,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders raise on damaged files, by their source and by fuzzing them.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -166,23 +157,6 @@ class Decoded:
     digest: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What a folder of images looks like, and the rule that follows.
-
-    `sizes` counts "WIDTHxHEIGHT" of the upright images, `bit_depths` kinds such as "8-bit grey",
-    both among the `inspected` images that could be read.
-    """
-
-    rule: ImageRule
-    sizes: dict[str, int]
-    bit_depths: dict[str, int]
-    inspected: int
-
-
-# --- finding ------------------------------------------------------------------------------------
-
-
 def find(paths: Sequence[str | Path]) -> list[ImageFile]:
     """Image files named by `paths`: files as they are, folders recursively and sorted.
 
@@ -199,6 +173,7 @@ def find(paths: Sequence[str | Path]) -> list[ImageFile]:
     if not paths:
         raise InputError("no images given.", hint="Name image files or folders.")
     found: dict[str, ImageFile] = {}
+    several = len(paths) > 1
     for path in paths:
         name = str(path).replace(os.sep, "/")
         root = Path(path)
@@ -206,18 +181,18 @@ def find(paths: Sequence[str | Path]) -> list[ImageFile]:
             raise InputError(f"{name or 'an empty path'} does not exist.")
         absolute = os.path.normpath(root.absolute())
         if not root.is_dir():
-            found.setdefault(absolute, ImageFile(name, root, root.name))
+            found.setdefault(absolute, ImageFile(name, root, name if several else root.name))
             continue
         inside = _inside(root)
         if not inside:
             raise InputError(
-                f"no images in {name}.", hint=f"Images are {_KINDS} files; folders may nest."
+                f"no images in {name}.", hint=f"Images are {KINDS} files; folders may nest."
             )
         prefix = name if name.endswith("/") else name + "/"
         for below in inside:
             found.setdefault(
                 str(Path(absolute, below)),
-                ImageFile(prefix + below, root / below, below),
+                ImageFile(prefix + below, root / below, prefix + below if several else below),
             )
     return list(found.values())
 
@@ -274,13 +249,13 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
     InputError
         Whose message is the bare reason, without the path.
     """
-    data = _read(image.file)
-    opened = _open(data, draft_side=2 * rule.size)
+    data = read_file(image.file)
+    opened = open_image(data, draft_side=2 * rule.size)
     try:
         pixels = _as_ruled(opened, rule)
     except MemoryError:
         raise InputError("needs more memory than there is") from None
-    except _DAMAGE:
+    except DAMAGE:
         raise InputError("damaged image") from None
     width, height, orientation = opened.width, opened.height, opened.orientation
     return Decoded(image, pixels, width, height, orientation, hashlib.sha256(data).digest())
@@ -315,7 +290,7 @@ def stream(
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A decoded Pillow image; `pending` is the orientation that is still to be applied."""
 
     image: Image.Image
@@ -325,7 +300,8 @@ class _Opened:
     pending: int
 
 
-def _read(file: Path) -> bytes:
+def read_file(file: Path) -> bytes:
+    """All bytes of a regular file; InputError with the bare reason when there are none."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # a named pipe would wait for ever
@@ -340,7 +316,8 @@ def _read(file: Path) -> bytes:
     return data
 
 
-def _open(data: bytes, *, draft_side: int) -> _Opened:
+def open_image(data: bytes, *, draft_side: int) -> Opened:
+    """Decode an image file's bytes; a huge JPEG no larger than it takes for `draft_side`."""
     _silence_pillow()
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -353,33 +330,32 @@ def _open(data: bytes, *, draft_side: int) -> _Opened:
         image.draft(None, (draft_side, draft_side))
         image.load()
     except UnidentifiedImageError:
-        raise InputError(f"not a {_KINDS} image") from None
+        raise InputError(f"not a {KINDS} image") from None
     except Image.DecompressionBombError:
         raise InputError("has too many pixels to be decoded safely") from None
     except MemoryError:
         raise InputError("needs more memory than there is") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         cut = isinstance(error, EOFError) or _CUT.search(str(error))
         raise InputError("truncated image" if cut else "damaged image") from None
     pending = _orientation(image)
     if pending == 1 and turned >= 5:
         width, height = image.size[::-1]
-    return _Opened(image, width, height, max(turned, pending), pending)
+    return Opened(image, width, height, max(turned, pending), pending)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DAMAGE:  # a damaged note about the image is no reason to refuse the image
+    except DAMAGE:  # a damaged note about the image is no reason to refuse the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _as_ruled(opened: _Opened, rule: ImageRule) -> Floats:
-    deep = opened.image.mode in _DEEP
-    image = _deep_image(opened.image) if deep else _shallow_image(opened.image, rule.channels)
-    if image.size != (rule.size, rule.size):
-        image = image.resize((rule.size, rule.size), Image.Resampling.BILINEAR)
+def _as_ruled(opened: Opened, rule: ImageRule) -> Floats:
+    deep = opened.image.mode in DEEP_MODES
+    image = deep_image(opened.image) if deep else shallow_image(opened.image, rule.channels)
+    image = image.resize((rule.size, rule.size), Image.Resampling.BILINEAR)
     if opened.pending != 1:
         image = image.transpose(_UPRIGHT[opened.pending])
     values = np.asarray(image, np.float64)
@@ -393,7 +369,8 @@ def _as_ruled(opened: _Opened, rule: ImageRule) -> Floats:
     return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
 
 
-def _deep_image(image: Image.Image) -> Image.Image:
+def deep_image(image: Image.Image) -> Image.Image:
+    """Image of more than 8 bits as float32 samples, which must be finite."""
     with np.errstate(over="ignore"):
         samples = np.asarray(image).astype(np.float32)
     if not np.isfinite(samples).all():
@@ -401,7 +378,8 @@ def _deep_image(image: Image.Image) -> Image.Image:
     return Image.fromarray(samples)
 
 
-def _shallow_image(image: Image.Image, channels: int) -> Image.Image:
+def shallow_image(image: Image.Image, channels: int) -> Image.Image:
+    """Image of 8 bits as grey (1 channel) or RGB (3); transparency becomes black."""
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         black.alpha_composite(image.convert("RGBA"))
@@ -426,208 +404,6 @@ def _os_reason(error: OSError | ValueError) -> str:
     if number == errno.ENOENT:
         return "file does not exist"
     return os.strerror(number).lower() if number else "impossible file name"
-
-
-# --- learning the rule --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What inspection keeps of one image; `samples` (deep images only) start with their bounds."""
-
-    width: int
-    height: int
-    bit_depth: str
-    colour: bool
-    samples: Floats | None
-
-
-def inspect(
-    files: Sequence[ImageFile], *, size: int | None, channels: int | None, workers: int, seed: int
-) -> Inspection:
-    """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
-
-    A `size` of None becomes the median of the longer sides, rounded to a multiple of 4, from 16
-    to 64; `channels` None becomes 1 where no image has a colour, else 3. Deep images give the
-    window: the 0.05 % and 99.95 % quantiles of their samples, or their ends where these lie close.
-
-    Raises
-    ------
-    InputError
-        When none of the files can be read.
-    """
-    chosen = list(files)
-    if len(files) > _INSPECTED:
-        drawn = sorted(random.Random(seed).sample(range(len(files)), _INSPECTED))
-        chosen = [files[index] for index in drawn]
-    with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
-        results = list(pool.map(_look, chosen))
-    looks = [look for look in results if isinstance(look, _Look)]
-    if not looks:
-        first = f" {chosen[0].path}: {results[0]}." if chosen else ""
-        raise InputError(
-            f"none of the {len(chosen)} images looked at can be read.{first}",
-            hint=f"Images are {_KINDS} files of at least 2x2 pixels.",
-        )
-    if size is None:
-        side = statistics.median(max(look.width, look.height) for look in looks)
-        size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
-    if channels is None:
-        channels = 3 if any(look.colour for look in looks) else 1
-    window = _window([look.samples for look in looks if look.samples is not None])
-    return Inspection(
-        rule=ImageRule(size=size, channels=channels, window=window),
-        sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
-        bit_depths=dict(Counter(look.bit_depth for look in looks)),
-        inspected=len(looks),
-    )
-
-
-def _look(image: ImageFile) -> _Look | str:
-    try:
-        opened = _open(_read(image.file), draft_side=2 * LARGEST_SIZE)
-        width, height = opened.width, opened.height
-        if opened.orientation >= 5:
-            width, height = height, width
-        if opened.image.mode in _DEEP:
-            return _Look(width, height, _deep_kind(opened.image), False, _samples(opened.image))
-        red, green, blue = _shallow_image(opened.image, 3).split()
-        differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
-        colour = any(difference.getbbox() for difference in differences)
-        return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
-    except InputError as error:
-        return error.message
-    except MemoryError:
-        return "needs more memory than there is"
-    except _DAMAGE:
-        return "damaged image"
-
-
-def _deep_kind(image: Image.Image) -> str:
-    if image.mode == "F":
-        return "32-bit float"
-    # Pillow widens 16-bit PGM (and in older versions PNG) to 32 bits.
-    short = image.mode != "I" or image.format in ("PNG", "PPM")
-    return "16-bit grey" if short else "32-bit grey"
-
-
-def _samples(image: Image.Image) -> Floats:
-    flat = np.asarray(_deep_image(image), np.float32).ravel()
-    step = -(-flat.size // _INSPECTED_PIXELS)
-    # A step that shares no factor with the width, or every sample could come from one column.
-    while math.gcd(step, image.width) > 1:
-        step += 1
-    return np.concatenate([[flat.min(), flat.max()], flat[::step]], dtype=np.float32)
-
-
-def _window(samples: list[Floats]) -> tuple[float, float] | None:
-    if not samples:
-        return None
-    low = min(float(image[0]) for image in samples)
-    high = max(float(image[1]) for image in samples)
-    inner_low, inner_high = np.quantile(
-        np.concatenate([image[2:] for image in samples], dtype=np.float64), [0.0005, 0.9995]
-    ).tolist()
-    # A few hot or dead pixels must not stretch the range; sparse bright spots may be all there is.
-    if inner_high > inner_low and high - low >= 1.5 * (inner_high - inner_low):
-        low, high = inner_low, inner_high
-    if high <= low:
-        high = low + max(1.0, abs(low) * 1e-3)
-    return low, high
-
-
-# --- training images ----------------------------------------------------------------------------
-
-
-class ImageArray:
-    """The readable images of a training folder, decoded once.
-
-    Attributes
-    ----------
-    pixels : ndarray, (n, channels, size, size) float32
-        In memory, or mapped from a temporary file that is gone once closed.
-    images : list of ImageFile
-        One an entry of `pixels`, in the order of the files given.
-    digests : list of bytes
-        SHA-256 of each file: equal for copies under other names.
-    """
-
-    def __init__(self, pixels: Floats, images: list[ImageFile], digests: list[bytes]) -> None:
-        self.pixels = pixels
-        self.images = images
-        self.digests = digests
-
-    @classmethod
-    def load(
-        cls,
-        files: Sequence[ImageFile],
-        rule: ImageRule,
-        *,
-        workers: int,
-        on_progress: Callable[[int, int], None] | None = None,
-        in_memory: int = _IN_MEMORY,
-    ) -> tuple[ImageArray, list[Skipped]]:
-        """Decode `files`; those that cannot be read are left out and listed.
-
-        Parameters
-        ----------
-        on_progress : callable, optional
-            Called with the number of files done and of all files, after each file.
-        in_memory : int
-            Bytes of pixels above which a temporary file holds them.
-
-        Raises
-        ------
-        InputError
-            When the temporary folder has no room for the pixels.
-        """
-        pixels = _allocate((len(files), rule.channels, rule.size, rule.size), in_memory)
-        images: list[ImageFile] = []
-        digests: list[bytes] = []
-        skipped: list[Skipped] = []
-        for done, result in enumerate(stream(files, rule, workers=workers), start=1):
-            if isinstance(result, Skipped):
-                skipped.append(result)
-            else:
-                pixels[len(images)] = result.pixels
-                images.append(result.image)
-                digests.append(result.digest)
-            if on_progress is not None:
-                on_progress(done, len(files))
-        return cls(pixels[: len(images)], images, digests), skipped
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def close(self) -> None:
-        """Let the pixels go, and with them the temporary file, once nobody else holds them."""
-        self.pixels = np.empty((0, *self.pixels.shape[1:]), np.float32)
-
-    def __enter__(self) -> ImageArray:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _allocate(shape: tuple[int, ...], in_memory: int) -> Floats:
-    needed = 4 * math.prod(shape)
-    if needed <= in_memory:
-        return np.empty(shape, np.float32)
-    # Writing to a mapped file on a full disk kills the process, so room is made sure of first.
-    folder = tempfile.gettempdir()
-    if shutil.disk_usage(folder).free < needed:
-        raise InputError(
-            f"the images need {needed / 1e9:.1f} GB in {folder}, which has less left.",
-            hint="Set TMPDIR to a folder with more room, or train at a smaller --size.",
-        )
-    with tempfile.TemporaryFile() as file:  # without a name: gone with the last use of it
-        return np.memmap(file, np.float32, mode="w+", shape=shape)
 
 
 # --- back to the file ---------------------------------------------------------------------------

@@ -20,15 +20,16 @@ from torch import Tensor
 
 from anoscan import modelfile, registry
 from anoscan.adversarial import GanStage, sample
-from anoscan.architectures import Networks, Shape, build
+from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError, ModelError
 from anoscan.health import Findings, examine
-from anoscan.images import ImageArray, ImageFile, ImageRule, Inspection, inspect
+from anoscan.images import ImageFile, ImageRule
 from anoscan.mapping import EncoderStage
-from anoscan.results import HealthReport, Skipped
-from anoscan.runtime import Runtime, seeded
+from anoscan.model import Model, Yardstick, describe, fresh_networks
+from anoscan.results import HealthReport, Skipped, to_json
+from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, measure, smooth
 from anoscan.terms import Tensors
 from anoscan.training import (
@@ -41,6 +42,7 @@ from anoscan.training import (
     run,
     state_tensors,
 )
+from anoscan.trainset import ImageArray, Inspection, inspect
 
 FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
@@ -49,25 +51,10 @@ DIVERSITY_SAMPLE = 256
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions."""
-
-    terms: np.ndarray
-    picture_scale: float
-    region_peaks: np.ndarray
-
-
-@dataclass(frozen=True)
 class Learned:
-    """All that training made; `Detector` wraps it and `modelfile` stores it."""
+    """A model, and what its training has to report."""
 
-    config: TrainConfig
-    rule: ImageRule
-    networks: Networks
-    fitted: dict[str, Tensors]
-    yardstick: Yardstick
-    baselines: Baselines
-    facts: dict[str, Any]
+    model: Model
     health: HealthReport
     skipped: tuple[Skipped, ...]
     seconds: dict[str, float]
@@ -105,7 +92,7 @@ def learn(
     config : TrainConfig
     runtime : Runtime
     checkpoint : Path
-        Where an unfinished run is kept; removed when done.
+        Where an unfinished run is kept. Remove it when the model is safe.
     resume : bool
         Go on from the checkpoint, which must be of the same images and settings.
 
@@ -135,7 +122,15 @@ def learn(
         clock.lap("reading")
         keeper = _Keeper(checkpoint, _run_identity(config, array.digests), resume)
         networks, rollbacks = _train(
-            array.pixels, train_rows, config, runtime, keeper, on_progress, stopping, clock
+            array.pixels,
+            train_rows,
+            config,
+            inspection.rule,
+            runtime,
+            keeper,
+            on_progress,
+            stopping,
+            clock,
         )
         read = array.pixels.__getitem__
         fitted = fit_terms(networks, chunks(train_rows, read, runtime.device))
@@ -151,19 +146,15 @@ def learn(
         )
         facts = _facts(files, inspection, array.digests, train_rows, held_rows, skipped)
     clock.lap("calibration")
-    keeper.discard()
-    return Learned(
-        config,
-        inspection.rule,
-        networks,
-        fitted,
-        yardstick,
-        baselines,
-        facts,
-        examine(findings),
-        tuple(skipped),
-        clock.seconds | {"total": sum(clock.seconds.values())},
-    )
+    health = examine(findings)
+    metadata = describe(config, inspection.rule, yardstick, runtime) | {
+        "training_data": facts,
+        "terms": list(fitted),
+        "health": to_json(health),
+    }
+    model = Model(networks, fitted, yardstick, baselines, metadata)
+    seconds = clock.seconds | {"total": sum(clock.seconds.values())}
+    return Learned(model, health, tuple(skipped), seconds)
 
 
 def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -199,6 +190,7 @@ def _train(
     pixels: np.ndarray,
     rows: np.ndarray,
     config: TrainConfig,
+    rule: ImageRule,
     runtime: Runtime,
     keeper: _Keeper,
     on_progress: OnProgress,
@@ -206,7 +198,7 @@ def _train(
     clock: _Clock,
 ) -> tuple[Networks, int]:
     """Both stages; returns frozen networks and how often training went back."""
-    networks = fresh_networks(config)
+    networks = fresh_networks(config, rule)
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -243,15 +235,6 @@ def _train(
     finished["finished-rollbacks"] = torch.tensor(rollbacks)
     rollbacks += go(encoder, config.encoder_images_shown or 0, finished)
     return trained.frozen(), rollbacks
-
-
-def fresh_networks(config: TrainConfig) -> Networks:
-    """Untrained networks of a resolved configuration, weights from the seed."""
-    if config.size is None or config.channels is None:
-        raise ValueError("the configuration is not resolved")
-    shape = Shape(config.size, config.channels, config.latent_dim, config.width)
-    with seeded(config.seed, "weights"):
-        return build(registry.load("architectures", config.architecture), shape)
 
 
 def _hold_against(
@@ -398,7 +381,3 @@ class _Keeper:
             "rollbacks": position.rollbacks,
         }
         modelfile.save(self.path, state_tensors(stage) | extra, metadata)
-
-    def discard(self) -> None:
-        """Remove the checkpoint of a run that is done."""
-        self.path.unlink(missing_ok=True)

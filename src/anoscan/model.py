@@ -1,0 +1,162 @@
+"""A trained model: networks, fitted terms, calibration and baselines, and their one file.
+
+docs/model-file.md describes the file. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import anoscan
+from anoscan import modelfile, registry
+from anoscan.architectures import Networks, Shape, build
+from anoscan.baselines import Baselines
+from anoscan.config import TrainConfig
+from anoscan.errors import AnoscanError, ModelError
+from anoscan.images import ImageRule
+from anoscan.runtime import Runtime, seeded
+from anoscan.terms import Tensors
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions."""
+
+    terms: np.ndarray
+    picture_scale: float
+    region_peaks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that scoring needs; `metadata` is what the file says of it in JSON."""
+
+    networks: Networks
+    fitted: dict[str, Tensors]
+    yardstick: Yardstick
+    baselines: Baselines
+    metadata: dict[str, Any]
+
+    @property
+    def config(self) -> TrainConfig:
+        """Resolved settings of its training."""
+        return TrainConfig.from_dict(self.metadata["config"])
+
+    @property
+    def rule(self) -> ImageRule:
+        """How a file becomes what the networks see."""
+        return ImageRule.from_dict(self.metadata["image_rule"])
+
+    def write(self, path: Path) -> str:
+        """Save to a file; returns its SHA-256. The same model gives the same bytes."""
+        tensors: dict[str, Tensor] = {
+            "calibration/terms": torch.from_numpy(self.yardstick.terms),
+            "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
+            "baselines/mean": torch.from_numpy(self.baselines.mean),
+            "baselines/components": torch.from_numpy(self.baselines.components),
+        }
+        for part, network in _parts(self.networks):
+            tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
+        for term, stats in self.fitted.items():
+            tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
+        return modelfile.save(path, tensors, self.metadata)
+
+    @classmethod
+    def read(cls, path: Path, runtime: Runtime) -> Model:
+        """Load from a file.
+
+        Raises
+        ------
+        ModelError
+            When the file is missing, damaged, foreign, incomplete or newer than this program.
+        """
+        tensors, metadata = modelfile.load(path)
+        if metadata.get("kind") != "model":
+            raise ModelError(
+                f"{path} is a checkpoint of an unfinished training, not a model.",
+                hint="Finish it with anoscan train ... --resume.",
+            )
+        try:
+            return cls._assemble(tensors, metadata, runtime)
+        except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
+            raise ModelError(
+                f"{path} does not hold a complete anoscan model: {error}",
+                hint="Copy it again from where it came from, or train it again.",
+            ) from error
+
+    @classmethod
+    def _assemble(
+        cls, tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime
+    ) -> Model:
+        # Without storage, so that a file cannot ask for more memory than its own weights fill.
+        with torch.device("meta"):
+            networks = _networks(
+                TrainConfig.from_dict(metadata["config"]),
+                ImageRule.from_dict(metadata["image_rule"]),
+            )
+        for part, network in _parts(networks):
+            network.load_state_dict(_under(tensors, part), assign=True)
+            network.to(runtime.device)
+        fitted = {
+            name: {
+                key: value.to(runtime.device)
+                for key, value in _under(tensors, f"terms/{name}").items()
+            }
+            for name in metadata["terms"]
+        }
+        yardstick = Yardstick(
+            tensors["calibration/terms"].numpy(),
+            float(metadata["picture_scale"]),
+            tensors["calibration/region_peaks"].numpy(),
+        )
+        if yardstick.terms.shape[1:] != (len(fitted),) or not len(yardstick.terms):
+            raise ValueError("the calibration does not fit the terms")
+        mean, components = tensors["baselines/mean"], tensors["baselines/components"]
+        baselines = Baselines(mean.numpy(), components.numpy())
+        return cls(networks.frozen(), fitted, yardstick, baselines, metadata)
+
+
+def describe(
+    config: TrainConfig, rule: ImageRule, yardstick: Yardstick, runtime: Runtime
+) -> dict[str, Any]:
+    """Metadata that every model has: what made it, from which settings, on what."""
+    return {
+        "kind": "model",
+        "anoscan_version": anoscan.__version__,
+        "torch_version": str(torch.__version__),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "config": config.to_dict(),
+        "image_rule": rule.to_dict(),
+        "picture_scale": yardstick.picture_scale,
+    }
+
+
+def fresh_networks(config: TrainConfig, rule: ImageRule) -> Networks:
+    """Untrained networks, weights from the seed."""
+    with seeded(config.seed, "weights"):
+        return _networks(config, rule)
+
+
+def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
+    shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
+    return build(registry.load("architectures", config.architecture), shape)
+
+
+def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:
+    return (
+        ("generator", networks.generator),
+        ("discriminator", networks.discriminator),
+        ("encoder", networks.encoder),
+    )
+
+
+def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,255 @@
+"""A folder of training images as training needs it: its rule learned, its pixels at hand."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.errors import InputError
+from anoscan.images import (
+    DAMAGE,
+    DEEP_MODES,
+    KINDS,
+    Floats,
+    ImageFile,
+    ImageRule,
+    deep_image,
+    open_image,
+    read_file,
+    shallow_image,
+    stream,
+)
+from anoscan.results import Skipped
+
+_LARGEST_AUTO_SIZE = 64
+_INSPECTED = 512
+_INSPECTED_PIXELS = 16_384  # of one deep image
+_IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a folder of images looks like, and the rule that follows.
+
+    `sizes` counts "WIDTHxHEIGHT" of the upright images, `bit_depths` kinds such as "8-bit grey",
+    both among the `inspected` images that could be read.
+    """
+
+    rule: ImageRule
+    sizes: dict[str, int]
+    bit_depths: dict[str, int]
+    inspected: int
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What inspection keeps of one image; `samples` (deep images only) start with their bounds."""
+
+    width: int
+    height: int
+    bit_depth: str
+    colour: bool
+    samples: Floats | None
+
+
+def inspect(
+    files: Sequence[ImageFile], *, size: int | None, channels: int | None, workers: int, seed: int
+) -> Inspection:
+    """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
+
+    A `size` of None becomes the median of the longer sides, rounded to a multiple of 4, from 16
+    to 64; `channels` None becomes 1 where no image has a colour, else 3. Deep images give the
+    window: the 0.05 % and 99.95 % quantiles of their samples, or their ends where these lie close.
+
+    Raises
+    ------
+    InputError
+        When none of the files can be read.
+    """
+    chosen = list(files)
+    if len(files) > _INSPECTED:
+        drawn = sorted(random.Random(seed).sample(range(len(files)), _INSPECTED))
+        chosen = [files[index] for index in drawn]
+    with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
+        results = list(pool.map(_look, chosen))
+    looks = [look for look in results if isinstance(look, _Look)]
+    if not looks:
+        first = f" {chosen[0].path}: {results[0]}." if chosen else ""
+        raise InputError(
+            f"none of the {len(chosen)} images looked at can be read.{first}",
+            hint=f"Images are {KINDS} files of at least 2x2 pixels.",
+        )
+    if size is None:
+        side = statistics.median(max(look.width, look.height) for look in looks)
+        size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
+    if channels is None:
+        channels = 3 if any(look.colour for look in looks) else 1
+    window = _window([look.samples for look in looks if look.samples is not None])
+    return Inspection(
+        rule=ImageRule(size=size, channels=channels, window=window),
+        sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
+        bit_depths=dict(Counter(look.bit_depth for look in looks)),
+        inspected=len(looks),
+    )
+
+
+def _look(image: ImageFile) -> _Look | str:
+    try:
+        opened = open_image(read_file(image.file), draft_side=2 * LARGEST_SIZE)
+        width, height = opened.width, opened.height
+        if opened.orientation >= 5:
+            width, height = height, width
+        if opened.image.mode in DEEP_MODES:
+            return _Look(width, height, _deep_kind(opened.image), False, _samples(opened.image))
+        red, green, blue = shallow_image(opened.image, 3).split()
+        differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
+        colour = any(difference.getbbox() for difference in differences)
+        return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
+    except InputError as error:
+        return error.message
+    except MemoryError:
+        return "needs more memory than there is"
+    except DAMAGE:
+        return "damaged image"
+
+
+def _deep_kind(image: Image.Image) -> str:
+    if image.mode == "F":
+        return "32-bit float"
+    # Pillow widens 16-bit PGM (and in older versions PNG) to 32 bits.
+    short = image.mode != "I" or image.format in ("PNG", "PPM")
+    return "16-bit grey" if short else "32-bit grey"
+
+
+def _samples(image: Image.Image) -> Floats:
+    flat = np.asarray(deep_image(image), np.float32).ravel()
+    step = -(-flat.size // _INSPECTED_PIXELS)
+    # A step that shares no factor with the width, or every sample could come from one column.
+    while math.gcd(step, image.width) > 1:
+        step += 1
+    return np.concatenate([[flat.min(), flat.max()], flat[::step]], dtype=np.float32)
+
+
+def _window(samples: list[Floats]) -> tuple[float, float] | None:
+    if not samples:
+        return None
+    low = min(float(image[0]) for image in samples)
+    high = max(float(image[1]) for image in samples)
+    inner_low, inner_high = np.quantile(
+        np.concatenate([image[2:] for image in samples], dtype=np.float64), [0.0005, 0.9995]
+    ).tolist()
+    # A few hot or dead pixels must not stretch the range; sparse bright spots may be all there is.
+    if inner_high > inner_low and high - low >= 1.5 * (inner_high - inner_low):
+        low, high = inner_low, inner_high
+    if high <= low:
+        high = low + max(1.0, abs(low) * 1e-3)
+    return low, high
+
+
+# --- training images ----------------------------------------------------------------------------
+
+
+class ImageArray:
+    """The readable images of a training folder, decoded once.
+
+    Attributes
+    ----------
+    pixels : ndarray, (n, channels, size, size) float32
+        In memory, or mapped from a temporary file that is gone once closed.
+    images : list of ImageFile
+        One an entry of `pixels`, in the order of the files given.
+    digests : list of bytes
+        SHA-256 of each file: equal for copies under other names.
+    """
+
+    def __init__(self, pixels: Floats, images: list[ImageFile], digests: list[bytes]) -> None:
+        self.pixels = pixels
+        self.images = images
+        self.digests = digests
+
+    @classmethod
+    def load(
+        cls,
+        files: Sequence[ImageFile],
+        rule: ImageRule,
+        *,
+        workers: int,
+        on_progress: Callable[[int, int], None] | None = None,
+        in_memory: int = _IN_MEMORY,
+    ) -> tuple[ImageArray, list[Skipped]]:
+        """Decode `files`; those that cannot be read are left out and listed.
+
+        Parameters
+        ----------
+        on_progress : callable, optional
+            Called with the number of files done and of all files, after each file.
+        in_memory : int
+            Bytes of pixels above which a temporary file holds them.
+
+        Raises
+        ------
+        InputError
+            When the temporary folder has no room for the pixels.
+        """
+        pixels = _allocate((len(files), rule.channels, rule.size, rule.size), in_memory)
+        images: list[ImageFile] = []
+        digests: list[bytes] = []
+        skipped: list[Skipped] = []
+        for done, result in enumerate(stream(files, rule, workers=workers), start=1):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                pixels[len(images)] = result.pixels
+                images.append(result.image)
+                digests.append(result.digest)
+            if on_progress is not None:
+                on_progress(done, len(files))
+        return cls(pixels[: len(images)], images, digests), skipped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def close(self) -> None:
+        """Let the pixels go, and with them the temporary file, once nobody else holds them."""
+        self.pixels = np.empty((0, *self.pixels.shape[1:]), np.float32)
+
+    def __enter__(self) -> ImageArray:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _allocate(shape: tuple[int, ...], in_memory: int) -> Floats:
+    needed = 4 * math.prod(shape)
+    if needed <= in_memory:
+        return np.empty(shape, np.float32)
+    # Writing to a mapped file on a full disk kills the process, so room is made sure of first.
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < needed:
+        raise InputError(
+            f"the images need {needed / 1e9:.1f} GB in {folder}, which has less left.",
+            hint="Set TMPDIR to a folder with more room, or train at a smaller --size.",
+        )
+    with tempfile.TemporaryFile() as file:  # without a name: gone with the last use of it
+        return np.memmap(file, np.float32, mode="w+", shape=shape)

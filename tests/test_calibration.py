@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anoscan import calibration
+
+
+def test_p_values_count_calibration_scores_at_least_as_high() -> None:
+    held_out = np.array([1.0, 2.0, 3.0, 4.0])
+    p = calibration.p_values(np.array([0.0, 2.0, 2.5, 4.0, 5.0]), held_out)
+    np.testing.assert_allclose(p, [5 / 5, 4 / 5, 3 / 5, 2 / 5, 1 / 5])
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.lists(st.integers(0, 30), min_size=1, max_size=20),
+    st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5]),
+)
+def test_an_image_is_above_the_threshold_exactly_when_its_p_value_is_small(
+    held_out: list[int], queries: list[int], rate: float
+) -> None:
+    reference = np.array(held_out, dtype=float)
+    scores = np.array(queries, dtype=float)
+    level, effective, _ = calibration.threshold(reference, rate)
+    p = calibration.p_values(scores, reference)
+    np.testing.assert_array_equal(scores > level, p <= effective + 1e-9)
+
+
+def test_p_values_of_normals_are_valid_and_the_threshold_keeps_its_rate() -> None:
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(300):
+        level, effective, warning = calibration.threshold(rng.normal(size=99), 0.05)
+        assert warning is None
+        assert effective == 0.05
+        alarms.append(np.mean(rng.normal(size=200) > level))
+    assert np.mean(alarms) == pytest.approx(0.05, abs=0.006)
+
+
+def test_too_few_normals_for_a_rate_are_said_with_the_number_needed() -> None:
+    level, effective, warning = calibration.threshold(np.arange(50.0), 0.01)
+    assert level == 49
+    assert effective == pytest.approx(1 / 51)
+    assert warning is not None
+    assert "At least 99" in warning
+    assert calibration.threshold(np.arange(99.0), 0.01)[2] is None
+
+
+def test_q_values_are_benjamini_hochberg() -> None:
+    p = np.array([0.01, 0.02, 0.03, 0.5])
+    np.testing.assert_allclose(calibration.q_values(p), [0.04, 0.04, 0.04, 0.5])
+    assert calibration.q_values(np.empty(0)).shape == (0,)
+
+
+def test_terms_of_different_sizes_count_the_same_after_scaling() -> None:
+    rng = np.random.default_rng(0)
+    terms = np.exp(rng.normal(size=(500, 2)))
+    scaled = terms * [1.0, 1e6]
+    one = calibration.Scale.fit(terms).combine(terms)
+    other = calibration.Scale.fit(scaled).combine(scaled)
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert abs(one.mean()) < 1e-9
+
+
+def test_a_term_that_never_varies_does_not_make_scores_infinite() -> None:
+    terms = np.column_stack([np.ones(20), np.linspace(1, 2, 20)])
+    assert np.isfinite(calibration.Scale.fit(terms).combine(terms)).all()
+
+
+def test_cross_fitted_scores_leave_their_image_out_of_the_scale() -> None:
+    rng = np.random.default_rng(1)
+    terms = np.exp(rng.normal(size=(40, 1)))
+    terms[7] = 1e9
+    inside = calibration.Scale.fit(terms).combine(terms)
+    outside = calibration.cross_fitted_scores(terms)
+    assert outside[7] > 2 * inside[7]
+    assert outside.shape == (40,)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_very_few_calibration_images_still_give_numbers(n: int) -> None:
+    assert np.isfinite(calibration.cross_fitted_scores(np.full((n, 2), 3.0))).all()

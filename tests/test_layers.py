@@ -1,0 +1,112 @@
+"""The shape of the package: imports run one way, and --help stays fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import anoscan
+from anoscan import registry
+
+PACKAGE = Path(anoscan.__file__).parent
+# A module may import only modules that stand before it.
+ORDER = [
+    "errors",
+    "registry",
+    "results",
+    "config",
+    "runtime",
+    "images",
+    "pictures",
+    "trainset",
+    "modelfile",
+    "store",
+    "evaluation",
+    "architectures",
+    "objectives",
+    "mappings",
+    "terms",
+    "training",
+    "adversarial",
+    "mapping",
+    "calibration",
+    "scoring",
+    "baselines",
+    "health",
+    "model",
+    "learn",
+    "detector",
+    "demo",
+    "doctor",
+    "output",
+    "cli",
+    "__main__",
+]
+
+
+def modules() -> dict[str, list[Path]]:
+    """Files of each top-level module or sub-package."""
+    found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    found |= {family: sorted((PACKAGE / family).glob("*.py")) for family in registry.FAMILIES}
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "anoscan":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anoscan."):
+            names.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("anoscan.")}
+    return names & set(ORDER)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(modules()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_one_way(name: str) -> None:
+    allowed = set(ORDER[: ORDER.index(name) + 1])
+    for path in modules()[name]:
+        assert imported(path) <= allowed, path.name
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"]])
+def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from anoscan.cli import app\n"
+        f"try:\n    app({[*command, '--help']!r})\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'sklearn', 'scipy', 'numpy', 'PIL', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_choice_describes_itself(family: str) -> None:
+    assert registry.names(family)
+    for name in registry.names(family):
+        assert len(registry.summary(family, name)) > 20
+        assert registry.load(family, name).paper
+
+
+def test_functions_and_modules_stay_readable() -> None:
+    for paths in modules().values():
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
+            assert text.count("\n") <= 600, path.name
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef) and path.stem != "cli":
+                    assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}:{node.name}"

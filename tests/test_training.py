@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anoscan import registry
+from anoscan.adversarial import GanStage, sample
+from anoscan.architectures import Networks
+from anoscan.config import TrainConfig
+from anoscan.detector import Detector
+from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted
+from anoscan.images import ImageRule
+from anoscan.mapping import EncoderStage, cut_paste
+from anoscan.model import fresh_networks
+from anoscan.runtime import Runtime, stream
+from anoscan.training import (
+    Batches,
+    Position,
+    Progress,
+    load_state_tensors,
+    run,
+    state_tensors,
+    stop_on_interrupt,
+)
+from tests.conftest import Digits
+
+CPU = Runtime(torch.device("cpu"), "float32", 1)
+CONFIG = TrainConfig(
+    size=16, channels=1, latent_dim=4, width=4, batch_size=4, images_shown=8, ema_images=100
+)
+
+
+RULE = ImageRule(size=16, channels=1, window=None)
+
+
+def pixels(n: int = 10) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (n, 1, 16, 16)).astype(np.float32)
+
+
+def batches(name: str = "gan", n: int = 10) -> Batches:
+    return Batches(pixels(n), np.arange(n), 4, 0, name, torch.device("cpu"))
+
+
+def copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], network: nn.Module) -> set[str]:
+    after = network.state_dict()
+    return {key for key, value in before.items() if not torch.equal(value, after[key])}
+
+
+def gan(objective: str = "nonsaturating", architecture: str = "dcgan") -> GanStage:
+    config = TrainConfig.from_dict(CONFIG.to_dict() | {"architecture": architecture})
+    networks = fresh_networks(config, RULE)
+    return GanStage(networks, registry.load("objectives", objective), batches(), config, CPU)
+
+
+def quietly(stage: GanStage | EncoderStage, steps: int, position: Position | None = None) -> None:
+    run(
+        stage,
+        steps=steps,
+        images_per_step=4,
+        position=position or Position(),
+        on_progress=lambda progress: None,
+        checkpoint=lambda position: None,
+        stopping=lambda: False,
+    )
+
+
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+@pytest.mark.parametrize("architecture", registry.names("architectures"))
+def test_every_weight_of_both_networks_moves(objective: str, architecture: str) -> None:
+    stage = gan(objective, architecture)
+    before = {name: copy_of(module) for name, module in stage.modules.items()}
+    quietly(stage, 10)
+    for name, module in stage.modules.items():
+        weights = {key for key, value in module.named_parameters() if value.dim() > 1}
+        assert weights <= moved(before[name], module), name
+
+
+def test_generator_waits_for_its_turn() -> None:
+    stage = gan("wgan-gp")
+    before = copy_of(stage.generator)
+    for index in range(4):
+        assert "generator" not in stage.step(index)
+    weights = dict(stage.generator.named_parameters())
+    assert not moved(before, stage.generator) & set(weights)
+    assert "generator" in stage.step(4)
+    assert moved(before, stage.generator) >= {"0.weight"}
+
+
+def test_generator_step_leaves_the_discriminator_alone() -> None:
+    stage = gan()
+    before = copy_of(stage.discriminator)
+    stage._generator_step(0)
+    assert not moved(before, stage.discriminator)
+    assert all(p.requires_grad for p in stage.discriminator.parameters())
+
+
+def test_moving_average_follows_the_generator_with_its_half_life() -> None:
+    stage = gan()
+    with torch.no_grad():
+        for value in stage.generator.parameters():
+            value.fill_(1.0)
+        for value in stage.average.parameters():
+            value.fill_(0.0)
+    # Far into training; steps of 4 images with a half-life of 100 images: 25 steps halve it.
+    for index in range(10_000, 10_025):
+        stage._average_step(index)
+    assert next(stage.average.parameters()).mean().item() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("mapping", registry.names("mappings"))
+def test_encoder_training_moves_the_encoder_and_nothing_else(mapping: str) -> None:
+    networks = fresh_networks(CONFIG, RULE)
+    stage = EncoderStage(
+        networks, registry.load("mappings", mapping), batches("encoder"), CONFIG, CPU
+    )
+    frozen = {"generator": networks.generator, "discriminator": networks.discriminator}
+    before = {name: copy_of(module) for name, module in frozen.items()}
+    encoder = copy_of(networks.encoder)
+    quietly(stage, 5)
+    for name, module in frozen.items():
+        assert not moved(before[name], module), name
+    weights = {key for key, value in networks.encoder.named_parameters() if value.dim() > 1}
+    assert weights <= moved(encoder, networks.encoder)
+
+
+@pytest.mark.parametrize("mapping", registry.names("mappings"))
+def test_encoder_training_lowers_its_loss(mapping: str) -> None:
+    networks = fresh_networks(CONFIG, RULE)
+    stage = EncoderStage(
+        networks, registry.load("mappings", mapping), batches("encoder"), CONFIG, CPU
+    )
+    losses = [float(stage.step(index)["encoder"]) for index in range(60)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def test_an_epoch_shows_every_image_once_and_epochs_differ() -> None:
+    rows = np.array([1, 4, 5, 7, 9, 10, 12, 14])
+    source = Batches(
+        np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1), rows, 4, 0, "x", torch.device("cpu")
+    )
+    seen = [source(index).flatten().tolist() for index in range(4)]
+    assert sorted(seen[0] + seen[1]) == rows.tolist()
+    assert sorted(seen[2] + seen[3]) == rows.tolist()
+    assert seen[:2] != seen[2:]
+    assert source(0).flatten().tolist() == seen[0]
+
+
+def test_cut_paste_changes_about_half_of_the_images_inside_a_rectangle() -> None:
+    x = torch.arange(200.0).view(200, 1, 1, 1).expand(200, 1, 16, 16)
+    given = cut_paste(x, stream(0, "corruption"))
+    changed = (given != x).flatten(1)
+    assert 70 <= changed.any(1).sum() <= 130
+    assert changed.sum(1).max() <= 36
+    assert torch.equal(given, cut_paste(x, stream(0, "corruption")))
+
+
+def test_streams_differ_by_name_seed_and_index_and_repeat() -> None:
+    draws = {
+        torch.rand(1, generator=stream(*arguments)).item()
+        for arguments in [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
+    }
+    assert len(draws) == 4
+    assert torch.equal(
+        torch.rand(3, generator=stream(5, "z", 2)), torch.rand(3, generator=stream(5, "z", 2))
+    )
+
+
+def test_state_of_a_stage_comes_back_with_its_optimisers() -> None:
+    whole = gan()
+    quietly(whole, 9)
+    half = gan()
+    quietly(half, 5)
+    resumed = gan()
+    load_state_tensors(resumed, {k: v.clone() for k, v in state_tensors(half).items()})
+    quietly(resumed, 9, Position(step=5))
+    for name, module in whole.modules.items():
+        assert not moved(copy_of(module), resumed.modules[name]), name
+
+
+class Exploding(GanStage):
+    """A stage whose loss is not a number at some steps, the first time or always."""
+
+    def __init__(self, *, at: int, always: bool) -> None:
+        networks = fresh_networks(CONFIG, RULE)
+        entry = registry.load("objectives", "nonsaturating")
+        super().__init__(networks, entry, batches(), CONFIG, CPU)
+        self.at, self.always, self.exploded = at, always, False
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        losses = super().step(index)
+        if index == self.at and (self.always or not self.exploded):
+            self.exploded = True
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(math.nan)
+            losses["generator"] = torch.tensor(math.nan)
+        return losses
+
+
+def test_a_loss_that_is_not_finite_once_costs_a_rollback_not_the_run() -> None:
+    stage, position, seen = Exploding(at=20, always=False), Position(), list[Progress]()
+    rate = stage.optimizers["generator"].param_groups[0]["lr"]
+    run(
+        stage,
+        steps=60,
+        images_per_step=4,
+        position=position,
+        on_progress=seen.append,
+        checkpoint=lambda position: None,
+        stopping=lambda: False,
+    )
+    assert (position.step, position.rollbacks) == (60, 1)
+    assert any("went back" in (progress.note or "") for progress in seen)
+    assert stage.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(rate / 4)
+    assert all(torch.isfinite(value).all() for value in state_tensors(stage).values())
+
+
+def test_a_loss_that_is_not_finite_twice_stops_with_advice() -> None:
+    with pytest.raises(TrainingDiverged) as error:
+        quietly(Exploding(at=20, always=True), 60)
+    assert "--learning-rate" in str(error.value.hint)
+
+
+def test_a_stop_between_steps_saves_a_checkpoint() -> None:
+    saved: list[int] = []
+    with pytest.raises(TrainingInterrupted):
+        run(
+            gan(),
+            steps=50,
+            images_per_step=4,
+            position=(position := Position()),
+            on_progress=lambda progress: None,
+            checkpoint=lambda where: saved.append(where.step),
+            stopping=lambda: position.step >= 3,
+        )
+    assert saved == [3]
+
+
+def test_the_first_interrupt_asks_and_the_second_one_interrupts() -> None:
+    with stop_on_interrupt() as stopping:
+        assert not stopping()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("stop_in", ["gan", "encoder"])
+def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
+    stop_in: str,
+    few: Digits,
+    quick: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Detector.train(few.normal, name="run", path=tmp_path / "whole.safetensors", **quick)
+
+    def stop_early(stage: GanStage | EncoderStage, **arguments: object) -> None:
+        position = arguments["position"]
+        assert isinstance(position, Position)
+        if stage.name == stop_in:
+            arguments["stopping"] = lambda: position.step >= 7
+        run(stage, **arguments)  # type: ignore[arg-type]
+
+    def train(resume: bool) -> Detector:
+        path = tmp_path / "resumed.safetensors"
+        return Detector.train(few.normal, name="run", path=path, resume=resume, **quick)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anoscan.learn.run", stop_early)
+        with pytest.raises(TrainingInterrupted):
+            train(resume=False)
+    resumed = train(resume=True)
+    assert resumed.reference.sha256 == whole.reference.sha256
+    assert resumed.report is not None
+    assert resumed.report.images_shown == {"gan": 640, "encoder": 320}
+
+
+def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(
+    few: Digits, quick: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(stage: GanStage, **arguments: object) -> None:
+        run(stage, **{**arguments, "stopping": lambda: True})  # type: ignore[arg-type]
+
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ModelError, match="no checkpoint"):
+        Detector.train(few.normal, name="r", path=path, resume=True, **quick)
+    with monkeypatch.context() as patch:
+        patch.setattr("anoscan.learn.run", stop)
+        with pytest.raises(TrainingInterrupted):
+            Detector.train(few.normal, name="r", path=path, **quick)
+    with pytest.raises(ModelError, match="other settings"):
+        Detector.train(few.normal, name="r", path=path, resume=True, seed=9, **quick)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(
+    few: Digits, quick: dict[str, int], tmp_path: Path
+) -> None:
+    def digest(name: str, seed: int, workers: int) -> str:
+        path = tmp_path / f"{name}.safetensors"
+        detector = Detector.train(few.normal, path=path, seed=seed, workers=workers, **quick)
+        return detector.reference.sha256
+
+    first = digest("a", 0, 1)
+    assert digest("b", 0, 4) == first
+    assert digest("c", 1, 1) != first
+
+
+def test_samples_are_images_and_repeat() -> None:
+    networks: Networks = fresh_networks(CONFIG, RULE).frozen()
+    images = sample(networks.generator, 3, CONFIG.latent_dim, 0, "grid")
+    assert images.shape == (3, 1, 16, 16)
+    assert torch.equal(images, sample(networks.generator, 3, CONFIG.latent_dim, 0, "grid"))
