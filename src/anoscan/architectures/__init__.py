@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -82,9 +83,13 @@ class Networks:
     encoder: nn.Module
 
     def frozen(self) -> Networks:
-        """Set all three to evaluation and their weights to constants; returns self."""
+        """Set all three to evaluation and their weights to constants; returns self.
+
+        Channels-last for all, so that a trained and a loaded model compute alike to the last bit.
+        """
         for network in (self.generator, self.discriminator, self.encoder):
             network.eval().requires_grad_(False)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
 

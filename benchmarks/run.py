@@ -1,0 +1,222 @@
+"""Measure detectors on real images, cell by cell: ``python -m benchmarks.run --help``.
+
+A cell is one set, class, seed and method; its result is a JSON file that a later run finds and
+does not compute again, so a sweep can be stopped, continued and spread over processes. Every
+number comes from the last weights; nothing is chosen on test labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from anoscan.detector import Detector
+from anoscan.scoring import SCORES
+from benchmarks import baselines, data
+
+RESULTS = Path(__file__).parent / "results"
+PAPER = {"objective": "wgan-gp", "architecture": "dcgan"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure."""
+
+    data: str
+    cls: str
+    seed: int
+    method: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where its result is kept; other settings give another file."""
+        tag = ""
+        if self.settings:
+            text = json.dumps(self.settings, sort_keys=True)
+            tag = "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        return RESULTS / self.data / f"{self.method}{tag}" / f"{self.cls}-seed{self.seed}.json"
+
+
+def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train through the public class on a folder of PNGs, score the test folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data.write_folder(split.train, folder / "train")
+        data.write_folder(split.test, folder / "test")
+        start = time.process_time()
+        detector = Detector.train(
+            folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
+        )
+        trained = time.process_time()
+        report = detector.score(folder / "test")
+        scored = time.process_time()
+        paper = detector.score(folder / "test", score="paper")
+    figures = _aurocs(report, split.anomalous)
+    assert detector.report is not None
+    return {
+        "auroc": figures.pop("score"),
+        "auroc_by_score": {"paper": _aurocs(paper, split.anomalous)["score"]},
+        "auroc_by_term": figures,
+        "false_alarm_rate": _rate(report, ~split.anomalous),
+        "recall": _rate(report, split.anomalous),
+        "cpu_seconds": trained - start,
+        "cpu_seconds_scoring": scored - trained,
+        "health": detector.report.health.verdict,
+        "health_values": {check.name: check.value for check in detector.report.health.checks},
+        "config": detector.model.metadata["config"],
+    }
+
+
+def untrained(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same detector with random weights: what training must add to."""
+    return anoscan(
+        split, seed, {"images_shown": 1, "encoder_images_shown": 1, "batch_size": 2} | settings
+    )
+
+
+def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """f-AnoGAN's recipe, WGAN-GP with five critic steps, and the paper's own score."""
+    found = anoscan(split, seed, PAPER | settings)
+    return found | {"auroc": found["auroc_by_score"]["paper"], "auroc_default": found["auroc"]}
+
+
+def _baseline(name: str) -> Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]:
+    def measure(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = baselines.evaluate(split, seed, [name])[name]
+        return dict(found)
+
+    return measure
+
+
+METHODS: dict[str, Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]] = {
+    "anoscan": anoscan,
+    "untrained": untrained,
+    "paper": paper,
+} | {name: _baseline(name) for name in baselines.BASELINES}
+
+
+def _aurocs(report: Any, anomalous: np.ndarray) -> dict[str, float]:
+    """AUROC of the score and of each of its terms; files are named by row."""
+    rows = [int(Path(image.path).stem) for image in report.images]
+    truth = anomalous[rows]
+    columns = {"score": [image.score for image in report.images]}
+    for term in report.images[0].terms:
+        columns[term] = [image.terms[term] for image in report.images]
+    return {name: float(roc_auc_score(truth, values)) for name, values in columns.items()}
+
+
+def _rate(report: Any, chosen: np.ndarray) -> float:
+    flagged = [i.verdict == "anomalous" for i in report.images if chosen[int(Path(i.path).stem)]]
+    return float(np.mean(flagged))
+
+
+def compute(cell: Cell, command: str) -> dict[str, Any]:
+    """Measure a cell and keep the result with the commit and command that made it."""
+    import torch
+
+    torch.set_num_threads(1)
+    split = data.load(cell.data, cell.cls, seed=cell.seed)
+    found = METHODS[cell.method](split, cell.seed, dict(cell.settings))
+    result = {
+        **asdict(cell),
+        **found,
+        "images": {
+            "train": len(split.train),
+            "test_normal": int((~split.anomalous).sum()),
+            "test_anomalous": int(split.anomalous.sum()),
+        },
+        "commit": _commit(),
+        "command": command,
+        "torch": str(torch.__version__),
+        "anoscan_scores": list(SCORES),
+    }
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cell.path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(cell.path)
+    return result
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    settings = tuple(sorted((key, json.loads(value)) for key, value in options.set))
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name in options.data:
+            wanted = options.classes or data.classes(name)
+            if options.development:
+                wanted = data.development(name)
+            for cls in wanted:
+                for method in options.methods:
+                    own = settings if method in ("anoscan", "untrained", "paper") else ()
+                    yield Cell(name, cls, seed, method, own)
+
+
+def arguments() -> argparse.Namespace:
+    """Command line of a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=_listed, required=True, help=", ".join(data.SETS))
+    parser.add_argument("--classes", type=_listed, help="all by default")
+    parser.add_argument("--development", action="store_true", help="classes kept for tuning")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--methods", type=_listed, default=["anoscan", "pca-64"])
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=lambda text: tuple(text.split("=", 1)),
+        metavar="SETTING=JSON",
+        help="a training setting, e.g. images_shown=20000",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    options = parser.parse_args()
+    if unknown := set(options.methods) - set(METHODS):
+        parser.error(f"unknown method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    return options
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    options = arguments()
+    command = "python -m benchmarks.run " + shlex.join(sys.argv[1:])
+    wanted = list(cells(options))
+    missing = [cell for cell in wanted if options.again or not cell.path.exists()]
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(compute, cell, command): cell for cell in missing}
+        for done in as_completed(running):
+            cell, result = running[done], done.result()
+            line = f"{cell.data} {cell.cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
+            sys.stderr.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
+    json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
