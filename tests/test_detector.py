@@ -145,9 +145,7 @@ def test_held_out_normals_raise_about_as_many_alarms_as_promised(
     assert normal.count("anomalous") <= 20
 
 
-def test_streaming_gives_the_same_scores_in_input_order(
-    trained: Detector, digits: Digits
-) -> None:
+def test_streaming_gives_the_same_scores_in_input_order(trained: Detector, digits: Digits) -> None:
     files = images.find([digits.queries])
     streamed = list(trained.stream(files))
     ranked = scores(trained.score(digits.queries))
@@ -193,9 +191,7 @@ def test_nothing_readable_is_an_error_that_names_the_first(
         trained.score(tmp_path)
 
 
-def test_the_paper_score_is_the_formula_on_raw_networks(
-    trained: Detector, digits: Digits
-) -> None:
+def test_the_paper_score_is_the_formula_on_raw_networks(trained: Detector, digits: Digits) -> None:
     report = trained.score(digits.queries, score="paper")
     file = images.find([report.images[0].path])[0]
     x = torch.from_numpy(images.decode(file, trained.model.rule).pixels)[None]
@@ -251,9 +247,7 @@ def test_held_out_images_are_counted_and_a_tenth_of_many() -> None:
     assert (len(train), len(held)) == (1800, 200)
 
 
-def test_images_that_are_all_the_same_are_refused(
-    tmp_path: Path, quick: dict[str, int]
-) -> None:
+def test_images_that_are_all_the_same_are_refused(tmp_path: Path, quick: dict[str, int]) -> None:
     for number in range(20):
         Image.new("L", (16, 16), 7).save(tmp_path / f"{number}.png")
     with pytest.raises(InputError, match="same picture"):

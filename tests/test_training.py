@@ -60,7 +60,8 @@ def moved(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 def gan(objective: str = "nonsaturating", architecture: str = "dcgan") -> GanStage:
     config = TrainConfig.from_dict(CONFIG.to_dict() | {"architecture": architecture})
     networks = fresh_networks(config, RULE)
-    return GanStage(networks, registry.load("objectives", objective), batches(), config, CPU)
+    entry = registry.load("objectives", objective)
+    return GanStage(networks, entry, batches(), batches("turned"), config, CPU)
 
 
 def quietly(stage: GanStage | EncoderStage, steps: int, position: Position | None = None) -> None:
@@ -110,12 +111,12 @@ def test_moving_average_follows_the_generator_with_its_half_life() -> None:
     with torch.no_grad():
         for value in stage.generator.parameters():
             value.fill_(1.0)
-        for value in stage.average.parameters():
+        for value in stage.averages[0].parameters():
             value.fill_(0.0)
     # Far into training; steps of 4 images with a half-life of 100 images: 25 steps halve it.
     for index in range(10_000, 10_025):
         stage._average_step(index)
-    assert next(stage.average.parameters()).mean().item() == pytest.approx(0.5, abs=1e-4)
+    assert next(stage.averages[0].parameters()).mean().item() == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("mapping", registry.names("mappings"))
@@ -194,7 +195,7 @@ class Exploding(GanStage):
     def __init__(self, *, at: int, always: bool) -> None:
         networks = fresh_networks(CONFIG, RULE)
         entry = registry.load("objectives", "nonsaturating")
-        super().__init__(networks, entry, batches(), CONFIG, CPU)
+        super().__init__(networks, entry, batches(), batches("turned"), CONFIG, CPU)
         self.at, self.always, self.exploded = at, always, False
 
     def step(self, index: int) -> dict[str, Tensor]:
@@ -209,7 +210,6 @@ class Exploding(GanStage):
 
 def test_a_loss_that_is_not_finite_once_costs_a_rollback_not_the_run() -> None:
     stage, position, seen = Exploding(at=20, always=False), Position(), list[Progress]()
-    rate = stage.optimizers["generator"].param_groups[0]["lr"]
     run(
         stage,
         steps=60,
@@ -221,7 +221,8 @@ def test_a_loss_that_is_not_finite_once_costs_a_rollback_not_the_run() -> None:
     )
     assert (position.step, position.rollbacks) == (60, 1)
     assert any("went back" in (progress.note or "") for progress in seen)
-    assert stage.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(rate / 4)
+    rate = registry.load("objectives", "nonsaturating").learning_rate
+    assert stage.optimizers["discriminator"].param_groups[0]["lr"] == pytest.approx(rate / 4)
     assert all(torch.isfinite(value).all() for value in state_tensors(stage).values())
 
 

@@ -5,7 +5,11 @@ Nothing here imports torch or scikit-learn until a command runs: ``--help`` must
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,19 +19,39 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import registry
-from anoscan.config import (
-    DEVICES,
-    ENCODERS,
-    FALSE_ALARM_RATE,
-    LARGEST_SIZE,
-    PRECISIONS,
-    SMALLEST_SIZE,
-    TrainConfig,
+from anoscan import cli_models, config
+from anoscan.config import TrainConfig
+from anoscan.errors import (
+    AnoscanError,
+    ExitCode,
+    InputError,
+    TrainingInterrupted,
+    UsageError,
 )
-from anoscan.errors import AnoscanError, ExitCode, InputError, UsageError
+from anoscan.options import (
+    IMAGES,
+    MACHINE,
+    OUTPUT,
+    SETTINGS,
+    BatchSize,
+    Command,
+    Device,
+    Force,
+    Json,
+    Model,
+    Precision,
+    Quiet,
+    Rate,
+    ScoreName,
+    Workers,
+    choice,
+    option,
+    setting,
+)
+from anoscan.scores import DEFAULT_SCORE, score_named
 
 if TYPE_CHECKING:
+    from anoscan.detector import Detector
     from anoscan.images import ImageFile
     from anoscan.output import Output
     from anoscan.results import ImageScore, ScoreReport, Skipped
@@ -35,60 +59,16 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="anoscan",
     help="Find the odd image out: learn from a folder of normal images, then rank others.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    **SETTINGS,
 )
-models_app = typer.Typer(no_args_is_help=True, help="List, show and move trained models.")
-app.add_typer(models_app, name="models")
+app.add_typer(cli_models.app, name="models")
 
-TABLE_ROWS = 20
-
-
-def _choices(family: str) -> str:
-    entries = (f"{name}: {registry.summary(family, name)}" for name in registry.names(family))
-    return " ".join(entries)
-
-
-_DEFAULT = TrainConfig()
-_DATA, _MODEL, _MACHINE, _OUTPUT = "Images", "Model", "Machine", "Output"
-
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=_OUTPUT)
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel=_OUTPUT)
-]
-Device = Annotated[
-    str,
-    typer.Option(metavar="|".join(DEVICES), help="Where to compute.", rich_help_panel=_MACHINE),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(PRECISIONS),
-        help="Of training; scoring is always float32.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Threads that decode images.", rich_help_panel=_MACHINE),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Name or path of a model.", show_default="the one trained last"),
-]
-Rate = Annotated[
-    float,
-    typer.Option(help="Share of normal images that may be called anomalous."),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Images a pass; scores do not depend on it.", rich_help_panel=_MACHINE
-    ),
-]
+TABLE_ROWS, DEMO_ROWS = 20, 10
+# typer does not name the class that all its complaints about wrong usage share.
+_WrongUsage: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def _version(wanted: bool) -> None:
@@ -99,145 +79,101 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    cli_models.help_without_command(context)
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     images: Annotated[
-        list[Path], typer.Argument(help="Folders (searched recursively) or files of normal images.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES", help="Folders (searched recursively) or files of normal images."
+        ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the model.", show_default="that of the folder")
+        str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
     ] = None,
     size: Annotated[
-        str,
-        typer.Option(
-            help=f"Side the networks see, {SMALLEST_SIZE} to {LARGEST_SIZE} pixels, or auto.",
-            rich_help_panel=_DATA,
+        str | None,
+        setting(
+            "size",
+            f"Side the networks see, {config.SMALLEST_SIZE} to {config.LARGEST_SIZE} pixels.",
+            "auto|N",
+            default="auto",
+            panel=IMAGES,
         ),
-    ] = "auto",
+    ] = None,
     channels: Annotated[
-        str,
-        typer.Option(metavar="auto|1|3", help="1 grey, 3 RGB.", rich_help_panel=_DATA),
-    ] = "auto",
+        str | None,
+        setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
+    ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(
-            help="Share of images kept from the networks.",
-            show_default=str(_DEFAULT.held_out),
-            rich_help_panel=_DATA,
-        ),
+        setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
     ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            help=_choices("architectures"),
-            show_default=str(_DEFAULT.architecture),
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help=_choices("objectives"),
-            show_default=str(_DEFAULT.objective),
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    architecture: Annotated[str | None, choice("architecture", "architectures")] = None,
+    objective: Annotated[str | None, choice("objective", "objectives")] = None,
     encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(ENCODERS),
-            help="Kind of encoder.",
-            show_default=str(_DEFAULT.encoder),
-            rich_help_panel=_MODEL,
-        ),
+        str | None, setting("encoder", "Kind of encoder.", "|".join(config.ENCODERS))
     ] = None,
-    mapping: Annotated[
-        str | None,
-        typer.Option(
-            help=_choices("mappings"), show_default=str(_DEFAULT.mapping), rich_help_panel=_MODEL
+    mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
+    rotation_weight: Annotated[
+        float | None,
+        setting(
+            "rotation_weight", "Of naming quarter turns, beside realness; 0 for none.", "WEIGHT"
         ),
     ] = None,
     images_shown: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Length: real images the discriminator sees.",
-            show_default="96000",
-            rich_help_panel=_MODEL,
+        setting(
+            "images_shown",
+            "Length: real images the discriminator sees.",
+            "N",
+            default=str(config.IMAGES_SHOWN),
         ),
     ] = None,
     encoder_images_shown: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Length of the encoder's training.",
-            show_default="half of --images-shown",
-            rich_help_panel=_MODEL,
+        setting(
+            "encoder_images_shown",
+            "Length of the encoder's training.",
+            "N",
+            default="half of --images-shown",
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Images a step.",
-            show_default=str(_DEFAULT.batch_size),
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Of the GAN.", show_default="the objective's", rich_help_panel=_MODEL),
+        setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
     ] = None,
-    latent_dim: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Numbers in z.",
-            show_default=str(_DEFAULT.latent_dim),
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            min=4,
-            help="Channels of the finest layer.",
-            show_default=str(_DEFAULT.width),
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
+    width: Annotated[int | None, setting("width", "Channels of the finest layer.", "N")] = None,
     ema_images: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Half-life of the generator's average, in images.",
-            show_default=str(_DEFAULT.ema_images),
-            rich_help_panel=_MODEL,
+        setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
+    ] = None,
+    seed: Annotated[int | None, setting("seed", "Of all randomness.", "N")] = None,
+    config_file: Annotated[
+        Path | None,
+        option(
+            "--config",
+            help="JSON file of settings, or what models show --json or --dry-run print; options "
+            "given here come first.",
+            metavar="FILE",
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of all randomness.", show_default=str(_DEFAULT.seed))
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="JSON file of settings; options given here come first."),
-    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted training.")
+        bool, option("--resume", help="Go on with an interrupted training.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a model of the same name.")
-    ] = False,
+    force: Force = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")
+        bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
     ] = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -249,14 +185,13 @@ def train(
 
     Example: anoscan train ./normal_imgs --name bolts
     """
-    given = {
-        "size": _auto_int("--size", size),
-        "channels": _auto_int("--channels", channels),
+    given: dict[str, Any] = {
         "held_out": held_out,
         "architecture": architecture,
         "objective": objective,
         "encoder": encoder,
         "mapping": mapping,
+        "rotation_weight": rotation_weight,
         "images_shown": images_shown,
         "encoder_images_shown": encoder_images_shown,
         "batch_size": batch_size,
@@ -266,106 +201,119 @@ def train(
         "ema_images": ema_images,
         "seed": seed,
     }
-    settings = _settings(config) | {key: value for key, value in given.items() if value is not None}
-    chosen = TrainConfig.from_dict(settings)
+    settings = {key: value for key, value in given.items() if value is not None}
+    if size is not None:
+        settings["size"] = _auto_int("--size", size)
+    if channels is not None:
+        settings["channels"] = _auto_int("--channels", channels)
+    chosen = TrainConfig.from_dict(_settings(config_file) | settings)
     output = _output(as_json, quiet)
+    machine: dict[str, Any] = {"device": device, "precision": precision, "workers": workers}
     if dry_run:
-        _dry_run(images, chosen, workers, output)
+        _dry_run(images, chosen, machine, output)
         return
-    from anoscan.detector import Detector
-
-    with output.progress() as on_progress:
-        detector = Detector.train(
-            images,
-            config=chosen,
-            name=name,
-            force=force,
-            resume=resume,
-            device=device,
-            precision=precision,
-            workers=workers,
-            on_progress=on_progress,
-        )
+    detector = _train(output, images, config=chosen, name=name, force=force, resume=resume, **machine)
     if detector.report is None:
         raise RuntimeError("training gives a report")
     output.emit(detector.report)
-    output.note(f"next: anoscan score QUERIES --model {detector.reference.name} --top 20")
+    output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
     _finish(output, detector.report.images.skipped)
 
 
 def _auto_int(option: str, value: str) -> int | None:
     if value == "auto":
         return None
-    if not value.isascii() or not value.isdigit():
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
         raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
     return int(value)
 
 
+def _train(output: Output, images: list[Path], **options: Any) -> Detector:
+    from anoscan.detector import Detector
+
+    with output.progress() as on_progress:
+        try:
+            return Detector.train(images, on_progress=on_progress, **options)
+        except TrainingInterrupted as error:
+            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            command = shlex.join(["anoscan", *arguments, "--resume"])
+            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
+
+
 def _settings(path: Path | None) -> dict[str, Any]:
-    """Settings of a JSON file: a plain object, or what ``models show --json`` prints."""
+    """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
     if path is None:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} is not JSON: {error}.") from error
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold one JSON object of settings.")
+    try:
+        TrainConfig.from_dict(values)
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error.message}", hint=error.hint) from error
     return values
 
 
-def _dry_run(paths: list[Path], config: TrainConfig, workers: int | None, output: Output) -> None:
+def _dry_run(
+    paths: list[Path], chosen: TrainConfig, machine: dict[str, Any], output: Output
+) -> None:
     from anoscan import images, trainset
     from anoscan.learn import resolve
     from anoscan.runtime import Runtime
 
-    runtime = Runtime.resolve(workers=workers)
+    runtime = Runtime.resolve(**machine)
     files = images.find(paths)
     inspection = trainset.inspect(
-        files, size=config.size, channels=config.channels, workers=runtime.workers, seed=config.seed
+        files, size=chosen.size, channels=chosen.channels, workers=runtime.workers, seed=chosen.seed
     )
-    resolved = resolve(config, inspection)
-    output.document({"config": resolved.to_dict(), "images_found": len(files)})
+    document = {
+        "schema": "anoscan.config/1",
+        "config": resolve(chosen, inspection).to_dict(),
+        "images_found": len(files),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+    }
+    output.document(document)
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Folders, files, or - for a list on stdin."),
+        typer.Argument(
+            metavar="PATH",
+            help="Folders, files, or - for a list on stdin: one a line, or NUL after each.",
+        ),
     ],
     model: Model = None,
     top: Annotated[
         int | None,
         typer.Option(
-            min=1, help="List only the N most anomalous.", show_default="20 in a table, all in JSON"
+            min=1,
+            metavar="N",
+            help=f"List only the N most anomalous. [default: {TABLE_ROWS} in a table, all in JSON]",
         ),
     ] = None,
-    score_name: Annotated[
-        str,
-        typer.Option(
-            "--score",
-            metavar="calibrated|paper",
-            help="Which score: the default, or f-AnoGAN's own.",
-        ),
-    ] = "calibrated",
+    score_name: ScoreName = DEFAULT_SCORE,
     mapping: Annotated[
-        str, typer.Option(metavar="encoder", help="How an image gets its latent.")
+        str,
+        option(help="How an image gets its latent.", metavar="encoder", default="encoder"),
     ] = "encoder",
-    false_alarm_rate: Rate = FALSE_ALARM_RATE,
+    false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
     fail_on_anomaly: Annotated[
-        bool, typer.Option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
+        bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
     residuals: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write query | reconstruction | residual PNGs there.",
-            rich_help_panel=_OUTPUT,
+        option(
+            metavar="DIR", help="Write query | reconstruction | residual PNGs there.", panel=OUTPUT
         ),
     ] = None,
     batch_size: BatchSize = 64,
@@ -374,21 +322,18 @@ def score(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, help="For mappings that draw random numbers.", rich_help_panel=_MACHINE
+            min=0,
+            metavar="N",
+            help="For mappings that draw random numbers.",
+            rich_help_panel=MACHINE,
         ),
     ] = 0,
     as_json: Json = False,
     as_jsonl: Annotated[
-        bool,
-        typer.Option(
-            "--jsonl", help="One JSON object an image, as it is scored.", rich_help_panel=_OUTPUT
-        ),
+        bool, option("--jsonl", help="One JSON object an image, as it is scored.", panel=OUTPUT)
     ] = False,
     as_csv: Annotated[
-        bool,
-        typer.Option(
-            "--csv", help="One CSV row an image, as it is scored.", rich_help_panel=_OUTPUT
-        ),
+        bool, option("--csv", help="One CSV row an image, as it is scored.", panel=OUTPUT)
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -396,61 +341,70 @@ def score(
 
     Example: anoscan score ./queries --top 20 --residuals ./pictures
     """
+    streams = as_jsonl or as_csv
     if as_json + as_jsonl + as_csv > 1:
         raise UsageError("--json, --jsonl and --csv exclude each other.")
-    if top is not None and (as_jsonl or as_csv):
+    if top is not None and streams:
         raise UsageError("--top needs all images: not with --jsonl or --csv.")
-    from anoscan.detector import Detector
-
-    output = _output(as_json, quiet)
-    detector = _load(Detector, model, device, workers, output)
     options: dict[str, Any] = {
-        "score": score_name,
+        "score": score_named(score_name).name,
         "mapping": mapping,
-        "false_alarm_rate": false_alarm_rate,
+        "false_alarm_rate": config.rate_in_range(false_alarm_rate),
         "residuals": residuals,
         "batch_size": batch_size,
     }
+    output = _output(as_json, quiet)
+    files = _files(paths)
+    detector = _load(model, device, workers, output)
     if warning := detector.threshold(false_alarm_rate, score_name).warning:
         output.warn(warning)
-    files = _files(paths)
-    with output.progress() as on_progress:
-        if as_jsonl or as_csv:
+    with output.progress(streams=streams) as on_progress:
+        if streams:
             outcomes = detector.stream(files, on_progress=on_progress, **options)
             terms = detector.score_terms(score_name)
             anomalous, skipped = _stream(outcomes, output, as_csv, terms)
         else:
             report = detector.score_files(files, on_progress=on_progress, **options)
             anomalous, skipped = report.counts["anomalous"], list(report.skipped)
-    if not (as_jsonl or as_csv):
-        output.emit(_cut(report, top, as_json))
-    _finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0)
+    if not streams:
+        output.emit(_cut(report, top, None if as_json else TABLE_ROWS))
+    if residuals is not None:
+        output.note(f"pictures: {residuals}")
+    _finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
 
 
 def _files(paths: list[str]) -> list[ImageFile]:
-    """Images of the arguments; ``-`` stands for a list of paths on stdin, one a line."""
+    """Images of the arguments; ``-`` stands for the list on stdin."""
     from anoscan import images
 
-    if paths != ["-"]:
+    if "-" not in paths:
         return images.find(paths)
-    listed = [line.rstrip("\r\n") for line in sys.stdin]
     found: list[ImageFile] = []
-    for path in filter(None, listed):
-        if Path(path).is_dir():
+    for path in _listed():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             found += images.find([path])
         else:
             # A path that is not there is reported with the unreadable ones: the list goes on.
             found.append(images.ImageFile(path, Path(path), path))
+    if named := [path for path in paths if path != "-"]:
+        found += images.find(named)
     if not found:
         raise InputError("the list of images on stdin is empty.")
     return found
 
 
-def _cut(report: ScoreReport, top: int | None, as_json: bool) -> ScoreReport:
-    import dataclasses
+def _listed() -> list[str]:
+    """Paths on stdin; a name that holds a newline needs the form that ``find -print0`` writes."""
+    data = sys.stdin.buffer.read()
+    if b"\0" in data:
+        names = data.split(b"\0")
+    else:
+        names = [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    return [os.fsdecode(name) for name in names if name]
 
-    rows = top if top is not None or as_json else TABLE_ROWS
-    return dataclasses.replace(report, images=report.images[:rows])
+
+def _cut(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:
+    return dataclasses.replace(report, images=report.images[: rows if top is None else top])
 
 
 def _stream(
@@ -464,6 +418,7 @@ def _stream(
     scored, anomalous, skipped = 0, 0, []
     for outcome in outcomes:
         if isinstance(outcome, Skipped):
+            output.unreadable(outcome)
             skipped.append(outcome)
             continue
         write(outcome)
@@ -474,27 +429,22 @@ def _stream(
     return anomalous, skipped
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=Command)
 def evaluate(
     images: Annotated[
         Path | None,
         typer.Argument(
-            help="What paths in the CSV are relative to.", show_default="the CSV's folder"
+            metavar="[IMAGES]",
+            help="What paths in the CSV are relative to. [default: the CSV's folder]",
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="CSV with the header path,label[,mask][,class].")
+        Path | None,
+        option(help="CSV with the header path,label[,mask][,class]. [required]", metavar="FILE"),
     ] = None,
     model: Model = None,
-    score_name: Annotated[
-        str,
-        typer.Option(
-            "--score",
-            metavar="calibrated|paper",
-            help="Which score: the default, or f-AnoGAN's own.",
-        ),
-    ] = "calibrated",
-    false_alarm_rate: Rate = FALSE_ALARM_RATE,
+    score_name: ScoreName = DEFAULT_SCORE,
+    false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
@@ -507,10 +457,10 @@ def evaluate(
     """
     if labels is None:
         raise UsageError("eval needs --labels FILE, a CSV with the header path,label.")
-    from anoscan.detector import Detector
-
+    score_named(score_name)
+    config.rate_in_range(false_alarm_rate)
     output = _output(as_json, quiet)
-    detector = _load(Detector, model, device, workers, output)
+    detector = _load(model, device, workers, output)
     with output.progress() as on_progress:
         report = detector.evaluate(
             labels,
@@ -524,10 +474,17 @@ def evaluate(
     _finish(output, report.images.skipped)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    output_folder: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where images and pictures go.")
+    folder: Annotated[
+        Path,
+        option(
+            "--output",
+            help="Where images and pictures go.",
+            metavar="DIR",
+            default="anoscan-demo",
+            panel=OUTPUT,
+        ),
     ] = Path("anoscan-demo"),
     device: Device = "auto",
     precision: Precision = "auto",
@@ -541,25 +498,17 @@ def demo(
     output = _output(as_json, quiet)
     with output.progress() as on_progress:
         report = job.run(
-            output_folder,
-            device=device,
-            precision=precision,
-            workers=workers,
-            on_progress=on_progress,
+            folder, device=device, precision=precision, workers=workers, on_progress=on_progress
         )
-    output.emit(_short(report, as_json))
+    rows = None if as_json else DEMO_ROWS
+    output.emit(dataclasses.replace(report, score=_cut(report.score, None, rows)))
 
 
-def _short(report: Any, as_json: bool) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(report, score=_cut(report.score, None, as_json))
-
-
-@app.command()
+@app.command(cls=Command)
 def doctor(
     images: Annotated[
-        list[Path] | None, typer.Argument(help="A folder to train on, to see what that would mean.")
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGES]", help="A folder, to see what training on it would mean."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -571,82 +520,9 @@ def doctor(
 
     report = practice.examine(images or [], device=device, precision=precision, workers=workers)
     _output(as_json, False).emit(report)
-    if report.verdict == "fail":
-        raise typer.Exit(ExitCode.FAILED)
-
-
-@models_app.command(name="list")
-def models_list(as_json: Json = False) -> None:
-    """List the models in the store."""
-    from anoscan import store
-    from anoscan.results import ModelsReport
-
-    _output(as_json, False).emit(ModelsReport(models=tuple(store.models())))
-
-
-@models_app.command(name="show")
-def models_show(
-    model: Annotated[str | None, typer.Argument(help="Name or path.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same; always JSON.")] = False,
-) -> None:
-    """Print all that a model file says of the model, as JSON."""
-    from anoscan import modelfile, store
-
-    _output(True, False).document(modelfile.read_metadata(store.resolve(model)))
-
-
-@models_app.command(name="remove")
-def models_remove(name: Annotated[str, typer.Argument(help="Model in the store.")]) -> None:
-    """Delete a model."""
-    from anoscan import store
-
-    store.remove(name)
-    _output(False, False).note(f"removed {name}")
-
-
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-
-
-@models_app.command(name="rename")
-def models_rename(
-    old: Annotated[str, typer.Argument(help="Name now.")],
-    new: Annotated[str, typer.Argument(help="Name then.")],
-    force: Force = False,
-) -> None:
-    """Rename a model."""
-    from anoscan import store
-
-    store.rename(old, new, force=force)
-    _output(False, False).note(f"renamed {old} to {new}")
-
-
-@models_app.command(name="export")
-def models_export(
-    name: Annotated[str, typer.Argument(help="Model in the store.")],
-    destination: Annotated[Path, typer.Argument(help="File or folder to copy it to.")],
-    force: Force = False,
-) -> None:
-    """Copy a model out of the store; the one file is all there is."""
-    from anoscan import store
-    from anoscan.output import printable
-
-    path = store.export(name, destination, force=force)
-    _output(False, False).text(printable(str(path)))
-
-
-@models_app.command(name="import")
-def models_import(
-    file: Annotated[Path, typer.Argument(help="Model file.")],
-    name: Annotated[
-        str | None, typer.Option(help="Name in the store.", show_default="the file's")
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Copy a model file into the store."""
-    from anoscan import store
-
-    imported = store.import_model(file, name=name, force=force)
-    _output(False, False).note(f"imported {imported}")
+    failed = [check.message for check in report.checks if check.verdict == "fail"]
+    if failed:
+        raise AnoscanError(" ".join(failed))
 
 
 def _output(as_json: bool, quiet: bool) -> Output:
@@ -655,16 +531,19 @@ def _output(as_json: bool, quiet: bool) -> Output:
     return Output(as_json=as_json, quiet=quiet)
 
 
-def _load(kind: Any, model: str | None, device: str, workers: int | None, output: Output) -> Any:
-    detector = kind.load(model, device=device, workers=workers)
+def _load(model: str | None, device: str, workers: int | None, output: Output) -> Detector:
+    from anoscan.detector import Detector
+
+    detector = Detector.load(model, device=device, workers=workers)
     if model is None:
         output.note(f"using the model trained last: {detector.reference.name}")
     return detector
 
 
-def _finish(output: Output, skipped: Any, *, anomalous: int = 0) -> None:
+def _finish(output: Output, skipped: Any, *, anomalous: int = 0, listed: bool = False) -> None:
     """Report skipped files and leave with the exit code that the contract asks for."""
-    output.skipped(skipped)
+    if not listed:
+        output.skipped(skipped)
     if anomalous:
         raise typer.Exit(ExitCode.ANOMALY)
     if skipped:
@@ -673,19 +552,50 @@ def _finish(output: Output, skipped: Any, *, anomalous: int = 0) -> None:
 
 def main() -> NoReturn:
     """Run the command line; every exit code is decided here or by `typer.Exit`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        app()
+        code = app(standalone_mode=False) or ExitCode.DONE
+        sys.stdout.flush()
+    except _WrongUsage as error:
+        command = error.ctx.command_path if error.ctx else "anoscan"
+        return _fail(UsageError(error.format_message(), hint=f"See {command} --help."))
     except AnoscanError as error:
-        _output(False, False).error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        return _fail(error)
     except BrokenPipeError:
-        # The reader went away (| head): nobody is left to tell.
-        sys.stderr.close()
-        sys.exit(ExitCode.FAILED)
+        return _reader_gone()
+    except OSError as error:
+        # A full disk or a folder that is not the user's; without a number it is none of these.
+        if error.errno is None:
+            return _bug()
+        named = f"{error.filename}: " if error.filename else ""
+        return _fail(AnoscanError(f"{named}{error.strerror}."))
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
     except Exception:
-        traceback.print_exc()
-        sys.stderr.write("This is a bug in anoscan: please report it with the lines above.\n")
-        sys.exit(ExitCode.BUG)
-    sys.exit(ExitCode.DONE)
+        return _bug()
+    if code == ExitCode.INTERRUPTED:
+        _output(False, False).note("interrupted")
+    return int(code)
+
+
+def _fail(error: AnoscanError) -> int:
+    _output(False, False).error(error)
+    return error.exit_code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    sys.stderr.write("This is a bug in anoscan: please report it with the lines above.\n")
+    return ExitCode.BUG
+
+
+def _reader_gone() -> int:
+    # As in | head: nobody is left to tell, and Python must not try again when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.FAILED

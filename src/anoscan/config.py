@@ -14,6 +14,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENCODERS = ("ae",)
 FALSE_ALARM_RATE = 0.01
+IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,10 @@ class TrainConfig:
     objective: str = "nonsaturating"
     encoder: str = "ae"
     mapping: str = "izi_f"
+    rotation_weight: float = 1.0  # of the quarter-turn task beside realness; 0 leaves it out
     images_shown: int | None = None  # real images the discriminator sees
     encoder_images_shown: int | None = None  # images the encoder sees; half of images_shown
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float | None = None  # the objective's own
     latent_dim: int = 64
     width: int = 32  # channels of the widest-resolution layer; deeper layers double it
@@ -57,6 +59,10 @@ class TrainConfig:
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
+        if not 0 <= self.rotation_weight <= 100:
+            raise UsageError(
+                f"--rotation-weight must be from 0 to 100. Got {self.rotation_weight}."
+            )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
 

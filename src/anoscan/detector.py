@@ -332,7 +332,8 @@ class Detector:
 
     def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score is made of."""
-        return scoring.score_named(score).terms
+        chosen = scoring.score_named(score).terms
+        return tuple(name for name in chosen if name in self.model.fitted)
 
     def threshold(
         self, false_alarm_rate: float = FALSE_ALARM_RATE, score: str = scoring.DEFAULT_SCORE
@@ -498,11 +499,10 @@ class Detector:
         )
 
     def _named_terms(self, terms: np.ndarray, how: scoring.Score) -> dict[str, float]:
-        if how.raw:
-            return {name: float(terms[self._columns([name])[0]]) for name in how.terms}
-        columns = self._columns(how.terms)
-        standard = self._scales[how.name].standardise(terms[None, columns])[0]
-        return dict(zip(how.terms, standard.tolist(), strict=True))
+        values = terms[self._columns(how.name)]
+        if not how.raw:
+            values = self._scales[how.name].standardise(values[None])[0]
+        return dict(zip(self.score_terms(how.name), values.tolist(), strict=True))
 
     def _regions(self, decoded: Decoded, residual: np.ndarray, level: float) -> tuple[Region, ...]:
         side = len(residual)
@@ -529,12 +529,12 @@ class Detector:
         return target.as_posix()
 
     def _combined(self, terms: np.ndarray, how: scoring.Score) -> np.ndarray:
-        chosen = terms[:, self._columns(how.terms)]
+        chosen = terms[:, self._columns(how.name)]
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
 
-    def _columns(self, names: Sequence[str]) -> list[int]:
+    def _columns(self, score: str) -> list[int]:
         present = list(self.model.fitted)
-        return [present.index(name) for name in names]
+        return [present.index(name) for name in self.score_terms(score)]
 
     def _region_level(self, false_alarm_rate: float) -> float:
         """Residual that the worst spot of a normal image exceeds at the false-alarm rate."""
@@ -545,7 +545,7 @@ class Detector:
     def _scales(self) -> dict[str, calibration.Scale]:
         return {
             score.name: calibration.Scale.fit(
-                self.model.yardstick.terms[:, self._columns(score.terms)]
+                self.model.yardstick.terms[:, self._columns(score.name)]
             )
             for score in scoring.SCORES.values()
         }
@@ -554,7 +554,7 @@ class Detector:
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
         for score in scoring.SCORES.values():
-            terms = self.model.yardstick.terms[:, self._columns(score.terms)]
+            terms = self.model.yardstick.terms[:, self._columns(score.name)]
             found[score.name] = terms[:, 0] if score.raw else calibration.cross_fitted_scores(terms)
         return found
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from anoscan import modelfile, registry
-from anoscan.adversarial import GanStage, sample
+from anoscan.adversarial import TURNED_BATCH, GanStage, sample
 from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
-from anoscan.config import TrainConfig
+from anoscan.config import IMAGES_SHOWN, TrainConfig
 from anoscan.errors import InputError, ModelError
 from anoscan.health import Findings, examine
 from anoscan.images import ImageFile, ImageRule
@@ -30,7 +30,7 @@ from anoscan.mapping import EncoderStage
 from anoscan.model import Model, Yardstick, describe, fresh_networks
 from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
-from anoscan.scoring import chunks, fit_terms, measure, smooth
+from anoscan.scoring import chunks, fit_terms, measure, smooth, terms_of
 from anoscan.terms import Tensors
 from anoscan.training import (
     Batches,
@@ -46,7 +46,6 @@ from anoscan.trainset import ImageArray, Inspection, inspect
 
 FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
-IMAGES_SHOWN = 96_000
 DIVERSITY_SAMPLE = 256
 
 
@@ -133,7 +132,8 @@ def learn(
             clock,
         )
         read = array.pixels.__getitem__
-        fitted = fit_terms(networks, chunks(train_rows, read, runtime.device))
+        batches = chunks(train_rows, read, runtime.device)
+        fitted = fit_terms(networks, terms_of(config), batches)
         yardstick, residual = _hold_against(networks, fitted, array.pixels, held_rows, runtime)
         baselines = Baselines.fit(array.pixels, train_rows, config.seed)
         mean_image = float(np.mean(baselines.scores(array.pixels[held_rows])["mean_image"]))
@@ -202,8 +202,9 @@ def _train(
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def batches(name: str) -> Batches:
-        return Batches(pixels, rows, config.batch_size, config.seed, name, runtime.device)
+    def batches(name: str, size: int = 1) -> Batches:
+        many = size * config.batch_size
+        return Batches(pixels, rows, many, config.seed, name, runtime.device)
 
     def go(stage: Stage, images: int, extra: dict[str, Tensor]) -> int:
         position = keeper.restore(stage)
@@ -220,14 +221,19 @@ def _train(
         return position.rollbacks
 
     gan = GanStage(
-        networks, registry.load("objectives", config.objective), batches("gan"), config, runtime
+        networks,
+        registry.load("objectives", config.objective),
+        batches("gan"),
+        batches("turned", TURNED_BATCH),
+        config,
+        runtime,
     )
     if keeper.has_finished(gan):
         rollbacks = keeper.restore_finished(gan)
         clock.lap("gan")
     else:
         rollbacks = go(gan, config.images_shown or 0, {})
-    trained = Networks(gan.average, networks.discriminator, networks.encoder)
+    trained = Networks(*gan.averages, networks.encoder)
     encoder = EncoderStage(
         trained, registry.load("mappings", config.mapping), batches("encoder"), config, runtime
     )

@@ -6,6 +6,7 @@ the latent space with hundreds of steps of back-propagation for each image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,10 @@ from anoscan.architectures import Networks
 from anoscan.config import TrainConfig
 from anoscan.mappings import Mapping
 from anoscan.runtime import Runtime, stream
+from anoscan.training import set_rate
 
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-3
+LAST_RATE = 0.02  # of LEARNING_RATE, at the end of a cosine
 
 
 class EncoderStage:
@@ -48,7 +51,8 @@ class EncoderStage:
         networks.generator.eval().requires_grad_(False)
         networks.discriminator.eval().requires_grad_(False)
         networks.encoder.train().requires_grad_(True)
-        optimizer = torch.optim.Adam(networks.encoder.parameters(), lr=LEARNING_RATE)
+        self.slow_down = 1.0
+        optimizer = torch.optim.Adam(networks.encoder.parameters())
         self.optimizers: dict[str, torch.optim.Optimizer] = {"encoder": optimizer}
         self.modules: dict[str, nn.Module] = {"encoder": networks.encoder}
 
@@ -61,10 +65,17 @@ class EncoderStage:
         with self.runtime.autocast():
             loss = self.mapping.loss(self.networks, x, given, z)
         optimizer = self.optimizers["encoder"]
+        set_rate(optimizer, self._rate(index))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return {"encoder": loss.detach()}
+
+    def _rate(self, index: int) -> float:
+        """Learning rate of a step: half a cosine wave, down to almost nothing."""
+        steps = math.ceil((self.config.encoder_images_shown or 1) / self.config.batch_size)
+        half_wave = 0.5 * (1 + math.cos(math.pi * min(index / steps, 1)))
+        return LEARNING_RATE * self.slow_down * (LAST_RATE + (1 - LAST_RATE) * half_wave)
 
 
 def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:

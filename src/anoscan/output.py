@@ -8,42 +8,51 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from anoscan import results
 from anoscan.errors import AnoscanError
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from anoscan.training import Progress
+
 SKIPPED_SHOWN = 5
+LINE_SECONDS = 10.0  # between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _STAGES = {
     "reading": "reading images",
-    "gan": "learning what normal looks like",
-    "encoder": "learning to map images to it",
+    "gan": "learning normal",
+    "encoder": "learning to map",
     "scoring": "scoring",
 }
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_LOSSES = {"discriminator": "D", "generator": "G", "encoder": "E"}
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# What a pipe gets: a table row is one line there, however long its file name is.
+_NEVER_WRAP = 32_767
+
+
+def encodable(name: str) -> str:
+    """File name with bytes that are not UTF-8 written as ``\\xff``."""
+    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 
 def printable(name: str) -> str:
     """File name without control characters or broken Unicode: shown, never obeyed."""
-    clean = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(name)
+    )
 
 
 def defused(cell: str) -> str:
@@ -64,21 +73,20 @@ class Output:
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self._out = Console(markup=False, highlight=False, emoji=False)
-        self._err = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
 
     # --- stderr ---------------------------------------------------------------------------------
 
     def note(self, message: str) -> None:
         """Say something that a user may want to know."""
         if not self.quiet:
-            self._err.print(message, soft_wrap=True)
+            self._err.print(printable(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Say something that a user should know."""
-        self._err.print(
-            Text("Warning: ", style="yellow").append(message, "default"), soft_wrap=True
-        )
+        line = Text("Warning: ", style="yellow").append(printable(message), "default")
+        self._err.print(line, soft_wrap=True)
 
     def error(self, error: AnoscanError) -> None:
         """Say what went wrong, in one line, and what to do."""
@@ -93,27 +101,30 @@ class Output:
             return
         self.warn(f"{len(skipped)} image{'s' * (len(skipped) > 1)} could not be read:")
         for item in skipped[:SKIPPED_SHOWN]:
-            self._err.print(f"  {printable(item.path)}: {item.reason}", soft_wrap=True)
+            line = f"  {printable(item.path)}: {printable(item.reason)}"
+            self._err.print(line, soft_wrap=True)
         if (more := len(skipped) - SKIPPED_SHOWN) > 0:
             self._err.print(f"  and {more} more (all are in --json)", soft_wrap=True)
 
+    def unreadable(self, item: results.Skipped) -> None:
+        """Name one file that could not be read, where no list of them follows."""
+        self.warn(f"{item.path} could not be read: {item.reason}")
+
     @contextmanager
-    def progress(self) -> Iterator[Callable[[Any], None]]:
-        """Show training or scoring progress; without a terminal, a line now and then."""
-        if self.quiet:
+    def progress(self, *, streams: bool = False) -> Iterator[Callable[[Progress], None]]:
+        """Show training or scoring progress; without a terminal, a line now and then.
+
+        Parameters
+        ----------
+        streams : bool
+            Results are printed meanwhile: on a terminal they are progress enough.
+        """
+        if self.quiet or (streams and sys.stdout.isatty()):
             yield lambda progress: None
-        elif not self._err.is_terminal:
-            yield _Lines(self.note)
+        elif not sys.stderr.isatty():
+            yield Lines(self.note)
         else:
-            with Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[facts]}"),
-                console=self._err,
-            ) as bars:
+            with _bars(self._err) as bars:
                 yield _Bars(bars, self.note)
 
     # --- stdout ---------------------------------------------------------------------------------
@@ -122,14 +133,21 @@ class Output:
         """Print a result: its JSON document, or tables made for a person."""
         if self.as_json:
             self.document(results.to_json(report))
-            return
-        for part in _RENDERERS[type(report)](report):
-            self._print(part)
+        else:
+            self._show(_RENDERERS[type(report)](report))
+
+    def model(self, document: dict[str, Any]) -> None:
+        """Print all that is known of a model: as JSON, or as a table."""
+        if self.as_json:
+            self.document(document)
+        else:
+            self._show(_model(document))
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        json.dump(value, sys.stdout, indent=2, allow_nan=False, ensure_ascii=True)
-        sys.stdout.write("\n")
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""
@@ -139,84 +157,117 @@ class Output:
 
     def text(self, message: str) -> None:
         """Print plain text as a result."""
-        self._out.print(message, soft_wrap=True)
+        self._show([message])
 
-    def _print(self, part: RenderableType) -> None:
-        self._out.print(part, soft_wrap=isinstance(part, str))
+    def _show(self, parts: Iterable[RenderableType]) -> None:
+        for part in parts:
+            # Plain strings hold paths and commands, to be copied: the terminal may wrap them.
+            self._out.print(part, soft_wrap=isinstance(part, str))
+
+
+def _console(stream: IO[str]) -> Console:
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _NEVER_WRAP
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 class CsvWriter:
-    """Images as CSV rows on stdout, one as soon as it is scored."""
+    """Images as CSV rows on stdout, one as soon as it is scored, the header before the first."""
 
     def __init__(self, terms: Sequence[str], stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
         self._terms = terms
+        self._clean = printable if self._stream.isatty() else encodable
         self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._writer.writerow([*CSV_COLUMNS, *terms])
+        self._begun = False
 
     def write(self, image: results.ImageScore) -> None:
         """Write one row; numbers at full precision, empty where there is none."""
+        if not self._begun:
+            self._writer.writerow([*CSV_COLUMNS, *self._terms])
+            self._begun = True
         values = [getattr(image, column) for column in CSV_COLUMNS]
         values += [image.terms.get(term) for term in self._terms]
-        cells = [_cell(value) for value in values]
-        self._writer.writerow(cells)
+        self._writer.writerow([self._cell(value) for value in values])
         self._stream.flush()
 
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return defused(os.fsencode(value).decode("utf-8", "backslashreplace"))
-    return repr(value)
+    def _cell(self, value: Any) -> str:
+        if value is None:
+            return ""
+        return defused(self._clean(value)) if isinstance(value, str) else repr(value)
 
 
-class _Lines:
-    """Progress for a log: one line a stage, and one every tenth of it."""
+class Lines:
+    """Progress for a log: one line at the end of a stage, and one now and then before.
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
-        self._told: tuple[str, int] = ("", -1)
+    Parameters
+    ----------
+    note : callable
+        Prints a line.
+    clock : callable
+        Seconds.
+    """
 
-    def __call__(self, progress: Any) -> None:
+    def __init__(
+        self, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._note, self._clock = note, clock
+        self._told = clock()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report of how far a stage is."""
         if progress.note:
             self._note(f"{_STAGES[progress.stage]}: {progress.note}")
-        tenth = 10 * progress.images // max(progress.total_images, 1)
-        if progress.total_images and (progress.stage, tenth) != self._told:
-            self._told = (progress.stage, tenth)
-            if tenth:
-                self._note(
-                    f"{_STAGES[progress.stage]}: {progress.images:,} of "
-                    f"{progress.total_images:,} images{_facts(progress)}"
-                )
+        now = self._clock()
+        if progress.images != progress.total_images and now - self._told < LINE_SECONDS:
+            return
+        self._told = now
+        of = f" of {progress.total_images:,}" if progress.total_images else ""
+        facts = " ".join(_facts(progress))
+        self._note(f"{_STAGES[progress.stage]}: {progress.images:,}{of} images {facts}".rstrip())
+
+
+def _bars(console: Console) -> Bars:
+    # Not at the top: this import takes longer than an error message should.
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        TimeLeft(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+        # Redirected results would leave by stderr, where the bars are.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 class _Bars:
-    """Progress for a terminal: one bar a stage."""
+    """Progress for a terminal: one bar a stage, 80 columns at most."""
 
-    def __init__(self, bars: Progress, note: Callable[[str], None]) -> None:
+    def __init__(self, bars: Bars, note: Callable[[str], None]) -> None:
         self._bars, self._note = bars, note
         self._tasks: dict[str, Any] = {}
 
-    def __call__(self, progress: Any) -> None:
+    def __call__(self, progress: Progress) -> None:
         stage = progress.stage
         if stage not in self._tasks:
             total = progress.total_images or None
             self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=total, facts="")
         if progress.note:
             self._note(f"{_STAGES[stage]}: {progress.note}")
-        self._bars.update(
-            self._tasks[stage], completed=progress.images, facts=_facts(progress).lstrip(", ")
-        )
+        facts = " ".join(_facts(progress))
+        self._bars.update(self._tasks[stage], completed=progress.images, facts=facts)
 
 
-def _facts(progress: Any) -> str:
-    speed = f", {progress.images_per_second:,.0f} images/s" if progress.images_per_second else ""
-    names = {"discriminator": "D", "generator": "G", "encoder": "residual"}
-    losses = [
-        f"{names[name]} {value:.3g}" for name, value in progress.losses.items() if name in names
-    ]
-    return speed + (", loss " + ", ".join(losses) if losses else "")
+def _facts(progress: Progress) -> Iterator[str]:
+    if progress.images_per_second:
+        yield f"{progress.images_per_second:,.0f}/s"
+    for name, value in progress.losses.items():
+        if name in _LOSSES:
+            yield f"{_LOSSES[name]} {value:.2f}"
 
 
 # --- reports for people -----------------------------------------------------------------------

@@ -12,48 +12,17 @@ from torch import Tensor
 
 from anoscan import registry
 from anoscan.architectures import Networks
-from anoscan.errors import UsageError
+from anoscan.config import TrainConfig
 from anoscan.runtime import exact_float32
+from anoscan.scores import DEFAULT_SCORE, SCORES, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
 
 CHUNK = 64
 
-
-@dataclass(frozen=True)
-class Score:
-    """A way to make one number of the terms: `terms`, standardised and averaged unless `raw`."""
-
-    name: str
-    summary: str
-    terms: tuple[str, ...]
-    raw: bool = False
-
-
-SCORES = {
-    score.name: score
-    for score in (
-        Score(
-            "calibrated",
-            "mean of the terms, each in standard deviations of held-out normals",
-            ("pixel", "feature", "latent", "density"),
-        ),
-        Score("paper", "f-AnoGAN's formula, unscaled: for comparison", ("paper",), raw=True),
-    )
-}
-DEFAULT_SCORE = "calibrated"
-
-
-def score_named(name: str) -> Score:
-    """Score of a name.
-
-    Raises
-    ------
-    UsageError
-        When there is none.
-    """
-    if name not in SCORES:
-        raise UsageError(f"--score must be one of {', '.join(SCORES)}. Got {name!r}.")
-    return SCORES[name]
+__all__ = [
+    "CHUNK", "DEFAULT_SCORE", "SCORES", "Measured", "Score", "chunks", "fit_terms", "measure",
+    "regions", "residual", "score_named", "smooth",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,22 +43,30 @@ class Measured:
     residual: np.ndarray
 
 
-def fit_terms(networks: Networks, batches: Iterable[Tensor]) -> dict[str, Tensors]:
-    """Fit all terms in one pass over normal training images.
+def terms_of(config: TrainConfig) -> tuple[str, ...]:
+    """Terms that a model of these settings has: all, but for those of a task it did not learn."""
+    return tuple(
+        name for name in registry.names("terms") if name != "rotation" or config.rotation_weight
+    )
+
+
+def fit_terms(
+    networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
+) -> dict[str, Tensors]:
+    """Fit terms in one pass over normal training images.
 
     Parameters
     ----------
     networks : Networks
         Frozen.
+    names : sequence of str
     batches : iterable of Tensor of shape (n, c, s, s)
 
     Returns
     -------
     dict from the term's name to what its `measure` needs.
     """
-    terms: dict[str, Term] = {
-        name: registry.load("terms", name) for name in registry.names("terms")
-    }
+    terms: dict[str, Term] = {name: registry.load("terms", name) for name in names}
     totals: dict[str, Tensors] = {name: {} for name in terms}
     with exact_float32():
         for batch in batches:

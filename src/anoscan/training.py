@@ -45,9 +45,13 @@ OnProgress = Callable[[Progress], None]
 
 
 class Stage(Protocol):
-    """One stage of training: some modules, their optimisers, and what one step does."""
+    """One stage of training: some modules, their optimisers, and what one step does.
+
+    `slow_down` multiplies every learning rate: 1, or less after losses were not finite.
+    """
 
     name: str
+    slow_down: float
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
 
@@ -169,9 +173,7 @@ def _roll_back(
         )
     good.restore(stage)
     position.step, position.rollbacks = good.step, position.rollbacks + 1
-    for optimizer in stage.optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] /= 4
+    stage.slow_down /= 4
     note = "losses were not finite: went back, and go on with a quarter of the learning rate"
     on_progress(Progress(stage.name, report.images, report.total_images, {}, 0.0, note))
 
@@ -225,8 +227,7 @@ def state_tensors(stage: Stage) -> dict[str, Tensor]:
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
                 tensors[f"optimizer-{name}/{index}/{key}"] = torch.as_tensor(value)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        tensors[f"optimizer-{name}/learning-rates"] = torch.tensor(rates, dtype=torch.float64)
+    tensors["slow-down"] = torch.tensor(stage.slow_down, dtype=torch.float64)
     return tensors
 
 
@@ -237,18 +238,23 @@ def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
     for name, optimizer in stage.optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
         flat = _under(tensors, f"optimizer-{name}")
-        for group, rate in zip(optimizer.param_groups, flat.pop("learning-rates"), strict=True):
-            group["lr"] = float(rate)
         for key, value in flat.items():
             index, moment = key.split("/")
             state.setdefault(int(index), {})[moment] = value.clone()
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+    stage.slow_down = float(tensors["slow-down"])
 
 
 def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     prefix = f"{name}/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of an optimiser one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 @contextmanager

@@ -5,6 +5,7 @@
   (WGAN) is the same network under another objective.
 - ``discriminator.features(x)``: the activations of its blocks, from fine to coarse, each
   (n, c_i, s_i, s_i). The last one is the ``f(x)`` of the f-AnoGAN paper.
+- ``discriminator.turn(features)``: logits (n, 4) of the quarter turn that an image was given.
 - ``encoder(x)``: images to latents (n, d), unbounded.
 
 Discriminators have no BatchNorm and no Dropout: both make one image's output depend on the others
@@ -31,20 +32,21 @@ class Shape:
 
 
 class Discriminator(nn.Module):
-    """A stack of blocks and a linear head.
+    """A stack of blocks and two linear heads on the last one: realness, and quarter turn.
 
     Parameters
     ----------
     blocks : list of nn.Module
         Applied in turn; their outputs are the features.
-    head : nn.Module
-        From the flattened output of the last block to (n, 1).
+    flat : int
+        Numbers in the output of the last block.
     """
 
-    def __init__(self, blocks: list[nn.Module], head: nn.Module) -> None:
+    def __init__(self, blocks: list[nn.Module], flat: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.head = head
+        self.head = nn.Linear(flat, 1)
+        self.turn_head = nn.Linear(flat, 4)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of all blocks for images (n, c, s, s), finest first."""
@@ -58,6 +60,11 @@ class Discriminator(nn.Module):
         """Realness (n,) from `features`."""
         logits: Tensor = self.head(features[-1].flatten(1))
         return logits.squeeze(1).float()
+
+    def turn(self, features: list[Tensor]) -> Tensor:
+        """Logits (n, 4) of the quarter turn, from `features`."""
+        logits: Tensor = self.turn_head(features[-1].flatten(1))
+        return logits.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Realness (n,) of images (n, c, s, s); higher is more real."""
@@ -89,7 +96,7 @@ class Networks:
         """
         for network in (self.generator, self.discriminator, self.encoder):
             network.eval().requires_grad_(False)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         return self
 
 
@@ -169,3 +176,8 @@ def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable numbers of a network."""
     return sum(p.numel() for p in network.parameters())
+
+
+def quarter_turns(x: Tensor) -> Tensor:
+    """Images (n, c, s, s) turned by 0, 90, 180 and 270 degrees, (4, n, c, s, s)."""
+    return torch.stack([x.rot90(turn, (2, 3)) for turn in range(4)])

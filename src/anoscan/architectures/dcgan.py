@@ -71,7 +71,7 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
 def discriminator(shape: Shape) -> Discriminator:
     """Strided convolutions and LeakyReLU; one block a halving."""
     blocks, flat = _blocks(shape)
-    network = Discriminator(blocks, nn.Linear(flat, 1))
+    network = Discriminator(blocks, flat)
     initialise(network, slope=SLOPE)
     return network
 

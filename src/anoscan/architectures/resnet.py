@@ -125,7 +125,7 @@ def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Mod
 def discriminator(shape: Shape) -> Discriminator:
     """Residual blocks that downsample, LayerNorm, a linear head without activation before it."""
     blocks, flat = _blocks(shape, _layer_norm)
-    network = Discriminator(blocks, nn.Linear(flat, 1))
+    network = Discriminator(blocks, flat)
     initialise(network)
     return network
 

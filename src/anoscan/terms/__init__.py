@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anoscan.architectures import Networks
+from anoscan.architectures import Networks, quarter_turns
 
 Tensors = dict[str, Tensor]
 
@@ -29,6 +29,8 @@ class Evidence:
         E(x).
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
         Discriminator blocks for x and for x_hat.
+    turns : Tensor of shape (n, 4, 4)
+        Logits of the quarter turn; row k is of the image turned k times.
     """
 
     x: Tensor
@@ -36,14 +38,18 @@ class Evidence:
     z: Tensor
     features: list[Tensor]
     features_hat: list[Tensor]
+    turns: Tensor
 
 
 def gather(networks: Networks, x: Tensor) -> Evidence:
     """One pass of all networks over images (n, c, s, s) in [-1, 1]."""
     z = networks.encoder(x)
     x_hat = networks.generator(z)
-    features = networks.discriminator.features(x)
-    return Evidence(x, x_hat, z, features, networks.discriminator.features(x_hat))
+    discriminator = networks.discriminator
+    features = discriminator.features(x)
+    turned = [discriminator.turn(discriminator.features(y)) for y in quarter_turns(x)[1:]]
+    turns = torch.stack([discriminator.turn(features), *turned], 1)
+    return Evidence(x, x_hat, z, features, discriminator.features(x_hat), turns)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""Options that several commands share, and how ``--help`` lays them out.
+
+Help is plain text in sections: rich's boxes take longer to import than all else that ``--help``
+does, and wrap badly in a log.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from anoscan import registry
+from anoscan.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
+from anoscan.scores import DEFAULT_SCORE, SCORES
+
+IMAGES, MODEL, MACHINE, OUTPUT = "Images", "Model", "Machine", "Output"
+
+SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
+_DEFAULTS = TrainConfig().to_dict()
+
+
+class Command(TyperCommand):
+    """Command whose plain-text help has a section for each panel of options."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, each under the title of its panel."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            title = getattr(parameter, "rich_help_panel", None) or (
+                "Arguments" if parameter.param_type_name == "argument" else "Options"
+            )
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(title, []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def option(
+    *names: str, help: str, default: object = None, metavar: str | None = None, panel: str = ""
+) -> Any:
+    """Option whose help ends with its default, in words where there is no value."""
+    if default is not None:
+        help = f"{help} [default: {default}]"
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel or None
+    )
+
+
+def setting(
+    name: str, help: str, metavar: str, *, default: str | None = None, panel: str = MODEL
+) -> Any:
+    """Option of ``train`` for a field of `TrainConfig`; not given, it is None.
+
+    A default in the signature would hide whether an option was given, and a given one comes
+    before the --config file.
+    """
+    return option(help=help, default=default or _DEFAULTS[name], metavar=metavar, panel=panel)
+
+
+def choice(name: str, family: str) -> Any:
+    """Option of ``train`` for a choice of a family, described by the family's own files."""
+    entries = (f"{entry}: {registry.summary(family, entry)}" for entry in registry.names(family))
+    return setting(name, " ".join(entries), "NAME")
+
+
+Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No notes, no progress.", panel=OUTPUT)]
+Force = Annotated[bool, option("--force", help="Replace what is there.")]
+Device = Annotated[
+    str,
+    option(help="Where to compute.", metavar="|".join(DEVICES), default="auto", panel=MACHINE),
+]
+Precision = Annotated[
+    str,
+    option(
+        help="Of training; scoring is always float32.",
+        metavar="|".join(PRECISIONS),
+        default="auto",
+        panel=MACHINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Threads that decode images. [default: one a core, at most 8]",
+        rich_help_panel=MACHINE,
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Images a pass; scores do not depend on it.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Model = Annotated[
+    str | None,
+    option(help="Name or path of a model.", metavar="MODEL", default="the one trained last"),
+]
+Rate = Annotated[
+    float,
+    option(
+        help="Share of normal images that may be called anomalous.",
+        metavar="SHARE",
+        default=FALSE_ALARM_RATE,
+    ),
+]
+ScoreName = Annotated[
+    str,
+    option(
+        "--score",
+        help=" ".join(f"{score.name}: {score.summary}." for score in SCORES.values()),
+        metavar="|".join(SCORES),
+        default=DEFAULT_SCORE,
+    ),
+]

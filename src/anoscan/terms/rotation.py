@@ -1,0 +1,38 @@
+"""How unsure the discriminator is which way up the image is: four quarter turns, each to be named.
+
+Golan and El-Yaniv 2018, "Deep Anomaly Detection Using Geometric Transformations" (arXiv
+1805.10917), and Hendrycks et al. 2019 (arXiv 1906.12340), section 4: a network that learned to
+name the turns of normal images is less sure of others. The discriminator learned it beside its own
+task, so it costs three more passes and no other network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anoscan.terms import Evidence, Tensors, Term
+
+
+def sums(evidence: Evidence) -> Tensors:
+    """Nothing: the task was learned with the discriminator."""
+    return {}
+
+
+def fit(total: Tensors) -> Tensors:
+    """Nothing."""
+    return {}
+
+
+def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
+    """Exp of minus the mean margin of the right turn over the mean of all, (n,).
+
+    The margin (right logit minus mean logit) does not saturate where probabilities are all one.
+    """
+    turns = evidence.turns.double()
+    right = turns.diagonal(dim1=1, dim2=2)
+    margin = (right - turns.mean(2)).mean(1)
+    return torch.exp(-margin)
+
+
+ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018")
