@@ -8,16 +8,13 @@ number comes from the last weights; nothing is chosen on test labels.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,29 +25,10 @@ from sklearn.metrics import roc_auc_score
 from anoscan.detector import Detector
 from anoscan.scoring import SCORES
 from benchmarks import baselines, data
+from benchmarks.cells import RESULTS as RESULTS
+from benchmarks.cells import Cell, keep
 
-RESULTS = Path(__file__).parent / "results"
 PAPER = {"objective": "wgan-gp", "architecture": "dcgan"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One thing to measure."""
-
-    data: str
-    cls: str
-    seed: int
-    method: str
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def path(self) -> Path:
-        """Where its result is kept; other settings give another file."""
-        tag = ""
-        if self.settings:
-            text = json.dumps(self.settings, sort_keys=True)
-            tag = "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-        return RESULTS / self.data / f"{self.method}{tag}" / f"{self.cls}-seed{self.seed}.json"
 
 
 def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -133,30 +111,8 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     split = data.load(cell.data, cell.cls, seed=cell.seed)
     found = METHODS[cell.method](split, cell.seed, dict(cell.settings))
-    result = {
-        **asdict(cell),
-        **found,
-        "images": {
-            "train": len(split.train),
-            "test_normal": int((~split.anomalous).sum()),
-            "test_anomalous": int(split.anomalous.sum()),
-        },
-        "commit": _commit(),
-        "command": command,
-        "torch": str(torch.__version__),
-        "anoscan_scores": list(SCORES),
-    }
-    cell.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cell.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(cell.path)
-    return result
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    versions = {"torch": str(torch.__version__), "anoscan_scores": list(SCORES)}
+    return keep(cell, split, found | versions, command)
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:

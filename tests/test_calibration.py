@@ -59,27 +59,27 @@ def test_terms_of_different_sizes_count_the_same_after_scaling() -> None:
     rng = np.random.default_rng(0)
     terms = np.exp(rng.normal(size=(500, 2)))
     scaled = terms * [1.0, 1e6]
-    one = calibration.Scale.fit(terms).combine(terms)
-    other = calibration.Scale.fit(scaled).combine(scaled)
+    one = calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)
+    other = calibration.Scale.fit(scaled, np.ones(2)).combine(scaled)
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
     assert abs(one.mean()) < 1e-9
 
 
 def test_a_term_that_never_varies_does_not_make_scores_infinite() -> None:
     terms = np.column_stack([np.ones(20), np.linspace(1, 2, 20)])
-    assert np.isfinite(calibration.Scale.fit(terms).combine(terms)).all()
+    assert np.isfinite(calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)).all()
 
 
 def test_cross_fitted_scores_leave_their_image_out_of_the_scale() -> None:
     rng = np.random.default_rng(1)
     terms = np.exp(rng.normal(size=(40, 1)))
     terms[7] = 1e9
-    inside = calibration.Scale.fit(terms).combine(terms)
-    outside = calibration.cross_fitted_scores(terms)
+    inside = calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)
+    outside = calibration.cross_fitted_scores(terms, np.ones(1))
     assert outside[7] > 2 * inside[7]
     assert outside.shape == (40,)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_very_few_calibration_images_still_give_numbers(n: int) -> None:
-    assert np.isfinite(calibration.cross_fitted_scores(np.full((n, 2), 3.0))).all()
+    assert np.isfinite(calibration.cross_fitted_scores(np.full((n, 2), 3.0), np.ones(2))).all()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from anoscan import registry
 from anoscan.adversarial import GanStage, sample
 from anoscan.architectures import Networks
+from anoscan.augmentation import cut_paste
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted
 from anoscan.images import ImageRule
-from anoscan.mapping import EncoderStage, cut_paste
+from anoscan.mapping import EncoderStage
 from anoscan.model import fresh_networks
 from anoscan.runtime import Runtime, stream
 from anoscan.training import (
@@ -61,7 +62,7 @@ def gan(objective: str = "nonsaturating", architecture: str = "dcgan") -> GanSta
     config = TrainConfig.from_dict(CONFIG.to_dict() | {"architecture": architecture})
     networks = fresh_networks(config, RULE)
     entry = registry.load("objectives", objective)
-    return GanStage(networks, entry, batches(), batches("turned"), config, CPU)
+    return GanStage(networks, entry, batches(), config, CPU, few=False)
 
 
 def quietly(stage: GanStage | EncoderStage, steps: int, position: Position | None = None) -> None:
@@ -195,7 +196,7 @@ class Exploding(GanStage):
     def __init__(self, *, at: int, always: bool) -> None:
         networks = fresh_networks(CONFIG, RULE)
         entry = registry.load("objectives", "nonsaturating")
-        super().__init__(networks, entry, batches(), batches("turned"), CONFIG, CPU)
+        super().__init__(networks, entry, batches(), CONFIG, CPU, few=True)
         self.at, self.always, self.exploded = at, always, False
 
     def step(self, index: int) -> dict[str, Tensor]:
@@ -257,7 +258,7 @@ def test_the_first_interrupt_asks_and_the_second_one_interrupts() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("stop_in", ["gan", "encoder"])
+@pytest.mark.parametrize("stop_in", ["gan", "rotation", "encoder"])
 def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     stop_in: str,
     few: Digits,
@@ -285,7 +286,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     resumed = train(resume=True)
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
-    assert resumed.report.images_shown == {"gan": 640, "encoder": 320}
+    assert resumed.report.images_shown == {"gan": 640, "rotation": 640, "encoder": 320}
 
 
 def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(

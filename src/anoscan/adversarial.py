@@ -1,32 +1,38 @@
-"""The adversarial stage: a generator learns what normal looks like, a discriminator where to look.
+"""Two stages: a generator learns what normal looks like, and a discriminator what images show.
 
-The generator maps latents z ~ N(0, I) to images; the discriminator tells them from real ones. The
-objective (``objectives/``) says what each minimises; this module is the one place where they
-take turns.
+The adversarial stage: the generator maps latents z ~ N(0, I) to images, the discriminator tells
+them from real ones. The objective (``objectives/``) says what each minimises; `GanStage` is the one
+place where they take turns.
 
-Beside realness the discriminator names the quarter turn of rotated real images (Chen et al. 2019,
-"Self-Supervised GANs via Auxiliary Rotation Loss", arXiv 1811.11212, eq. 3). To tell real from
-generated it may forget what the images show; to tell which way is up it may not. Its features and
-its certainty about the turn are what the score is made of.
+The rotation stage: the discriminator goes on alone and learns to name the quarter turn of rotated
+real images (the task of Chen et al. 2019, "Self-Supervised GANs via Auxiliary Rotation Loss", arXiv
+1811.11212, eq. 3, after the game instead of beside it). To tell real from generated it may forget
+what images show; to tell which way is up it may not. Its features, and its certainty about the
+turn, are what the score is made of.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
 
-from anoscan.architectures import Discriminator, Networks, quarter_turns
+from anoscan.architectures import Discriminator, Networks
+from anoscan.augmentation import discriminator_view, quarter_turns
 from anoscan.config import TrainConfig
 from anoscan.objectives import Objective
 from anoscan.runtime import Runtime, stream
 from anoscan.training import set_rate
 
-GENERATOR_RATE = 0.5  # of the discriminator's learning rate
-TURNED_BATCH = 2  # rotated images a step, in batches
+GENERATOR_RATE = float(os.environ.get("GR", "0.5"))  # of the discriminator's learning rate
+SETTLE_BATCH, SETTLE_BATCHES = 64, 16
+TURN_RATE = 1e-3  # of the quarter turns alone, at the start
 
 
 class GanStage:
@@ -39,10 +45,10 @@ class GanStage:
     objective : Objective
     batches : callable
         From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
-    turned : callable
-        The same, for the images that are rotated.
     config : TrainConfig
     runtime : Runtime
+    few : bool
+        Whether the images are so few that the discriminator must see them varied.
     """
 
     name = "gan"
@@ -52,11 +58,12 @@ class GanStage:
         networks: Networks,
         objective: Objective,
         batches: Callable[[int], Tensor],
-        turned: Callable[[int], Tensor],
         config: TrainConfig,
         runtime: Runtime,
+        *,
+        few: bool,
     ) -> None:
-        self.objective, self.batches, self.turned = objective, batches, turned
+        self.objective, self.batches, self.few = objective, batches, few
         self.config, self.runtime = config, runtime
         self.generator, self.discriminator = networks.generator, networks.discriminator
         self.averages: tuple[nn.Module, Discriminator] = (
@@ -84,9 +91,10 @@ class GanStage:
         real = self.batches(index)
         with torch.set_grad_enabled(turn), self.runtime.autocast():
             fake = self.generator(self._latent(index, len(real)))
-        losses = self._discriminator_step(index, real, fake.detach().float())
+        real, seen = self._view(index, "real", real), self._view(index, "fake", fake.float())
+        losses = self._discriminator_step(index, real, seen.detach())
         if turn:
-            losses |= self._generator_step(fake)
+            losses |= self._generator_step(seen)
         self._average_step(index)
         return losses
 
@@ -97,38 +105,23 @@ class GanStage:
         )
         return z.to(self.runtime.device)
 
+    def _view(self, index: int, which: str, images: Tensor) -> Tensor:
+        if not self.few:
+            return images
+        return discriminator_view(images, stream(self.config.seed, f"view-{which}", index))
+
     def _discriminator_step(self, index: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        turned, turns = self._turned(index)
-        n = len(real)
         with self.runtime.autocast():
-            # One pass for all three: small batches waste a processor.
-            features = self.discriminator.features(torch.cat([real, fake, turned]))
-            realness = self.discriminator.judge([block[: 2 * n] for block in features])
-            loss = self.objective.discriminator_loss(*realness.chunk(2))
-            losses = {"discriminator": loss.detach()}
-            if len(turned):
-                logits = self.discriminator.turn([block[2 * n :] for block in features])
-                rotation = cross_entropy(logits, turns)
-                loss = loss + self.config.rotation_weight * rotation
-                losses["rotation"] = rotation.detach()
+            # One pass for both: small batches waste a processor.
+            realness = self.discriminator(torch.cat([real, fake]))
+        loss = self.objective.discriminator_loss(*realness.chunk(2))
+        losses = {"discriminator": loss.detach()}
         if index % self.objective.penalty_every == 0:
             penalty = self._penalty(index, real, fake)
             loss = loss + penalty * self.objective.penalty_every
             losses["penalty"] = penalty.detach()
         self._descend("discriminator", loss)
         return losses
-
-    def _turned(self, index: int) -> tuple[Tensor, Tensor]:
-        """Real images, each by a random quarter turn, and the turns; none without the task."""
-        if not self.config.rotation_weight:
-            device = self.runtime.device
-            side, channels = self.config.size or 0, self.config.channels or 0
-            return torch.empty(0, channels, side, side, device=device), torch.empty(0)
-        images = self.turned(index)
-        turns = torch.randint(4, (len(images),), generator=stream(self.config.seed, "turn", index))
-        turns = turns.to(images.device)
-        every = quarter_turns(images)
-        return every[turns, torch.arange(len(images), device=images.device)], turns
 
     def _penalty(self, index: int, real: Tensor, fake: Tensor) -> Tensor:
         # One mixing weight a sample. Float32: second derivatives lose too much in bfloat16.
@@ -169,6 +162,77 @@ class GanStage:
                     mean.lerp_(value, 1 - keep)
                 else:
                     mean.copy_(value)
+
+
+def settle(generator: nn.Module, latent_dim: int, seed: int) -> None:
+    """Measure the batch statistics of an averaged generator anew, in place.
+
+    Averages of weights do not have the averages of their statistics: with those, a BatchNorm
+    generator draws pale images (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
+    """
+    device = next(generator.parameters()).device
+    latents = [
+        torch.randn(SETTLE_BATCH, latent_dim, generator=stream(seed, "settle", index)).to(device)
+        for index in range(SETTLE_BATCHES)
+    ]
+    update_bn(latents, generator)
+
+
+class TurnStage:
+    """The discriminator alone, learning quarter turns: realness is done with, features stay.
+
+    Beside the game (as Chen et al. have it) the same task gave worse features on the development
+    classes: what tells generated images from real ones, and the smoothness that the game needs,
+    cost them some of their meaning. See docs/benchmarks.md.
+
+    Parameters
+    ----------
+    discriminator : Discriminator
+        Trained in place.
+    turned : callable
+        From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
+    steps : int
+        Length of the stage: the learning rate falls to zero over it.
+    config : TrainConfig
+    runtime : Runtime
+    """
+
+    name = "rotation"
+
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        turned: Callable[[int], Tensor],
+        steps: int,
+        config: TrainConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.discriminator, self.turned, self.steps = discriminator, turned, steps
+        self.config, self.runtime, self.slow_down = config, runtime, 1.0
+        discriminator.requires_grad_(True)
+        self.modules: dict[str, nn.Module] = {"discriminator": discriminator}
+        optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99))
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"discriminator": optimizer}
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One batch of turned images."""
+        turned, turns = turn_randomly(self.turned(index), self.config.seed, "turn-again", index)
+        with self.runtime.autocast():
+            logits = self.discriminator.turn(self.discriminator.features(turned))
+        loss = cross_entropy(logits, turns)
+        optimizer = self.optimizers["discriminator"]
+        half_wave = 0.5 * (1 + math.cos(math.pi * min(index / self.steps, 1)))
+        set_rate(optimizer, TURN_RATE * half_wave * self.slow_down)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return {"rotation": loss.detach()}
+
+
+def turn_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, Tensor]:
+    """Images (n, c, s, s), each by a random quarter turn, and the turns (n,), 0 to 3."""
+    turns = torch.randint(4, (len(x),), generator=stream(seed, name, index)).to(x.device)
+    return quarter_turns(x)[turns, torch.arange(len(x), device=x.device)], turns
 
 
 def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) -> Tensor:

@@ -17,17 +17,22 @@ FOLDS = 10
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and standard deviation of the logarithm of each term on held-out normals, (k,)."""
+    """Mean and standard deviation of the logarithm of each term on held-out normals, (k,).
+
+    `weights` (k,) say how much each term counts in the score.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
+    weights: np.ndarray
 
     @classmethod
-    def fit(cls, terms: np.ndarray) -> Scale:
+    def fit(cls, terms: np.ndarray, weights: np.ndarray) -> Scale:
         """Scale of terms (n, k), positive float64."""
         logs = _logs(terms)
         # A term that says the same of every normal image has no scale: it must not decide alone.
-        return cls(logs.mean(0), np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), 1e-6))
+        deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), 1e-6)
+        return cls(logs.mean(0), deviation, np.asarray(weights, dtype=np.float64))
 
     def standardise(self, terms: np.ndarray) -> np.ndarray:
         """Terms (n, k) in standard deviations from the usual."""
@@ -35,8 +40,8 @@ class Scale:
         return standard
 
     def combine(self, terms: np.ndarray) -> np.ndarray:
-        """Anomaly scores (n,): the mean of the standardised terms (n, k)."""
-        scores: np.ndarray = self.standardise(terms).mean(1)
+        """Anomaly scores (n,): the weighted sum of the standardised terms (n, k)."""
+        scores: np.ndarray = self.standardise(terms) @ self.weights
         return scores
 
 
@@ -45,7 +50,7 @@ def _logs(terms: np.ndarray) -> np.ndarray:
     return logs
 
 
-def cross_fitted_scores(terms: np.ndarray) -> np.ndarray:
+def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Scores of held-out normals (n,), each with a scale that was fitted without it.
 
     A query has no part in the scale either: without this, calibration scores would be a little
@@ -57,7 +62,7 @@ def cross_fitted_scores(terms: np.ndarray) -> np.ndarray:
     for number in range(min(FOLDS, n)):
         inside = fold == number
         rest = terms if inside.all() else terms[~inside]
-        scores[inside] = Scale.fit(rest).combine(terms[inside])
+        scores[inside] = Scale.fit(rest, weights).combine(terms[inside])
     return scores
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,24 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import cli_models, config
-from anoscan.config import TrainConfig
+from anoscan import cli_models, cli_train, config
 from anoscan.errors import (
     AnoscanError,
     ExitCode,
     InputError,
-    TrainingInterrupted,
     UsageError,
 )
 from anoscan.options import (
-    IMAGES,
     MACHINE,
     OUTPUT,
     SETTINGS,
     BatchSize,
     Command,
     Device,
-    Force,
     Json,
     Model,
     Precision,
@@ -44,9 +38,8 @@ from anoscan.options import (
     Rate,
     ScoreName,
     Workers,
-    choice,
+    finish,
     option,
-    setting,
 )
 from anoscan.scores import DEFAULT_SCORE, score_named
 
@@ -88,199 +81,7 @@ def _root(
     cli_models.help_without_command(context)
 
 
-@app.command(cls=Command)
-def train(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGES", help="Folders (searched recursively) or files of normal images."
-        ),
-    ],
-    name: Annotated[
-        str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
-    ] = None,
-    size: Annotated[
-        str | None,
-        setting(
-            "size",
-            f"Side the networks see, {config.SMALLEST_SIZE} to {config.LARGEST_SIZE} pixels.",
-            "auto|N",
-            default="auto",
-            panel=IMAGES,
-        ),
-    ] = None,
-    channels: Annotated[
-        str | None,
-        setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
-    ] = None,
-    held_out: Annotated[
-        float | None,
-        setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
-    ] = None,
-    architecture: Annotated[str | None, choice("architecture", "architectures")] = None,
-    objective: Annotated[str | None, choice("objective", "objectives")] = None,
-    encoder: Annotated[
-        str | None, setting("encoder", "Kind of encoder.", "|".join(config.ENCODERS))
-    ] = None,
-    mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
-    rotation_weight: Annotated[
-        float | None,
-        setting(
-            "rotation_weight", "Of naming quarter turns, beside realness; 0 for none.", "WEIGHT"
-        ),
-    ] = None,
-    images_shown: Annotated[
-        int | None,
-        setting(
-            "images_shown",
-            "Length: real images the discriminator sees.",
-            "N",
-            default=str(config.IMAGES_SHOWN),
-        ),
-    ] = None,
-    encoder_images_shown: Annotated[
-        int | None,
-        setting(
-            "encoder_images_shown",
-            "Length of the encoder's training.",
-            "N",
-            default="half of --images-shown",
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
-    learning_rate: Annotated[
-        float | None,
-        setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
-    ] = None,
-    latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
-    width: Annotated[int | None, setting("width", "Channels of the finest layer.", "N")] = None,
-    ema_images: Annotated[
-        int | None,
-        setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
-    ] = None,
-    seed: Annotated[int | None, setting("seed", "Of all randomness.", "N")] = None,
-    config_file: Annotated[
-        Path | None,
-        option(
-            "--config",
-            help="JSON file of settings, or what models show --json or --dry-run print; options "
-            "given here come first.",
-            metavar="FILE",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, option("--resume", help="Go on with an interrupted training.")
-    ] = False,
-    force: Force = False,
-    dry_run: Annotated[
-        bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
-    ] = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Learn what normal looks like from a folder of normal images.
-
-    Example: anoscan train ./normal_imgs --name bolts
-    """
-    given: dict[str, Any] = {
-        "held_out": held_out,
-        "architecture": architecture,
-        "objective": objective,
-        "encoder": encoder,
-        "mapping": mapping,
-        "rotation_weight": rotation_weight,
-        "images_shown": images_shown,
-        "encoder_images_shown": encoder_images_shown,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "latent_dim": latent_dim,
-        "width": width,
-        "ema_images": ema_images,
-        "seed": seed,
-    }
-    settings = {key: value for key, value in given.items() if value is not None}
-    if size is not None:
-        settings["size"] = _auto_int("--size", size)
-    if channels is not None:
-        settings["channels"] = _auto_int("--channels", channels)
-    chosen = TrainConfig.from_dict(_settings(config_file) | settings)
-    output = _output(as_json, quiet)
-    machine: dict[str, Any] = {"device": device, "precision": precision, "workers": workers}
-    if dry_run:
-        _dry_run(images, chosen, machine, output)
-        return
-    detector = _train(output, images, config=chosen, name=name, force=force, resume=resume, **machine)
-    if detector.report is None:
-        raise RuntimeError("training gives a report")
-    output.emit(detector.report)
-    output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
-    _finish(output, detector.report.images.skipped)
-
-
-def _auto_int(option: str, value: str) -> int | None:
-    if value == "auto":
-        return None
-    if not value.isascii() or not value.isdigit() or len(value) > 9:
-        raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
-    return int(value)
-
-
-def _train(output: Output, images: list[Path], **options: Any) -> Detector:
-    from anoscan.detector import Detector
-
-    with output.progress() as on_progress:
-        try:
-            return Detector.train(images, on_progress=on_progress, **options)
-        except TrainingInterrupted as error:
-            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-            command = shlex.join(["anoscan", *arguments, "--resume"])
-            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
-
-
-def _settings(path: Path | None) -> dict[str, Any]:
-    """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
-    if path is None:
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--config {path} is not JSON: {error}.") from error
-    if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]
-    if not isinstance(values, dict):
-        raise InputError(f"--config {path} must hold one JSON object of settings.")
-    try:
-        TrainConfig.from_dict(values)
-    except UsageError as error:
-        raise UsageError(f"--config {path}: {error.message}", hint=error.hint) from error
-    return values
-
-
-def _dry_run(
-    paths: list[Path], chosen: TrainConfig, machine: dict[str, Any], output: Output
-) -> None:
-    from anoscan import images, trainset
-    from anoscan.learn import resolve
-    from anoscan.runtime import Runtime
-
-    runtime = Runtime.resolve(**machine)
-    files = images.find(paths)
-    inspection = trainset.inspect(
-        files, size=chosen.size, channels=chosen.channels, workers=runtime.workers, seed=chosen.seed
-    )
-    document = {
-        "schema": "anoscan.config/1",
-        "config": resolve(chosen, inspection).to_dict(),
-        "images_found": len(files),
-        "device": runtime.device.type,
-        "precision": runtime.precision,
-    }
-    output.document(document)
+app.command(cls=Command)(cli_train.train)
 
 
 @app.command(cls=Command)
@@ -337,7 +138,7 @@ def score(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank images by how anomalous they are; a higher score is more anomalous.
+    """Rank images by how anomalous they are. A higher score is more anomalous.
 
     Example: anoscan score ./queries --top 20 --residuals ./pictures
     """
@@ -370,7 +171,7 @@ def score(
         output.emit(_cut(report, top, None if as_json else TABLE_ROWS))
     if residuals is not None:
         output.note(f"pictures: {residuals}")
-    _finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
+    finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
 
 
 def _files(paths: list[str]) -> list[ImageFile]:
@@ -451,7 +252,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure detection on labelled images: AUROC beside the mean image and PCA.
+    """Measure detection on labelled images. AUROC stands beside those of the mean image and PCA.
 
     Example: anoscan eval --labels labels.csv
     """
@@ -471,7 +272,7 @@ def evaluate(
             on_progress=on_progress,
         )
     output.emit(report)
-    _finish(output, report.images.skipped)
+    finish(output, report.images.skipped)
 
 
 @app.command(cls=Command)
@@ -492,7 +293,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job, offline, on 1,797 real images that come with scikit-learn."""
+    """Do the whole job on real images, offline. They are scikit-learn's scanned digits."""
     from anoscan import demo as job
 
     output = _output(as_json, quiet)
@@ -515,7 +316,7 @@ def doctor(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine can do and, with a folder, what training on it would mean."""
+    """Say what this machine can do. With a folder: what training on it would mean."""
     from anoscan import doctor as practice
 
     report = practice.examine(images or [], device=device, precision=precision, workers=workers)
@@ -540,16 +341,6 @@ def _load(model: str | None, device: str, workers: int | None, output: Output) -
     return detector
 
 
-def _finish(output: Output, skipped: Any, *, anomalous: int = 0, listed: bool = False) -> None:
-    """Report skipped files and leave with the exit code that the contract asks for."""
-    if not listed:
-        output.skipped(skipped)
-    if anomalous:
-        raise typer.Exit(ExitCode.ANOMALY)
-    if skipped:
-        raise typer.Exit(ExitCode.SKIPPED)
-
-
 def main() -> NoReturn:
     """Run the command line; every exit code is decided here or by `typer.Exit`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -564,7 +355,8 @@ def _run() -> int:
         sys.stdout.flush()
     except _WrongUsage as error:
         command = error.ctx.command_path if error.ctx else "anoscan"
-        return _fail(UsageError(error.format_message(), hint=f"See {command} --help."))
+        message = error.format_message().rstrip(".") + "."
+        return _fail(UsageError(message, hint=f"See {command} --help."))
     except AnoscanError as error:
         return _fail(error)
     except BrokenPipeError:

@@ -31,9 +31,9 @@ class TrainConfig:
     objective: str = "nonsaturating"
     encoder: str = "ae"
     mapping: str = "izi_f"
-    rotation_weight: float = 1.0  # of the quarter-turn task beside realness; 0 leaves it out
     images_shown: int | None = None  # real images the discriminator sees
-    encoder_images_shown: int | None = None  # images the encoder sees; half of images_shown
+    rotation_images_shown: int | None = None  # images turned; 0 leaves the stage out
+    encoder_images_shown: int | None = None  # images the encoder sees
     batch_size: int = 32
     learning_rate: float | None = None  # the objective's own
     latent_dim: int = 64
@@ -51,6 +51,7 @@ class TrainConfig:
         if self.channels not in (None, 1, 3):
             raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
         _optional_int("--images-shown", self.images_shown, 1, None)
+        _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
         _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
         _optional_int("--batch-size", self.batch_size, 2, None)
         _optional_int("--latent-dim", self.latent_dim, 1, 4096)
@@ -59,10 +60,6 @@ class TrainConfig:
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
-        if not 0 <= self.rotation_weight <= 100:
-            raise UsageError(
-                f"--rotation-weight must be from 0 to 100. Got {self.rotation_weight}."
-            )
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
 

@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anoscan import pictures
+from anoscan import pictures, store
 from anoscan.detector import Detector
-from anoscan.errors import InputError
+from anoscan.errors import InputError, TrainingInterrupted
 from anoscan.results import DemoReport
 from anoscan.training import OnProgress
 
+NAME = "anoscan-demo"
 ODD_DIGIT = 0
 QUERIES_OF_NORMALS = 0.2
 SHEET_ROWS = 12
 IMAGES_SHOWN = 48_000
+# At 1 % the threshold would be almost the highest of 130 held-out scores, and find little.
+FALSE_ALARM_RATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,33 +63,52 @@ def run(
         When `output` is there and is not a demo's folder.
     """
     folders = Folders.under(output)
-    if output.exists() and any(output.iterdir()) and not folders.labels.exists():
+    if output.exists() and not _is_ours(output, folders):
         raise InputError(
-            f"{output} exists and holds other files.",
+            f"{output} exists and is not a folder that a demo wrote.",
             hint="Give an empty or new folder with --output.",
         )
     _write_images(folders)
-    detector = Detector.train(
-        folders.normal,
-        name="anoscan-demo",
-        path=folders.model,
-        force=True,
-        device=device,
-        precision=precision,
-        workers=workers,
-        on_progress=on_progress,
-        images_shown=IMAGES_SHOWN,
-    )
+    try:
+        detector = Detector.train(
+            folders.normal,
+            name=NAME,
+            path=folders.model,
+            force=True,
+            device=device,
+            precision=precision,
+            workers=workers,
+            on_progress=on_progress,
+            images_shown=IMAGES_SHOWN,
+        )
+    except TrainingInterrupted:
+        store.checkpoint_path(NAME).unlink(missing_ok=True)
+        raise TrainingInterrupted(
+            "the demo was stopped.", hint="anoscan demo starts it anew."
+        ) from None
     if detector.report is None:
         raise RuntimeError("training gives a report")
-    score = detector.score(folders.queries, residuals=folders.residuals, on_progress=on_progress)
+    score = detector.score(
+        folders.queries,
+        residuals=folders.residuals,
+        false_alarm_rate=FALSE_ALARM_RATE,
+        on_progress=on_progress,
+    )
     _write_sheet(detector, [Path(image.residual or "") for image in score.images], folders)
     return DemoReport(
         train=detector.report,
         score=score,
-        eval=detector.evaluate(folders.labels, on_progress=on_progress),
+        eval=detector.evaluate(
+            folders.labels, false_alarm_rate=FALSE_ALARM_RATE, on_progress=on_progress
+        ),
         output=output.as_posix(),
     )
+
+
+def _is_ours(output: Path, folders: Folders) -> bool:
+    if not output.is_dir():
+        return False
+    return folders.queries.is_dir() or not any(output.iterdir())
 
 
 def _write_images(folders: Folders) -> None:
@@ -98,7 +120,7 @@ def _write_images(folders: Folders) -> None:
     normal = [row for row in order if digits.target[row] != ODD_DIGIT]
     odd = [row for row in order if digits.target[row] == ODD_DIGIT]
     held_back = int(len(normal) * QUERIES_OF_NORMALS)
-    for folder in (folders.normal, folders.queries):
+    for folder in (folders.queries, folders.normal):
         folder.mkdir(parents=True, exist_ok=True)
     for row in normal[held_back:]:
         _save(images[row], folders.normal / _name(row, digits.target[row]))

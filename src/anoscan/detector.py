@@ -163,6 +163,7 @@ class Detector:
             ),
             images_shown={
                 "gan": config.images_shown or 0,
+                "rotation": config.rotation_images_shown or 0,
                 "encoder": config.encoder_images_shown or 0,
             },
             seconds=learned.seconds,
@@ -331,8 +332,8 @@ class Detector:
             on_progress(Progress("scoring", done, total, {}, 0.0))
 
     def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
-        """Names of the terms that a score is made of."""
-        chosen = scoring.score_named(score).terms
+        """Names of the terms that a score shows, of those this model has."""
+        chosen = scoring.score_named(score).weights
         return tuple(name for name in chosen if name in self.model.fitted)
 
     def threshold(
@@ -541,21 +542,28 @@ class Detector:
         peaks = self.model.yardstick.region_peaks
         return calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
 
+    def _weights(self, score: str) -> np.ndarray:
+        """How much each column counts: what the score gives it, as far as it can be trusted."""
+        given = scoring.score_named(score).weights
+        trust = self.model.yardstick.trust[self._columns(score)]
+        weights: np.ndarray = trust * [given[name] for name in self.score_terms(score)]
+        return weights
+
     @cached_property
     def _scales(self) -> dict[str, calibration.Scale]:
+        terms = self.model.yardstick.terms
         return {
-            score.name: calibration.Scale.fit(
-                self.model.yardstick.terms[:, self._columns(score.name)]
-            )
-            for score in scoring.SCORES.values()
+            name: calibration.Scale.fit(terms[:, self._columns(name)], self._weights(name))
+            for name in scoring.SCORES
         }
 
     @cached_property
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
-        for score in scoring.SCORES.values():
-            terms = self.model.yardstick.terms[:, self._columns(score.name)]
-            found[score.name] = terms[:, 0] if score.raw else calibration.cross_fitted_scores(terms)
+        for name, score in scoring.SCORES.items():
+            terms = self.model.yardstick.terms[:, self._columns(name)]
+            crossed = calibration.cross_fitted_scores(terms, self._weights(name))
+            found[name] = terms[:, 0] if score.raw else crossed
         return found
 
 

@@ -17,6 +17,7 @@ import torch
 import anoscan
 from anoscan import images, store, trainset
 from anoscan.config import TrainConfig
+from anoscan.errors import ModelError
 from anoscan.health import worst
 from anoscan.learn import FEWEST_IMAGES, resolve
 from anoscan.results import DoctorReport, HealthCheck, Skipped
@@ -83,18 +84,23 @@ def _versions() -> dict[str, str | None]:
 
 def _store() -> tuple[dict[str, Any], list[HealthCheck]]:
     home = store.home()
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
+    # Not Path.exists, which raises where a folder above is another user's.
+    there = next(folder for folder in (home, *home.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
     free = shutil.disk_usage(there).free
     writable = _writable(there)
-    facts = {
+    facts: dict[str, Any] = {
         "folder": str(home),
-        "models": len(store.models()),
+        "models": None,
         "writable": writable,
         "free_gb": round(free / 1e9, 1),
     }
     if not writable:
         message = f"{home} cannot be written: set ANOSCAN_HOME to a folder that can."
         return facts, [_check("store", "fail", None, message)]
+    try:
+        facts["models"] = len(store.models())
+    except ModelError as error:
+        return facts, [_check("store", "fail", None, f"{error.message} {error.hint}")]
     if free < NEEDED_BYTES:
         message = f"{free / 1e6:.0f} MB are free at {home}: models and checkpoints need more."
         return facts, [_check("store", "warn", float(free), message)]

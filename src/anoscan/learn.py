@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anoscan import modelfile, registry
-from anoscan.adversarial import TURNED_BATCH, GanStage, sample
+from anoscan.adversarial import GanStage, TurnStage, sample, settle
 from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.config import IMAGES_SHOWN, TrainConfig
@@ -46,6 +46,7 @@ from anoscan.trainset import ImageArray, Inspection, inspect
 
 FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
+FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 DIVERSITY_SAMPLE = 256
 
 
@@ -67,7 +68,10 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         size=inspection.rule.size,
         channels=inspection.rule.channels,
         images_shown=shown,
-        encoder_images_shown=config.encoder_images_shown or math.ceil(shown / 2),
+        rotation_images_shown=shown
+        if config.rotation_images_shown is None
+        else config.rotation_images_shown,
+        encoder_images_shown=config.encoder_images_shown or math.ceil(shown / 2.5),
         learning_rate=config.learning_rate
         or registry.load("objectives", config.objective).learning_rate,
     )
@@ -206,41 +210,45 @@ def _train(
         many = size * config.batch_size
         return Batches(pixels, rows, many, config.seed, name, runtime.device)
 
-    def go(stage: Stage, images: int, extra: dict[str, Tensor]) -> int:
-        position = keeper.restore(stage)
-        run(
-            stage,
-            steps=math.ceil(images / config.batch_size),
-            images_per_step=config.batch_size,
-            position=position,
-            on_progress=on_progress,
-            checkpoint=lambda where: keeper.save(stage, where, extra),
-            stopping=stopping,
-        )
+    def go(stage: Stage, steps: int, many: int) -> None:
+        if keeper.has_finished(stage):
+            keeper.restore_finished(stage)
+        else:
+            position = keeper.restore(stage)
+            run(
+                stage,
+                steps=steps,
+                images_per_step=many,
+                position=position,
+                on_progress=on_progress,
+                checkpoint=lambda where: keeper.save(stage, where),
+                stopping=stopping,
+            )
+            keeper.finish(stage, position)
         clock.lap(stage.name)
-        return position.rollbacks
 
+    batch = config.batch_size
     gan = GanStage(
         networks,
         registry.load("objectives", config.objective),
         batches("gan"),
-        batches("turned", TURNED_BATCH),
         config,
         runtime,
+        few=len(rows) < FEW_IMAGES,
     )
-    if keeper.has_finished(gan):
-        rollbacks = keeper.restore_finished(gan)
-        clock.lap("gan")
-    else:
-        rollbacks = go(gan, config.images_shown or 0, {})
+    go(gan, math.ceil((config.images_shown or 0) / batch), batch)
     trained = Networks(*gan.averages, networks.encoder)
+    settle(trained.generator, config.latent_dim, config.seed)
+    if config.rotation_images_shown:
+        many = 2 * batch
+        steps = math.ceil(config.rotation_images_shown / many)
+        turned = batches("rotation", 2)
+        go(TurnStage(trained.discriminator, turned, steps, config, runtime), steps, many)
     encoder = EncoderStage(
         trained, registry.load("mappings", config.mapping), batches("encoder"), config, runtime
     )
-    finished = {f"finished/{key}": value for key, value in state_tensors(gan).items()}
-    finished["finished-rollbacks"] = torch.tensor(rollbacks)
-    rollbacks += go(encoder, config.encoder_images_shown or 0, finished)
-    return trained.frozen(), rollbacks
+    go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
+    return trained.frozen(), keeper.rollbacks
 
 
 def _hold_against(
@@ -251,16 +259,18 @@ def _hold_against(
     runtime: Runtime,
 ) -> tuple[Yardstick, float]:
     """Measure held-out normals; also returns their mean squared residual."""
-    terms, peaks, levels, squares = [], [], [], []
+    terms, trusts, peaks, levels, squares = [], [], [], [], []
     for batch in chunks(rows, pixels.__getitem__, runtime.device):
         measured = measure(networks, fitted, batch)
         terms.append(measured.terms)
+        trusts.append(measured.trust)
         peaks.append(smooth(measured.residual).max(axis=(1, 2)))
         levels.append(np.quantile(measured.residual, 0.999))
         squares.append(np.square(batch.cpu().numpy() - measured.x_hat).mean((1, 2, 3)))
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
-    yardstick = Yardstick(np.concatenate(terms), scale, np.sort(np.concatenate(peaks)))
+    trust = np.clip(np.concatenate(trusts).mean(0), 0, 1)
+    yardstick = Yardstick(np.concatenate(terms), trust, scale, np.sort(np.concatenate(peaks)))
     return yardstick, float(np.mean(np.concatenate(squares)))
 
 
@@ -330,10 +340,15 @@ class _Clock:
 
 
 class _Keeper:
-    """The checkpoint of a run: a safetensors file beside the models, never pickled."""
+    """The checkpoint of a run: a safetensors file beside the models, never pickled.
+
+    It holds the stage that is under way and the end states of those before it.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any], resume: bool) -> None:
         self.path, self.identity = path, identity
+        self.rollbacks = 0
+        self._finished: dict[str, dict[str, Tensor]] = {}
         self._tensors: dict[str, Tensor] = {}
         self._found: dict[str, Any] = {}
         if resume:
@@ -354,36 +369,49 @@ class _Keeper:
 
     def has_finished(self, stage: Stage) -> bool:
         """Whether the checkpoint is of a later stage than `stage`."""
-        return bool(self._found) and self._found["stage"] != stage.name
+        return stage.name in self._found.get("finished", ())
 
     def restore(self, stage: Stage) -> Position:
         """Put `stage` where the checkpoint left it; at its start when there is none of it."""
         if not self._found or self._found["stage"] != stage.name:
             return Position()
-        load_state_tensors(stage, self._tensors)
+        load_state_tensors(stage, self._under("now"))
         return Position(self._found["step"], self._found["rollbacks"])
 
-    def restore_finished(self, stage: Stage) -> int:
-        """Give an earlier stage its end state from a later stage's checkpoint.
+    def restore_finished(self, stage: Stage) -> None:
+        """Put `stage` into its end state."""
+        load_state_tensors(stage, self._under(f"finished-{stage.name}"))
+        self.finish(stage, Position(rollbacks=self._found["finished"][stage.name]))
 
-        Returns how often that stage had gone back.
-        """
-        prefix = "finished/"
-        tensors = {
-            key.removeprefix(prefix): value
-            for key, value in self._tensors.items()
-            if key.startswith(prefix)
-        }
-        load_state_tensors(stage, tensors)
-        return int(self._tensors["finished-rollbacks"])
+    def finish(self, stage: Stage, position: Position) -> None:
+        """Remember the end state of a stage for the checkpoints of later ones."""
+        self.rollbacks += position.rollbacks
+        self._finished[stage.name] = {
+            f"finished-{stage.name}|{key}": value.clone()
+            for key, value in state_tensors(stage).items()
+        } | {f"finished-{stage.name}|rollbacks": torch.tensor(position.rollbacks)}
 
-    def save(self, stage: Stage, position: Position, extra: dict[str, Tensor]) -> None:
-        """Write the stage's state, and `extra` tensors as they are."""
+    def save(self, stage: Stage, position: Position) -> None:
+        """Write the state of the stage under way, and of those before it."""
+        tensors = {f"now|{key}": value for key, value in state_tensors(stage).items()}
+        rollbacks = {}
+        for name, finished in self._finished.items():
+            tensors |= finished
+            rollbacks[name] = int(finished[f"finished-{name}|rollbacks"])
         metadata = {
             "kind": "checkpoint",
             "identity": self.identity,
             "stage": stage.name,
             "step": position.step,
             "rollbacks": position.rollbacks,
+            "finished": rollbacks,
         }
-        modelfile.save(self.path, state_tensors(stage) | extra, metadata)
+        modelfile.save(self.path, tensors, metadata)
+
+    def _under(self, part: str) -> dict[str, Tensor]:
+        prefix = f"{part}|"
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self._tensors.items()
+            if key.startswith(prefix)
+        }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anoscan.architectures import Networks
+from anoscan.augmentation import cut_paste
 from anoscan.config import TrainConfig
 from anoscan.mappings import Mapping
 from anoscan.runtime import Runtime, stream
@@ -76,36 +77,3 @@ class EncoderStage:
         steps = math.ceil((self.config.encoder_images_shown or 1) / self.config.batch_size)
         half_wave = 0.5 * (1 + math.cos(math.pi * min(index / steps, 1)))
         return LEARNING_RATE * self.slow_down * (LAST_RATE + (1 - LAST_RATE) * half_wave)
-
-
-def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace, in half of the images, a rectangle by one from another image of the batch.
-
-    The encoder is asked for the clean image, and so learns to see past defects instead of
-    spending the latent on them. Rectangles have sides of an eighth to three eighths of the image.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, c, s, s)
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    Tensor of the same shape; `x` itself is not changed.
-    """
-    n, _, height, width = x.shape
-    draws = torch.rand(n, 7, generator=generator)
-    given = x.clone()
-    for i, draw in enumerate(draws.tolist()):
-        if draw[0] < 0.5:
-            continue
-        h, w = (max(1, round(side * (0.125 + 0.25 * u))) for side, u in
-                ((height, draw[1]), (width, draw[2])))  # fmt: skip
-        top, left = int(draw[3] * (height - h + 1)), int(draw[4] * (width - w + 1))
-        from_top, from_left = int(draw[5] * (height - h + 1)), int(draw[6] * (width - w + 1))
-        donor = x[(i + 1) % n]
-        given[i, :, top : top + h, left : left + w] = donor[
-            :, from_top : from_top + h, from_left : from_left + w
-        ]
-    return given

@@ -26,9 +26,13 @@ from anoscan.terms import Tensors
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions."""
+    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
+
+    `trust` (k,) in [0, 1] says how much each term may count.
+    """
 
     terms: np.ndarray
+    trust: np.ndarray
     picture_scale: float
     region_peaks: np.ndarray
 
@@ -57,6 +61,7 @@ class Model:
         """Save to a file; returns its SHA-256. The same model gives the same bytes."""
         tensors: dict[str, Tensor] = {
             "calibration/terms": torch.from_numpy(self.yardstick.terms),
+            "calibration/trust": torch.from_numpy(self.yardstick.trust),
             "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
             "baselines/mean": torch.from_numpy(self.baselines.mean),
             "baselines/components": torch.from_numpy(self.baselines.components),
@@ -112,10 +117,12 @@ class Model:
         }
         yardstick = Yardstick(
             tensors["calibration/terms"].numpy(),
+            tensors["calibration/trust"].numpy(),
             float(metadata["picture_scale"]),
             tensors["calibration/region_peaks"].numpy(),
         )
-        if yardstick.terms.shape[1:] != (len(fitted),) or not len(yardstick.terms):
+        shapes = {yardstick.terms.shape[1:], yardstick.trust.shape}
+        if shapes != {(len(fitted),)} or not len(yardstick.terms):
             raise ValueError("the calibration does not fit the terms")
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how ``--help`` lays them out.
+"""What several commands share: options, how ``--help`` lays them out, and how a command ends.
 
 Help is plain text in sections: rich's boxes take longer to import than all else that ``--help``
 does, and wrap badly in a log.
@@ -6,14 +6,20 @@ does, and wrap badly in a log.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from anoscan import registry
 from anoscan.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
+from anoscan.errors import ExitCode
 from anoscan.scores import DEFAULT_SCORE, SCORES
+
+if TYPE_CHECKING:
+    from anoscan.output import Output
+    from anoscan.results import Skipped
 
 IMAGES, MODEL, MACHINE, OUTPUT = "Images", "Model", "Machine", "Output"
 
@@ -121,3 +127,15 @@ ScoreName = Annotated[
         default=DEFAULT_SCORE,
     ),
 ]
+
+
+def finish(
+    output: Output, skipped: Sequence[Skipped], *, anomalous: int = 0, listed: bool = False
+) -> None:
+    """Report skipped files and leave with the exit code that the contract asks for."""
+    if not listed:
+        output.skipped(skipped)
+    if anomalous:
+        raise typer.Exit(ExitCode.ANOMALY)
+    if skipped:
+        raise typer.Exit(ExitCode.SKIPPED)

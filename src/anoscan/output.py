@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +15,11 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from anoscan import results
+from anoscan import reports, results
 from anoscan.errors import AnoscanError
+from anoscan.text import encodable, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -30,29 +29,17 @@ if TYPE_CHECKING:
 SKIPPED_SHOWN = 5
 LINE_SECONDS = 10.0  # between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
-_VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _STAGES = {
     "reading": "reading images",
     "gan": "learning normal",
+    "rotation": "learning turns",
     "encoder": "learning to map",
     "scoring": "scoring",
 }
-_LOSSES = {"discriminator": "D", "generator": "G", "encoder": "E"}
+_LOSSES = {"discriminator": "D", "generator": "G", "rotation": "R", "encoder": "E"}
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 # What a pipe gets: a table row is one line there, however long its file name is.
 _NEVER_WRAP = 32_767
-
-
-def encodable(name: str) -> str:
-    """File name with bytes that are not UTF-8 written as ``\\xff``."""
-    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
-
-
-def printable(name: str) -> str:
-    """File name without control characters or broken Unicode: shown, never obeyed."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(name)
-    )
 
 
 def defused(cell: str) -> str:
@@ -134,14 +121,14 @@ class Output:
         if self.as_json:
             self.document(results.to_json(report))
         else:
-            self._show(_RENDERERS[type(report)](report))
+            self._show(reports.render(report))
 
     def model(self, document: dict[str, Any]) -> None:
         """Print all that is known of a model: as JSON, or as a table."""
         if self.as_json:
             self.document(document)
         else:
-            self._show(_model(document))
+            self._show(reports.model(document))
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
@@ -268,166 +255,3 @@ def _facts(progress: Progress) -> Iterator[str]:
     for name, value in progress.losses.items():
         if name in _LOSSES:
             yield f"{_LOSSES[name]} {value:.2f}"
-
-
-# --- reports for people -----------------------------------------------------------------------
-
-
-def _health(report: results.HealthReport) -> Iterator[RenderableType]:
-    yield Text.assemble("health: ", (report.verdict, _VERDICT_STYLES[report.verdict]))
-    yield _check_table(report.checks)
-
-
-def _check_table(checks: Sequence[results.HealthCheck]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for check in checks:
-        table.add_row(
-            Text(check.verdict, _VERDICT_STYLES[check.verdict]),
-            Text(check.name),
-            Text(printable(check.message), overflow="fold"),
-        )
-    return table
-
-
-def _train(report: results.TrainReport) -> Iterator[RenderableType]:
-    model, images = report.model, report.images
-    yield f"model: {printable(model.name)} ({printable(model.path)})"
-    yield (
-        f"images: {images.trained:,} trained on, {images.held_out:,} held out, "
-        f"{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
-        f"{'grey' if model.channels == 1 else 'RGB'}"
-    )
-    yield (
-        f"training: {model.architecture}, {model.objective}, {model.mapping}; "
-        f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
-    )
-    yield from _health(report.health)
-
-
-def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("p-value", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("image", overflow="fold")
-    for image in report.images:
-        table.add_row(
-            str(image.rank),
-            f"{image.score:.3f}",
-            f"{image.p_value:.4f}",
-            Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
-            Text(printable(image.path), overflow="fold"),
-        )
-    yield table
-    counts, threshold = report.counts, report.threshold
-    yield (
-        f"{counts['scored']:,} scored, {counts['anomalous']:,} anomalous (score above "
-        f"{threshold.score:.3f}: a false-alarm rate of {threshold.effective_rate:.2g} on "
-        f"{threshold.calibration_images:,} held-out normals), {counts['skipped']:,} skipped"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
-    images, at = report.images, report.at_threshold
-    yield (
-        f"{images.normal:,} normal and {images.anomalous:,} anomalous images; "
-        f"{len(images.skipped):,} skipped, {images.missing:,} labels without an image, "
-        f"{images.unlabelled:,} images without a label"
-    )
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("detector")
-    table.add_column("AUROC", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("average precision", justify="right")
-    interval = report.auroc_ci95
-    table.add_row(
-        "anoscan",
-        _number(report.auroc),
-        "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-        _number(report.average_precision),
-    )
-    for name, figures in report.baselines.items():
-        table.add_row(f"baseline: {name.replace('_', ' ')}", _number(figures["auroc"]), "", "")
-    yield table
-    if report.undefined:
-        yield f"undefined: {report.undefined}"
-    yield (
-        f"at the model's own threshold {at.score:.3f}: false-alarm rate "
-        f"{_number(at.false_alarm_rate)}, recall {_number(at.recall)}, precision "
-        f"{_number(at.precision)}, F1 {_number(at.f1)}"
-    )
-
-
-def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
-    yield from _train(report.train)
-    yield ""
-    yield from _score(report.score)
-    yield ""
-    yield from _eval(report.eval)
-    folder = printable(report.output)
-    yield ""
-    yield f"pictures: {folder}/residuals, the most anomalous on {folder}/sheet.png"
-    yield "next:"
-    yield f"  anoscan score {folder}/queries --model {folder}/model.safetensors --top 10"
-    yield f"  anoscan eval --labels {folder}/queries/labels.csv --model {folder}/model.safetensors"
-    yield "  anoscan train YOUR_NORMAL_IMAGES"
-
-
-def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
-    if not report.models:
-        yield "no models yet: anoscan train FOLDER makes one"
-        return
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    for column in ("name", "architecture", "objective", "size", "images", "MB", "by"):
-        table.add_column(column, overflow="fold")
-    for model in report.models:
-        if model.problem:
-            table.add_row(Text(printable(model.name)), Text(f"problem: {printable(model.problem)}"))
-            continue
-        kind = "grey" if model.channels == 1 else "RGB"
-        table.add_row(
-            Text(printable(model.name)),
-            printable(model.architecture or "-"),
-            printable(model.objective or "-"),
-            f"{model.size} {kind}",
-            f"{model.images or 0:,}",
-            f"{model.bytes / 1e6:.1f}",
-            printable(model.created_by or "-"),
-        )
-    yield table
-
-
-def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    topics = {"machine": report.machine, "versions": report.versions, "store": report.store}
-    if report.images is not None:
-        topics["images"] = report.images
-    for topic, facts in topics.items():
-        for name, value in facts.items():
-            table.add_row(
-                topic, name.replace("_", " "), Text(printable(_plain(value)), overflow="fold")
-            )
-    yield table
-    yield Text.assemble("verdict: ", (report.verdict, _VERDICT_STYLES[report.verdict]))
-    yield _check_table(report.checks)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-    return "none" if value is None else str(value)
-
-
-_RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
-    results.TrainReport: _train,
-    results.ScoreReport: _score,
-    results.EvalReport: _eval,
-    results.DemoReport: _demo,
-    results.ModelsReport: _models,
-    results.DoctorReport: _doctor,
-}

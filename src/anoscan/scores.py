@@ -12,11 +12,19 @@ from anoscan.errors import UsageError
 
 @dataclass(frozen=True)
 class Score:
-    """A way to make one number of the terms: `terms`, standardised and averaged unless `raw`."""
+    """A way to make one number of the terms.
+
+    Parameters
+    ----------
+    weights : dict from the name of a term to its weight in the sum
+        Terms of weight 0 are only shown: they explain and do not decide.
+    raw : bool
+        Whether the one term is taken as it is; otherwise terms are standardised and summed.
+    """
 
     name: str
     summary: str
-    terms: tuple[str, ...]
+    weights: dict[str, float]
     raw: bool = False
 
 
@@ -25,10 +33,10 @@ SCORES = {
     for score in (
         Score(
             "calibrated",
-            "mean of the terms, each in standard deviations of held-out normals",
-            ("pixel", "feature", "latent", "density", "local", "rotation"),
+            "sum of the terms that pay, in standard deviations of held-out normals",
+            {"pixel": 0, "feature": 0, "latent": 0, "density": 1, "local": 0, "rotation": 1},
         ),
-        Score("paper", "f-AnoGAN's formula, unscaled: for comparison", ("paper",), raw=True),
+        Score("paper", "f-AnoGAN's formula, unscaled: for comparison", {"paper": 1}, raw=True),
     )
 }
 DEFAULT_SCORE = "calibrated"

@@ -36,18 +36,20 @@ class Measured:
     x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
     residual : ndarray of shape (n, s, s), float32 >= 0
         Absolute difference of image and reconstruction, mean over channels.
+    trust : ndarray of shape (n, k), float64
+        What each image says of how far each term can be trusted; see `Term`.
     """
 
     terms: np.ndarray
     x_hat: np.ndarray
     residual: np.ndarray
+    trust: np.ndarray
 
 
 def terms_of(config: TrainConfig) -> tuple[str, ...]:
     """Terms that a model of these settings has: all, but for those of a task it did not learn."""
-    return tuple(
-        name for name in registry.names("terms") if name != "rotation" or config.rotation_weight
-    )
+    learned = config.rotation_images_shown != 0
+    return tuple(name for name in registry.names("terms") if name != "rotation" or learned)
 
 
 def fit_terms(
@@ -84,13 +86,15 @@ def measure(networks: Networks, fitted: dict[str, Tensors], x: Tensor) -> Measur
     """
     with exact_float32():
         evidence = gather(networks, x)
-        columns = [
-            registry.load("terms", name).measure(evidence, stats) for name, stats in fitted.items()
-        ]
+        terms: dict[str, Term] = {name: registry.load("terms", name) for name in fitted}
+        columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
+        one = columns[0].new_ones(len(x))
+        trusts = [term.trust(evidence) if term.trust else one for term in terms.values()]
         return Measured(
             torch.stack(columns, 1).cpu().numpy(),
             evidence.x_hat.cpu().numpy(),
             residual(evidence).cpu().numpy(),
+            torch.stack(trusts, 1).cpu().numpy(),
         )
 
 

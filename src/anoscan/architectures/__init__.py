@@ -58,12 +58,12 @@ class Discriminator(nn.Module):
 
     def judge(self, features: list[Tensor]) -> Tensor:
         """Realness (n,) from `features`."""
-        logits: Tensor = self.head(features[-1].flatten(1))
+        logits: Tensor = self.head(flat(features[-1]))
         return logits.squeeze(1).float()
 
     def turn(self, features: list[Tensor]) -> Tensor:
         """Logits (n, 4) of the quarter turn, from `features`."""
-        logits: Tensor = self.turn_head(features[-1].flatten(1))
+        logits: Tensor = self.turn_head(flat(features[-1]))
         return logits.float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,13 +109,13 @@ def build(architecture: Architecture, shape: Shape) -> Networks:
     )
 
 
-def pyramid(size: int, *, smallest: int = 4) -> list[int]:
+def pyramid(size: int, *, smallest: int = 2) -> list[int]:
     """Sides of the feature maps of an image halved until `smallest` or less, finest first.
 
     Odd sides round up, so that any image size works.
 
     >>> pyramid(28)
-    [28, 14, 7, 4]
+    [28, 14, 7, 4, 2]
     """
     sides = [size]
     while sides[-1] > smallest:
@@ -124,8 +124,25 @@ def pyramid(size: int, *, smallest: int = 4) -> list[int]:
 
 
 def widths(shape: Shape, levels: int) -> list[int]:
-    """Channels of each level, finest first: doubling, and at most eight times the base width."""
-    return [min(shape.width * 2**level, shape.width * 8) for level in range(levels)]
+    """Channels of each level, finest first: doubling, and at most four times the base width."""
+    return [min(shape.width * 2**level, shape.width * 4) for level in range(levels)]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Maps (n, c, h, w) as vectors (n, h * w * c), channels last.
+
+    In that order the gradient comes back channels-last too; otherwise every convolution before it
+    would be computed in the slow layout.
+    """
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class Flatten(nn.Module):
+    """`flat` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, c, h, w) to (n, h * w * c)."""
+        return flat(x)
 
 
 class EvenPad(nn.Module):
@@ -152,7 +169,7 @@ class Crop(nn.Module):
 
 
 class Unflatten(nn.Module):
-    """Vectors (n, c * side * side) to maps (n, c, side, side)."""
+    """Vectors (n, side * side * c) to channels-last maps (n, c, side, side)."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
@@ -160,24 +177,9 @@ class Unflatten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reshape, keeping the batch."""
-        return x.view(len(x), self.channels, self.side, self.side)
-
-
-def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
-    """He initialisation of every convolution and linear layer, biases zero; returns `network`."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, a=slope)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return network
+        return x.view(len(x), self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
 
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable numbers of a network."""
     return sum(p.numel() for p in network.parameters())
-
-
-def quarter_turns(x: Tensor) -> Tensor:
-    """Images (n, c, s, s) turned by 0, 90, 180 and 270 degrees, (4, n, c, s, s)."""
-    return torch.stack([x.rot90(turn, (2, 3)) for turn in range(4)])

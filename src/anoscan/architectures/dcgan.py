@@ -17,9 +17,9 @@ from anoscan.architectures import (
     Crop,
     Discriminator,
     EvenPad,
+    Flatten,
     Shape,
     Unflatten,
-    initialise,
     pyramid,
     widths,
 )
@@ -51,7 +51,7 @@ def generator(shape: Shape) -> nn.Module:
         Crop(sides[0]),
         nn.Tanh(),
     ]
-    return initialise(nn.Sequential(*layers))
+    return nn.Sequential(*layers)
 
 
 def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
@@ -71,17 +71,13 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
 def discriminator(shape: Shape) -> Discriminator:
     """Strided convolutions and LeakyReLU; one block a halving."""
     blocks, flat = _blocks(shape)
-    network = Discriminator(blocks, flat)
-    initialise(network, slope=SLOPE)
-    return network
+    return Discriminator(blocks, flat)
 
 
 def encoder(shape: Shape) -> nn.Module:
     """Trunk of the discriminator, then a linear layer to the latent."""
     blocks, flat = _blocks(shape)
-    return initialise(
-        nn.Sequential(*blocks, nn.Flatten(), nn.Linear(flat, shape.latent_dim)), slope=SLOPE
-    )
+    return nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
 
 
 ENTRY = Architecture(generator, discriminator, encoder, paper="Radford et al. 2015")

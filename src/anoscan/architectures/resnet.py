@@ -19,9 +19,9 @@ from anoscan.architectures import (
     Crop,
     Discriminator,
     EvenPad,
+    Flatten,
     Shape,
     Unflatten,
-    initialise,
     pyramid,
     widths,
 )
@@ -106,7 +106,7 @@ def generator(shape: Shape) -> nn.Module:
         nn.Conv2d(channels[0], shape.channels, 3, padding=1),
         nn.Tanh(),
     ]
-    return initialise(nn.Sequential(*layers))
+    return nn.Sequential(*layers)
 
 
 def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Module], int]:
@@ -125,15 +125,13 @@ def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Mod
 def discriminator(shape: Shape) -> Discriminator:
     """Residual blocks that downsample, LayerNorm, a linear head without activation before it."""
     blocks, flat = _blocks(shape, _layer_norm)
-    network = Discriminator(blocks, flat)
-    initialise(network)
-    return network
+    return Discriminator(blocks, flat)
 
 
 def encoder(shape: Shape) -> nn.Module:
     """Trunk of the critic with BatchNorm, then a linear layer to the latent."""
     blocks, flat = _blocks(shape, nn.BatchNorm2d)
-    return initialise(nn.Sequential(*blocks, nn.Flatten(), nn.Linear(flat, shape.latent_dim)))
+    return nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
 
 
 ENTRY = Architecture(generator, discriminator, encoder, paper="Schlegl et al. 2019")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anoscan.architectures import Networks, quarter_turns
+from anoscan.architectures import Networks
+from anoscan.augmentation import quarter_turns
 
 Tensors = dict[str, Tensor]
 
@@ -66,12 +67,16 @@ class Term:
         (evidence, fitted) -> (n,) float64, positive, higher is more anomalous.
     paper : str
         Where it comes from.
+    trust : callable, optional
+        Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
+        much the term may count: a task that was hardly learned says little. Without it, 1.
     """
 
     sums: Callable[[Evidence], Tensors]
     fit: Callable[[Tensors], Tensors]
     measure: Callable[[Evidence, Tensors], Tensor]
     paper: str
+    trust: Callable[[Evidence], Tensor] | None = None
 
 
 def gaussian_sums(vectors: Tensor) -> Tensors:

@@ -1,8 +1,9 @@
 """Mahalanobis distance of the image's discriminator features from those of normal images.
 
-The discriminator learned to see what makes an image look normal. Mean and standard deviation of
-every channel of every block describe an image in its terms; one Gaussian over them all says how
-usual that is (Lee et al. 2018, arXiv 1807.03888, eq. 2, with the GAN's own discriminator).
+The discriminator learned to see what makes an image look normal. Mean, standard deviation and
+maximum of every channel of every block describe an image in its terms (the maximum keeps what is
+small); one Gaussian over them all says how usual that is (Lee et al. 2018, arXiv 1807.03888,
+eq. 2, with the GAN's own discriminator).
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from anoscan.terms import Evidence, Tensors, Term, fit_gaussian, gaussian_sums, mahalanobis
 
-SHRINKAGE = 0.05
+SHRINKAGE = 0.02
 
 
 def pooled(features: list[Tensor]) -> Tensor:
-    """Channel means and standard deviations of all blocks, (n, 2 * sum of c_i)."""
+    """Mean, standard deviation and maximum of each channel of all blocks, (n, 3 * sum of c_i)."""
     flat = [block.flatten(2).double() for block in features]
     means = [block.mean(2) for block in flat]
-    spreads = [(block.var(2, correction=0) + 1e-6).sqrt() for block in flat]
-    return torch.cat(means + spreads, 1)
+    spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat]
+    peaks = [block.amax(2) for block in flat]
+    return torch.cat(means + spreads + peaks, 1)
 
 
 def sums(evidence: Evidence) -> Tensors:

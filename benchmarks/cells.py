@@ -1,0 +1,76 @@
+"""One kept result of a benchmark: where it lies, and what it says besides its figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import Split
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure."""
+
+    data: str
+    cls: str
+    seed: int
+    method: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where its result is kept; other settings give another file."""
+        tag = ""
+        if self.settings:
+            text = json.dumps(self.settings, sort_keys=True)
+            tag = "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        return RESULTS / self.data / f"{self.method}{tag}" / f"{self.cls}-seed{self.seed}.json"
+
+
+def keep(cell: Cell, split: Split, found: dict[str, Any], command: str) -> dict[str, Any]:
+    """Write a cell's result with the commit and command that made it, whole or not at all.
+
+    Parameters
+    ----------
+    cell : Cell
+    split : Split
+        What `cell` was measured on; its sizes are kept.
+    found : dict
+        Figures, and versions of what made them; JSON types only.
+    command : str
+        For whoever wants to repeat it.
+
+    Returns
+    -------
+    dict
+        What was written.
+    """
+    result = {
+        **asdict(cell),
+        **found,
+        "images": {
+            "train": len(split.train),
+            "test_normal": int((~split.anomalous).sum()),
+            "test_anomalous": int(split.anomalous.sum()),
+        },
+        "commit": _commit(),
+        "command": command,
+    }
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cell.path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(cell.path)
+    return result
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

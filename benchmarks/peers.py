@@ -1,0 +1,181 @@
+"""Measure GANs of other packages on the same splits: ``python -m benchmarks.peers --help``.
+
+Run by the Python of an environment that has anomalib 2.7 and PyOD 3.6 with pandas, and
+scikit-image and platformdirs for the data; anoscan itself comes from ``PYTHONPATH=src`` and never
+depends on them. Settings are each package's defaults but for what the functions here name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.models import Ganomaly
+from anomalib.models.image.ganomaly.torch_model import GanomalyModel
+from pyod.models.alad import ALAD
+from pyod.models.anogan import AnoGAN
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks import data
+from benchmarks.baselines import Scores, as_float
+from benchmarks.cells import Cell, keep
+
+TRAINING_CPU_SECONDS = 120
+_SIDE = 32
+_BATCH = 32  # what anomalib's Ganomaly takes by default
+_SCORED_AT_ONCE = 256
+_ANOGAN_IMAGES = 2000  # it searches every training image: 6,000 take more than the budget
+
+Scorer = Callable[[], Scores]
+Trained = tuple[Scorer, dict[str, Any]]
+
+
+def ganomaly(split: data.Split, seed: int) -> Trained:
+    """GANomaly of anomalib at 32x32, grey where the set is, pixels in the range of its tanh.
+
+    Networks, losses and optimisers are anomalib's, and the step is that of its `training_step`,
+    without Lightning. Its own scale (ImageNet's) and size (256x256) are not used: no output of
+    its decoder could reach the former, and a step at the latter takes 27 s. The score is the raw
+    one, since the one that `Engine.test` reports is scaled by the test set.
+    """
+    start = time.process_time()
+    train = _resized(split.train)
+    # Without a size it would first build the networks for 256x256, of 2 GB.
+    module = Ganomaly(pre_processor=Ganomaly.configure_pre_processor((_SIDE, _SIDE)))
+    module.model = GanomalyModel((_SIDE, _SIDE), train.shape[1], 64, module.latent_vec_size)
+    module.model.train()
+    loader = DataLoader(TensorDataset(train), _BATCH, shuffle=True, drop_last=True)
+    discriminator_optimiser, generator_optimiser = module.configure_optimizers()
+    shown = 0
+    while time.process_time() - start < TRAINING_CPU_SECONDS:
+        for (batch,) in loader:
+            _step(module, batch, discriminator_optimiser, generator_optimiser)
+            shown += len(batch)
+            if time.process_time() - start >= TRAINING_CPU_SECONDS:
+                break
+
+    def score() -> Scores:
+        module.model.eval()
+        with torch.no_grad():
+            batches = _resized(split.test).split(_SCORED_AT_ONCE)
+            scores = [module.model(batch).pred_score for batch in batches]
+        return torch.cat(scores).double().numpy()
+
+    return score, {"images_shown": shown, "side": _SIDE, "channels": train.shape[1]}
+
+
+def _resized(images: data.Pixels) -> Tensor:
+    size = (_SIDE, _SIDE)
+    tensor = torch.from_numpy(as_float(images))
+    return functional.interpolate(tensor, size, mode="bilinear", antialias=True)
+
+
+def _step(
+    module: Any,
+    images: Tensor,
+    discriminator_optimiser: torch.optim.Optimizer,
+    generator_optimiser: torch.optim.Optimizer,
+) -> None:
+    model = module.model
+    real, fake, latent, latent_again = model(images)
+    judged_real, _ = model.discriminator(real)
+    judged_fake, _ = model.discriminator(fake)
+    loss = module.generator_loss(latent, latent_again, real, fake, judged_real, judged_fake)
+    generator_optimiser.zero_grad()
+    loss.backward(retain_graph=True)
+    generator_optimiser.step()
+    judged_fake, _ = model.discriminator(fake.detach())
+    loss = module.discriminator_loss(judged_real, judged_fake)
+    discriminator_optimiser.zero_grad()
+    loss.backward()
+    discriminator_optimiser.step()
+
+
+def pyod_alad(split: data.Split, seed: int) -> Trained:
+    """PyOD's ALAD on pixels in [-1, 1]; its default 200 batches end before the budget does."""
+    train = _flat(split.train)
+    detector = ALAD(device=torch.device("cpu")).fit(train)
+    return lambda: detector.decision_function(_flat(split.test)), {"images_used": len(train)}
+
+
+def pyod_anogan(split: data.Split, seed: int) -> Trained:
+    """PyOD's AnoGAN on pixels in [-1, 1], at most 2,000 images of the class: see its budget."""
+    train = _flat(split.train)
+    if len(train) > _ANOGAN_IMAGES:
+        chosen = np.random.default_rng(seed).choice(len(train), _ANOGAN_IMAGES, replace=False)
+        train = train[chosen]
+    detector = AnoGAN(device=torch.device("cpu")).fit(train)
+    return lambda: detector.decision_function(_flat(split.test)), {"images_used": len(train)}
+
+
+def _flat(images: data.Pixels) -> np.ndarray:
+    return as_float(images).reshape(len(images), -1)
+
+
+PEERS: dict[str, tuple[str, Callable[[data.Split, int], Trained]]] = {
+    "ganomaly": ("anomalib", ganomaly),
+    "pyod-alad": ("pyod", pyod_alad),
+    "pyod-anogan": ("pyod", pyod_anogan),
+}
+
+
+def compute(cell: Cell, command: str) -> dict[str, Any]:
+    """Train a peer, score the whole test set with its last weights, keep the result."""
+    package, train = PEERS[cell.method]
+    split = data.load(cell.data, cell.cls, seed=cell.seed)
+    torch.set_num_threads(1)
+    torch.manual_seed(cell.seed)
+    np.random.seed(cell.seed)  # PyOD draws from the global generator
+    start = time.process_time()
+    score, details = train(split, cell.seed)
+    trained = time.process_time()
+    scores = score()
+    found = {
+        "auroc": float(roc_auc_score(split.anomalous, scores)),
+        "cpu_seconds": trained - start,
+        "cpu_seconds_scoring": time.process_time() - trained,
+        "cpu_seconds_allowed": TRAINING_CPU_SECONDS,
+        "peer": f"{package} {version(package)}",
+        "torch": str(torch.__version__),
+        **details,
+    }
+    return keep(cell, split, found, command)
+
+
+def arguments() -> argparse.Namespace:
+    """Command line of a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=list(data.SETS), required=True)
+    parser.add_argument("--classes", help="separated by commas; all by default")
+    parser.add_argument("--method", choices=list(PEERS), required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compute what is missing, a line a cell."""
+    options = arguments()
+    command = "python -m benchmarks.peers " + shlex.join(sys.argv[1:])
+    classes = options.classes.split(",") if options.classes else data.classes(options.data)
+    for cls in classes:
+        cell = Cell(options.data, cls, options.seed, options.method)
+        if cell.path.exists():
+            continue
+        result = compute(cell, command)
+        line = f"{cell.data} {cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
+        sys.stdout.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Random changes to batches of images: to learn from fewer of them, and to see past defects.
+
+All draw from a CPU generator and give the same on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def quarter_turns(x: Tensor) -> Tensor:
+    """Images (n, c, s, s) turned by 0, 90, 180 and 270 degrees, (4, n, c, s, s)."""
+    return torch.stack([x.rot90(turn, (2, 3)) for turn in range(4)])
+
+
+def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Move each image (n, c, s, s) by up to `most` pixels both ways; edge pixels are repeated."""
+    if most < 1:
+        return x
+    n, _, height, width = x.shape
+    offsets = torch.randint(2 * most + 1, (n, 2), generator=generator).to(x.device)
+    rows = offsets[:, :1] + torch.arange(height, device=x.device)
+    columns = offsets[:, 1:] + torch.arange(width, device=x.device)
+    padded = pad(x, (most,) * 4, mode="replicate").permute(0, 2, 3, 1)
+    images = torch.arange(n, device=x.device)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Blank a square of `share` of the side in each image (n, c, s, s), at a random place."""
+    n, _, height, width = x.shape
+    side = max(1, round(share * height))
+    starts = torch.rand(n, 2, generator=generator) * torch.tensor([height, width])
+    starts = (starts - side / 2).floor().to(x.device)
+    down = torch.arange(height, device=x.device) - starts[:, :1]
+    across = torch.arange(width, device=x.device) - starts[:, 1:]
+    inside_down, inside_across = (down >= 0) & (down < side), (across >= 0) & (across < side)
+    hole = inside_down[:, None, :, None] & inside_across[:, None, None, :]
+    return x * ~hole
+
+
+def discriminator_view(x: Tensor, generator: torch.Generator) -> Tensor:
+    """What a discriminator of few images sees, of real and generated ones alike.
+
+    Translation by a sixteenth of the side and cutout, differentiable (Zhao et al. 2020, arXiv
+    2006.10738): otherwise it learns the few images by heart.
+    """
+    return cut_out(shift(x, x.shape[-1] // 16, generator), 0.3, generator)
+
+
+def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Replace, in half of the images, a rectangle by one from another image of the batch.
+
+    The rectangle has sides of an eighth to three eighths of the image and comes from anywhere in
+    the next image (Li et al. 2021, CutPaste, arXiv 2104.04015, with a foreign donor).
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, c, s, s)
+
+    Returns
+    -------
+    Tensor of the same shape; `x` itself is not changed.
+    """
+    n, _, height, width = x.shape
+    draws = torch.rand(n, 7, generator=generator)
+    given = x.clone()
+    for i, draw in enumerate(draws.tolist()):
+        if draw[0] < 0.5:
+            continue
+        h = max(1, round(height * (0.125 + 0.25 * draw[1])))
+        w = max(1, round(width * (0.125 + 0.25 * draw[2])))
+        top, left = int(draw[3] * (height - h + 1)), int(draw[4] * (width - w + 1))
+        from_top, from_left = int(draw[5] * (height - h + 1)), int(draw[6] * (width - w + 1))
+        donor = x[(i + 1) % n]
+        given[i, :, top : top + h, left : left + w] = donor[
+            :, from_top : from_top + h, from_left : from_left + w
+        ]
+    return given

@@ -1,0 +1,234 @@
+"""The command ``anoscan train``, and how its settings come together.
+
+Defaults, then the --config file, then the options that were given.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anoscan import config
+from anoscan.config import TrainConfig
+from anoscan.errors import InputError, TrainingInterrupted, UsageError
+from anoscan.options import (
+    IMAGES,
+    Device,
+    Force,
+    Json,
+    Precision,
+    Quiet,
+    Workers,
+    choice,
+    finish,
+    option,
+    setting,
+)
+
+if TYPE_CHECKING:
+    from anoscan.detector import Detector
+    from anoscan.output import Output
+
+
+def train(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES", help="Folders (searched recursively) or files of normal images."
+        ),
+    ],
+    name: Annotated[
+        str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
+    ] = None,
+    size: Annotated[
+        str | None,
+        setting(
+            "size",
+            f"Side the networks see, {config.SMALLEST_SIZE} to {config.LARGEST_SIZE} pixels.",
+            "auto|N",
+            default="auto",
+            panel=IMAGES,
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
+    ] = None,
+    architecture: Annotated[str | None, choice("architecture", "architectures")] = None,
+    objective: Annotated[str | None, choice("objective", "objectives")] = None,
+    encoder: Annotated[
+        str | None, setting("encoder", "Kind of encoder.", "|".join(config.ENCODERS))
+    ] = None,
+    mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
+    images_shown: Annotated[
+        int | None,
+        setting(
+            "images_shown",
+            "Length: real images the discriminator sees.",
+            "N",
+            default=str(config.IMAGES_SHOWN),
+        ),
+    ] = None,
+    rotation_images_shown: Annotated[
+        int | None,
+        setting(
+            "rotation_images_shown",
+            "Length of the training on turned images.",
+            "N",
+            default="that of --images-shown",
+        ),
+    ] = None,
+    encoder_images_shown: Annotated[
+        int | None,
+        setting(
+            "encoder_images_shown",
+            "Length of the encoder's training.",
+            "N",
+            default="a share of --images-shown",
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
+    learning_rate: Annotated[
+        float | None,
+        setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
+    ] = None,
+    latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
+    width: Annotated[int | None, setting("width", "Channels of the finest layer.", "N")] = None,
+    ema_images: Annotated[
+        int | None,
+        setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
+    ] = None,
+    seed: Annotated[int | None, setting("seed", "Of all randomness.", "N")] = None,
+    config_file: Annotated[
+        Path | None,
+        option(
+            "--config",
+            help="JSON file of settings, or what models show --json or --dry-run print; options "
+            "given here come first.",
+            metavar="FILE",
+        ),
+    ] = None,
+    resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
+    ] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what normal looks like from a folder of normal images.
+
+    Example: anoscan train ./normal_imgs --name bolts
+    """
+    given: dict[str, Any] = {
+        "held_out": held_out,
+        "architecture": architecture,
+        "objective": objective,
+        "encoder": encoder,
+        "mapping": mapping,
+        "images_shown": images_shown,
+        "rotation_images_shown": rotation_images_shown,
+        "encoder_images_shown": encoder_images_shown,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "latent_dim": latent_dim,
+        "width": width,
+        "ema_images": ema_images,
+        "seed": seed,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    if size is not None:
+        settings["size"] = _auto_int("--size", size)
+    if channels is not None:
+        settings["channels"] = _auto_int("--channels", channels)
+    chosen = TrainConfig.from_dict(_settings(config_file) | settings)
+    from anoscan.output import Output
+
+    output = Output(as_json=as_json, quiet=quiet)
+    machine: dict[str, Any] = {"device": device, "precision": precision, "workers": workers}
+    if dry_run:
+        _dry_run(images, chosen, machine, output)
+        return
+    detector = _train(
+        output, images, config=chosen, name=name, force=force, resume=resume, **machine
+    )
+    if detector.report is None:
+        raise RuntimeError("training gives a report")
+    output.emit(detector.report)
+    output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
+    finish(output, detector.report.images.skipped)
+
+
+def _auto_int(option: str, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
+    return int(value)
+
+
+def _train(output: Output, images: list[Path], **options: Any) -> Detector:
+    from anoscan.detector import Detector
+
+    with output.progress() as on_progress:
+        try:
+            return Detector.train(images, on_progress=on_progress, **options)
+        except TrainingInterrupted as error:
+            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            command = shlex.join(["anoscan", *arguments, "--resume"])
+            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
+
+
+def _settings(path: Path | None) -> dict[str, Any]:
+    """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--config {path} is not JSON: {error}.") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold one JSON object of settings.")
+    try:
+        TrainConfig.from_dict(values)
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error.message}", hint=error.hint) from error
+    return values
+
+
+def _dry_run(
+    paths: list[Path], chosen: TrainConfig, machine: dict[str, Any], output: Output
+) -> None:
+    from anoscan import images, trainset
+    from anoscan.learn import resolve
+    from anoscan.runtime import Runtime
+
+    runtime = Runtime.resolve(**machine)
+    files = images.find(paths)
+    inspection = trainset.inspect(
+        files, size=chosen.size, channels=chosen.channels, workers=runtime.workers, seed=chosen.seed
+    )
+    document = {
+        "schema": "anoscan.config/1",
+        "config": resolve(chosen, inspection).to_dict(),
+        "images_found": len(files),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+    }
+    output.document(document)

@@ -1,0 +1,218 @@
+"""Results as tables and sentences for a person.
+
+Plain strings hold paths and commands and are never broken into lines: they are there to be copied.
+`Text` is wrapped between words.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from anoscan import results
+from anoscan.text import printable
+
+_VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+_COLOURS = {1: "grey", 3: "RGB"}
+
+
+def render(report: Any) -> Iterator[RenderableType]:
+    """Parts of a report of any command, to be printed in turn."""
+    return _RENDERERS[type(report)](report)
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(columns))
+    for column in columns:
+        side = "right" if column in right else "left"
+        table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _cell(value: str, style: str = "") -> Text:
+    return Text(printable(value), style, overflow="fold")
+
+
+def _train(report: results.TrainReport) -> Iterator[RenderableType]:
+    model, images = report.model, report.images
+    yield f"model: {printable(model.name)} ({printable(model.path)})"
+    yield Text(
+        f"images: {images.trained:,} trained on, {images.held_out:,} held out, "
+        f"{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
+        f"{_COLOURS[model.channels]}"
+    )
+    yield Text(
+        f"training: {model.architecture}, {model.objective}, {model.mapping}; "
+        f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
+    )
+    yield Text.assemble("health: ", _verdict(report.health.verdict))
+    yield _checks(report.health.checks)
+
+
+def _verdict(verdict: results.Health) -> tuple[str, str]:
+    return verdict, _VERDICT_STYLES[verdict]
+
+
+def _checks(checks: Sequence[results.HealthCheck]) -> Table:
+    table = _table()
+    for check in checks:
+        table.add_row(Text(*_verdict(check.verdict)), _cell(check.name), _cell(check.message))
+    return table
+
+
+def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
+    table = _table("rank", "score", "p-value", "verdict", "image", right=("rank", "score"))
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for image in report.images:
+        table.add_row(
+            str(image.rank),
+            f"{image.score:.3f}",
+            f"{image.p_value:.4f}",
+            Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
+            _cell(image.path),
+        )
+    yield table
+    counts, threshold = report.counts, report.threshold
+    hidden = counts["scored"] - len(report.images)
+    yield Text(
+        f"{counts['scored']:,} scored{f' ({hidden:,} not listed: see --top)' if hidden else ''}, "
+        f"{counts['anomalous']:,} anomalous, {counts['skipped']:,} skipped; anomalous is a score "
+        f"above {threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
+        f"{threshold.calibration_images:,} held-out normals"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
+    images, at = report.images, report.at_threshold
+    yield Text(
+        f"{images.normal:,} normal and {images.anomalous:,} anomalous images; "
+        f"{len(images.skipped):,} skipped, {images.missing:,} labels without an image, "
+        f"{images.unlabelled:,} images without a label"
+    )
+    table = _table("detector", "AUROC", "95 % interval", "average precision")
+    interval = report.auroc_ci95
+    table.add_row(
+        "anoscan",
+        _number(report.auroc),
+        "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
+        _number(report.average_precision),
+    )
+    for name, figures in report.baselines.items():
+        table.add_row(f"baseline: {name.replace('_', ' ')}", _number(figures["auroc"]), "", "")
+    yield table
+    if report.undefined:
+        yield Text(f"undefined: {printable(report.undefined)}")
+    yield Text(
+        f"at the threshold {at.score:.3f}, which was set without labels: "
+        f"{_percent(at.recall)} of the anomalous images are found, {_percent(at.false_alarm_rate)} "
+        f"of the normal ones are false alarms (precision {_number(at.precision)}, "
+        f"F1 {_number(at.f1)})"
+    )
+
+
+def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
+    yield Text("1. train: scanned digits 1 to 9 are normal", "bold")
+    yield from _train(report.train)
+    yield ""
+    yield Text("2. score: other scans of 1 to 9, and of 0, which the model never saw", "bold")
+    yield from _score(report.score)
+    yield ""
+    yield Text("3. eval: do the scores agree with the labels?", "bold")
+    yield from _eval(report.eval)
+    yield ""
+    folder = printable(report.output)
+    yield f"pictures: {folder}/sheet.png has the most and the least anomalous scans,"
+    yield f"          {folder}/residuals has all"
+    quoted, model_file = shlex.quote(folder), shlex.quote(printable(report.train.model.path))
+    yield "next, on the demo's images and on your own:"
+    rate = report.score.threshold.false_alarm_rate
+    yield f"  anoscan score {quoted}/queries --model {model_file} --false-alarm-rate {rate:g}"
+    yield "  anoscan train YOUR_NORMAL_IMAGES"
+
+
+def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
+    if not report.models:
+        yield Text("no models yet: anoscan train FOLDER makes one")
+        return
+    table = _table("name", "architecture", "objective", "size", "images", "MB", "by")
+    broken = [model for model in report.models if model.problem]
+    for model in report.models:
+        if not model.problem:
+            table.add_row(
+                _cell(model.name),
+                _cell(model.architecture or "-"),
+                _cell(model.objective or "-"),
+                f"{model.size or '-'} {_COLOURS.get(model.channels or 0, '')}",
+                "-" if model.images is None else f"{model.images:,}",
+                f"{model.bytes / 1e6:.1f}",
+                _cell(model.created_by or "-"),
+            )
+    if table.row_count:
+        yield table
+    for model in broken:
+        yield f"cannot be used: {printable(model.name)}: {printable(model.problem or '')}"
+
+
+def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
+    topics = {"machine": report.machine, "versions": report.versions, "store": report.store}
+    if report.images is not None:
+        topics["images"] = report.images
+    yield _facts(topics)
+    yield Text.assemble("verdict: ", _verdict(report.verdict))
+    yield _checks(report.checks)
+
+
+def model(document: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Parts of a table of a model's metadata, which nobody has checked."""
+    plain = {key: value for key, value in document.items() if not isinstance(value, dict)}
+    topics = {key: value for key, value in document.items() if isinstance(value, dict)}
+    yield _facts({"": plain} | topics)
+
+
+def _facts(topics: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = _table()
+    for topic, facts in topics.items():
+        for name, value in facts.items():
+            label = f"{topic} {name}".strip().replace("_", " ")
+            lines = value if isinstance(value, list) and value else [value]
+            if all(isinstance(line, str) for line in lines):
+                lines = [", ".join(lines)]
+            for line in lines:
+                table.add_row(_cell(label), _cell(_plain(line)))
+    return table
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        if "message" in value:
+            return f"{value.get('name')}: {value['message']}"
+        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+_RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
+    results.TrainReport: _train,
+    results.ScoreReport: _score,
+    results.EvalReport: _eval,
+    results.DemoReport: _demo,
+    results.ModelsReport: _models,
+    results.DoctorReport: _doctor,
+}

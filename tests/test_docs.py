@@ -1,0 +1,72 @@
+"""What the documents promise, the program has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import anoscan
+from anoscan import registry
+from anoscan.cli import app
+from anoscan.errors import ExitCode
+from anoscan.scores import SCORES
+
+ROOT = Path(__file__).parent.parent
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", [name for family in registry.FAMILIES for name in registry.names(family)]
+)
+def test_every_choice_is_described_in_methods(name: str) -> None:
+    assert f"`{name}`" in METHODS
+
+
+def test_every_score_is_described_in_methods() -> None:
+    for name in SCORES:
+        assert f"`--score {name}`" in METHODS
+
+
+def commands() -> list[tuple[str, set[str]]]:
+    """Full command names and their long options."""
+    found = []
+    group = typer.main.get_command(app)
+
+    def walk(command: object, name: str) -> None:
+        children = getattr(command, "commands", {})
+        for child, below in children.items():
+            walk(below, f"{name} {child}")
+        if not children:
+            options = {o for p in command.params for o in p.opts if o.startswith("--")}  # type: ignore[attr-defined]
+            found.append((name, options - {"--help"}))
+
+    walk(group, "anoscan")
+    return found
+
+
+@pytest.mark.parametrize(("name", "options"), commands())
+def test_every_command_and_option_is_documented(name: str, options: set[str]) -> None:
+    assert f"`{name}" in CLI
+    missing = {option for option in options if not re.search(rf"`{option}\b", CLI)}
+    assert not missing
+
+
+def test_every_exit_code_is_documented() -> None:
+    for code in ExitCode:
+        assert re.search(rf"^\| {code.value} \|", CLI, re.MULTILINE), code
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_version_is_a_release_number() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", anoscan.__version__)
