@@ -19,9 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import roc_auc_score
-
 from anoscan.detector import Detector
 from anoscan.scoring import SCORES
 from benchmarks import baselines, data
@@ -32,31 +29,38 @@ PAPER = {"objective": "wgan-gp", "architecture": "dcgan"}
 
 
 def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train through the public class on a folder of PNGs, score the test folder."""
+    """Train through the public class on a folder of PNGs, evaluate on the labelled test folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data.write_folder(split.train, folder / "train")
-        data.write_folder(split.test, folder / "test")
+        files = data.write_folder(split.test, folder / "test")
+        labels = folder / "labels.csv"
+        rows = zip(files, split.anomalous, strict=True)
+        lines = ["path,label", *(f"{file},{int(odd)}" for file, odd in rows)]
+        labels.write_text("\n".join(lines) + "\n", encoding="utf-8")
         start = time.process_time()
         detector = Detector.train(
             folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
         )
         trained = time.process_time()
-        report = detector.score(folder / "test")
+        report = detector.evaluate(labels, folder / "test")
         scored = time.process_time()
-        paper = detector.score(folder / "test", score="paper")
-    figures = _aurocs(report, split.anomalous)
     assert detector.report is not None
+    terms = {name: figures["auroc"] for name, figures in report.terms.items()}
     return {
-        "auroc": figures.pop("score"),
-        "auroc_by_score": {"paper": _aurocs(paper, split.anomalous)["score"]},
-        "auroc_by_term": figures,
-        "false_alarm_rate": _rate(report, ~split.anomalous),
-        "recall": _rate(report, split.anomalous),
+        "auroc": report.auroc,
+        "auroc_by_term": terms,
+        "auroc_by_score": {"paper": terms["paper"]},
+        "auroc_of_own_baselines": {k: v["auroc"] for k, v in report.baselines.items()},
+        "false_alarm_rate": report.at_threshold.false_alarm_rate,
+        "recall": report.at_threshold.recall,
         "cpu_seconds": trained - start,
         "cpu_seconds_scoring": scored - trained,
         "health": detector.report.health.verdict,
         "health_values": {check.name: check.value for check in detector.report.health.checks},
+        "trust": dict(
+            zip(detector.model.fitted, detector.model.yardstick.trust.tolist(), strict=True)
+        ),
         "config": detector.model.metadata["config"],
     }
 
@@ -87,21 +91,6 @@ METHODS: dict[str, Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]] 
     "untrained": untrained,
     "paper": paper,
 } | {name: _baseline(name) for name in baselines.BASELINES}
-
-
-def _aurocs(report: Any, anomalous: np.ndarray) -> dict[str, float]:
-    """AUROC of the score and of each of its terms; files are named by row."""
-    rows = [int(Path(image.path).stem) for image in report.images]
-    truth = anomalous[rows]
-    columns = {"score": [image.score for image in report.images]}
-    for term in report.images[0].terms:
-        columns[term] = [image.terms[term] for image in report.images]
-    return {name: float(roc_auc_score(truth, values)) for name, values in columns.items()}
-
-
-def _rate(report: Any, chosen: np.ndarray) -> float:
-    flagged = [i.verdict == "anomalous" for i in report.images if chosen[int(Path(i.path).stem)]]
-    return float(np.mean(flagged))
 
 
 def compute(cell: Cell, command: str) -> dict[str, Any]:

@@ -62,7 +62,24 @@ def test_terms_of_different_sizes_count_the_same_after_scaling() -> None:
     one = calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)
     other = calibration.Scale.fit(scaled, np.ones(2)).combine(scaled)
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
-    assert abs(one.mean()) < 1e-9
+
+
+def test_an_image_is_as_odd_as_its_oddest_term_and_odder_when_two_agree() -> None:
+    terms = np.exp(np.random.default_rng(0).normal(size=(1000, 2)))
+    scale = calibration.Scale.fit(terms, np.ones(2))
+    one, other, both, none = scale.combine(np.exp([[5.0, 0], [0, 5.0], [5.0, 5.0], [0, 0]]))
+    assert one == pytest.approx(other, abs=0.5)
+    assert 3.5 < one < 5.5
+    assert both > one + 0.5
+    assert abs(none) < 0.2
+
+
+def test_a_term_of_no_weight_does_not_decide() -> None:
+    terms = np.exp(np.random.default_rng(0).normal(size=(100, 2)))
+    scale = calibration.Scale.fit(terms, np.array([1.0, 0.0]))
+    loud = terms * [1.0, 1e9]
+    np.testing.assert_allclose(scale.combine(terms), scale.combine(loud))
+    np.testing.assert_allclose(scale.combine(terms), scale.standardise(terms)[:, 0])
 
 
 def test_a_term_that_never_varies_does_not_make_scores_infinite() -> None:

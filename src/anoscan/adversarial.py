@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import update_bn
 
 from anoscan.architectures import Discriminator, Networks
 from anoscan.augmentation import discriminator_view, quarter_turns
@@ -30,9 +28,10 @@ from anoscan.objectives import Objective
 from anoscan.runtime import Runtime, stream
 from anoscan.training import set_rate
 
-GENERATOR_RATE = float(os.environ.get("GR", "0.5"))  # of the discriminator's learning rate
-SETTLE_BATCH, SETTLE_BATCHES = 64, 16
-TURN_RATE = 1e-3  # of the quarter turns alone, at the start
+TURN_RATE = 2e-3  # of the quarter turns, at the start
+# Smaller weights learn anew more readily; the game wants them larger (Ash and Adams 2020, arXiv
+# 1910.08475, shrink what was learned before learning something else).
+SHRINK = 0.4
 
 
 class GanStage:
@@ -139,9 +138,8 @@ class GanStage:
 
     def _descend(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
-        share = GENERATOR_RATE if name == "generator" else 1.0
         rate = self.config.learning_rate or self.objective.learning_rate
-        set_rate(optimizer, rate * share * self.slow_down)
+        set_rate(optimizer, rate * self.slow_down)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -162,20 +160,6 @@ class GanStage:
                     mean.lerp_(value, 1 - keep)
                 else:
                     mean.copy_(value)
-
-
-def settle(generator: nn.Module, latent_dim: int, seed: int) -> None:
-    """Measure the batch statistics of an averaged generator anew, in place.
-
-    Averages of weights do not have the averages of their statistics: with those, a BatchNorm
-    generator draws pale images (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
-    """
-    device = next(generator.parameters()).device
-    latents = [
-        torch.randn(SETTLE_BATCH, latent_dim, generator=stream(seed, "settle", index)).to(device)
-        for index in range(SETTLE_BATCHES)
-    ]
-    update_bn(latents, generator)
 
 
 class TurnStage:
@@ -210,6 +194,9 @@ class TurnStage:
         self.discriminator, self.turned, self.steps = discriminator, turned, steps
         self.config, self.runtime, self.slow_down = config, runtime, 1.0
         discriminator.requires_grad_(True)
+        with torch.no_grad():
+            for weights in discriminator.parameters():
+                weights.mul_(SHRINK)
         self.modules: dict[str, nn.Module] = {"discriminator": discriminator}
         optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99))
         self.optimizers: dict[str, torch.optim.Optimizer] = {"discriminator": optimizer}

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import logsumexp
 from scipy.stats import false_discovery_control
 
 FOLDS = 10
@@ -40,8 +41,14 @@ class Scale:
         return standard
 
     def combine(self, terms: np.ndarray) -> np.ndarray:
-        """Anomaly scores (n,): the weighted sum of the standardised terms (n, k)."""
-        scores: np.ndarray = self.standardise(terms) @ self.weights
+        """Anomaly scores (n,): log of the mean exponential of weighted standardised terms (n, k).
+
+        An image is about as odd as its oddest term says: a term that sees nothing takes little
+        from one that does, while two that agree count more than one.
+        """
+        counted = self.weights > 0
+        weighted = self.standardise(terms)[:, counted] * self.weights[counted]
+        scores: np.ndarray = logsumexp(weighted, axis=1) - np.log(counted.sum())
         return scores
 
 

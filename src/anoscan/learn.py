@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anoscan import modelfile, registry
-from anoscan.adversarial import GanStage, TurnStage, sample, settle
+from anoscan.adversarial import GanStage, TurnStage, sample
 from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.config import IMAGES_SHOWN, TrainConfig
@@ -238,7 +238,6 @@ def _train(
     )
     go(gan, math.ceil((config.images_shown or 0) / batch), batch)
     trained = Networks(*gan.averages, networks.encoder)
-    settle(trained.generator, config.latent_dim, config.seed)
     if config.rotation_images_shown:
         many = 2 * batch
         steps = math.ceil(config.rotation_images_shown / many)

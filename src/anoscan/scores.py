@@ -16,10 +16,10 @@ class Score:
 
     Parameters
     ----------
-    weights : dict from the name of a term to its weight in the sum
+    weights : dict from the name of a term to how much it counts
         Terms of weight 0 are only shown: they explain and do not decide.
     raw : bool
-        Whether the one term is taken as it is; otherwise terms are standardised and summed.
+        Whether the one term is taken as it is; otherwise see `calibration.Scale.combine`.
     """
 
     name: str
@@ -33,7 +33,7 @@ SCORES = {
     for score in (
         Score(
             "calibrated",
-            "sum of the terms that pay, in standard deviations of held-out normals",
+            "the terms that pay, in standard deviations of held-out normals, as odd as the oddest",
             {"pixel": 0, "feature": 0, "latent": 0, "density": 1, "local": 0, "rotation": 1},
         ),
         Score("paper", "f-AnoGAN's formula, unscaled: for comparison", {"paper": 1}, raw=True),

@@ -180,6 +180,16 @@ class Unflatten(nn.Module):
         return x.view(len(x), self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
 
+def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
+    """He initialisation of every convolution and linear layer, biases zero; returns `network`."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, a=slope)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable numbers of a network."""
     return sum(p.numel() for p in network.parameters())

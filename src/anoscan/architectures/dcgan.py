@@ -20,6 +20,7 @@ from anoscan.architectures import (
     Flatten,
     Shape,
     Unflatten,
+    initialise,
     pyramid,
     widths,
 )
@@ -51,7 +52,7 @@ def generator(shape: Shape) -> nn.Module:
         Crop(sides[0]),
         nn.Tanh(),
     ]
-    return nn.Sequential(*layers)
+    return initialise(nn.Sequential(*layers))
 
 
 def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
@@ -71,13 +72,16 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
 def discriminator(shape: Shape) -> Discriminator:
     """Strided convolutions and LeakyReLU; one block a halving."""
     blocks, flat = _blocks(shape)
-    return Discriminator(blocks, flat)
+    network = Discriminator(blocks, flat)
+    initialise(network, slope=SLOPE)
+    return network
 
 
 def encoder(shape: Shape) -> nn.Module:
     """Trunk of the discriminator, then a linear layer to the latent."""
     blocks, flat = _blocks(shape)
-    return nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
+    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
+    return initialise(trunk, slope=SLOPE)
 
 
 ENTRY = Architecture(generator, discriminator, encoder, paper="Radford et al. 2015")

@@ -22,6 +22,7 @@ from anoscan.architectures import (
     Flatten,
     Shape,
     Unflatten,
+    initialise,
     pyramid,
     widths,
 )
@@ -106,7 +107,7 @@ def generator(shape: Shape) -> nn.Module:
         nn.Conv2d(channels[0], shape.channels, 3, padding=1),
         nn.Tanh(),
     ]
-    return nn.Sequential(*layers)
+    return initialise(nn.Sequential(*layers))
 
 
 def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Module], int]:
@@ -125,13 +126,16 @@ def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Mod
 def discriminator(shape: Shape) -> Discriminator:
     """Residual blocks that downsample, LayerNorm, a linear head without activation before it."""
     blocks, flat = _blocks(shape, _layer_norm)
-    return Discriminator(blocks, flat)
+    network = Discriminator(blocks, flat)
+    initialise(network)
+    return network
 
 
 def encoder(shape: Shape) -> nn.Module:
     """Trunk of the critic with BatchNorm, then a linear layer to the latent."""
     blocks, flat = _blocks(shape, nn.BatchNorm2d)
-    return nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
+    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
+    return initialise(trunk)
 
 
 ENTRY = Architecture(generator, discriminator, encoder, paper="Schlegl et al. 2019")
