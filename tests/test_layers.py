@@ -40,11 +40,17 @@ ORDER = [
     "baselines",
     "health",
     "model",
+    "judgement",
     "learn",
     "detector",
     "demo",
     "doctor",
+    "text",
+    "reports",
     "output",
+    "options",
+    "cli_train",
+    "cli_models",
     "cli",
     "__main__",
 ]
@@ -108,7 +114,9 @@ def test_functions_and_modules_stay_readable() -> None:
     for paths in modules().values():
         for path in paths:
             text = path.read_text(encoding="utf-8")
-            assert text.count("\n") <= 600, path.name
+            assert text.count("\n") <= 500, path.name
             for node in ast.walk(ast.parse(text)):
-                if isinstance(node, ast.FunctionDef) and path.stem != "cli":
-                    assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}:{node.name}"
+                if isinstance(node, ast.FunctionDef):
+                    # A command's options are declarations: only the body counts.
+                    length = (node.end_lineno or 0) - node.body[0].lineno
+                    assert length <= 80, f"{path.name}:{node.name}"

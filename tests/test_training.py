@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from anoscan import registry
-from anoscan.adversarial import GanStage, sample
+from anoscan.adversarial import GanStage, TurnStage, sample, turn_randomly
 from anoscan.architectures import Networks
 from anoscan.augmentation import cut_paste
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted
-from anoscan.images import ImageRule
+from anoscan.images import ImageRule, decode, find
 from anoscan.mapping import EncoderStage
 from anoscan.model import fresh_networks
 from anoscan.runtime import Runtime, stream
@@ -65,7 +65,9 @@ def gan(objective: str = "nonsaturating", architecture: str = "dcgan") -> GanSta
     return GanStage(networks, entry, batches(), config, CPU, few=False)
 
 
-def quietly(stage: GanStage | EncoderStage, steps: int, position: Position | None = None) -> None:
+def quietly(
+    stage: GanStage | TurnStage | EncoderStage, steps: int, position: Position | None = None
+) -> None:
     run(
         stage,
         steps=steps,
@@ -85,7 +87,37 @@ def test_every_weight_of_both_networks_moves(objective: str, architecture: str) 
     quietly(stage, 10)
     for name, module in stage.modules.items():
         weights = {key for key, value in module.named_parameters() if value.dim() > 1}
-        assert weights <= moved(before[name], module), name
+        # The head for quarter turns has its own stage.
+        assert weights - {"turn_head.weight"} <= moved(before[name], module), name
+
+
+def test_the_rotation_stage_moves_all_but_the_head_for_realness() -> None:
+    discriminator = fresh_networks(CONFIG, RULE).discriminator
+    stage = TurnStage(discriminator, batches("rotation"), 10, CONFIG, CPU)
+    before = copy_of(discriminator)
+    quietly(stage, 10)
+    weights = {key for key, value in discriminator.named_parameters() if value.dim() > 1}
+    assert weights - {"head.weight"} <= moved(before, discriminator)
+    assert not {"head.weight", "head.bias"} & moved(before, discriminator)
+
+
+def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(digits: Digits) -> None:
+    files = find([digits.normal])
+    shown = np.stack([decode(file, RULE).pixels for file in files])
+    source = Batches(shown, np.arange(len(shown)), 32, 0, "rotation", torch.device("cpu"))
+    config = TrainConfig(size=16, channels=1, width=8)
+    discriminator = fresh_networks(config, RULE).discriminator
+    stage = TurnStage(discriminator, source, 150, config, CPU)
+    losses = [float(stage.step(index)["rotation"]) for index in range(150)]
+    assert losses[0] == pytest.approx(math.log(4), abs=0.2)
+    assert np.mean(losses[-10:]) < 0.6
+
+
+def test_turned_images_are_turned_as_they_say() -> None:
+    x = torch.arange(18.0).view(2, 1, 3, 3)
+    turned, turns = turn_randomly(x, 0, "turn", 3)
+    for image, original, turn in zip(turned, x, turns.tolist(), strict=True):
+        assert torch.equal(image, original.rot90(turn, (1, 2)))
 
 
 def test_generator_waits_for_its_turn() -> None:
@@ -102,7 +134,7 @@ def test_generator_waits_for_its_turn() -> None:
 def test_generator_step_leaves_the_discriminator_alone() -> None:
     stage = gan()
     before = copy_of(stage.discriminator)
-    stage._generator_step(0)
+    stage._generator_step(stage.generator(torch.randn(4, CONFIG.latent_dim)))
     assert not moved(before, stage.discriminator)
     assert all(p.requires_grad for p in stage.discriminator.parameters())
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import anoscan
-from anoscan import calibration, evaluation, images, modelfile, pictures, scoring, store
+from anoscan import calibration, evaluation, images, modelfile, scoring, store
 from anoscan.baselines import NAMES as BASELINE_NAMES
-from anoscan.config import FALSE_ALARM_RATE, TrainConfig, rate_in_range
+from anoscan.config import FALSE_ALARM_RATE, TrainConfig
 from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.images import Decoded, ImageFile
+from anoscan.images import ImageFile
+from anoscan.judgement import Judge
 from anoscan.learn import Learned, learn
 from anoscan.model import Model
 from anoscan.results import (
@@ -30,7 +29,6 @@ from anoscan.results import (
     EvalReport,
     ImageScore,
     ModelReference,
-    Region,
     ScoreReport,
     Skipped,
     Threshold,
@@ -64,6 +62,7 @@ class Detector:
 
     def __init__(self, model: Model, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
+        self._judge = Judge(model, runtime)
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
 
@@ -313,42 +312,31 @@ class Detector:
             raise UsageError(f"--mapping must be one of {', '.join(MAPPINGS)}. Got {mapping!r}.")
         if batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
-        how = scoring.score_named(score)
-        level = self.threshold(false_alarm_rate, score).score
-        region_level = self._region_level(false_alarm_rate)
+        levels = self._judge.levels(false_alarm_rate, score)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        for batch in self._measured(files, batch_size):
+        for batch in self._judge.measured(files, batch_size):
             for decoded, terms, x_hat, residual in batch:
                 done += 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                result = self._image_score(decoded, terms, residual, how, level, region_level)
+                result = self._judge.judge(decoded, terms, residual, levels)
                 if residuals is not None:
-                    picture = self._draw(decoded, x_hat, residual, Path(residuals))
+                    picture = self._judge.draw(decoded, x_hat, residual, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
 
     def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those this model has."""
-        chosen = scoring.score_named(score).weights
-        return tuple(name for name in chosen if name in self.model.fitted)
+        return self._judge.terms(score)
 
     def threshold(
         self, false_alarm_rate: float = FALSE_ALARM_RATE, score: str = scoring.DEFAULT_SCORE
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
-        scores = self._calibration_scores[scoring.score_named(score).name]
-        level, effective, warning = calibration.threshold(scores, rate_in_range(false_alarm_rate))
-        return Threshold(
-            score=level,
-            false_alarm_rate=false_alarm_rate,
-            effective_rate=effective,
-            calibration_images=len(scores),
-            warning=warning,
-        )
+        return self._judge.threshold(false_alarm_rate, score)
 
     def evaluate(
         self,
@@ -394,7 +382,7 @@ class Detector:
         )
         if not len(terms):
             raise nothing_readable(skipped)
-        scores = self._combined(terms, scoring.score_named(score))
+        scores = self._judge.scores(terms, score)
         found = evaluation.detection(scores, anomalous)
         return EvalReport(
             model=self.reference,
@@ -427,7 +415,7 @@ class Detector:
         baseline: list[np.ndarray] = []
         anomalous: list[bool] = []
         skipped: list[Skipped] = []
-        for batch in self._measured(files, batch_size):
+        for batch in self._judge.measured(files, batch_size):
             for decoded, row, _, _ in batch:
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
@@ -445,126 +433,6 @@ class Detector:
             np.array(anomalous, dtype=bool),
             skipped,
         )
-
-    def _measured(
-        self, files: Iterable[ImageFile], batch_size: int
-    ) -> Iterator[list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]]:
-        """Batches of (decoded, terms (k,), reconstruction, residual), in input order."""
-        waiting: list[Decoded | Skipped] = []
-        readable = 0
-        for outcome in images.stream(files, self.model.rule, workers=self.runtime.workers):
-            waiting.append(outcome)
-            readable += isinstance(outcome, Decoded)
-            if readable == batch_size or len(waiting) == 4 * batch_size:
-                yield self._measure(waiting)
-                waiting, readable = [], 0
-        if waiting:
-            yield self._measure(waiting)
-
-    def _measure(
-        self, outcomes: list[Decoded | Skipped]
-    ) -> list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]:
-        empty = np.empty(0)
-        pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
-        if not pixels:
-            return [(outcome, empty, empty, empty) for outcome in outcomes]
-        x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        measured = scoring.measure(self.model.networks, self.model.fitted, x)
-        found = iter(zip(measured.terms, measured.x_hat, measured.residual, strict=True))
-        return [
-            (outcome, *(next(found) if isinstance(outcome, Decoded) else (empty, empty, empty)))
-            for outcome in outcomes
-        ]
-
-    def _image_score(
-        self,
-        decoded: Decoded,
-        terms: np.ndarray,
-        residual: np.ndarray,
-        how: scoring.Score,
-        level: float,
-        region_level: float,
-    ) -> ImageScore:
-        value = float(self._combined(terms[None], how)[0])
-        p = float(calibration.p_values(np.array([value]), self._calibration_scores[how.name])[0])
-        return ImageScore(
-            rank=None,
-            path=decoded.image.path,
-            score=value,
-            p_value=p,
-            q_value=None,
-            verdict="anomalous" if value > level else "normal",
-            terms=self._named_terms(terms, how),
-            regions=self._regions(decoded, residual, region_level),
-            residual=None,
-        )
-
-    def _named_terms(self, terms: np.ndarray, how: scoring.Score) -> dict[str, float]:
-        values = terms[self._columns(how.name)]
-        if not how.raw:
-            values = self._scales[how.name].standardise(values[None])[0]
-        return dict(zip(self.score_terms(how.name), values.tolist(), strict=True))
-
-    def _regions(self, decoded: Decoded, residual: np.ndarray, level: float) -> tuple[Region, ...]:
-        side = len(residual)
-        found = []
-        for left, top, right, bottom, peak in scoring.regions(
-            scoring.smooth(residual[None])[0], level
-        ):
-            x, y, w, h = images.stored_box(
-                left / side,
-                top / side,
-                right / side,
-                bottom / side,
-                width=decoded.width,
-                height=decoded.height,
-                orientation=decoded.orientation,
-            )
-            found.append(Region(x=x, y=y, width=w, height=h, score=peak))
-        return tuple(found)
-
-    def _draw(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, folder: Path) -> str:
-        target = pictures.output_path(folder, decoded.image.inside)
-        scale = self.model.yardstick.picture_scale
-        pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale), target)
-        return target.as_posix()
-
-    def _combined(self, terms: np.ndarray, how: scoring.Score) -> np.ndarray:
-        chosen = terms[:, self._columns(how.name)]
-        return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
-
-    def _columns(self, score: str) -> list[int]:
-        present = list(self.model.fitted)
-        return [present.index(name) for name in self.score_terms(score)]
-
-    def _region_level(self, false_alarm_rate: float) -> float:
-        """Residual that the worst spot of a normal image exceeds at the false-alarm rate."""
-        peaks = self.model.yardstick.region_peaks
-        return calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
-
-    def _weights(self, score: str) -> np.ndarray:
-        """How much each column counts: what the score gives it, as far as it can be trusted."""
-        given = scoring.score_named(score).weights
-        trust = self.model.yardstick.trust[self._columns(score)]
-        weights: np.ndarray = trust * [given[name] for name in self.score_terms(score)]
-        return weights
-
-    @cached_property
-    def _scales(self) -> dict[str, calibration.Scale]:
-        terms = self.model.yardstick.terms
-        return {
-            name: calibration.Scale.fit(terms[:, self._columns(name)], self._weights(name))
-            for name in scoring.SCORES
-        }
-
-    @cached_property
-    def _calibration_scores(self) -> dict[str, np.ndarray]:
-        found = {}
-        for name, score in scoring.SCORES.items():
-            terms = self.model.yardstick.terms[:, self._columns(name)]
-            crossed = calibration.cross_fitted_scores(terms, self._weights(name))
-            found[name] = terms[:, 0] if score.raw else crossed
-        return found
 
 
 def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
