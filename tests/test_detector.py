@@ -14,7 +14,7 @@ from anoscan import images, modelfile, registry, scoring
 from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.learn import split
-from anoscan.results import ImageScore, ScoreReport, Skipped, to_json
+from anoscan.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
 from tests.conftest import Digits
 
 
@@ -32,16 +32,24 @@ def test_a_trained_detector_beats_an_untrained_one_and_the_baselines(
         encoder_images_shown=1,
         batch_size=2,
     )
+    both = (trained, untrained)
     good, poor = trained.evaluate(digits.labels), untrained.evaluate(digits.labels)
+
+    def auroc(report: EvalReport, term: str) -> float:
+        return report.terms[term]["auroc"] or 0
+
     assert good.auroc is not None
-    assert poor.auroc is not None
     assert good.auroc > 0.9
-    assert good.auroc > poor.auroc + 0.02
     for baseline in good.baselines.values():
         assert baseline["auroc"] is not None
         assert good.auroc > baseline["auroc"] + 0.05
-    # The encoder must earn its keep too: reconstructions, not only densities.
-    assert (good.terms["pixel"]["auroc"] or 0) > (poor.terms["pixel"]["auroc"] or 0)
+    # Pooled features of random weights do very well on scans this small, so what training adds is
+    # asked of what cannot work without it: reconstructions, and the named turns.
+    for term in ("pixel", "paper"):
+        assert auroc(good, term) > auroc(poor, term) + 0.1, term
+    trust = [dict(zip(d.model.fitted, d.model.yardstick.trust, strict=True)) for d in both]
+    assert trust[0]["rotation"] > 0.5
+    assert trust[1]["rotation"] < 0.1
 
 
 def test_scores_and_every_term_vary_from_image_to_image(trained: Detector, digits: Digits) -> None:
@@ -217,12 +225,14 @@ def test_a_planted_defect_is_a_region_in_pixels_of_the_query(
 ) -> None:
     query = np.asarray(Image.open(next(digits.queries.iterdir()))).copy()
     big = np.asarray(Image.fromarray(query).resize((80, 80)), dtype=np.uint8).copy()
-    big[50:75, 5:30] = 255 - big[50:75, 5:30]
+    big[55:80, :20] = 255  # a corner that is black in every digit
     Image.fromarray(big).save(tmp_path / "planted.png")
-    report = trained.score(tmp_path / "planted.png", residuals=tmp_path / "out")
+    report = trained.score(
+        tmp_path / "planted.png", residuals=tmp_path / "out", false_alarm_rate=0.1
+    )
     worst = report.images[0].regions[0]
-    assert 0 <= worst.x < 40
-    assert 35 < worst.y + worst.height / 2 < 80
+    assert worst.x + worst.width / 2 < 30
+    assert worst.y + worst.height / 2 > 50
     assert report.images[0].residual is not None
     with Image.open(report.images[0].residual) as picture:
         assert picture.width > 3 * picture.height * 0.95

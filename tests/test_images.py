@@ -115,7 +115,7 @@ def test_the_same_path_given_twice_is_found_once(tmp_path: Path) -> None:
 
     found = images.find([tmp_path / "set", roundabout, tmp_path / "set", tmp_path / "set/a.png"])
 
-    assert [image.inside for image in found] == ["a.png", "b.png"]
+    assert [Path(image.path).name for image in found] == ["a.png", "b.png"]
 
 
 def test_loops_of_links_end_and_a_folder_keeps_its_real_name(tmp_path: Path) -> None:
@@ -774,7 +774,9 @@ def test_at_most_512_files_are_opened_and_the_seed_says_which(
     many = [ImageFile(str(index), file, "x.png") for index in range(700)]
     opened: list[str] = []
     look = trainset._look
-    monkeypatch.setattr(images, "_look", lambda image: (opened.append(image.path), look(image))[1])
+    monkeypatch.setattr(
+        trainset, "_look", lambda image: (opened.append(image.path), look(image))[1]
+    )
 
     draws = []
     for seed in (1, 1, 2):

@@ -22,7 +22,7 @@ from anoscan.training import OnProgress
 NAME = "anoscan-demo"
 ODD_DIGIT = 0
 QUERIES_OF_NORMALS = 0.2
-SHEET_ROWS = 12
+SHEET_ROWS = 6
 IMAGES_SHOWN = 48_000
 # At 1 % the threshold would be almost the highest of 130 held-out scores, and find little.
 FALSE_ALARM_RATE = 0.05
