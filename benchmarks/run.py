@@ -22,7 +22,6 @@ from typing import Any
 from anoscan.detector import Detector
 from anoscan.scoring import SCORES
 from benchmarks import baselines, data
-from benchmarks.cells import RESULTS as RESULTS
 from benchmarks.cells import Cell, keep
 
 PAPER = {"objective": "wgan-gp", "architecture": "dcgan"}

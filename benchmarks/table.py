@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.run import RESULTS
+from benchmarks.cells import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (table|terms): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(data: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -57,6 +57,27 @@ def _row(method: str, by_class: dict[str, list[dict[str, Any]]], classes: list[s
     return f"| {name} | {' | '.join(cells)} | {mean} | {spread} | {seeds} | {seconds:.0f} |"
 
 
+def terms(data: str) -> str:
+    """Markdown table of what each term of the default detector reaches alone, by class."""
+    by_class = load(data).get("anoscan", {})
+    classes = sorted(by_class)
+    names = sorted(
+        {name for rows in by_class.values() for r in rows for name in r["auroc_by_term"]}
+    )
+    lines = [f"| {data} | " + " | ".join(classes) + " | mean |", "|---" * (len(classes) + 2) + "|"]
+    lines.append(_term_row("**score**", [[r["auroc"] for r in by_class[c]] for c in classes]))
+    for name in names:
+        cells = [[r["auroc_by_term"][name] for r in by_class[c]] for c in classes]
+        lines.append(_term_row(name, cells))
+    return "\n".join(lines) + "\n"
+
+
+def _term_row(name: str, cells: list[list[float]]) -> str:
+    means = [float(np.mean(values)) for values in cells]
+    figures = " | ".join(f"{mean:.3f}" for mean in [*means, float(np.mean(means))])
+    return f"| {name} | {figures} |"
+
+
 def _mean(by_class: dict[str, list[dict[str, Any]]], classes: list[str]) -> float:
     values = [np.mean([r["auroc"] for r in by_class[c]]) for c in classes if by_class.get(c)]
     return float(np.mean(values)) if values else 0.0
@@ -65,7 +86,8 @@ def _mean(by_class: dict[str, list[dict[str, Any]]], classes: list[str]) -> floa
 def main() -> None:
     """Rewrite every table between its marks; ``--check`` only says whether any would change."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    fresh = MARK.sub(lambda mark: mark[1] + table(mark[2]) + mark[3], text)
+    kinds = {"table": table, "terms": terms}
+    fresh = MARK.sub(lambda mark: mark[1] + kinds[mark[2]](mark[3]) + mark[4], text)
     if "--check" in sys.argv:
         sys.exit("docs/benchmarks.md is not up to date" if fresh != text else 0)
     DOCUMENT.write_text(fresh, encoding="utf-8")

@@ -362,8 +362,9 @@ def test_hostile_names_are_shown_in_the_table_and_never_obeyed(
     result = run("score", odd_folder, "--model", model_file)
     assert result.code == 3
     assert "\x1b" not in result.out + result.err
-    for shown in ("a [bold]b\\nc.png", "[red]x.png", "esc\\x1b[31m.png", "=1+1.png"):
-        assert shown in result.out
+    unfolded = "".join(result.out.split())  # the column folds where the folder's name is long
+    for shown in ("a[bold]b\\nc.png", "[red]x.png", "esc\\x1b[31m.png", "=1+1.png"):
+        assert shown in unfolded
     for name in BAD:
         assert name in result.err
 
