@@ -84,10 +84,10 @@ def _stability(rollbacks: int) -> HealthCheck:
 def _reconstruction(ratio: float) -> HealthCheck:
     facts = f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses"
     if not ratio < 1:
-        advice = f"{facts}: the encoder failed. Train longer (--images-shown) or lower the rate."
+        advice = f"{facts}: pictures are worthless. Train longer (--images-shown)."
         return _check("reconstruction", "fail", ratio, advice)
     if ratio > 0.9:
-        advice = f"{facts}: pictures will say little. Train longer, or see docs/methods.md."
+        advice = f"{facts}: pictures say little. Train longer (--images-shown)."
         return _check("reconstruction", "warn", ratio, advice)
     return _check("reconstruction", "ok", ratio, f"{facts}.")
 
@@ -95,7 +95,7 @@ def _reconstruction(ratio: float) -> HealthCheck:
 def _diversity(ratio: float) -> HealthCheck:
     facts = f"Generated images vary {ratio:.0%} as much as the training images"
     if not ratio > 0.1:
-        advice = f"{facts}: mode collapse. Lower --learning-rate or try --objective wgan-gp."
+        advice = f"{facts}: mode collapse, or too short a training. Raise --images-shown first."
         return _check("diversity", "fail", ratio, advice)
     if ratio < 0.4:
         advice = f"{facts}: the generator covers part of what is normal. Train longer."
