@@ -36,7 +36,12 @@ _STAGES = {
     "encoder": "learning to map",
     "scoring": "scoring",
 }
-_LOSSES = {"discriminator": "D", "generator": "G", "rotation": "R", "encoder": "E"}
+_LOSSES = {
+    "discriminator": "discriminator",
+    "generator": "generator",
+    "rotation": "loss",
+    "encoder": "loss",
+}
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 # What a pipe gets: a table row is one line there, however long its file name is.
 _NEVER_WRAP = 32_767
@@ -220,7 +225,7 @@ def _bars(console: Console) -> Bars:
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
+        BarColumn(bar_width=8),
         TaskProgressColumn(),
         TimeLeft(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[facts]}"),
