@@ -47,7 +47,7 @@ def _row(method: str, by_class: dict[str, list[dict[str, Any]]], classes: list[s
     ]
     complete = all(by_class.get(cls) for cls in classes)
     mean = f"{_mean(by_class, classes):.3f}" if complete else "-"
-    seeds = min((len(by_class.get(cls, [])) for cls in classes), default=0)
+    seeds = min(len(results) for results in by_class.values())
     spreads = [
         np.std([r["auroc"] for r in rows], ddof=1) for rows in by_class.values() if len(rows) > 1
     ]
