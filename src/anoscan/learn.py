@@ -1,6 +1,6 @@
 """How a folder of normal images becomes a model: the stages of training, in order.
 
-images -> split -> GAN -> encoder -> terms -> calibration -> baselines -> health
+images -> split -> GAN -> rotation -> encoder -> terms -> calibration -> baselines -> health
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _train(
     stopping: Callable[[], bool],
     clock: _Clock,
 ) -> tuple[Networks, int]:
-    """Both stages; returns frozen networks and how often training went back."""
+    """All stages; returns frozen networks and how often training went back."""
     networks = fresh_networks(config, rule)
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
