@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -117,7 +118,8 @@ def load(name: str, cls: str, *, seed: int) -> Split:
     name : str
         A key of `SETS`.
     cls : str
-        One of ``classes(name)``.
+        One of ``classes(name)``. ``0.first200`` is class 0 with only 200 training images, and
+        ``0.mixed5`` class 0 with anomalies among its training images: 5 % of them.
     seed : int
         Decides which images are held out and which defects are made. Sets that come with a test
         split of their own (MNIST, Fashion-MNIST, CIFAR-10) are the same for every seed.
@@ -130,9 +132,11 @@ def load(name: str, cls: str, *, seed: int) -> Split:
         When the images cannot be fetched or read.
     """
     found = _find(name)
-    if cls not in found.classes:
+    plain, _, change = cls.partition(".")
+    if plain not in found.classes:
         raise UsageError(f"{name} has no class {cls!r}: choose from {', '.join(found.classes)}.")
-    return found.load(cls, seed)
+    split = found.load(plain, seed)
+    return _changed(found, split, change, seed) if change else split
 
 
 def cache_folder() -> Path:
@@ -175,6 +179,24 @@ def _find(name: str) -> _Set:
     if name not in _SETS:
         raise UsageError(f"No set {name!r}: choose from {', '.join(_SETS)}.")
     return _SETS[name]
+
+
+def _changed(found: _Set, split: Split, change: str, seed: int) -> Split:
+    """The same split with fewer training images, or with some of other classes among them."""
+    kind, count = change[:5], change[5:]
+    if kind not in ("first", "mixed") or not count.isdecimal():
+        raise UsageError(f"{change!r} is no change of a class: use first200 or mixed5.")
+    rng = _rng(seed, f"{split.name}/{split.cls}/{change}")
+    n = len(split.train)
+    if kind == "first":
+        train = split.train[np.sort(rng.permutation(n)[: int(count)])]
+    else:
+        strangers = round(n * int(count) / 100 / (1 - int(count) / 100))
+        pool = [cls for cls in found.classes if cls != split.cls]
+        drawn = [found.load(pool[i], seed).train for i in rng.integers(len(pool), size=strangers)]
+        picked = [images[int(rng.integers(len(images)))] for images in drawn]
+        train = np.concatenate([split.train, np.stack(picked)])
+    return dataclasses.replace(split, cls=f"{split.cls}.{change}", train=train)
 
 
 # One class against the rest

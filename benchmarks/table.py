@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from benchmarks.cells import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARK = re.compile(r"(<!-- (table|terms): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (table|terms|ablation|curve): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(data: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -22,14 +23,25 @@ def load(data: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted((RESULTS / data).glob("*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        found[path.parent.name][result["cls"]].append(result)
+        found[_label(result)][result["cls"]].append(result)
     return found
+
+
+def _label(result: dict[str, Any]) -> str:
+    changed = ", ".join(f"{key} {value}" for key, value in result["settings"])
+    return f"{result['method']}, {changed}" if changed else str(result["method"])
+
+
+def _plain(classes: Iterable[str]) -> list[str]:
+    """Classes as they are: ``0.first50`` and the like have a table of their own."""
+    return sorted(cls for cls in set(classes) if "." not in cls)
 
 
 def table(data: str) -> str:
     """Markdown table of a set: mean AUROC over seeds for each class, then over classes."""
     found = load(data)
-    classes = sorted({cls for by_class in found.values() for cls in by_class})
+    classes = _plain(cls for by_class in found.values() for cls in by_class)
+    found = {method: rows for method, rows in found.items() if _plain(rows)}
     lines = [
         f"| {data} | " + " | ".join(classes) + " | mean | sd over seeds | seeds | CPU s |",
         "|---" * (len(classes) + 5) + "|",
@@ -47,6 +59,7 @@ def _row(method: str, by_class: dict[str, list[dict[str, Any]]], classes: list[s
     ]
     complete = all(by_class.get(cls) for cls in classes)
     mean = f"{_mean(by_class, classes):.3f}" if complete else "-"
+    by_class = {cls: by_class[cls] for cls in _plain(by_class)}
     seeds = min(len(results) for results in by_class.values())
     spreads = [
         np.std([r["auroc"] for r in rows], ddof=1) for rows in by_class.values() if len(rows) > 1
@@ -60,10 +73,8 @@ def _row(method: str, by_class: dict[str, list[dict[str, Any]]], classes: list[s
 def terms(data: str) -> str:
     """Markdown table of what each term of the default detector reaches alone, by class."""
     by_class = load(data).get("anoscan", {})
-    classes = sorted(by_class)
-    names = sorted(
-        {name for rows in by_class.values() for r in rows for name in r["auroc_by_term"]}
-    )
+    classes = _plain(by_class)
+    names = sorted({name for c in classes for r in by_class[c] for name in r["auroc_by_term"]})
     lines = [f"| {data} | " + " | ".join(classes) + " | mean |", "|---" * (len(classes) + 2) + "|"]
     lines.append(_term_row("**score**", [[r["auroc"] for r in by_class[c]] for c in classes]))
     for name in names:
@@ -73,9 +84,61 @@ def terms(data: str) -> str:
 
 
 def _term_row(name: str, cells: list[list[float]]) -> str:
+    if not all(cells):
+        figures = [f"{np.mean(values):.3f}" if values else "-" for values in cells]
+        return f"| {name} | {' | '.join(figures)} | - |"
     means = [float(np.mean(values)) for values in cells]
-    figures = " | ".join(f"{mean:.3f}" for mean in [*means, float(np.mean(means))])
-    return f"| {name} | {figures} |"
+    figures = [f"{mean:.3f}" for mean in [*means, float(np.mean(means))]]
+    return f"| {name} | {' | '.join(figures)} |"
+
+
+def ablation(names: str) -> str:
+    """Markdown table: the score without one of its parts or with one more, mean over classes.
+
+    Each figure is the mean difference to the score as it is, and its standard deviation over
+    classes and seeds.
+    """
+    cells = {
+        data: [r for c, rows in load(data).get("anoscan", {}).items() if "." not in c for r in rows]
+        for data in names.split(",")
+    }
+    variants = sorted({v for rows in cells.values() for r in rows for v in r["auroc_of_ablation"]})
+    lines = [f"| score | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
+    means = [f"{np.mean([r['auroc'] for r in rows]):.3f}" for rows in cells.values()]
+    lines.append(f"| **as it is** | {' | '.join(means)} |")
+    for variant in variants:
+        figures = []
+        for rows in cells.values():
+            gains = [
+                r["auroc_of_ablation"][variant] - r["auroc"]
+                for r in rows
+                if variant in r["auroc_of_ablation"]
+            ]
+            figures.append(f"{np.mean(gains):+.3f} ± {np.std(gains):.3f}" if gains else "-")
+        lines.append(f"| {variant} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def curve(data: str) -> str:
+    """Markdown table of changed classes: fewer training images, or anomalies among them."""
+    found = load(data)
+    changed = sorted(
+        {cls for by_class in found.values() for cls in by_class if "." in cls},
+        key=lambda cls: (
+            cls.partition(".")[0],
+            cls.partition(".")[2][:5],
+            int(cls.split(".")[1][5:]),
+        ),
+    )
+    lines = [f"| {data} | {' | '.join(changed)} |", "|---" * (len(changed) + 1) + "|"]
+    for method, by_class in sorted(found.items()):
+        cells = [by_class.get(cls, []) for cls in changed]
+        if any(cells):
+            figures = [
+                f"{np.mean([r['auroc'] for r in rows]):.3f}" if rows else "-" for rows in cells
+            ]
+            lines.append(f"| {method} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _mean(by_class: dict[str, list[dict[str, Any]]], classes: list[str]) -> float:
@@ -86,7 +149,7 @@ def _mean(by_class: dict[str, list[dict[str, Any]]], classes: list[str]) -> floa
 def main() -> None:
     """Rewrite every table between its marks; ``--check`` only says whether any would change."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    kinds = {"table": table, "terms": terms}
+    kinds = {"table": table, "terms": terms, "ablation": ablation, "curve": curve}
     fresh = MARK.sub(lambda mark: mark[1] + kinds[mark[2]](mark[3]) + mark[4], text)
     if "--check" in sys.argv:
         sys.exit("docs/benchmarks.md is not up to date" if fresh != text else 0)

@@ -37,6 +37,7 @@ ORDER = [
     "mapping",
     "calibration",
     "scoring",
+    "selftest",
     "baselines",
     "health",
     "model",

@@ -93,7 +93,7 @@ def test_every_weight_of_both_networks_moves(objective: str, architecture: str) 
 
 def test_the_rotation_stage_moves_all_but_the_head_for_realness() -> None:
     discriminator = fresh_networks(CONFIG, RULE).discriminator
-    stage = TurnStage(discriminator, batches("rotation"), 10, CONFIG, CPU)
+    stage = TurnStage(discriminator, batches("rotation"), 10, CONFIG, CPU, few=False)
     before = copy_of(discriminator)
     quietly(stage, 10)
     weights = {key for key, value in discriminator.named_parameters() if value.dim() > 1}
@@ -107,7 +107,7 @@ def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(digits: Digit
     source = Batches(shown, np.arange(len(shown)), 32, 0, "rotation", torch.device("cpu"))
     config = TrainConfig(size=16, channels=1, width=8)
     discriminator = fresh_networks(config, RULE).discriminator
-    stage = TurnStage(discriminator, source, 150, config, CPU)
+    stage = TurnStage(discriminator, source, 150, config, CPU, few=False)
     losses = [float(stage.step(index)["rotation"]) for index in range(150)]
     assert losses[0] == pytest.approx(math.log(4), abs=0.2)
     assert np.mean(losses[-10:]) < 0.6

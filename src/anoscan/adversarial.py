@@ -28,10 +28,12 @@ from anoscan.objectives import Objective
 from anoscan.runtime import Runtime, stream
 from anoscan.training import set_rate
 
-TURN_RATE = 2e-3  # of the quarter turns, at the start
+# Learning rate of the quarter turns at the start, and what the weights are multiplied by before.
 # Smaller weights learn anew more readily; the game wants them larger (Ash and Adams 2020, arXiv
-# 1910.08475, shrink what was learned before learning something else).
-SHRINK = 0.4
+# 1910.08475, shrink what was learned before learning something else). Few images would be learned
+# by heart that way: with them the features of the game are only bent.
+TURN_RATE, SHRINK = 2e-3, 0.4
+GENTLE_RATE = 5e-4
 
 
 class GanStage:
@@ -179,6 +181,8 @@ class TurnStage:
         Length of the stage: the learning rate falls to zero over it.
     config : TrainConfig
     runtime : Runtime
+    few : bool
+        Whether the images are so few that what the game taught should be kept.
     """
 
     name = "rotation"
@@ -190,13 +194,17 @@ class TurnStage:
         steps: int,
         config: TrainConfig,
         runtime: Runtime,
+        *,
+        few: bool,
     ) -> None:
         self.discriminator, self.turned, self.steps = discriminator, turned, steps
         self.config, self.runtime, self.slow_down = config, runtime, 1.0
+        self.rate = GENTLE_RATE if few else TURN_RATE
         discriminator.requires_grad_(True)
-        with torch.no_grad():
-            for weights in discriminator.parameters():
-                weights.mul_(SHRINK)
+        if not few:
+            with torch.no_grad():
+                for weights in discriminator.parameters():
+                    weights.mul_(SHRINK)
         self.modules: dict[str, nn.Module] = {"discriminator": discriminator}
         optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99))
         self.optimizers: dict[str, torch.optim.Optimizer] = {"discriminator": optimizer}
@@ -209,7 +217,7 @@ class TurnStage:
         loss = cross_entropy(logits, turns)
         optimizer = self.optimizers["discriminator"]
         half_wave = 0.5 * (1 + math.cos(math.pi * min(index / self.steps, 1)))
-        set_rate(optimizer, TURN_RATE * half_wave * self.slow_down)
+        set_rate(optimizer, self.rate * half_wave * self.slow_down)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

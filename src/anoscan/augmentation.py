@@ -50,8 +50,8 @@ def discriminator_view(x: Tensor, generator: torch.Generator) -> Tensor:
     return cut_out(shift(x, x.shape[-1] // 16, generator), 0.3, generator)
 
 
-def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace, in half of the images, a rectangle by one from another image of the batch.
+def cut_paste(x: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:
+    """Replace, in a share of the images, a rectangle by one from another image of the batch.
 
     The rectangle has sides of an eighth to three eighths of the image and comes from anywhere in
     the next image (Li et al. 2021, CutPaste, arXiv 2104.04015, with a foreign donor).
@@ -59,6 +59,9 @@ def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (n, c, s, s)
+    generator : torch.Generator
+    share : float in [0, 1]
+        How likely it is that an image gets one.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def cut_paste(x: Tensor, generator: torch.Generator) -> Tensor:
     draws = torch.rand(n, 7, generator=generator)
     given = x.clone()
     for i, draw in enumerate(draws.tolist()):
-        if draw[0] < 0.5:
+        if draw[0] < 1 - share:
             continue
         h = max(1, round(height * (0.125 + 0.25 * draw[1])))
         w = max(1, round(width * (0.125 + 0.25 * draw[2])))

@@ -142,10 +142,11 @@ class Judge:
 
     def _weights(self, score: str) -> np.ndarray:
         """How much each column counts: what the score gives it, as far as it can be trusted."""
-        given = score_named(score).weights
-        trust = self.model.yardstick.trust[self._columns(score)]
-        weights: np.ndarray = trust * [given[name] for name in self.terms(score)]
-        return weights
+        chosen = score_named(score).weights
+        given = np.array([chosen[name] for name in self.terms(score)], dtype=np.float64)
+        trusted: np.ndarray = self.model.yardstick.trust[self._columns(score)] * given
+        # Where nothing can be trusted, nothing can be preferred.
+        return trusted if trusted.any() else given
 
     @cached_property
     def _scales(self) -> dict[str, calibration.Scale]:

@@ -5,11 +5,12 @@ images -> split -> GAN -> rotation -> encoder -> terms -> calibration -> baselin
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anoscan import modelfile, registry
+from anoscan import modelfile, registry, selftest
 from anoscan.adversarial import GanStage, TurnStage, sample
-from anoscan.architectures import Networks
+from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
 from anoscan.config import IMAGES_SHOWN, TrainConfig
 from anoscan.errors import InputError, ModelError
@@ -31,7 +32,8 @@ from anoscan.model import Model, Yardstick, describe, fresh_networks
 from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, measure, smooth, terms_of
-from anoscan.terms import Tensors
+from anoscan.terms import Tensors, turn_logits
+from anoscan.terms.rotation import certainty
 from anoscan.training import (
     Batches,
     OnProgress,
@@ -48,6 +50,9 @@ FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 DIVERSITY_SAMPLE = 256
+# Certainty of turns on held-out normals below which the rotation stage is undone: a task that
+# cannot be learned (textures, discs, too few images) only wears the features down.
+LEARNED = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,10 @@ def learn(
         train_rows, held_rows = split(array.digests, config.seed, config.held_out)
         clock.lap("reading")
         keeper = _Keeper(checkpoint, _run_identity(config, array.digests), resume)
-        networks, rollbacks = _train(
+        networks, rollbacks, turned = _train(
             array.pixels,
             train_rows,
+            held_rows,
             config,
             inspection.rule,
             runtime,
@@ -137,8 +143,10 @@ def learn(
         )
         read = array.pixels.__getitem__
         batches = chunks(train_rows, read, runtime.device)
-        fitted = fit_terms(networks, terms_of(config), batches)
-        yardstick, residual = _hold_against(networks, fitted, array.pixels, held_rows, runtime)
+        fitted = fit_terms(networks, terms_of(turned=turned), batches)
+        yardstick, residual = _hold_against(
+            networks, fitted, array.pixels, held_rows, config.seed, runtime
+        )
         baselines = Baselines.fit(array.pixels, train_rows, config.seed)
         mean_image = float(np.mean(baselines.scores(array.pixels[held_rows])["mean_image"]))
         findings = Findings(
@@ -193,6 +201,7 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
 def _train(
     pixels: np.ndarray,
     rows: np.ndarray,
+    held_rows: np.ndarray,
     config: TrainConfig,
     rule: ImageRule,
     runtime: Runtime,
@@ -200,8 +209,8 @@ def _train(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
-) -> tuple[Networks, int]:
-    """All stages; returns frozen networks and how often training went back."""
+) -> tuple[Networks, int, bool]:
+    """All stages; frozen networks, how often training went back, whether turns were learned."""
     networks = fresh_networks(config, rule)
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -227,27 +236,40 @@ def _train(
             keeper.finish(stage, position)
         clock.lap(stage.name)
 
-    batch = config.batch_size
+    batch, few = config.batch_size, len(rows) < FEW_IMAGES
     gan = GanStage(
         networks,
         registry.load("objectives", config.objective),
         batches("gan"),
         config,
         runtime,
-        few=len(rows) < FEW_IMAGES,
+        few=few,
     )
     go(gan, math.ceil((config.images_shown or 0) / batch), batch)
-    trained = Networks(*gan.averages, networks.encoder)
+    trained, turned = Networks(*gan.averages, networks.encoder), False
     if config.rotation_images_shown:
         many = 2 * batch
         steps = math.ceil(config.rotation_images_shown / many)
-        turned = batches("rotation", 2)
-        go(TurnStage(trained.discriminator, turned, steps, config, runtime), steps, many)
+        pupil = copy.deepcopy(trained.discriminator)
+        stage = TurnStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
+        go(stage, steps, many)
+        held = chunks(held_rows, pixels.__getitem__, runtime.device)
+        turned = _certainty(pupil, held) >= LEARNED
+        if turned:
+            trained.discriminator = pupil
     encoder = EncoderStage(
         trained, registry.load("mappings", config.mapping), batches("encoder"), config, runtime
     )
     go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
-    return trained.frozen(), keeper.rollbacks
+    return trained.frozen(), keeper.rollbacks, turned
+
+
+@torch.no_grad()
+def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
+    """How well the quarter turns of held-out normals are told, 1 at most."""
+    discriminator.eval()
+    found = [certainty(turn_logits(discriminator, x, discriminator.features(x))) for x in batches]
+    return float(torch.cat(found).mean())
 
 
 def _hold_against(
@@ -255,6 +277,7 @@ def _hold_against(
     fitted: dict[str, Tensors],
     pixels: np.ndarray,
     rows: np.ndarray,
+    seed: int,
     runtime: Runtime,
 ) -> tuple[Yardstick, float]:
     """Measure held-out normals; also returns their mean squared residual."""
@@ -268,8 +291,9 @@ def _hold_against(
         squares.append(np.square(batch.cpu().numpy() - measured.x_hat).mean((1, 2, 3)))
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
-    trust = np.clip(np.concatenate(trusts).mean(0), 0, 1)
-    yardstick = Yardstick(np.concatenate(terms), trust, scale, np.sort(np.concatenate(peaks)))
+    clean = np.concatenate(terms)
+    trust = selftest.trust(networks, fitted, pixels[rows], clean, np.concatenate(trusts), seed)
+    yardstick = Yardstick(clean, trust, scale, np.sort(np.concatenate(peaks)))
     return yardstick, float(np.mean(np.concatenate(squares)))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from anoscan import registry
 from anoscan.architectures import Networks
-from anoscan.config import TrainConfig
 from anoscan.runtime import exact_float32
 from anoscan.scores import DEFAULT_SCORE, SCORES, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
@@ -46,10 +45,9 @@ class Measured:
     trust: np.ndarray
 
 
-def terms_of(config: TrainConfig) -> tuple[str, ...]:
-    """Terms that a model of these settings has: all, but for those of a task it did not learn."""
-    learned = config.rotation_images_shown != 0
-    return tuple(name for name in registry.names("terms") if name != "rotation" or learned)
+def terms_of(*, turned: bool) -> tuple[str, ...]:
+    """Terms that a model has: all, but for `rotation` where the task was not learned."""
+    return tuple(name for name in registry.names("terms") if name != "rotation" or turned)
 
 
 def fit_terms(

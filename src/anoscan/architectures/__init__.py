@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,14 @@ class Crop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, h, w) to (n, c, side, side)."""
         return x[..., : self.side, : self.side]
+
+
+class Double(nn.Module):
+    """Doubles the sides of maps by bilinear interpolation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, c, h, w) to (n, c, 2h, 2w)."""
+        return interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class Unflatten(nn.Module):

@@ -2,8 +2,11 @@
 
 Radford et al. 2015, "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks" (arXiv 1511.06434), as AnoGAN uses it (Schlegl et al. 2017, arXiv
-1703.05921). Two departures: the discriminator and the encoder have no BatchNorm, so that no
-image's output depends on its neighbours, and odd sides are padded, so that any size works.
+1703.05921). Three departures: the discriminator and the encoder have no BatchNorm, so that no
+image's output depends on its neighbours; odd sides are padded, so that any size works; and the
+generator enlarges by interpolation and a 3x3 convolution where theirs has a transposed convolution.
+The checkerboards of a transposed one (Odena et al. 2016, doi 10.23915/distill.00003) are all that a
+discriminator needs to win at 64x64, and then the generator learns nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from anoscan.architectures import (
     Architecture,
     Crop,
     Discriminator,
+    Double,
     EvenPad,
     Flatten,
     Shape,
@@ -29,7 +33,7 @@ SLOPE = 0.2
 
 
 def generator(shape: Shape) -> nn.Module:
-    """Linear layer to 4x4, then transposed convolutions; BatchNorm, ReLU, tanh."""
+    """Linear layer to 2x2, then doublings, each with a convolution; BatchNorm, ReLU, tanh."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides) - 1)
     top, side = channels[-1], sides[-1]
@@ -42,13 +46,15 @@ def generator(shape: Shape) -> nn.Module:
     for level in range(len(channels) - 1, 0, -1):
         before, after = channels[level], channels[level - 1]
         layers += [
-            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+            Double(),
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
             Crop(sides[level]),
             nn.BatchNorm2d(after),
             nn.ReLU(inplace=True),
         ]
     layers += [
-        nn.ConvTranspose2d(channels[0], shape.channels, 4, stride=2, padding=1),
+        Double(),
+        nn.Conv2d(channels[0], shape.channels, 3, padding=1),
         Crop(sides[0]),
         nn.Tanh(),
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anoscan.architectures import Networks
+from anoscan.architectures import Discriminator, Networks
 from anoscan.augmentation import quarter_turns
 
 Tensors = dict[str, Tensor]
@@ -48,9 +48,17 @@ def gather(networks: Networks, x: Tensor) -> Evidence:
     x_hat = networks.generator(z)
     discriminator = networks.discriminator
     features = discriminator.features(x)
-    turned = [discriminator.turn(discriminator.features(y)) for y in quarter_turns(x)[1:]]
-    turns = torch.stack([discriminator.turn(features), *turned], 1)
+    turns = turn_logits(discriminator, x, features)
     return Evidence(x, x_hat, z, features, discriminator.features(x_hat), turns)
+
+
+def turn_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
+    """Logits (n, 4, 4) of the quarter turn; row k is of the image turned k times.
+
+    `features` are those of `x` (n, c, s, s) as it is.
+    """
+    turned = [discriminator.turn(discriminator.features(y)) for y in quarter_turns(x)[1:]]
+    return torch.stack([discriminator.turn(features), *turned], 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ class Term:
         Where it comes from.
     trust : callable, optional
         Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
-        much the term may count: a task that was hardly learned says little. Without it, 1.
+        much the term may count: a task that was hardly learned says little. Without it the
+        self-test decides; see `selftest`.
     """
 
     sums: Callable[[Evidence], Tensors]

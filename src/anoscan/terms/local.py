@@ -1,53 +1,87 @@
-"""Mahalanobis distance of local discriminator features, at the few oddest places of the image.
+"""Mahalanobis distance of local discriminator features, where they stand out of the image most.
 
-Small defects vanish in any mean over the image. One Gaussian over the features at every place of
-every normal image says how usual a place is (Defard et al. 2021, PaDiM, arXiv 2011.08785, with one
-Gaussian for all positions, so that images need not be aligned, and the GAN's own discriminator);
-the score is the mean over the worst hundredth of the places.
+Small defects vanish in any mean over the image. At every place of the feature maps of the three
+finest blocks, each at its own resolution, a Gaussian over that place of all normal images says how
+usual its features are (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own
+discriminator). A place that was seen too rarely for a covariance of its own borrows from all
+places of its block, so that images that are not aligned lose little.
+
+A block says the mean over the worst hundredth of its places, divided by the square root of the mean
+over all: an image that is odd everywhere is the matter of ``density``. The term is the geometric
+mean over the blocks.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan.terms import Evidence, Tensors, Term, fit_gaussian, gaussian_sums, mahalanobis
+from anoscan.terms import Evidence, Tensors, Term
 
-SHRINKAGE = 0.02
 BLOCKS = 3  # the finest ones: coarser blocks see most of the image from anywhere
 WORST = 0.01  # share of the places that counts
+LEAST_SHARED = 0.02  # of the covariance of a place: what it takes from all places in any case
+LARGEST = 2**22  # numbers in the covariances of a block; finer maps are averaged down to it
 
 
-def places(features: list[Tensor]) -> Tensor:
-    """Features of the finest blocks on the grid of the second one, (n, g, g, sum of c_i)."""
-    chosen = features[:BLOCKS]
-    side = chosen[min(1, len(chosen) - 1)].shape[-1]
-    maps = [
-        adaptive_avg_pool2d(block, side)
-        if block.shape[-1] > side
-        else interpolate(block, size=(side, side), mode="bilinear")
-        for block in chosen
-    ]
-    return torch.cat(maps, 1).permute(0, 2, 3, 1)
+def places(block: Tensor) -> Tensor:
+    """Features (n, c, h, w) of a block as float64 vectors of its places, (n, h', w', c)."""
+    side = max(1, min(block.shape[-1], int(LARGEST**0.5 / block.shape[1])))
+    if side < block.shape[-1]:
+        block = adaptive_avg_pool2d(block, side)
+    return block.permute(0, 2, 3, 1).double()
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Gaussian sums over all places of all images."""
-    return gaussian_sums(places(evidence.features).flatten(0, 2))
+    """Count, and for each block the sums of vectors and of outer products at every place."""
+    totals = {"count": evidence.x.new_tensor(float(len(evidence.x)), dtype=torch.float64)}
+    for i, block in enumerate(evidence.features[:BLOCKS]):
+        v = places(block)
+        totals[f"sum{i}"] = v.sum(0)
+        totals[f"outer{i}"] = torch.einsum("nhwc,nhwd->hwcd", v, v)
+    return totals
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean and whitening of the features of a place."""
-    return fit_gaussian(total, SHRINKAGE)
+    """Mean (h, w, c) and whitening (h, w, c, c) of the places of each block."""
+    count, fitted = total["count"], {}
+    for i in range(sum(name.startswith("sum") for name in total)):
+        mean = total[f"sum{i}"] / count
+        covariance = total[f"outer{i}"] / count - mean[..., :, None] * mean[..., None, :]
+        fitted[f"mean{i}"] = mean.float()
+        fitted[f"whiten{i}"] = _whitening(covariance, float(count)).float()
+    return fitted
+
+
+def _whitening(covariance: Tensor, count: float) -> Tensor:
+    """Inverse Cholesky factors (h, w, c, c), transposed, of covariances shrunk to their mean."""
+    channels = covariance.shape[-1]
+    shared = covariance.mean((0, 1))
+    borrowed = min(1.0, channels / (channels + count) + LEAST_SHARED)
+    variance = shared.diagonal().clamp_min(0)
+    # A channel that never moved (a dead one) would divide by nothing.
+    floor = torch.diag(1e-3 * variance + 1e-4 * variance.mean() + 1e-12)
+    mixed = (1 - borrowed) * covariance + borrowed * shared + floor
+    eye = torch.eye(channels, dtype=mixed.dtype, device=mixed.device).expand_as(mixed)
+    inverse: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(mixed), eye, upper=False)
+    return inverse.mT
+
+
+def distances(block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
+    """Mean squared whitened coordinate at every place of a block (n, c, h, w): (n, h', w')."""
+    centred = places(block) - mean.double()
+    return torch.einsum("nhwc,hwcd->nhwd", centred, whiten.double()).square().mean(3)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Mean squared whitened coordinate at the worst places, (n,)."""
-    vectors = places(evidence.features)
-    distances = mahalanobis(vectors.flatten(0, 2), fitted).view(len(vectors), -1)
-    worst = max(1, round(WORST * distances.shape[1]))
-    return distances.topk(worst).values.mean(1)
+    """How far the worst places stand out, (n,); geometric mean over blocks."""
+    logs = []
+    for i, block in enumerate(evidence.features[:BLOCKS]):
+        odd = distances(block, fitted[f"mean{i}"], fitted[f"whiten{i}"]).flatten(1)
+        worst = odd.topk(max(1, round(WORST * odd.shape[1]))).values.mean(1)
+        logs.append((worst + 1e-12).log() - (odd.mean(1) + 1e-12).log() / 2)
+    return torch.stack(logs).mean(0).exp()
 
 
 ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021")

@@ -37,13 +37,18 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return torch.exp(-margin)
 
 
-def trust(evidence: Evidence) -> Tensor:
-    """1 - cross-entropy of the turns / log 4, (n,): 1 for a task learned, 0 for guessing.
+def certainty(turns: Tensor) -> Tensor:
+    """1 - cross-entropy / log 4 of logits (n, 4, 4) of turned images, (n,).
 
-    Images without a way up (textures, discs) cannot teach it, and then it says nothing of others.
+    1 for a task learned, 0 for guessing, negative for worse than guessing.
     """
-    right = evidence.turns.double().log_softmax(2).diagonal(dim1=1, dim2=2)
+    right = turns.double().log_softmax(2).diagonal(dim1=1, dim2=2)
     return 1 + right.mean(1) / math.log(4)
+
+
+def trust(evidence: Evidence) -> Tensor:
+    """`certainty` of the turns, (n,)."""
+    return certainty(evidence.turns)
 
 
 ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust)
