@@ -46,8 +46,9 @@ def trust(
     Returns
     -------
     ndarray of shape (k,)
-        The mean of `own` for terms that have one; for the others 2 AUROC - 1 of the task, 0 where
-        it is negative.
+        The mean of `own` for terms that have one; for the others the root of 2 AUROC - 1 of the
+        task, 0 where that is negative. The root, because a patch is a narrow idea of an anomaly:
+        a term that hardly sees patches may still see what is odd as a whole.
     """
     n = min(len(pixels), MOST_IMAGES)
     pasted, changed = _pasted(networks, fitted, pixels[:n], seed)
@@ -60,7 +61,7 @@ def trust(
         else:
             scores = np.concatenate([clean[:, column], pasted[changed, column]])
             odd = np.arange(len(scores)) >= len(clean)
-            values.append(2 * roc_auc_score(odd, scores) - 1)
+            values.append(max(2 * roc_auc_score(odd, scores) - 1, 0) ** 0.5)
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
     return bounded
 
