@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,9 +80,11 @@ def test_a_discriminator_judges_each_image_alone(name: str) -> None:
 def test_in_the_game_no_image_is_judged_by_neighbours_of_the_other_kind(name: str) -> None:
     discriminator = networks(name).discriminator.train()
     real, fake = torch.randn(4, 1, 28, 28), torch.randn(4, 1, 28, 28)
-    of_real, of_fake = discriminator.compare(real, fake)
-    torch.testing.assert_close(of_real, discriminator.compare(real, 9 * fake)[0])
-    torch.testing.assert_close(of_fake, discriminator.compare(9 * real, fake)[1])
+    of_real, of_fake = copy.deepcopy(discriminator).compare(real, fake)
+    same_real = copy.deepcopy(discriminator).compare(real, 9 * fake)[0]
+    same_fake = copy.deepcopy(discriminator).compare(9 * real, fake)[1]
+    torch.testing.assert_close(of_real, same_real)
+    torch.testing.assert_close(of_fake, same_fake)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

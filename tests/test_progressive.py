@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from anoscan import registry
+from anoscan.adversarial import GanStage
 from anoscan.architectures import (
     GROWN,
     Shape,
@@ -17,10 +20,13 @@ from anoscan.architectures import (
     plain_state,
 )
 from anoscan.architectures.progressive import ENTRY, Generator, GrowingDiscriminator, PixelNorm
+from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import TrainingInterrupted
-from anoscan.runtime import seeded
-from anoscan.training import Position, Stage, run
+from anoscan.images import ImageRule
+from anoscan.model import fresh_networks
+from anoscan.runtime import Runtime, seeded
+from anoscan.training import Batches, Position, Stage, run
 from tests.conftest import Digits
 
 SIZES = [16, 28, 30]
@@ -158,6 +164,30 @@ def test_evaluation_uses_the_spread_that_real_batches_had(monkeypatch: pytest.Mo
     torch.testing.assert_close(
         discriminator.eval()(real), discriminator.train()(real), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+def test_growing_networks_train_in_bfloat16_at_odd_sizes(objective: str) -> None:
+    config = TrainConfig(
+        size=28, channels=1, architecture="progressive", latent_dim=5, width=4, batch_size=4,
+        images_shown=48,
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).uniform(-1, 1, (9, 1, 28, 28)).astype(np.float32)
+    device = torch.device("cpu")
+    stage = GanStage(
+        fresh_networks(config, ImageRule(size=28, channels=1, window=None)),
+        registry.load("objectives", objective),
+        Batches(pixels, np.arange(9), 4, 0, "gan", device),
+        config,
+        Runtime(device, "bfloat16", 1),
+        few=True,
+    )
+    levels = []
+    for index in range(12):
+        losses = stage.step(index)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        levels.append(stage.discriminator.level)
+    assert sorted(set(levels)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("objective", ["nonsaturating", "hinge"])

@@ -155,7 +155,7 @@ class Growing:
             return images
         fine = self.shrunk(images, self.level)
         coarse = enlarged(halved(fine), self.sides[self.level])
-        return self.enlarged(torch.lerp(coarse, fine, self.alpha))
+        return self.enlarged(blend(coarse, fine, self.alpha))
 
     def shrunk(self, images: Tensor, level: int) -> Tensor:
         """Images of full size at the side of a level."""
@@ -186,6 +186,11 @@ def growth(share: float, levels: int) -> tuple[int, float]:
     passed, part = divmod(share / GROWN * levels, 1)
     level = levels - int(passed)
     return (level, 1.0) if part < 0.5 else (level - 1, 2 * part - 1)
+
+
+def blend(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """From `a` at 0 to `b` at 1. Unlike torch.lerp it takes what autocast mixes of precisions."""
+    return a * (1 - share) + b * share
 
 
 def halved(x: Tensor) -> Tensor:

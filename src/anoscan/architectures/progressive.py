@@ -9,7 +9,8 @@ latent itself is not normalised, because the encoder has to find all of it; odd 
 The minibatch standard deviation makes an image's realness depend on its neighbours. It enters
 between the last features and the realness head, and only in training: features and turns never
 see it, and in evaluation it is the constant that batches of real images usually gave. So no score
-depends on what else is scored.
+depends on what else is scored. It is given relative to that constant (the paper gives it as it is),
+which a short training hears: otherwise the generator stays with one image.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from anoscan.architectures import (
     Growing,
     Shape,
     Unflatten,
+    blend,
     enlarged,
     flat,
     halved,
@@ -35,7 +37,7 @@ from anoscan.architectures import (
 )
 
 SLOPE = 0.2
-MEMORY = 0.99  # of the usual spread of real batches, a step
+MEMORY = 0.9  # of the usual spread of real batches, a step
 
 
 class PixelNorm(nn.Module):
@@ -87,7 +89,7 @@ class Generator(Growing, nn.Module):
         image = self.to_image[self.level](x)
         if self.alpha < 1:
             coarse = self.to_image[self.level + 1](before)
-            image = torch.lerp(enlarged(coarse, self.sides[self.level]), image, self.alpha)
+            image = blend(enlarged(coarse, self.sides[self.level]), image, self.alpha)
         return self.enlarged(image.tanh())
 
 
@@ -124,7 +126,7 @@ class GrowingDiscriminator(Growing, Discriminator):
         inside = self.blocks[self.level](self.from_image[self.level](x))
         if self.alpha < 1:
             coarse = self.from_image[self.level + 1](halved(x))
-            inside = torch.lerp(coarse, inside, self.alpha)
+            inside = blend(coarse, inside, self.alpha)
         outputs = [inside]
         for block in self.blocks[self.level + 1 :]:
             outputs.append(block(outputs[-1]))
@@ -133,7 +135,7 @@ class GrowingDiscriminator(Growing, Discriminator):
     def judge(self, features: list[Tensor]) -> Tensor:
         """Realness (n,) from `features`; in training, all of one kind: real or generated."""
         last = features[-1]
-        spread = _spread(last) if self.training else self.usual_spread
+        spread = _spread(last) / self.usual_spread if self.training else last.new_ones(())
         spread = spread.to(last.dtype).expand(len(last), 1, *last.shape[2:])
         logits: Tensor = self.head(flat(self.mix(torch.cat([last, spread], 1))))
         return logits.squeeze(1).float()
@@ -142,10 +144,13 @@ class GrowingDiscriminator(Growing, Discriminator):
         """Realness (n,) of both batches; the spread of one does not enter the other's."""
         last = self.features(torch.cat([real, fake]))[-1]
         of_real, of_fake = last.chunk(2)
+        judged = self.judge([of_real]), self.judge([of_fake])
         if self.training:
             with torch.no_grad():
-                self.usual_spread.lerp_(_spread(of_real), 1 - MEMORY)
-        return self.judge([of_real]), self.judge([of_fake])
+                usual = self.usual_spread.lerp(_spread(of_real), 1 - MEMORY)
+            # Not in place: the graph of what was judged holds the old one.
+            self.usual_spread = usual
+        return judged
 
 
 def _spread(x: Tensor) -> Tensor:
