@@ -253,7 +253,7 @@ def test_every_setting_has_an_option(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--size", "7"], 2, "--size must be from 16 to 128. Got 7."),
+        (["--size", "7"], 2, "--size must be from 16 to 512. Got 7."),
         (["--size", "big"], 2, "--size must be auto or a number. Got 'big'."),
         (["--channels", "2"], 2, "--channels must be 1 (grey) or 3 (RGB). Got 2."),
         (["--objective", "none"], 2, "--objective must be one of"),
@@ -286,7 +286,7 @@ def test_wrong_train_options_are_one_line_on_stderr(
         ("[1]", 1, "one JSON object"),
         ('{"depth": 3}', 2, "unknown setting 'depth'"),
         ('{"width": "wide"}', 2, "setting 'width' must be int"),
-        ('{"size": 4}', 2, "--size must be from 16 to 128"),
+        ('{"size": 4}', 2, "--size must be from 16 to 512"),
     ],
 )
 def test_a_bad_config_file_is_named(

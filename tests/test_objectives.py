@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from anoscan import registry
+from anoscan.architectures import Discriminator, Shape
 from anoscan.objectives import squared_gradient_norm
 from anoscan.objectives.nonsaturating import GAMMA, r1
 from anoscan.objectives.wgan_gp import LAMBDA, gradient_penalty
 
 OBJECTIVES = registry.names("objectives")
+PENALISED = [name for name in OBJECTIVES if registry.load("objectives", name).penalty]
 
 
 class Linear(nn.Module):
@@ -71,8 +73,9 @@ def test_nonsaturating_losses_at_zero_are_logarithms_of_two() -> None:
     assert entry.generator_loss(zero).item() == pytest.approx(math.log(2))
 
 
-def test_wgan_losses_are_differences_of_means() -> None:
-    entry = registry.load("objectives", "wgan-gp")
+@pytest.mark.parametrize("name", ["wgan", "wgan-gp"])
+def test_wgan_losses_are_differences_of_means(name: str) -> None:
+    entry = registry.load("objectives", name)
     real, fake = torch.tensor([3.0, 5.0]), torch.tensor([1.0, 2.0])
     assert entry.discriminator_loss(real, fake).item() == -2.5
     assert entry.generator_loss(fake).item() == -1.5
@@ -91,7 +94,66 @@ def test_every_objective_pulls_the_two_networks_apart(name: str) -> None:
     assert (wanted.grad < 0).all(), "the generator wants its fakes to look real"
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bce_is_minus_the_logarithms_of_the_probabilities() -> None:
+    entry = registry.load("objectives", "bce")
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+
+    def probability(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    of_real = -(math.log(probability(2)) + math.log(probability(-1))) / 2
+    of_fake = -(math.log(1 - probability(0.5)) + math.log(1 - probability(3))) / 2
+    assert entry.discriminator_loss(real, fake).item() == pytest.approx(of_real + of_fake)
+    expected = -(math.log(probability(0.5)) + math.log(probability(3))) / 2
+    assert entry.generator_loss(fake).item() == pytest.approx(expected)
+
+
+def test_hinge_counts_only_what_is_inside_the_margin() -> None:
+    entry = registry.load("objectives", "hinge")
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.25])
+    assert entry.discriminator_loss(real, fake).item() == pytest.approx((0 + 0.5 + 0 + 1.25) / 2)
+    assert entry.generator_loss(fake).item() == pytest.approx((3 - 0.25) / 2)
+
+
+def discriminator(architecture: str = "dcgan") -> Discriminator:
+    built: Discriminator = registry.load("architectures", architecture).discriminator(
+        Shape(16, 1, 4, 8)
+    )
+    return built
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def test_hinge_trains_a_discriminator_whose_weights_have_spectral_norm_one() -> None:
+    network = discriminator()
+    turn = network.turn_head.weight.detach().clone()
+    registry.load("objectives", "hinge").prepare(network)
+    for _ in range(30):  # one step of power iteration each
+        network(torch.zeros(2, 1, 16, 16))
+    for block in [*network.blocks, network.head]:
+        for weight in weights(block):
+            norm = torch.linalg.matrix_norm(weight.flatten(1), ord=2).item()
+            assert norm == pytest.approx(1, abs=0.02)
+    assert torch.equal(network.turn_head.weight, turn)
+
+
+@pytest.mark.parametrize("architecture", registry.names("architectures"))
+def test_wgan_clips_all_weights_of_the_game_and_no_norm(architecture: str) -> None:
+    network = discriminator(architecture)
+    turn = network.turn_head.weight.detach().clone()
+    registry.load("objectives", "wgan").constrain(network)
+    for weight in weights(network):
+        if weight is not network.turn_head.weight:
+            assert weight.abs().max().item() == pytest.approx(0.01)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            assert (module.weight == 1).all()
+    assert torch.equal(network.turn_head.weight, turn)
+
+
+@pytest.mark.parametrize("name", PENALISED)
 def test_every_penalty_is_a_scalar_with_a_gradient(name: str) -> None:
     entry = registry.load("objectives", name)
     critic = nn.Sequential(nn.Flatten(), nn.Linear(75, 8), nn.Softplus(), nn.Linear(8, 1))

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from anoscan.architectures import Discriminator, Networks
+from anoscan.architectures import Discriminator, Growing, Networks, equalise, plain_state
 from anoscan.augmentation import discriminator_view, quarter_turns
 from anoscan.config import TrainConfig
-from anoscan.objectives import Objective
-from anoscan.runtime import Runtime, stream
+from anoscan.objectives import Objective, Penalty
+from anoscan.runtime import Runtime, seeded, stream
 from anoscan.training import set_rate
 
 # Learning rate of the quarter turns at the start, and what the weights are multiplied by before.
@@ -71,6 +71,7 @@ class GanStage:
             copy.deepcopy(networks.generator).requires_grad_(False),
             copy.deepcopy(networks.discriminator).requires_grad_(False),
         )
+        self._parametrise()
         self.slow_down = 1.0
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(network.parameters(), betas=objective.betas)
@@ -86,10 +87,19 @@ class GanStage:
             "discriminator-average": self.averages[1],
         }
 
+    def _parametrise(self) -> None:
+        # After the averages were copied: they stay plain, and so does every network that is kept.
+        for network in (self.generator, self.discriminator):
+            if isinstance(network, Growing):
+                equalise(network)
+        if self.objective.prepare:
+            with seeded(self.config.seed, "prepare"):
+                self.objective.prepare(self.discriminator)
+
     def step(self, index: int) -> dict[str, Tensor]:
         """Train the discriminator on one batch, and the generator when it is its turn."""
         turn = (index + 1) % self.objective.discriminator_steps == 0
-        real = self.batches(index)
+        real = self._grown(index, self.batches(index))
         with torch.set_grad_enabled(turn), self.runtime.autocast():
             fake = self.generator(self._latent(index, len(real)))
         real, seen = self._view(index, "real", real), self._view(index, "fake", fake.float())
@@ -98,6 +108,16 @@ class GanStage:
             losses |= self._generator_step(seen)
         self._average_step(index)
         return losses
+
+    def _grown(self, index: int, real: Tensor) -> Tensor:
+        """Grow the networks that do; real images with as much detail as they can make."""
+        for network in (self.generator, self.discriminator):
+            if isinstance(network, Growing):
+                network.grow(self._share(index))
+        return self.discriminator.faded(real) if isinstance(self.discriminator, Growing) else real
+
+    def _share(self, index: int) -> float:
+        return index * self.config.batch_size / (self.config.images_shown or 1)
 
     def _latent(self, index: int, n: int) -> Tensor:
         # Drawn on the CPU: the same on every device.
@@ -113,22 +133,23 @@ class GanStage:
 
     def _discriminator_step(self, index: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         with self.runtime.autocast():
-            # One pass for both: small batches waste a processor.
-            realness = self.discriminator(torch.cat([real, fake]))
-        loss = self.objective.discriminator_loss(*realness.chunk(2))
+            realness = self.discriminator.compare(real, fake)
+        loss = self.objective.discriminator_loss(*realness)
         losses = {"discriminator": loss.detach()}
-        if index % self.objective.penalty_every == 0:
-            penalty = self._penalty(index, real, fake)
+        if self.objective.penalty and index % self.objective.penalty_every == 0:
+            penalty = self._penalty(self.objective.penalty, index, real, fake)
             loss = loss + penalty * self.objective.penalty_every
             losses["penalty"] = penalty.detach()
         self._descend("discriminator", loss)
+        if self.objective.constrain:
+            self.objective.constrain(self.discriminator)
         return losses
 
-    def _penalty(self, index: int, real: Tensor, fake: Tensor) -> Tensor:
+    def _penalty(self, penalty: Penalty, index: int, real: Tensor, fake: Tensor) -> Tensor:
         # One mixing weight a sample. Float32: second derivatives lose too much in bfloat16.
         generator = stream(self.config.seed, "mix", index)
         alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
-        return self.objective.penalty(self.discriminator, real, fake, alpha)
+        return penalty(self.discriminator, real, fake, alpha)
 
     def _generator_step(self, fake: Tensor) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
@@ -155,13 +176,15 @@ class GanStage:
         for average, network in zip(
             self.averages, (self.generator, self.discriminator), strict=True
         ):
-            for mean, value in zip(
-                average.state_dict().values(), network.state_dict().values(), strict=True
-            ):
+            state = plain_state(network)
+            for key, mean in average.state_dict().items():
+                value = state[key]
                 if value.is_floating_point():
                     mean.lerp_(value, 1 - keep)
                 else:
                     mean.copy_(value)
+            if isinstance(average, Growing):
+                average.grow(self._share(index + 1))  # after the last step, full size
 
 
 class TurnStage:

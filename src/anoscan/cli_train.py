@@ -63,7 +63,14 @@ def train(
         float | None,
         setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
     ] = None,
-    architecture: Annotated[str | None, choice("architecture", "architectures")] = None,
+    architecture: Annotated[
+        str | None,
+        choice(
+            "architecture",
+            "architectures",
+            f"progressive from {config.PROGRESSIVE_FROM} pixels on, else dcgan.",
+        ),
+    ] = None,
     objective: Annotated[str | None, choice("objective", "objectives")] = None,
     encoder: Annotated[
         str | None, setting("encoder", "Kind of encoder.", "|".join(config.ENCODERS))

@@ -9,7 +9,8 @@ from typing import Any
 from anoscan import registry
 from anoscan.errors import UsageError
 
-SMALLEST_SIZE, LARGEST_SIZE = 16, 128
+SMALLEST_SIZE, LARGEST_SIZE = 16, 512
+PROGRESSIVE_FROM = 128  # side from which ``--architecture auto`` is progressive
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENCODERS = ("ae",)
@@ -27,7 +28,7 @@ class TrainConfig:
 
     size: int | None = None  # side of the square image the networks see, in pixels
     channels: int | None = None  # 1 grey, 3 RGB
-    architecture: str = "dcgan"
+    architecture: str = "auto"  # see `architecture_for`
     objective: str = "nonsaturating"
     encoder: str = "ae"
     mapping: str = "izi_f"
@@ -43,7 +44,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        registry.check("architectures", self.architecture)
+        if self.architecture != "auto":
+            registry.check("architectures", self.architecture)
         registry.check("objectives", self.objective)
         registry.check("mappings", self.mapping)
         _choice("--encoder", self.encoder, ENCODERS)
@@ -85,6 +87,11 @@ class TrainConfig:
         for name, value in values.items():
             _typed(name, value, str(known[name].type))
         return cls(**values)
+
+
+def architecture_for(size: int) -> str:
+    """Architecture that ``auto`` means for images of a side."""
+    return "dcgan" if size < PROGRESSIVE_FROM else "progressive"
 
 
 def rate_in_range(rate: float) -> float:

@@ -23,7 +23,7 @@ from anoscan import modelfile, registry, selftest
 from anoscan.adversarial import GanStage, TurnStage, sample
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
-from anoscan.config import IMAGES_SHOWN, TrainConfig
+from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
 from anoscan.errors import InputError, ModelError
 from anoscan.health import Findings, examine
 from anoscan.images import ImageFile, ImageRule
@@ -66,12 +66,15 @@ class Learned:
 
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
-    """Settings with every ``None`` decided."""
+    """Settings with every ``None`` and ``auto`` decided."""
     shown = config.images_shown or IMAGES_SHOWN
     return dataclasses.replace(
         config,
         size=inspection.rule.size,
         channels=inspection.rule.channels,
+        architecture=architecture_for(inspection.rule.size)
+        if config.architecture == "auto"
+        else config.architecture,
         images_shown=shown,
         rotation_images_shown=shown
         if config.rotation_images_shown is None

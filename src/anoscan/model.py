@@ -17,7 +17,7 @@ import anoscan
 from anoscan import modelfile, registry
 from anoscan.architectures import Networks, Shape, build
 from anoscan.baselines import Baselines
-from anoscan.config import TrainConfig
+from anoscan.config import TrainConfig, architecture_for
 from anoscan.errors import AnoscanError, ModelError
 from anoscan.images import ImageRule
 from anoscan.runtime import Runtime, seeded
@@ -153,7 +153,9 @@ def fresh_networks(config: TrainConfig, rule: ImageRule) -> Networks:
 
 def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
     shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
-    return build(registry.load("architectures", config.architecture), shape)
+    name = config.architecture
+    name = architecture_for(rule.size) if name == "auto" else name
+    return build(registry.load("architectures", name), shape)
 
 
 def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:

@@ -66,9 +66,13 @@ def setting(
     return option(help=help, default=default or _DEFAULTS[name], metavar=metavar, panel=panel)
 
 
-def choice(name: str, family: str) -> Any:
-    """Option of ``train`` for a choice of a family, described by the family's own files."""
-    entries = (f"{entry}: {registry.summary(family, entry)}" for entry in registry.names(family))
+def choice(name: str, family: str, auto: str = "") -> Any:
+    """Option of ``train`` for a choice of a family, described by the family's own files.
+
+    `auto` describes the choice of that name, where there is one.
+    """
+    entries = [f"auto: {auto}"] if auto else []
+    entries += [f"{entry}: {registry.summary(family, entry)}" for entry in registry.names(family)]
     return setting(name, " ".join(entries), "NAME")
 
 

@@ -18,7 +18,9 @@ from anoscan.errors import UsageError
 class Runtime:
     """A device, the precision of training on it, and the workers that decode images.
 
-    Scoring is always float32: bfloat16 would move scores by more than images differ.
+    Scoring is always float32: bfloat16 would move scores by more than images differ. Weights and
+    moments are float32 in training too. float16 is never used: bfloat16 has the range of float32,
+    so that no loss has to be scaled, and a device without it trains in float32.
     """
 
     device: torch.device

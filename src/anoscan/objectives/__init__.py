@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from anoscan.architectures import Discriminator
+
 Penalty = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -24,28 +26,34 @@ class Objective:
         (real realness (n,), fake realness (n,)) -> scalar.
     generator_loss : callable
         Fake realness (n,) -> scalar.
-    penalty : callable
-        (discriminator, real, fake, alpha) -> scalar, weight included; images (n, c, s, s),
-        alpha (n, 1, 1, 1) uniform in [0, 1). Always computed in float32.
-    penalty_every : int
-        Discriminator steps from one penalty to the next; the penalty is scaled up by as many
-        (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
     discriminator_steps : int
         Discriminator steps for each generator step.
     learning_rate, betas
         Of Adam, for both networks.
     paper : str
         Where it comes from.
+    penalty : callable, optional
+        (discriminator, real, fake, alpha) -> scalar, weight included; images (n, c, s, s),
+        alpha (n, 1, 1, 1) uniform in [0, 1). Always computed in float32.
+    penalty_every : int
+        Discriminator steps from one penalty to the next; the penalty is scaled up by as many
+        (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
+    prepare : callable, optional
+        (discriminator) -> None, once before the game; may parametrise weights.
+    constrain : callable, optional
+        (discriminator) -> None, after each of its steps.
     """
 
     discriminator_loss: Callable[[Tensor, Tensor], Tensor]
     generator_loss: Callable[[Tensor], Tensor]
-    penalty: Penalty
-    penalty_every: int
     discriminator_steps: int
     learning_rate: float
     betas: tuple[float, float]
     paper: str
+    penalty: Penalty | None = None
+    penalty_every: int = 1
+    prepare: Callable[[Discriminator], None] | None = None
+    constrain: Callable[[Discriminator], None] | None = None
 
 
 def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:

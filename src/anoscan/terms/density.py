@@ -17,9 +17,13 @@ SHRINKAGE = 0.02
 
 
 def pooled(features: list[Tensor]) -> Tensor:
-    """Mean, standard deviation and maximum of each channel of all blocks, (n, 3 * sum of c_i)."""
+    """Mean, standard deviation and maximum of each channel of all blocks, (n, 3 * sum of c_i).
+
+    Of blocks of one place, (n, c_i, 1, 1), the values alone.
+    """
     flat = [block.flatten(2).double() for block in features]
     means = [block.mean(2) for block in flat]
+    flat = [block for block in flat if block.shape[2] > 1]  # a vector is its own mean and maximum
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat]
     peaks = [block.amax(2) for block in flat]
     return torch.cat(means + spreads + peaks, 1)

@@ -1,0 +1,45 @@
+"""Hinge loss with a spectrally normalised discriminator: no penalty to compute.
+
+Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks" (arXiv
+1802.05957): eq. 8, each weight divided by its largest singular value, found by one step of power
+iteration a pass; eqs. 16 and 17, the hinge losses. The weights that are kept are those divided
+ones, so that nothing after the game knows of it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+from torch.nn.utils.parametrizations import spectral_norm
+
+from anoscan.architectures import Discriminator
+from anoscan.objectives import Objective
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (eq. 16)."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """-E[D(G(z))] (eq. 17)."""
+    return -fake.mean()
+
+
+def prepare(discriminator: Discriminator) -> None:
+    """Divide every weight of the game by its spectral norm (eq. 8)."""
+    for module in discriminator.modules():
+        # The head for quarter turns is not in the game.
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not discriminator.turn_head:
+            spectral_norm(module)
+
+
+ENTRY = Objective(
+    discriminator_loss,
+    generator_loss,
+    prepare=prepare,
+    discriminator_steps=1,
+    learning_rate=4e-4,
+    betas=(0.5, 0.99),
+    paper="Miyato et al. 2018",
+)

@@ -1,0 +1,49 @@
+"""Wasserstein distance with clipped weights, five critic steps: the first WGAN, for the record.
+
+Arjovsky et al. 2017, "Wasserstein GAN" (arXiv 1701.07875), algorithm 1: after each critic step
+all weights are clipped to [-0.01, 0.01]. The paper takes RMSProp because momentum made training
+unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anoscan.architectures import Discriminator
+from anoscan.objectives import Objective
+
+CLIP = 0.01
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """E[D(G(z))] - E[D(x)] (eq. 2, turned into a loss)."""
+    return fake.mean() - real.mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """-E[D(G(z))]."""
+    return -fake.mean()
+
+
+@torch.no_grad()
+def constrain(discriminator: Discriminator) -> None:
+    """Clip the parameters of all linear and convolutional layers of the game.
+
+    Not those of normalisation layers, whose scale is 1 by nature.
+    """
+    for module in discriminator.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not discriminator.turn_head:
+            for parameter in module.parameters():
+                parameter.clamp_(-CLIP, CLIP)
+
+
+ENTRY = Objective(
+    discriminator_loss,
+    generator_loss,
+    constrain=constrain,
+    discriminator_steps=5,
+    learning_rate=2e-4,
+    betas=(0.0, 0.99),
+    paper="Arjovsky et al. 2017",
+)
