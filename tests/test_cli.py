@@ -649,7 +649,7 @@ def test_help_names_every_choice(run: Run) -> None:
     for family in ("architectures", "objectives", "mappings"):
         assert all(f"{name}:" in train for name in registry.names(family))
     assert all(f"{name}:" in score for name in SCORES)
-    assert all(mapping in score for mapping in detector.MAPPINGS)
+    assert all(mapping in score for mapping in scores.MAPPINGS)
     assert "[default: (" not in train + score
 
 

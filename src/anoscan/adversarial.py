@@ -63,12 +63,17 @@ class GanStage:
         few: bool,
     ) -> None:
         self.objective, self.batches, self.few = objective, batches, few
-        self.config, self.runtime = config, runtime
-        self.generator, self.discriminator = networks.generator, networks.discriminator
+        self.config, self.runtime, self.networks = config, runtime, networks
+        self.generator = networks.generator
+        self.discriminator: nn.Module = networks.discriminator
         self.averages: tuple[nn.Module, Discriminator] = (
             copy.deepcopy(networks.generator).requires_grad_(False),
             copy.deepcopy(networks.discriminator).requires_grad_(False),
         )
+        self.followed: list[tuple[nn.Module, nn.Module]] = [
+            (self.averages[0], self.generator),
+            (self.averages[1], self.discriminator),
+        ]
         self.slow_down = 1.0
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(network.parameters(), betas=objective.betas)
@@ -83,6 +88,10 @@ class GanStage:
             "discriminator": self.discriminator,
             "discriminator-average": self.averages[1],
         }
+
+    def trained(self) -> Networks:
+        """What the next stages start from: the averages, and the encoder."""
+        return Networks(*self.averages, self.networks.encoder)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Train the discriminator on one batch, and the generator when it is its turn."""
@@ -150,9 +159,7 @@ class GanStage:
         shown = (index + 1) * self.config.batch_size
         half_life = min(self.config.ema_images, max(shown / 10, 1))
         keep = 0.5 ** (self.config.batch_size / half_life)
-        for average, network in zip(
-            self.averages, (self.generator, self.discriminator), strict=True
-        ):
+        for average, network in self.followed:
             for mean, value in zip(
                 average.state_dict().values(), network.state_dict().values(), strict=True
             ):

@@ -50,4 +50,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return distances.topk(worst).values.mean(1)
 
 
-ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021")
+ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021", needs_latent=False)

@@ -46,4 +46,4 @@ def trust(evidence: Evidence) -> Tensor:
     return 1 + right.mean(1) / math.log(4)
 
 
-ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust)
+ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust, needs_latent=False)
