@@ -14,21 +14,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from anoscan.detector import Detector
 from anoscan.scoring import SCORES
 from benchmarks import baselines, data
-from benchmarks.cells import Cell, keep
+from benchmarks.cells import Cell, keep, sweep
 
 PAPER = {"objective": "wgan-gp", "architecture": "dcgan", "rotation_images_shown": 0}
 
 
-def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train through the public class on a folder of PNGs, evaluate on the labelled test folder."""
+def anoscan(
+    split: data.Split,
+    seed: int,
+    settings: dict[str, Any],
+    look: Callable[[Detector], None] = lambda detector: None,
+) -> dict[str, Any]:
+    """Train through the public class on a folder of PNGs, evaluate on the labelled test folder.
+
+    `look` is shown the detector when it is trained.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data.write_folder(split.train, folder / "train")
@@ -42,6 +48,7 @@ def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str,
             folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
         )
         trained = time.process_time()
+        look(detector)
         report = detector.evaluate(labels, folder / "test")
         scored = time.process_time()
     assert detector.report is not None
@@ -49,7 +56,7 @@ def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str,
     return {
         "auroc": report.auroc,
         "auroc_by_term": terms,
-        "auroc_by_score": {"paper": terms["paper"]},
+        "auroc_by_score": {name: terms[name] for name in ("paper", "anogan")},
         "auroc_of_own_baselines": {k: v["auroc"] for k, v in report.baselines.items()},
         "false_alarm_rate": report.at_threshold.false_alarm_rate,
         "recall": report.at_threshold.recall,
@@ -150,16 +157,7 @@ def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
     options = arguments()
     command = "python -m benchmarks.run " + shlex.join(sys.argv[1:])
-    wanted = list(cells(options))
-    missing = [cell for cell in wanted if options.again or not cell.path.exists()]
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(compute, cell, command): cell for cell in missing}
-        for done in as_completed(running):
-            cell, result = running[done], done.result()
-            line = f"{cell.data} {cell.cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
-            sys.stderr.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
-    json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
+    sweep(list(cells(options)), compute, command, jobs=options.jobs, again=options.again)
 
 
 if __name__ == "__main__":
