@@ -5,8 +5,8 @@ Schlegl et al. 2017, AnoGAN (arXiv 1703.05921), section 2.2: minimise over z
     (1 - lambda) sum |x - G(z)| + lambda sum |f(x) - f(G(z))|
 
 with f the discriminator's last block and lambda = 0.1; or, with the discriminator's word in place
-of its features (Yeh et al. 2017, arXiv 1607.07539, section 3.3), the cross-entropy of G(z) towards
-"real".
+of its features (``fool``; Yeh et al. 2017, arXiv 1607.07539), the sigmoid cross-entropy of G(z)
+towards "real", softplus(-D(G(z))).
 """
 
 from __future__ import annotations

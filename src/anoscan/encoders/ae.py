@@ -1,7 +1,7 @@
 """Deterministic: one latent an image, as in f-AnoGAN (the default).
 
-Schlegl et al. 2019 (doi 10.1016/j.media.2019.01.010), section 3.2: together with the frozen
-generator it is an autoencoder. The paper bounds E(x) by a tanh; here it is unbounded, because
+Schlegl et al. 2019 (doi 10.1016/j.media.2019.01.010): together with the frozen generator it is an
+autoencoder. The paper bounds E(x) by a tanh; here it is unbounded, because
 almost no sample of N(0, I) in many dimensions lies wholly within one standard deviation.
 """
 

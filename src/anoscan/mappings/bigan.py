@@ -1,6 +1,6 @@
 """Adversarial inference: the encoder learns with the GAN, and D judges pairs (x, z).
 
-Donahue et al. 2016, "Adversarial Feature Learning" (arXiv 1605.09782), eq. 3, and Dumoulin et al.
+Donahue et al. 2016, "Adversarial Feature Learning" (arXiv 1605.09782), and Dumoulin et al.
 2016, "Adversarially Learned Inference" (arXiv 1606.00704):
 
     min over G, E, max over D:  E log D(x, E(x)) + E log(1 - D(G(z), z))

@@ -1,7 +1,7 @@
 """AnoGAN's score itself, unscaled: sums of absolute residuals, of pixels and of the last block.
 
 Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks" (arXiv
-1703.05921), eqs. 2, 4, 5 and 7, with lambda = 0.1:
+1703.05921), sections 2.2 and 2.3, with lambda = 0.1:
 
     R(x) = sum |x - G(z)|,  D(x) = sum |f(x) - f(G(z))|,  A(x) = (1 - lambda) R(x) + lambda D(x)
 
