@@ -140,7 +140,8 @@ ScoreName = Annotated[
 Mapping = Annotated[
     str,
     option(
-        help="How an image gets its latent. " + _listed(MAPPINGS),
+        help="How an image gets its latent, which decides residuals and the scores paper and "
+        "anogan. " + _listed(MAPPINGS),
         metavar="|".join(MAPPINGS),
         default="encoder",
     ),
