@@ -129,7 +129,7 @@ IMAGE = {
 }  # fmt: skip
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
-    "at_threshold", "baselines", "terms", "pixel",
+    "at_threshold", "baselines", "terms", "pixel", "mapping", "warning",
 }  # fmt: skip
 
 
