@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,38 @@ def keep(cell: Cell, split: Split, found: dict[str, Any], command: str) -> dict[
     temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(cell.path)
     return result
+
+
+def sweep(
+    wanted: Sequence[Cell],
+    compute: Callable[[Cell, str], dict[str, Any]],
+    command: str,
+    *,
+    jobs: int,
+    again: bool,
+) -> None:
+    """Compute the cells that are missing, a line each on stderr; JSON of all on stdout.
+
+    Parameters
+    ----------
+    wanted : sequence of Cell
+    compute : callable
+        From a cell and the command to its result, which it keeps; importable by name.
+    command : str
+    jobs : int
+        Processes, one thread each.
+    again : bool
+        Compute cells that are there too.
+    """
+    missing = [cell for cell in wanted if again or not cell.path.exists()]
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(compute, cell, command): cell for cell in missing}
+        for done in as_completed(running):
+            cell, result = running[done], done.result()
+            line = f"{cell.data} {cell.cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
+            sys.stderr.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
+    json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
 
 
 def _commit() -> str:

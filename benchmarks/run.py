@@ -14,8 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,21 @@ from anoscan.model import Model
 from anoscan.results import Skipped
 from anoscan.scoring import SCORES
 from benchmarks import baselines, data
-from benchmarks.cells import Cell, keep
+from benchmarks.cells import Cell, keep, sweep
 
 PAPER = {"objective": "wgan-gp", "architecture": "dcgan", "rotation_images_shown": 0}
 
 
-def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train through the public class on a folder of PNGs, score a folder of others."""
+def anoscan(
+    split: data.Split,
+    seed: int,
+    settings: dict[str, Any],
+    look: Callable[[Detector], None] = lambda detector: None,
+) -> dict[str, Any]:
+    """Train through the public class on a folder of PNGs, score a folder of others.
+
+    `look` is shown the detector when it is trained.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data.write_folder(split.train, folder / "train")
@@ -48,8 +54,9 @@ def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str,
             folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
         )
         trained = time.process_time()
+        look(detector)
         judge = Judge(detector.model, detector.runtime)
-        terms = _raw_terms(judge, folder / "test")
+        terms, own = _raw_terms(judge, folder / "test")
         scored = time.process_time()
     assert detector.report is not None
     model, odd = detector.model, split.anomalous
@@ -61,7 +68,8 @@ def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str,
         "auroc_by_term": {
             name: _auroc(odd, column) for name, column in zip(model.fitted, terms.T, strict=True)
         },
-        "auroc_by_score": {"paper": _auroc(odd, scores["paper"])},
+        "auroc_by_score": {name: _auroc(odd, scores[name]) for name in ("paper", "anogan")},
+        "auroc_of_own_baselines": {name: _auroc(odd, values) for name, values in own.items()},
         "auroc_of_ablation": ablation(model, terms, odd),
         "false_alarm_rate": float(called[~odd].mean()),
         "recall": float(called[odd].mean()),
@@ -74,16 +82,19 @@ def anoscan(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str,
     }
 
 
-def _raw_terms(judge: Judge, folder: Path) -> npt.NDArray[np.float64]:
-    """Raw terms (n, k) of the images of a folder, in the order of their names."""
+def _raw_terms(
+    judge: Judge, folder: Path
+) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
+    """Raw terms (n, k) of the images of a folder by name, and what the model's baselines say."""
     files = sorted(images.find([folder]), key=lambda image: image.path)
-    rows = []
+    rows, pixels = [], []
     for batch in judge.measured(files, 64):
-        for outcome, terms, _, _ in batch:
+        for outcome, terms, *_ in batch:
             if isinstance(outcome, Skipped):
                 raise RuntimeError(f"{outcome.path}: {outcome.reason}")
             rows.append(terms)
-    return np.stack(rows)
+            pixels.append(outcome.pixels)
+    return np.stack(rows), judge.model.baselines.scores(np.stack(pixels))
 
 
 def ablation(
@@ -96,7 +107,7 @@ def ablation(
     trusted = dict(zip(names, yardstick.trust.tolist(), strict=True))
     variants = {"all alike": dict(weights)}
     for name, weight in weights.items():
-        if name == "paper":
+        if name in ("paper", "anogan"):
             continue
         changed = weights | {name: 0 if weight else 1}
         variants[f"{'without' if weight else 'with'} {name}"] = {
@@ -201,16 +212,7 @@ def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
     options = arguments()
     command = "python -m benchmarks.run " + shlex.join(sys.argv[1:])
-    wanted = list(cells(options))
-    missing = [cell for cell in wanted if options.again or not cell.path.exists()]
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(compute, cell, command): cell for cell in missing}
-        for done in as_completed(running):
-            cell, result = running[done], done.result()
-            line = f"{cell.data} {cell.cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
-            sys.stderr.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
-    json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
+    sweep(list(cells(options)), compute, command, jobs=options.jobs, again=options.again)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ import numpy as np
 from benchmarks.cells import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARK = re.compile(r"(<!-- (table|terms|ablation|curve): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(
+    r"(<!-- (table|terms|ablation|curve|lineage|search): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def load(data: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -80,6 +82,82 @@ def terms(data: str) -> str:
     for name in names:
         cells = [[r["auroc_by_term"][name] for r in by_class[c]] for c in classes]
         lines.append(_term_row(name, cells))
+    return "\n".join(lines) + "\n"
+
+
+def lineage(data: str) -> str:
+    """Markdown table of a set's rows of `benchmarks.lineage`, one choice changed in each."""
+    found = load(f"lineage/{data}")
+    classes = sorted({cls for by_class in found.values() for cls in by_class})
+    titles = [data, *classes, "mean", "sd over seeds", *_ALONE, "PCA", "seeds", "CPU s"]
+    names = sorted(found, key=lambda name: (name != "default", name))
+    return _markdown(titles, [_lineage_row(name, found[name], classes) for name in names])
+
+
+_ALONE = ("paper", "anogan", "pixel", "latent")
+
+
+def _lineage_row(
+    name: str, by_class: dict[str, list[dict[str, Any]]], classes: list[str]
+) -> list[str]:
+    *head, seeds, seconds = _row(name, by_class, classes).strip("| ").split(" | ")
+    results = [r for rows in by_class.values() for r in rows]
+    columns = [[r["auroc_by_term"][term] for r in results] for term in _ALONE]
+    columns.append([r["auroc_of_own_baselines"]["pca"] for r in results])
+    complete = all(by_class.get(cls) for cls in classes)
+    means = [f"{np.mean(column):.3f}" if complete else "-" for column in columns]
+    return [*head, *means, seeds, seconds]
+
+
+def search(data: str) -> str:
+    """Markdown tables of the searches: AUROC and steps by mapping, and CPU seconds an image."""
+    by_class = load(f"lineage/{data}").values()
+    found = [result for rows in by_class for results in rows.values() for result in results]
+    steps = sorted({n for r in found for m in r["mappings"].values() for n in m.get("steps", ())})
+    titles = ["set", "mapping", "AUROC anogan", "AUROC paper"]
+    titles += [f"loss (residual) at step {n}" for n in steps]
+    rows = [
+        [result["cls"], name, *_mapping_cells(mapping, steps)]
+        for result in found
+        for name, mapping in result["mappings"].items()
+    ]
+    clock = ["set", *_CLOCK, "one by one / batched", "one by one / encoder"]
+    return _markdown(titles, rows) + "\n" + _markdown(clock, [_clock_cells(r) for r in found])
+
+
+def _mapping_cells(mapping: dict[str, Any], steps: list[int]) -> list[str]:
+    falls = {}
+    if "steps" in mapping:
+        figures = zip(mapping["loss"], mapping["residual"], strict=True)
+        falls = dict(zip(mapping["steps"], figures, strict=True))
+    aurocs = [f"{mapping['auroc'][score]:.3f}" for score in ("anogan", "paper")]
+    return aurocs + ["{:.1f} ({:.1f})".format(*falls[n]) if n in falls else "-" for n in steps]
+
+
+_CLOCK = {
+    "search one by one, CPU s an image": "search_one_by_one",
+    "search batched": "search_in_batches",
+    "refine batched": "refine_in_batches",
+    "encoder batched": "encoder_in_batches",
+}
+
+
+def _clock_cells(result: dict[str, Any]) -> list[str]:
+    clock = result["seconds_an_image"]
+    ratios = [
+        clock["search_one_by_one"] / clock[name]
+        for name in ("search_in_batches", "encoder_in_batches")
+    ]
+    seconds = [f"{clock[name]:.2g}" for name in _CLOCK.values()]
+    return [result["cls"], *seconds, f"{ratios[0]:.1f}", f"{ratios[1]:,.0f}"]
+
+
+def _markdown(titles: list[str], rows: list[list[str]]) -> str:
+    """Table; nothing where there are no rows yet."""
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +227,14 @@ def _mean(by_class: dict[str, list[dict[str, Any]]], classes: list[str]) -> floa
 def main() -> None:
     """Rewrite every table between its marks; ``--check`` only says whether any would change."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    kinds = {"table": table, "terms": terms, "ablation": ablation, "curve": curve}
+    kinds = {
+        "table": table,
+        "terms": terms,
+        "ablation": ablation,
+        "curve": curve,
+        "lineage": lineage,
+        "search": search,
+    }
     fresh = MARK.sub(lambda mark: mark[1] + kinds[mark[2]](mark[3]) + mark[4], text)
     if "--check" in sys.argv:
         sys.exit("docs/benchmarks.md is not up to date" if fresh != text else 0)

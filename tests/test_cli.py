@@ -23,7 +23,7 @@ from PIL import Image
 from anoscan import cli, detector, registry
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
-from anoscan.scores import SCORES
+from anoscan.scores import MAPPINGS, SCORES
 from anoscan.trainset import ImageArray
 from tests.conftest import Digits
 
@@ -129,7 +129,7 @@ IMAGE = {
 }  # fmt: skip
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
-    "at_threshold", "baselines", "terms", "pixel",
+    "at_threshold", "baselines", "terms", "pixel", "mapping", "warning",
 }  # fmt: skip
 
 
@@ -646,10 +646,10 @@ def test_the_doctor_reports_and_fails_when_nothing_can_be_written(
 
 def test_help_names_every_choice(run: Run) -> None:
     train, score = run("train", "--help").out, run("score", "--help").out
-    for family in ("architectures", "objectives", "mappings"):
+    for family in ("architectures", "objectives", "encoders", "mappings"):
         assert all(f"{name}:" in train for name in registry.names(family))
     assert all(f"{name}:" in score for name in SCORES)
-    assert all(mapping in score for mapping in detector.MAPPINGS)
+    assert all(mapping in score for mapping in MAPPINGS)
     assert "[default: (" not in train + score
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cells, run, table
+from anoscan import registry
+from anoscan.config import TrainConfig
+from benchmarks import cells, lineage, run, table
 from benchmarks.cells import Cell
 
 
@@ -54,3 +57,58 @@ def test_tables_show_means_over_seeds_and_order_methods(results: Path) -> None:
     assert lines[2] == "| **anoscan** | 0.950 | 0.950 | 0.071 | 2 | 2 |"
     assert lines[3].startswith("| pca-64 | 0.800")
     assert "| density | 0.850 | 0.850 |" in table.terms("digits")
+
+
+def test_every_row_of_the_lineage_changes_one_choice_of_the_registry() -> None:
+    usual = TrainConfig()
+    rows = lineage.rows()
+    assert rows.pop("default") == {}
+    rows.pop("f-anogan")
+    for name, settings in rows.items():
+        config = TrainConfig.from_dict(settings)
+        changed = [o for o in lineage.FAMILIES if getattr(config, o) != getattr(usual, o)]
+        assert [getattr(config, option) for option in changed] == [name]
+    choices = [name for family in lineage.FAMILIES.values() for name in registry.names(family)]
+    assert len(rows) == len(choices) - len(lineage.FAMILIES)
+
+
+QUICK = {"images_shown": 64, "rotation_images_shown": 0, "encoder_images_shown": 32, "width": 4}
+
+
+def test_a_row_of_the_lineage_leaves_its_figures_and_a_sheet_of_samples(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "rows", lambda: {"default": QUICK})
+    cell = Cell("lineage/digits", "3", 0, "default")
+    found = lineage.compute_row(cell, "command")
+    assert {"paper", "anogan", "pixel", "latent"} <= set(found["auroc_by_term"])
+    assert cell.path.is_relative_to(results / "lineage" / "digits")
+    assert lineage.sheet_path(cell).exists()
+    lines = table.lineage("digits").splitlines()
+    assert lines[0].startswith("| digits | 3 | mean | sd over seeds | paper | anogan | pixel |")
+    assert lines[0].count("|") == lines[2].count("|")
+    assert lines[2].startswith("| default |")
+
+
+def test_rows_with_the_default_gan_leave_no_sheet_of_their_own() -> None:
+    shared = {
+        name for name, settings in lineage.rows().items() if not lineage.has_own_gan(settings)
+    }
+    assert shared == {"vae", "izi", "ziz"}
+
+
+def test_searches_are_compared_with_the_encoder_and_timed(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {name: dataclasses.replace(how, steps=3) for name, how in lineage.SEARCHES.items()}
+    for name, value in {"SEARCHES": short, "IMAGES": 20, "ALONE": 1, "STEPS": (0, 2, 3)}.items():
+        monkeypatch.setattr(lineage, name, value)
+    monkeypatch.setattr(lineage, "SETTINGS", QUICK)
+    found = lineage.compute_search(Cell("lineage/search", "digits-3", 0, "dcgan"), "command")
+    assert list(found["mappings"]) == ["encoder", *short]
+    for name in short:
+        assert len(found["mappings"][name]["loss"]) == 3
+    assert all(seconds > 0 for seconds in found["seconds_an_image"].values())
+    text = table.search("search")
+    assert "| digits-3 | search, fool |" in text
+    assert "one by one / encoder" in text

@@ -65,13 +65,19 @@ class GanStage:
         few: bool,
     ) -> None:
         self.objective, self.batches, self.few = objective, batches, few
-        self.config, self.runtime = config, runtime
-        self.generator, self.discriminator = networks.generator, networks.discriminator
+        self.config, self.runtime, self.networks = config, runtime, networks
+        self.generator = networks.generator
+        self.discriminator = networks.discriminator
+        self.opponent: nn.Module = networks.discriminator  # what plays against the generator
         self.averages: tuple[nn.Module, Discriminator] = (
             copy.deepcopy(networks.generator).requires_grad_(False),
             copy.deepcopy(networks.discriminator).requires_grad_(False),
         )
         self._parametrise()
+        self.followed: list[tuple[nn.Module, nn.Module]] = [
+            (self.averages[0], self.generator),
+            (self.averages[1], self.discriminator),
+        ]
         self.slow_down = 1.0
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(network.parameters(), betas=objective.betas)
@@ -95,6 +101,10 @@ class GanStage:
         if self.objective.prepare:
             with seeded(self.config.seed, "prepare"):
                 self.objective.prepare(self.discriminator)
+
+    def trained(self) -> Networks:
+        """What the next stages start from: the averages, and the encoder."""
+        return Networks(*self.averages, self.networks.encoder)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Train the discriminator on one batch, and the generator when it is its turn."""
@@ -133,7 +143,7 @@ class GanStage:
 
     def _discriminator_step(self, index: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         with self.runtime.autocast():
-            realness = self.discriminator.compare(real, fake)
+            realness = self._compare(real, fake)
         loss = self.objective.discriminator_loss(*realness)
         losses = {"discriminator": loss.detach()}
         if self.objective.penalty and index % self.objective.penalty_every == 0:
@@ -142,14 +152,17 @@ class GanStage:
             losses["penalty"] = penalty.detach()
         self._descend("discriminator", loss)
         if self.objective.constrain:
-            self.objective.constrain(self.discriminator)
+            self.objective.constrain(self.opponent)
         return losses
+
+    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return self.discriminator.compare(real, fake)
 
     def _penalty(self, penalty: Penalty, index: int, real: Tensor, fake: Tensor) -> Tensor:
         # One mixing weight a sample. Float32: second derivatives lose too much in bfloat16.
         generator = stream(self.config.seed, "mix", index)
         alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
-        return penalty(self.discriminator, real, fake, alpha)
+        return penalty(self.opponent, real, fake, alpha)
 
     def _generator_step(self, fake: Tensor) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
@@ -173,9 +186,7 @@ class GanStage:
         shown = (index + 1) * self.config.batch_size
         half_life = min(self.config.ema_images, max(shown / 10, 1))
         keep = 0.5 ** (self.config.batch_size / half_life)
-        for average, network in zip(
-            self.averages, (self.generator, self.discriminator), strict=True
-        ):
+        for average, network in self.followed:
             state = plain_state(network)
             for key, mean in average.state_dict().items():
                 value = state[key]

@@ -25,23 +25,26 @@ from anoscan.errors import (
     UsageError,
 )
 from anoscan.options import (
-    MACHINE,
     OUTPUT,
     SETTINGS,
     BatchSize,
     Command,
     Device,
+    DiscriminationLoss,
     Json,
+    Mapping,
     Model,
     Precision,
     Quiet,
     Rate,
     ScoreName,
+    SearchSeed,
+    SearchSteps,
     Workers,
     finish,
     option,
 )
-from anoscan.scores import DEFAULT_SCORE, score_named
+from anoscan.scores import DEFAULT_SCORE, Inversion, score_named
 
 if TYPE_CHECKING:
     from anoscan.detector import Detector
@@ -103,10 +106,9 @@ def score(
         ),
     ] = None,
     score_name: ScoreName = DEFAULT_SCORE,
-    mapping: Annotated[
-        str,
-        option(help="How an image gets its latent.", metavar="encoder", default="encoder"),
-    ] = "encoder",
+    mapping: Mapping = "encoder",
+    discrimination_loss: DiscriminationLoss = "feature",
+    search_steps: SearchSteps = None,
     false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
@@ -120,15 +122,7 @@ def score(
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="For mappings that draw random numbers.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = 0,
+    seed: SearchSeed = 0,
     as_json: Json = False,
     as_jsonl: Annotated[
         bool, option("--jsonl", help="One JSON object an image, as it is scored.", panel=OUTPUT)
@@ -149,7 +143,7 @@ def score(
         raise UsageError("--top needs all images: not with --jsonl or --csv.")
     options: dict[str, Any] = {
         "score": score_named(score_name).name,
-        "mapping": mapping,
+        "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
         "false_alarm_rate": config.rate_in_range(false_alarm_rate),
         "residuals": residuals,
         "batch_size": batch_size,
@@ -157,7 +151,7 @@ def score(
     output = _output(as_json, quiet)
     files = _files(paths)
     detector = _load(model, device, workers, output)
-    if warning := detector.threshold(false_alarm_rate, score_name).warning:
+    if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
     with output.progress(streams=streams) as on_progress:
         if streams:
@@ -245,10 +239,14 @@ def evaluate(
     ] = None,
     model: Model = None,
     score_name: ScoreName = DEFAULT_SCORE,
+    mapping: Mapping = "encoder",
+    discrimination_loss: DiscriminationLoss = "feature",
+    search_steps: SearchSteps = None,
     false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
+    seed: SearchSeed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -259,6 +257,7 @@ def evaluate(
     if labels is None:
         raise UsageError("eval needs --labels FILE, a CSV with the header path,label.")
     score_named(score_name)
+    how = Inversion(mapping, discrimination_loss, search_steps, seed)
     config.rate_in_range(false_alarm_rate)
     output = _output(as_json, quiet)
     detector = _load(model, device, workers, output)
@@ -267,10 +266,13 @@ def evaluate(
             labels,
             images,
             score=score_name,
+            mapping=how,
             false_alarm_rate=false_alarm_rate,
             batch_size=batch_size,
             on_progress=on_progress,
         )
+    if report.warning:
+        output.warn(report.warning)
     output.emit(report)
     finish(output, report.images.skipped)
 

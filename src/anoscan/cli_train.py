@@ -72,9 +72,7 @@ def train(
         ),
     ] = None,
     objective: Annotated[str | None, choice("objective", "objectives")] = None,
-    encoder: Annotated[
-        str | None, setting("encoder", "Kind of encoder.", "|".join(config.ENCODERS))
-    ] = None,
+    encoder: Annotated[str | None, choice("encoder", "encoders")] = None,
     mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
     images_shown: Annotated[
         int | None,

@@ -13,7 +13,6 @@ SMALLEST_SIZE, LARGEST_SIZE = 16, 512
 PROGRESSIVE_FROM = 128  # side from which ``--architecture auto`` is progressive
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
-ENCODERS = ("ae",)
 FALSE_ALARM_RATE = 0.01
 IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
 
@@ -47,14 +46,14 @@ class TrainConfig:
         if self.architecture != "auto":
             registry.check("architectures", self.architecture)
         registry.check("objectives", self.objective)
+        registry.check("encoders", self.encoder)
         registry.check("mappings", self.mapping)
-        _choice("--encoder", self.encoder, ENCODERS)
         _optional_int("--size", self.size, SMALLEST_SIZE, LARGEST_SIZE)
         if self.channels not in (None, 1, 3):
             raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
         _optional_int("--images-shown", self.images_shown, 1, None)
         _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
-        _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
+        self._check_mapping()
         _optional_int("--batch-size", self.batch_size, 2, None)
         _optional_int("--latent-dim", self.latent_dim, 1, 4096)
         _optional_int("--width", self.width, 4, 1024)
@@ -64,6 +63,26 @@ class TrainConfig:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
+
+    def _check_mapping(self) -> None:
+        if self.mapping == "bigan":
+            if self.encoder_images_shown:
+                raise UsageError(
+                    "--mapping bigan trains the encoder with the GAN: drop --encoder-images-shown, "
+                    "and set the length with --images-shown."
+                )
+            if self.architecture == "progressive":
+                raise UsageError(
+                    "--mapping bigan does not go with --architecture progressive, which grows: "
+                    "use --architecture dcgan, or --mapping izi_f."
+                )
+            return
+        _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
+        if (self.encoder, self.mapping) == ("vae", "ziz"):
+            raise UsageError(
+                "--encoder vae does not go with --mapping ziz, which compares the latent itself, "
+                "not a sample around it: use --encoder ae, or --mapping izi or izi_f."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as JSON values; `from_dict` takes them back."""
@@ -105,11 +124,6 @@ def rate_in_range(rate: float) -> float:
     if not 0 < rate < 1:
         raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
     return rate
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} must be one of {', '.join(choices)}. Got {value!r}.")
 
 
 def _optional_int(option: str, value: int | None, low: int, high: int | None) -> None:

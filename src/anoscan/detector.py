@@ -37,9 +37,9 @@ from anoscan.results import (
     TrainReport,
 )
 from anoscan.runtime import Runtime
+from anoscan.scores import Inversion
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 
-MAPPINGS = ("encoder",)
 BATCH_SIZE = scoring.CHUNK
 
 
@@ -207,7 +207,7 @@ class Detector:
         paths: str | Path | Sequence[str | Path],
         *,
         score: str = scoring.DEFAULT_SCORE,
-        mapping: str = "encoder",
+        mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         top: int | None = None,
         residuals: str | Path | None = None,
@@ -220,8 +220,9 @@ class Detector:
         ----------
         paths : path or sequence of paths
             Folders and files of query images.
-        score : {'calibrated', 'paper'}
-        mapping : {'encoder'}
+        score : {'calibrated', 'paper', 'anogan'}
+        mapping : {'encoder', 'search', 'refine'} or Inversion
+            How an image gets its latent.
         false_alarm_rate : float in (0, 1)
             Share of normal images that may be called anomalous.
         top : int, optional
@@ -258,7 +259,7 @@ class Detector:
         files: Sequence[ImageFile],
         *,
         score: str = scoring.DEFAULT_SCORE,
-        mapping: str = "encoder",
+        mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         residuals: str | Path | None = None,
         batch_size: int = BATCH_SIZE,
@@ -282,8 +283,8 @@ class Detector:
         ranked = _rank(scored)
         return ScoreReport(
             model=self.reference,
-            mapping=mapping,
-            threshold=self.threshold(false_alarm_rate, score),
+            mapping=_inversion(mapping).mapping,
+            threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
                 "scored": len(ranked),
                 "anomalous": sum(image.verdict == "anomalous" for image in ranked),
@@ -298,7 +299,7 @@ class Detector:
         files: Iterable[ImageFile],
         *,
         score: str = scoring.DEFAULT_SCORE,
-        mapping: str = "encoder",
+        mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         residuals: str | Path | None = None,
         batch_size: int = BATCH_SIZE,
@@ -308,14 +309,12 @@ class Detector:
 
         See `score`; `rank` and `q_value`, which need all images, are None.
         """
-        if mapping not in MAPPINGS:
-            raise UsageError(f"--mapping must be one of {', '.join(MAPPINGS)}. Got {mapping!r}.")
         if batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
         levels = self._judge.levels(false_alarm_rate, score)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        for batch in self._judge.measured(files, batch_size):
+        for batch in self._judge.measured(files, batch_size, _inversion(mapping)):
             for decoded, terms, x_hat, residual in batch:
                 done += 1
                 if isinstance(decoded, Skipped):
@@ -333,10 +332,13 @@ class Detector:
         return self._judge.terms(score)
 
     def threshold(
-        self, false_alarm_rate: float = FALSE_ALARM_RATE, score: str = scoring.DEFAULT_SCORE
+        self,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        score: str = scoring.DEFAULT_SCORE,
+        mapping: str | Inversion = "encoder",
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
-        return self._judge.threshold(false_alarm_rate, score)
+        return self._judge.threshold(false_alarm_rate, score, _inversion(mapping))
 
     def evaluate(
         self,
@@ -344,6 +346,7 @@ class Detector:
         folder: str | Path | None = None,
         *,
         score: str = scoring.DEFAULT_SCORE,
+        mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
@@ -367,6 +370,8 @@ class Detector:
         InputError
             When the CSV cannot be used or none of its images can be read.
         """
+        how = _inversion(mapping)
+        level = self._judge.threshold(false_alarm_rate, score, how).score
         rows = evaluation.read_labels(Path(labels))
         base = Path(labels).parent if folder is None else Path(folder)
         matched, missing = evaluation.match(rows, base)
@@ -378,7 +383,7 @@ class Detector:
                 hint="Paths are relative to the CSV, or to IMAGES when that is given.",
             )
         terms, baseline, anomalous, skipped = self._score_labelled(
-            files, truth, batch_size, on_progress
+            self._judge.measured(files, batch_size, how), truth, len(files), on_progress
         )
         if not len(terms):
             raise nothing_readable(skipped)
@@ -397,25 +402,25 @@ class Detector:
             auroc_ci95=found.auroc_ci95,
             average_precision=found.average_precision,
             undefined=found.undefined,
-            at_threshold=evaluation.at_threshold(
-                scores, anomalous, self.threshold(false_alarm_rate, score).score
-            ),
+            at_threshold=evaluation.at_threshold(scores, anomalous, level),
             baselines=_aurocs(dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous),
             terms=_aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
+            mapping=how.mapping,
+            warning=self._judge.reservation(score, how),
         )
 
     def _score_labelled(
         self,
-        files: Sequence[ImageFile],
+        batches: Iterable[Sequence[tuple[Any, ...]]],
         truth: dict[str, bool],
-        batch_size: int,
+        total: int,
         on_progress: OnProgress,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Skipped]]:
         terms: list[np.ndarray] = []
         baseline: list[np.ndarray] = []
         anomalous: list[bool] = []
         skipped: list[Skipped] = []
-        for batch in self._judge.measured(files, batch_size):
+        for batch in batches:
             for decoded, row, _, _ in batch:
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
@@ -425,7 +430,7 @@ class Detector:
                 baseline.append(np.array([scores[name][0] for name in BASELINE_NAMES]))
                 anomalous.append(truth[decoded.image.path])
             done = len(terms) + len(skipped)
-            on_progress(Progress("scoring", done, len(files), {}, 0.0))
+            on_progress(Progress("scoring", done, total, {}, 0.0))
         width = len(self.model.fitted)
         return (
             np.array(terms).reshape(-1, width),
@@ -441,6 +446,10 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
         f"none of the {len(skipped)} images can be read.",
         hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
     )
+
+
+def _inversion(mapping: str | Inversion) -> Inversion:
+    return mapping if isinstance(mapping, Inversion) else Inversion(mapping)
 
 
 def _rank(scored: Sequence[ImageScore]) -> list[ImageScore]:

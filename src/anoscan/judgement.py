@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anoscan import calibration, images, pictures, scoring
+from anoscan import calibration, images, pictures, registry, scoring
 from anoscan.config import rate_in_range
+from anoscan.errors import ModelError, UsageError
 from anoscan.images import Decoded, ImageFile
 from anoscan.model import Model
 from anoscan.results import ImageScore, Region, Skipped, Threshold
 from anoscan.runtime import Runtime
-from anoscan.scores import SCORES, Score, score_named
+from anoscan.scores import ENCODER, SCORES, Inversion, Score, score_named
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,56 @@ class Judge:
         self._rule = model.rule
 
     def terms(self, score: str) -> tuple[str, ...]:
-        """Names of the terms that a score shows, of those the model has."""
-        chosen = score_named(score).weights
-        return tuple(name for name in chosen if name in self.model.fitted)
+        """Names of the terms that a score shows, of those the model has.
 
-    def threshold(self, false_alarm_rate: float, score: str) -> Threshold:
+        Raises
+        ------
+        ModelError
+            When the model has no term that the score could be made of.
+        """
+        chosen = score_named(score)
+        if not self._has(chosen):
+            raise ModelError(
+                f"this model was trained before there was --score {score}.",
+                hint="Train it again, or use --score calibrated.",
+            )
+        return tuple(name for name in chosen.weights if name in self.model.fitted)
+
+    def _has(self, score: Score) -> bool:
+        return any(name in self.model.fitted for name, weight in score.weights.items() if weight)
+
+    def check(self, how: Inversion) -> None:
+        """Refuse a search that this model cannot do.
+
+        Raises
+        ------
+        UsageError
+            When it asks for a realness that the discriminator no longer gives.
+        """
+        trained_on = "rotation" in self.model.fitted or self.model.config.mapping == "bigan"
+        if how.discrimination_loss == "fool" and trained_on:
+            raise UsageError(
+                "--discrimination-loss fool needs the discriminator as the game left it, and this "
+                "model's has learned something else since, or judged pairs.",
+                hint="Train with --rotation-images-shown 0 and not with --mapping bigan, or use "
+                "--discrimination-loss feature.",
+            )
+
+    def reservation(self, score: str, how: Inversion) -> str | None:
+        """What keeps the held-out normals from being a yardstick of images mapped like this."""
+        weights = zip(self.terms(score), self._weights(score), strict=True)
+        concerned = any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
+        if how.mapping == "encoder" or not concerned:
+            return None
+        return (
+            "the threshold and the p-values of a score made of reconstructions were set with the "
+            f"encoder mapping: with --mapping {how.mapping} they are no promise."
+        )
+
+    def threshold(self, false_alarm_rate: float, score: str, how: Inversion = ENCODER) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
+        self.terms(score)
+        self.check(how)
         scores = self._calibration_scores[score_named(score).name]
         level, effective, warning = calibration.threshold(scores, rate_in_range(false_alarm_rate))
         return Threshold(
@@ -56,7 +101,7 @@ class Judge:
             false_alarm_rate=false_alarm_rate,
             effective_rate=effective,
             calibration_images=len(scores),
-            warning=warning,
+            warning=" ".join(filter(None, (warning, self.reservation(score, how)))) or None,
         )
 
     def levels(self, false_alarm_rate: float, score: str) -> Levels:
@@ -70,29 +115,30 @@ class Judge:
         return Levels(score, self.threshold(false_alarm_rate, score).score, region)
 
     def measured(
-        self, files: Iterable[ImageFile], batch_size: int
+        self, files: Iterable[ImageFile], batch_size: int, how: Inversion = ENCODER
     ) -> Iterator[list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]]:
         """Batches of (decoded, terms (k,), reconstruction, residual), in input order."""
+        self.check(how)
         waiting: list[Decoded | Skipped] = []
         readable = 0
         for outcome in images.stream(files, self._rule, workers=self.runtime.workers):
             waiting.append(outcome)
             readable += isinstance(outcome, Decoded)
             if readable == batch_size or len(waiting) == 4 * batch_size:
-                yield self._measure(waiting)
+                yield self._measure(waiting, how)
                 waiting, readable = [], 0
         if waiting:
-            yield self._measure(waiting)
+            yield self._measure(waiting, how)
 
     def _measure(
-        self, outcomes: list[Decoded | Skipped]
+        self, outcomes: list[Decoded | Skipped], how: Inversion
     ) -> list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]:
         empty = np.empty(0)
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
             return [(outcome, empty, empty, empty) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        measured = scoring.measure(self.model.networks, self.model.fitted, x)
+        measured = scoring.measure(self.model.networks, self.model.fitted, x, how)
         found = iter(zip(measured.terms, measured.x_hat, measured.residual, strict=True))
         return [
             (outcome, *(next(found) if isinstance(outcome, Decoded) else (empty, empty, empty)))
@@ -153,13 +199,16 @@ class Judge:
         terms = self.model.yardstick.terms
         return {
             name: calibration.Scale.fit(terms[:, self._columns(name)], self._weights(name))
-            for name in SCORES
+            for name, score in SCORES.items()
+            if self._has(score)
         }
 
     @cached_property
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
         for name, score in SCORES.items():
+            if not self._has(score):
+                continue
             terms = self.model.yardstick.terms[:, self._columns(name)]
             crossed = calibration.cross_fitted_scores(terms, self._weights(name))
             found[name] = terms[:, 0] if score.raw else crossed

@@ -27,7 +27,9 @@ from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
 from anoscan.errors import InputError, ModelError
 from anoscan.health import Findings, examine
 from anoscan.images import ImageFile, ImageRule
+from anoscan.joint import JointStage
 from anoscan.mapping import EncoderStage
+from anoscan.mappings import Mapping
 from anoscan.model import Model, Yardstick, describe, fresh_networks
 from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
@@ -79,7 +81,9 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         rotation_images_shown=shown
         if config.rotation_images_shown is None
         else config.rotation_images_shown,
-        encoder_images_shown=config.encoder_images_shown or math.ceil(shown / 2.5),
+        encoder_images_shown=0
+        if registry.load("mappings", config.mapping).loss is None
+        else config.encoder_images_shown or math.ceil(shown / 2.5),
         learning_rate=config.learning_rate
         or registry.load("objectives", config.objective).learning_rate,
     )
@@ -240,7 +244,9 @@ def _train(
         clock.lap(stage.name)
 
     batch, few = config.batch_size, len(rows) < FEW_IMAGES
-    gan = GanStage(
+    mapping: Mapping = registry.load("mappings", config.mapping)
+    game = JointStage if mapping.loss is None else GanStage
+    gan = game(
         networks,
         registry.load("objectives", config.objective),
         batches("gan"),
@@ -249,7 +255,7 @@ def _train(
         few=few,
     )
     go(gan, math.ceil((config.images_shown or 0) / batch), batch)
-    trained, turned = Networks(*gan.averages, networks.encoder), False
+    trained, turned = gan.trained(), False
     if config.rotation_images_shown:
         many = 2 * batch
         steps = math.ceil(config.rotation_images_shown / many)
@@ -260,10 +266,9 @@ def _train(
         turned = _certainty(pupil, held) >= LEARNED
         if turned:
             trained.discriminator = pupil
-    encoder = EncoderStage(
-        trained, registry.load("mappings", config.mapping), batches("encoder"), config, runtime
-    )
-    go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
+    if mapping.loss is not None:
+        encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
+        go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
     return trained.frozen(), keeper.rollbacks, turned
 
 

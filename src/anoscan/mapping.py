@@ -12,9 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from anoscan import registry
 from anoscan.architectures import Networks
 from anoscan.augmentation import cut_paste
 from anoscan.config import TrainConfig
+from anoscan.encoders import Encoder
 from anoscan.mappings import Mapping
 from anoscan.runtime import Runtime, stream
 from anoscan.training import set_rate
@@ -49,6 +51,7 @@ class EncoderStage:
     ) -> None:
         self.networks, self.mapping, self.batches = networks, mapping, batches
         self.config, self.runtime = config, runtime
+        self.kind: Encoder = registry.load("encoders", config.encoder)
         networks.generator.eval().requires_grad_(False)
         networks.discriminator.eval().requires_grad_(False)
         networks.encoder.train().requires_grad_(True)
@@ -58,19 +61,36 @@ class EncoderStage:
         self.modules: dict[str, nn.Module] = {"encoder": networks.encoder}
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One batch: corrupt, map, compare with the clean images."""
-        x = self.batches(index)
-        generator = stream(self.config.seed, "encoder-latent", index)
-        z = torch.randn(len(x), self.config.latent_dim, generator=generator).to(x.device)
-        given = cut_paste(x, stream(self.config.seed, "corruption", index))
+        """One batch: images, their latents, and what the mapping says of these."""
+        if self.mapping.loss is None:
+            raise TypeError("this mapping is learned beside the GAN")
         with self.runtime.autocast():
-            loss = self.mapping.loss(self.networks, x, given, z)
+            x, z, given = self._task(index)
+            noise = self._normal("encoder-noise", index)
+            z_hat, penalty = self.kind.encode(self.networks.encoder, given, noise)
+            loss = self.mapping.loss(self.networks, x, z, z_hat) + penalty
         optimizer = self.optimizers["encoder"]
         set_rate(optimizer, self._rate(index))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return {"encoder": loss.detach()}
+
+    def _task(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (n, c, s, s), latents (n, d), and the images that the encoder is given."""
+        z = self._normal("encoder-latent", index)
+        if self.mapping.given == "samples":
+            with torch.no_grad():
+                x = self.networks.generator(z).float()
+            return x, z, x
+        x = self.batches(index)
+        return x, z, cut_paste(x, stream(self.config.seed, "corruption", index))
+
+    def _normal(self, name: str, index: int) -> Tensor:
+        # Drawn on the CPU: the same on every device.
+        generator = stream(self.config.seed, name, index)
+        numbers = torch.randn(self.config.batch_size, self.config.latent_dim, generator=generator)
+        return numbers.to(self.runtime.device)
 
     def _rate(self, index: int) -> float:
         """Learning rate of a step: half a cosine wave, down to almost nothing."""

@@ -5,6 +5,8 @@ docs/model-file.md describes the file. Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 
 import anoscan
 from anoscan import modelfile, registry
-from anoscan.architectures import Networks, Shape, build
+from anoscan.architectures import Architecture, Networks, Shape, build
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig, architecture_for
+from anoscan.encoders import Encoder
 from anoscan.errors import AnoscanError, ModelError
 from anoscan.images import ImageRule
 from anoscan.runtime import Runtime, seeded
@@ -155,7 +158,10 @@ def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
     shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
     name = config.architecture
     name = architecture_for(rule.size) if name == "auto" else name
-    return build(registry.load("architectures", name), shape)
+    architecture: Architecture = registry.load("architectures", name)
+    encoder: Encoder = registry.load("encoders", config.encoder)
+    around = functools.partial(encoder.build, architecture.encoder)
+    return build(dataclasses.replace(architecture, encoder=around), shape)
 
 
 def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:

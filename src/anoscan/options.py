@@ -15,7 +15,13 @@ from typer.core import TyperCommand
 from anoscan import registry
 from anoscan.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
 from anoscan.errors import ExitCode
-from anoscan.scores import DEFAULT_SCORE, SCORES
+from anoscan.scores import (
+    DEFAULT_SCORE,
+    DISCRIMINATION_LOSSES,
+    MAPPINGS,
+    SCORES,
+    STEPS,
+)
 
 if TYPE_CHECKING:
     from anoscan.output import Output
@@ -76,6 +82,10 @@ def choice(name: str, family: str, auto: str = "") -> Any:
     return setting(name, " ".join(entries), "NAME")
 
 
+def _listed(choices: dict[str, str]) -> str:
+    return " ".join(f"{name}: {summary}." for name, summary in choices.items())
+
+
 Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No notes, no progress.", panel=OUTPUT)]
 Force = Annotated[bool, option("--force", help="Replace what is there.")]
@@ -126,9 +136,44 @@ ScoreName = Annotated[
     str,
     option(
         "--score",
-        help=" ".join(f"{score.name}: {score.summary}." for score in SCORES.values()),
+        help=_listed({score.name: score.summary for score in SCORES.values()}),
         metavar="|".join(SCORES),
         default=DEFAULT_SCORE,
+    ),
+]
+Mapping = Annotated[
+    str,
+    option(
+        help="How an image gets its latent, which decides residuals and the scores paper and "
+        "anogan. " + _listed(MAPPINGS),
+        metavar="|".join(MAPPINGS),
+        default="encoder",
+    ),
+]
+DiscriminationLoss = Annotated[
+    str,
+    option(
+        help="What a search asks of the discriminator. " + _listed(DISCRIMINATION_LOSSES),
+        metavar="|".join(DISCRIMINATION_LOSSES),
+        default="feature",
+    ),
+]
+SearchSteps = Annotated[
+    int | None,
+    option(
+        help="Length of a search.",
+        metavar="N",
+        default=", ".join(f"{steps} for {mapping}" for mapping, steps in STEPS.items()),
+    ),
+]
+SearchSeed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        min=0,
+        metavar="N",
+        help="Of the latent that a search starts from.",
+        rich_help_panel=MACHINE,
     ),
 ]
 

@@ -1,9 +1,10 @@
 """The choices of the program, found by looking at its own folders.
 
-A family is a sub-package (``architectures``, ``objectives``, ``mappings``, ``terms``) and a choice
-is one file in it: ``objectives/wgan_gp.py`` is the objective ``wgan-gp``. Its docstring describes
-it (the first line is what ``--help`` prints) and its ``ENTRY`` is what the program uses. Names and
-summaries are read without importing the file, so that ``--help`` does not wait for torch.
+A family is a sub-package (``architectures``, ``objectives``, ``encoders``, ``mappings``,
+``terms``) and a choice is one file in it: ``objectives/wgan_gp.py`` is the objective ``wgan-gp``.
+Its docstring describes it (the first line is what ``--help`` prints) and its ``ENTRY`` is what the
+program uses. Names and summaries are read without importing the file, so that ``--help`` does not
+wait for torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from anoscan.errors import UsageError
 
 # Families, and what stands in a name where its file has an underscore: as the papers write it.
-FAMILIES = {"architectures": "-", "objectives": "-", "mappings": "_", "terms": "_"}
+FAMILIES = {"architectures": "-", "objectives": "-", "encoders": "-", "mappings": "_", "terms": "_"}
 
 
 @cache

@@ -166,7 +166,10 @@ class AtThreshold:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """Result of ``anoscan eval``; metrics without a value are null and `undefined` says why."""
+    """Result of ``anoscan eval``; metrics without a value are null and `undefined` says why.
+
+    `warning` says why the threshold may not fit images that were mapped like this.
+    """
 
     schema: ClassVar[str] = "anoscan.eval/1"
     model: ModelReference
@@ -179,6 +182,8 @@ class EvalReport:
     baselines: dict[str, dict[str, float | None]]
     terms: dict[str, dict[str, float | None]]
     pixel: dict[str, float | None] | None = None
+    mapping: str = "encoder"
+    warning: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

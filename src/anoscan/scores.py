@@ -1,6 +1,6 @@
-"""The scores there are: ways to make one number of an image's terms.
+"""The scores there are, and the ways in which an image gets its latent before it is scored.
 
-Nothing here imports torch: ``--help`` describes each score.
+Nothing here imports torch: ``--help`` describes each of them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SCORES = {
             {"pixel": 0, "feature": 0, "latent": 0, "density": 1, "local": 1, "rotation": 1},
         ),
         Score("paper", "f-AnoGAN's formula, unscaled: for comparison", {"paper": 1}, raw=True),
+        Score("anogan", "AnoGAN's formula, unscaled: for comparison", {"anogan": 1}, raw=True),
     )
 }
 DEFAULT_SCORE = "calibrated"
@@ -53,3 +54,63 @@ def score_named(name: str) -> Score:
     if name not in SCORES:
         raise UsageError(f"--score must be one of {', '.join(SCORES)}. Got {name!r}.")
     return SCORES[name]
+
+
+MAPPINGS = {
+    "encoder": "one pass",
+    "search": "gradient descent from a random latent, as in AnoGAN; needs no encoder",
+    "refine": "a few steps from the encoder's latent, never worse than it",
+}
+DISCRIMINATION_LOSSES = {
+    "feature": "the discriminator's features of image and reconstruction are to agree",
+    "fool": "the discriminator is to call the reconstruction real",
+}
+STEPS = {"search": 500, "refine": 50}
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """How an image gets the latent of its reconstruction.
+
+    Parameters
+    ----------
+    mapping : {'encoder', 'search', 'refine'}
+    discrimination_loss : {'feature', 'fool'}
+        What a search asks of the discriminator, beside the residual in pixels.
+    steps : int, optional
+        Of a search; 500 for 'search' and 50 for 'refine' by default.
+    seed : int
+        Of the random latent that 'search' starts from.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, a number out of range, or a search's option without a search.
+    """
+
+    mapping: str = "encoder"
+    discrimination_loss: str = "feature"
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("--mapping", self.mapping, MAPPINGS),
+            ("--discrimination-loss", self.discrimination_loss, DISCRIMINATION_LOSSES),
+        ):
+            if value not in known:
+                raise UsageError(f"{option} must be one of {', '.join(known)}. Got {value!r}.")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"--search-steps must be at least 1. Got {self.steps}.")
+        if self.mapping == "encoder" and (self.steps or self.discrimination_loss != "feature"):
+            raise UsageError(
+                "--search-steps and --discrimination-loss need --mapping search or refine."
+            )
+
+    @property
+    def length(self) -> int:
+        """Steps that are taken."""
+        return self.steps or STEPS.get(self.mapping, 0)
+
+
+ENCODER = Inversion()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from anoscan import registry
 from anoscan.architectures import Networks
+from anoscan.latent_search import latents
 from anoscan.runtime import exact_float32
-from anoscan.scores import DEFAULT_SCORE, SCORES, Score, score_named
+from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
 
 CHUNK = 64
@@ -70,20 +71,22 @@ def fit_terms(
     totals: dict[str, Tensors] = {name: {} for name in terms}
     with exact_float32():
         for batch in batches:
-            evidence = gather(networks, batch)
+            evidence = gather(networks, batch, networks.encoder(batch))
             for name, term in terms.items():
                 for key, value in term.sums(evidence).items():
                     totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
         return {name: term.fit(totals[name]) for name, term in terms.items()}
 
 
-def measure(networks: Networks, fitted: dict[str, Tensors], x: Tensor) -> Measured:
+def measure(
+    networks: Networks, fitted: dict[str, Tensors], x: Tensor, how: Inversion = ENCODER
+) -> Measured:
     """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
 
     The columns of the terms are in the order of `fitted`.
     """
     with exact_float32():
-        evidence = gather(networks, x)
+        evidence = gather(networks, x, latents(networks, x, how))
         terms: dict[str, Term] = {name: registry.load("terms", name) for name in fitted}
         columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
         one = columns[0].new_ones(len(x))
@@ -97,7 +100,7 @@ def measure(networks: Networks, fitted: dict[str, Tensors], x: Tensor) -> Measur
 
 
 def residual(evidence: Evidence) -> Tensor:
-    """Absolute residual |x - G(E(x))|, mean over channels, (n, s, s)."""
+    """Absolute residual |x - G(z)|, mean over channels, (n, s, s)."""
     return (evidence.x - evidence.x_hat).abs().mean(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,11 +17,16 @@ class Mapping:
 
     Parameters
     ----------
-    loss : callable
-        (networks, target images x (n, c, s, s), images the encoder is given, latents z (n, d))
-        -> scalar. The two sets of images differ when the input is corrupted on purpose.
+    loss : callable, optional
+        (networks, images x (n, c, s, s), latents z (n, d), latents the encoder gave (n, d)) ->
+        scalar. Without it the encoder learns beside the GAN (`joint.JointStage`) and has no stage
+        of its own.
     paper : str
+    given : {'images', 'samples'}
+        What the encoder is given: the images x, corrupted on purpose while the loss compares with
+        the clean ones, or the samples x = G(z), for which no image is read.
     """
 
-    loss: Callable[[Networks, Tensor, Tensor, Tensor], Tensor]
+    loss: Callable[[Networks, Tensor, Tensor, Tensor], Tensor] | None
     paper: str
+    given: Literal["images", "samples"] = "images"

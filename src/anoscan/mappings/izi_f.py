@@ -20,9 +20,9 @@ from anoscan.mappings import Mapping
 KAPPA = 1.0
 
 
-def loss(networks: Networks, x: Tensor, given: Tensor, z: Tensor) -> Tensor:
+def loss(networks: Networks, x: Tensor, z: Tensor, z_hat: Tensor) -> Tensor:
     """Squared residual in pixels plus kappa times the relative one in features, scalar."""
-    x_hat = networks.generator(networks.encoder(given))
+    x_hat = networks.generator(z_hat)
     pixel = mse_loss(x_hat.float(), x)
     real = networks.discriminator.features(x)
     fake = networks.discriminator.features(x_hat)

@@ -53,7 +53,7 @@ class Objective:
     penalty: Penalty | None = None
     penalty_every: int = 1
     prepare: Callable[[Discriminator], None] | None = None
-    constrain: Callable[[Discriminator], None] | None = None
+    constrain: Callable[[nn.Module], None] | None = None
 
 
 def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anoscan.architectures import Discriminator
 from anoscan.objectives import Objective
 
 CLIP = 0.01
@@ -27,13 +26,14 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def constrain(discriminator: Discriminator) -> None:
+def constrain(discriminator: nn.Module) -> None:
     """Clip the parameters of all linear and convolutional layers of the game.
 
     Not those of normalisation layers, whose scale is 1 by nature.
     """
+    apart = getattr(discriminator, "turn_head", None)
     for module in discriminator.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and module is not discriminator.turn_head:
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:
             for parameter in module.parameters():
                 parameter.clamp_(-CLIP, CLIP)
 

@@ -25,9 +25,9 @@ class Evidence:
     Parameters
     ----------
     x, x_hat : Tensor of shape (n, c, s, s)
-        Images, and their reconstructions G(E(x)).
+        Images, and their reconstructions G(z).
     z : Tensor of shape (n, d)
-        E(x).
+        E(x), or what a search found.
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
         Discriminator blocks for x and for x_hat.
     turns : Tensor of shape (n, 4, 4)
@@ -42,9 +42,8 @@ class Evidence:
     turns: Tensor
 
 
-def gather(networks: Networks, x: Tensor) -> Evidence:
-    """One pass of all networks over images (n, c, s, s) in [-1, 1]."""
-    z = networks.encoder(x)
+def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
+    """One pass over images (n, c, s, s) in [-1, 1] and their latents (n, d)."""
     x_hat = networks.generator(z)
     discriminator = networks.discriminator
     features = discriminator.features(x)
@@ -79,6 +78,8 @@ class Term:
         Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
         much the term may count: a task that was hardly learned says little. Without it the
         self-test decides; see `selftest`.
+    needs_latent : bool
+        Whether z or G(z) plays a part; otherwise the image alone decides.
     """
 
     sums: Callable[[Evidence], Tensors]
@@ -86,6 +87,7 @@ class Term:
     measure: Callable[[Evidence, Tensors], Tensor]
     paper: str
     trust: Callable[[Evidence], Tensor] | None = None
+    needs_latent: bool = True
 
 
 def gaussian_sums(vectors: Tensor) -> Tensors:

@@ -84,4 +84,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return torch.stack(logs).mean(0).exp()
 
 
-ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021")
+ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021", needs_latent=False)

@@ -51,4 +51,4 @@ def trust(evidence: Evidence) -> Tensor:
     return certainty(evidence.turns)
 
 
-ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust)
+ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust, needs_latent=False)

@@ -1,0 +1,275 @@
+"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage table|search --help``.
+
+``table`` changes one choice of the default at a time; ``search`` compares AnoGAN's search in latent
+space with the encoder that replaced it. Results are kept and continued as those of
+`benchmarks.run`; every GAN of ``table`` leaves a sheet of samples, of the first seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anoscan import pictures, registry
+from anoscan.adversarial import sample
+from anoscan.architectures import Networks
+from anoscan.config import IMAGES_SHOWN, TrainConfig
+from anoscan.detector import Detector
+from anoscan.images import ImageFile, ImageRule, decode
+from anoscan.latent_search import search
+from anoscan.runtime import exact_float32
+from anoscan.scores import Inversion
+from anoscan.terms import gather
+from benchmarks import cells, data, run
+from benchmarks.cells import Cell, keep, sweep
+
+SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
+SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
+
+# The stages after the GAN keep their length, so that a row differs in its GAN alone.
+_LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}
+# Five critic steps a generator step: the same images would be a fifth of a training.
+_CRITIC = {"images_shown": 3 * IMAGES_SHOWN, **_LATER}
+LENGTHS: dict[str, dict[str, Any]] = {
+    "wgan-gp": _CRITIC,
+    "wgan": _CRITIC,
+    "progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER},
+}
+FAMILIES = {
+    "architecture": "architectures",
+    "objective": "objectives",
+    "encoder": "encoders",
+    "mapping": "mappings",
+}
+F_ANOGAN = {
+    "architecture": "resnet",
+    "objective": "wgan-gp",
+    "rotation_images_shown": 0,
+    "images_shown": 3 * IMAGES_SHOWN,
+    "encoder_images_shown": IMAGES_SHOWN * 2 // 5,
+}
+
+# Without the rotation stage f is the discriminator's that played the game, as published.
+SETTINGS: dict[str, Any] = {"rotation_images_shown": 0}
+SEARCHES = {
+    "refine": Inversion("refine"),
+    "search": Inversion("search"),
+    "search, fool": Inversion("search", discrimination_loss="fool"),
+}
+IMAGES = 200  # of a search, half of them normal
+ALONE = 3  # of them also searched one by one, for the clock
+PASSES = 20  # of the encoder over 64 images: one is too short to time
+STEPS = (0, 50, 100, 250, 500)
+SHEET = 6  # samples a side
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Settings of every row: the default, then the default with one choice changed.
+
+    The choices are those of the registry. ``f-anogan`` is the paper's combination.
+    """
+    found: dict[str, dict[str, Any]] = {"default": {}}
+    usual = TrainConfig().to_dict()
+    for option, family in FAMILIES.items():
+        for name in registry.names(family):
+            if name != usual[option]:
+                found[name] = {option: name} | LENGTHS.get(name, {})
+    return found | {"f-anogan": F_ANOGAN}
+
+
+def sheet_path(cell: Cell) -> Path:
+    """Where the samples of a cell's GAN are kept."""
+    name = f"{Path(cell.data).name}-{cell.cls}-{cell.method}.png"
+    return cells.RESULTS / "lineage" / "sheets" / name
+
+
+def has_own_gan(settings: dict[str, Any]) -> bool:
+    """Whether a row has another GAN than the default, which its encoder cannot change."""
+    alone = not {"encoder", "mapping"} & set(settings)
+    return alone or settings.get("mapping") == "bigan"
+
+
+def compute_row(cell: Cell, command: str) -> dict[str, Any]:
+    """Train one row on one class, measure it, and keep the result and the sheet of samples."""
+    torch.set_num_threads(1)
+    settings = rows()[cell.method]
+    split = data.load(Path(cell.data).name, cell.cls, seed=cell.seed)
+
+    def look(detector: Detector) -> None:
+        if cell.seed == 0 and has_own_gan(settings):
+            network, config = detector.model.networks.generator, detector.model.config
+            images = sample(network, SHEET**2, config.latent_dim, cell.seed, "sheet").cpu().numpy()
+            pictures.save_png(pictures.grid(images, SHEET, zoom_to=32), sheet_path(cell))
+
+    found = run.anoscan(split, cell.seed, settings, look)
+    return keep(cell, split, found | {"torch": str(torch.__version__)}, command)
+
+
+def compute_search(cell: Cell, command: str) -> dict[str, Any]:
+    """Train a GAN and an encoder; map the same images in every way, and hold the clock to each."""
+    torch.set_num_threads(1)
+    name, _, cls = cell.cls.rpartition("-")
+    split = data.load(name, cls, seed=cell.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        data.write_folder(split.train, Path(folder) / "train")
+        start = time.process_time()
+        detector = Detector.train(
+            Path(folder) / "train",
+            path=Path(folder) / "model.safetensors",
+            seed=cell.seed,
+            workers=1,
+            **SETTINGS,
+        )
+        seconds = time.process_time() - start
+    x, anomalous = _some(split, cell.seed, detector.model.rule)
+    networks = detector.model.networks
+    with exact_float32():
+        found = _mapped(networks, x, anomalous)
+        clock = _clock(networks, x)
+    figures = {
+        "auroc": found["search"]["auroc"]["anogan"],
+        "cpu_seconds": seconds,
+        "mappings": found,
+        "seconds_an_image": clock,
+        "config": detector.model.metadata["config"],
+        "torch": str(torch.__version__),
+    }
+    return keep(cell, split, figures, command)
+
+
+def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.ndarray]:
+    """As many normals as anomalies of the test images, as the networks see them."""
+    generator = np.random.default_rng(seed)
+    chosen = np.concatenate(
+        [
+            generator.choice(np.flatnonzero(split.anomalous == odd), IMAGES // 2, replace=False)
+            for odd in (False, True)
+        ]
+    )
+    with tempfile.TemporaryDirectory() as name:
+        paths = data.write_folder(split.test[chosen], Path(name))
+        files = [ImageFile(path.name, path, path.name) for path in paths]
+        pixels = [decode(file, rule).pixels for file in files]
+    return torch.from_numpy(np.stack(pixels)), split.anomalous[chosen]
+
+
+def _mapped(networks: Networks, x: Tensor, anomalous: np.ndarray) -> dict[str, Any]:
+    """AUROC of the published scores by each mapping, and how a search gets there."""
+    by_encoder = _aurocs(networks, x, networks.encoder(x), anomalous)
+    found: dict[str, Any] = {"encoder": {"auroc": by_encoder}}
+    for name, how in SEARCHES.items():
+        result = search(networks, x, how)
+        kept = [step for step in STEPS if step <= how.length]
+        found[name] = {
+            "auroc": _aurocs(networks, x, result.z, anomalous),
+            "steps": kept,
+            "loss": result.loss.mean(1)[kept].tolist(),
+            "residual": result.residual.mean(1)[kept].tolist(),
+        }
+    return found
+
+
+def _aurocs(networks: Networks, x: Tensor, z: Tensor, anomalous: np.ndarray) -> dict[str, float]:
+    evidence = gather(networks, x, z)
+    found = {}
+    for name in ("anogan", "paper"):
+        scores = registry.load("terms", name).measure(evidence, {})
+        found[name] = float(roc_auc_score(anomalous, scores.numpy()))
+    return found
+
+
+def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
+    """CPU seconds an image: 500 steps alone and in company, and the one pass of the encoder."""
+    how = SEARCHES["search"]
+
+    def encoded(images: Tensor) -> None:
+        x_hat = networks.generator(networks.encoder(images))
+        networks.discriminator.features(images)
+        networks.discriminator.features(x_hat)
+
+    def one_by_one() -> None:
+        for image in x[:ALONE].split(1):
+            search(networks, image, how, lanes=1)
+
+    def passes() -> None:
+        for _ in range(PASSES):
+            encoded(x[:64])
+
+    encoded(x[:64])  # kernels are made on first use
+    return {
+        "search_one_by_one": _timed(one_by_one) / ALONE,
+        "search_in_batches": _timed(lambda: search(networks, x[:64], how)) / 64,
+        "refine_in_batches": _timed(lambda: search(networks, x[:64], SEARCHES["refine"])) / 64,
+        "encoder_in_batches": _timed(passes) / (64 * PASSES),
+    }
+
+
+def _timed(job: Callable[[], object]) -> float:
+    start = time.process_time()
+    job()
+    return time.process_time() - start
+
+
+def wanted(options: argparse.Namespace) -> list[Cell]:
+    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if options.job == "search":
+        return [
+            Cell("lineage/search", f"{name}-{cls}", seed, "dcgan")
+            for seed in seeds
+            for name, cls in SEARCHED
+            if name in options.data
+        ]
+    return [
+        Cell(f"lineage/{name}", cls, seed, row)
+        for seed in seeds
+        for name in options.data
+        for cls in options.classes or SETS[name]
+        for row in options.rows
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    """Command line of a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", choices=["table", "search"])
+    parser.add_argument("--data", type=_listed, default=list(SETS), help=", ".join(SETS))
+    parser.add_argument("--classes", type=_listed, help=f"by default {SETS}")
+    parser.add_argument("--rows", type=_listed, default=list(rows()), help=", ".join(rows()))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    options = parser.parse_args()
+    if unknown := set(options.rows) - set(rows()):
+        parser.error(f"unknown row {', '.join(unknown)}; there are {', '.join(rows())}")
+    if unknown := set(options.data) - set(SETS):
+        parser.error(f"unknown set {', '.join(unknown)}; there are {', '.join(SETS)}")
+    return options
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    options = arguments()
+    command = "python -m benchmarks.lineage " + shlex.join(sys.argv[1:])
+    compute = compute_search if options.job == "search" else compute_row
+    sweep(wanted(options), compute, command, jobs=options.jobs, again=options.again)
+
+
+if __name__ == "__main__":
+    main()
