@@ -119,7 +119,8 @@ def test_any_gan_can_be_searched_and_only_the_seed_decides_the_start(
     first = found(0)
     assert torch.equal(first, found(0))
     assert not torch.equal(first, found(1))
-    assert (first[-1] < first[0]).all()
+    # Of noise, which no generator can make: on average, not for every image.
+    assert first[-1].mean() < first[0].mean()
 
 
 def test_a_search_needs_no_encoder_and_keeps_no_graph(trained: Detector, digits: Digits) -> None:
