@@ -52,9 +52,10 @@ FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 DIVERSITY_SAMPLE = 256
-# Certainty of turns on held-out normals below which the rotation stage is undone: a task that
-# cannot be learned (textures, discs, too few images) only wears the features down.
-LEARNED = 0.5
+# Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
+# learned by heart, or not at all (textures, discs), only wears the features down. Of many images
+# little can be learned by heart: there half a task learned says more than none.
+LEARNED, LEARNED_OF_FEW = 0.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _train(
         stage = TurnStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
         go(stage, steps, many)
         held = chunks(held_rows, pixels.__getitem__, runtime.device)
-        turned = _certainty(pupil, held) >= LEARNED
+        turned = _certainty(pupil, held) >= (LEARNED_OF_FEW if few else LEARNED)
         if turned:
             trained.discriminator = pupil
     if mapping.loss is not None:
