@@ -54,8 +54,8 @@ FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random chan
 DIVERSITY_SAMPLE = 256
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
 # learned by heart, or not at all (textures, discs), only wears the features down. Of many images
-# little can be learned by heart: there half a task learned says more than none.
-LEARNED, LEARNED_OF_FEW = 0.2, 0.5
+# little can be learned by heart: there anything above guessing says more than nothing.
+LEARNED, LEARNED_OF_FEW = 0.05, 0.5
 
 
 @dataclass(frozen=True)
