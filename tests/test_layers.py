@@ -17,6 +17,7 @@ PACKAGE = Path(anoscan.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "text",
     "results",
     "config",
     "scores",
@@ -41,16 +42,17 @@ ORDER = [
     "health",
     "model",
     "judgement",
+    "sampling",
     "learn",
     "detector",
     "demo",
     "doctor",
-    "text",
     "reports",
     "output",
     "options",
     "cli_train",
     "cli_models",
+    "cli_sample",
     "cli",
     "__main__",
 ]
@@ -86,7 +88,7 @@ def test_imports_run_one_way(name: str) -> None:
         assert imported(path) <= allowed, path.name
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"], ["sample"]])
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:
     program = (
         "import sys\n"

@@ -29,6 +29,7 @@ from anoscan.results import (
     EvalReport,
     ImageScore,
     ModelReference,
+    SampleReport,
     ScoreReport,
     Skipped,
     Threshold,
@@ -37,6 +38,7 @@ from anoscan.results import (
     TrainReport,
 )
 from anoscan.runtime import Runtime
+from anoscan.sampling import SAMPLES, Sampler
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 
 MAPPINGS = ("encoder",)
@@ -328,6 +330,31 @@ class Detector:
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
 
+    def sample(
+        self,
+        output: str | Path,
+        *,
+        n: int = SAMPLES,
+        seed: int = 0,
+        between: Sequence[str | Path] | None = None,
+        turing: str | Path | None = None,
+    ) -> SampleReport:
+        """Write PNGs of what the generator makes; `Sampler` gives the images as arrays.
+
+        Parameters
+        ----------
+        output : path
+            Folder of the PNGs; those of an earlier call are replaced.
+        n : int
+            Generated images in the grid; images, half of them real, in the Turing test.
+        between : two paths, optional
+            Images to draw the way between, through the generator.
+        turing : path, optional
+            Folder of real images for a shuffled sheet of real and generated ones.
+        """
+        sampler = Sampler(self.model, self.runtime, seed)
+        return sampler.write(Path(output), self.reference, n=n, between=between, turing=turing)
+
     def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those this model has."""
         return self._judge.terms(score)
@@ -390,7 +417,7 @@ class Detector:
                 normal=int((~anomalous).sum()),
                 anomalous=int(anomalous.sum()),
                 skipped=tuple(skipped),
-                unlabelled=_unlabelled(base, files),
+                unlabelled=evaluation.unlabelled(base, files),
                 missing=len(missing),
             ),
             auroc=found.auroc,
@@ -400,8 +427,10 @@ class Detector:
             at_threshold=evaluation.at_threshold(
                 scores, anomalous, self.threshold(false_alarm_rate, score).score
             ),
-            baselines=_aurocs(dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous),
-            terms=_aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
+            baselines=evaluation.aurocs(
+                dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous
+            ),
+            terms=evaluation.aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
         )
 
     def _score_labelled(
@@ -451,22 +480,3 @@ def _rank(scored: Sequence[ImageScore]) -> list[ImageScore]:
         dataclasses.replace(image, rank=rank, q_value=float(value))
         for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
     ]
-
-
-def _aurocs(
-    columns: dict[str, np.ndarray], anomalous: np.ndarray
-) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"auroc": evaluation.detection(scores, anomalous, resamples=0).auroc}
-        for name, scores in columns.items()
-    }
-
-
-def _unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
-    """Images under `base` that no label names."""
-    try:
-        present = images.find([base])
-    except InputError:
-        return 0
-    named = {image.file.resolve() for image in labelled}
-    return sum(image.file.resolve() not in named for image in present)

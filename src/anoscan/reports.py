@@ -144,6 +144,19 @@ def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
     yield "  anoscan train YOUR_NORMAL_IMAGES"
 
 
+def _sample(report: results.SampleReport) -> Iterator[RenderableType]:
+    yield f"{report.n} generated images: {printable(report.grid)}"
+    yield f"interpolations between random latents: {printable(report.interpolation)}"
+    if report.between is not None:
+        yield f"from one image to the other: {printable(report.between)}"
+    if report.turing is not None:
+        turing = report.turing
+        yield (
+            f"{turing.real} real and {turing.generated} generated images: {printable(turing.sheet)}"
+        )
+        yield f"which is which: {printable(turing.key)}"
+
+
 def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
     if not report.models:
         yield Text("no models yet: anoscan train FOLDER makes one")
@@ -213,6 +226,7 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.ScoreReport: _score,
     results.EvalReport: _eval,
     results.DemoReport: _demo,
+    results.SampleReport: _sample,
     results.ModelsReport: _models,
     results.DoctorReport: _doctor,
 }

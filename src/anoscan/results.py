@@ -193,6 +193,31 @@ class DemoReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuringTest:
+    """A sheet of shuffled real and generated images, and the file that says which is which."""
+
+    sheet: str
+    key: str
+    real: int
+    generated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReport:
+    """Result of ``anoscan sample``: the pictures written, by what they show."""
+
+    schema: ClassVar[str] = "anoscan.sample/1"
+    model: ModelReference
+    seed: int
+    n: int
+    grid: str
+    interpolation: str
+    between: str | None
+    turing: TuringTest | None
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSummary:
     """One line of ``anoscan models list``; `problem` is set for a file that cannot be read."""
 
