@@ -116,8 +116,8 @@ BAD = {"truncated.png", "text.jpg", "zero.png", "one.png"}
 REFERENCE = {"name", "path", "sha256"}
 SKIPPED = {"path", "reason"}
 TRAIN = {
-    "schema", "model", "images", "images_shown", "seconds", "health", "device", "precision",
-    "seed", "anoscan_version",
+    "schema", "model", "images", "images_shown", "seconds", "health", "tracking", "device",
+    "precision", "seed", "anoscan_version",
 }  # fmt: skip
 TRAINED_MODEL = REFERENCE | {
     "architecture", "objective", "encoder", "mapping", "size", "channels", "latent_dim",

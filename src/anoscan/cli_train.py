@@ -18,6 +18,7 @@ from anoscan.config import TrainConfig
 from anoscan.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.options import (
     IMAGES,
+    OUTPUT,
     Device,
     Force,
     Json,
@@ -122,6 +123,14 @@ def train(
     dry_run: Annotated[
         bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        option(
+            help="Also write losses and pictures for TensorBoard there.",
+            metavar="DIR",
+            panel=OUTPUT,
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = None,
@@ -162,7 +171,14 @@ def train(
         _dry_run(images, chosen, machine, output)
         return
     detector = _train(
-        output, images, config=chosen, name=name, force=force, resume=resume, **machine
+        output,
+        images,
+        config=chosen,
+        name=name,
+        force=force,
+        resume=resume,
+        tensorboard=tensorboard,
+        **machine,
     )
     if detector.report is None:
         raise RuntimeError("training gives a report")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from anoscan.images import ImageFile
 from anoscan.judgement import Judge
 from anoscan.learn import Learned, learn
 from anoscan.model import Model
+from anoscan.records import Record
 from anoscan.results import (
     EvalImages,
     EvalReport,
@@ -39,6 +41,7 @@ from anoscan.results import (
 )
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
+from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 
 MAPPINGS = ("encoder",)
@@ -81,6 +84,7 @@ class Detector:
         device: str = "auto",
         precision: str = "auto",
         workers: int | None = None,
+        tensorboard: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -101,6 +105,8 @@ class Detector:
             Go on with an interrupted training of the same images and settings.
         device, precision, workers
             See `Runtime.resolve`.
+        tensorboard : path, optional
+            Folder for TensorBoard's event files, under the name of the model.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -127,23 +133,30 @@ class Detector:
             )
         runtime = Runtime.resolve(device, precision, workers)
         files = images.find(paths)
-        with stop_on_interrupt() as stopping:
+        checkpoint = store.checkpoint_path(name)
+        record = Record(checkpoint)
+        said = f"losses and pictures while it runs: {record.folder}"
+        on_progress(Progress("reading", 0, len(files), {}, 0.0, said))
+        events = None if tensorboard is None else Path(tensorboard) / name
+        tracker = Tracker(record, resume=resume, tensorboard=events)
+        with stop_on_interrupt() as stopping, closing(tracker):
             learned = learn(
                 files,
                 config,
                 runtime,
-                checkpoint=store.checkpoint_path(name),
+                checkpoint=checkpoint,
                 resume=resume,
+                tracker=tracker,
                 on_progress=on_progress,
                 stopping=stopping,
             )
         detector = cls(learned.model, runtime)
         detector.save(target)
-        store.checkpoint_path(name).unlink(missing_ok=True)
-        detector.report = detector._train_report(learned)
+        checkpoint.unlink(missing_ok=True)
+        detector.report = detector._train_report(learned, record.move(Record(target)))
         return detector
 
-    def _train_report(self, learned: Learned) -> TrainReport:
+    def _train_report(self, learned: Learned, record: Record) -> TrainReport:
         config, facts = self.model.config, self.model.metadata["training_data"]
         return TrainReport(
             model=TrainedModel(
@@ -169,6 +182,7 @@ class Detector:
             },
             seconds=learned.seconds,
             health=learned.health,
+            tracking=record.folder.as_posix() if record.folder.is_dir() else None,
             device=self.runtime.device.type,
             precision=self.runtime.precision,
             seed=config.seed,

@@ -32,6 +32,8 @@ from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, measure, smooth, terms_of
 from anoscan.terms import Tensors
+from anoscan.tracking import MOST as SHOWN
+from anoscan.tracking import Tracker
 from anoscan.training import (
     Batches,
     OnProgress,
@@ -84,6 +86,7 @@ def learn(
     *,
     checkpoint: Path,
     resume: bool,
+    tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
 ) -> Learned:
@@ -98,6 +101,8 @@ def learn(
         Where an unfinished run is kept. Remove it when the model is safe.
     resume : bool
         Go on from the checkpoint, which must be of the same images and settings.
+    tracker : Tracker
+        Told of every stage.
 
     Raises
     ------
@@ -124,6 +129,8 @@ def learn(
         train_rows, held_rows = split(array.digests, config.seed, config.held_out)
         clock.lap("reading")
         keeper = _Keeper(checkpoint, _run_identity(config, array.digests), resume)
+        some_held = np.ascontiguousarray(array.pixels[held_rows[:SHOWN]])
+        tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
         networks, rollbacks = _train(
             array.pixels,
             train_rows,
@@ -131,6 +138,7 @@ def learn(
             inspection.rule,
             runtime,
             keeper,
+            tracker,
             on_progress,
             stopping,
             clock,
@@ -197,6 +205,7 @@ def _train(
     rule: ImageRule,
     runtime: Runtime,
     keeper: _Keeper,
+    tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
@@ -210,7 +219,7 @@ def _train(
         many = size * config.batch_size
         return Batches(pixels, rows, many, config.seed, name, runtime.device)
 
-    def go(stage: Stage, steps: int, many: int) -> None:
+    def go(stage: Stage, steps: int, many: int, **shown: Any) -> None:
         if keeper.has_finished(stage):
             keeper.restore_finished(stage)
         else:
@@ -220,7 +229,9 @@ def _train(
                 steps=steps,
                 images_per_step=many,
                 position=position,
-                on_progress=on_progress,
+                on_progress=tracker.following(
+                    stage.name, position.step * many, on_progress, **shown
+                ),
                 checkpoint=lambda where: keeper.save(stage, where),
                 stopping=stopping,
             )
@@ -236,7 +247,8 @@ def _train(
         runtime,
         few=len(rows) < FEW_IMAGES,
     )
-    go(gan, math.ceil((config.images_shown or 0) / batch), batch)
+    steps = math.ceil((config.images_shown or 0) / batch)
+    go(gan, steps, batch, generator=gan.averages[0])
     trained = Networks(*gan.averages, networks.encoder)
     if config.rotation_images_shown:
         many = 2 * batch
@@ -246,7 +258,8 @@ def _train(
     encoder = EncoderStage(
         trained, registry.load("mappings", config.mapping), batches("encoder"), config, runtime
     )
-    go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
+    steps = math.ceil((config.encoder_images_shown or 0) / batch)
+    go(encoder, steps, batch, mirror=(trained.encoder, trained.generator))
     return trained.frozen(), keeper.rollbacks
 
 

@@ -50,6 +50,8 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
         f"training: {model.architecture}, {model.objective}, {model.mapping}; "
         f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
     )
+    if report.tracking is not None:
+        yield f"losses and pictures of the training: {printable(report.tracking)}"
     yield Text.assemble("health: ", _verdict(report.health.verdict))
     yield _checks(report.health.checks)
 

@@ -74,7 +74,11 @@ class TrainImages:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Result of ``anoscan train``."""
+    """Result of ``anoscan train``.
+
+    `tracking` is the folder with the losses and pictures of the training; None where it could not
+    be written.
+    """
 
     schema: ClassVar[str] = "anoscan.train/1"
     model: TrainedModel
@@ -82,6 +86,7 @@ class TrainReport:
     images_shown: dict[str, int]
     seconds: dict[str, float]
     health: HealthReport
+    tracking: str | None
     device: str
     precision: str
     seed: int
