@@ -120,7 +120,8 @@ TRAIN = {
     "precision", "seed", "anoscan_version",
 }  # fmt: skip
 TRAINED_MODEL = REFERENCE | {
-    "architecture", "objective", "encoder", "mapping", "size", "channels", "latent_dim",
+    "architecture", "objective", "encoder", "mapping", "size", "patch_size",
+    "channels", "latent_dim",
 }  # fmt: skip
 SCORE = {"schema", "model", "mapping", "threshold", "counts", "images", "skipped"}
 THRESHOLD = {"score", "false_alarm_rate", "effective_rate", "calibration_images", "warning"}
@@ -137,7 +138,7 @@ def check_train(document: Any) -> None:
     assert document["schema"] == "anoscan.train/1"
     assert set(document) == TRAIN
     assert set(document["model"]) == TRAINED_MODEL
-    assert set(document["images"]) == {"found", "trained", "held_out", "skipped"}
+    assert set(document["images"]) == {"found", "trained", "held_out", "patches", "skipped"}
     assert {"gan", "encoder"} <= set(document["images_shown"])
     assert {"gan", "encoder", "calibration", "total"} <= set(document["seconds"])
     assert set(document["health"]) == {"verdict", "checks"}

@@ -60,6 +60,26 @@ def train(
         str | None,
         setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
     ] = None,
+    patches: Annotated[
+        int | None,
+        setting(
+            "patches",
+            "Learn from so many random parts of larger images, not from whole ones made small.",
+            "N",
+            default="whole images",
+            panel=IMAGES,
+        ),
+    ] = None,
+    patch_size: Annotated[
+        int | None,
+        setting(
+            "patch_size",
+            "Side of a patch in pixels of the images; made smaller only by a lower --size.",
+            "N",
+            default=str(config.PATCH_SIZE),
+            panel=IMAGES,
+        ),
+    ] = None,
     held_out: Annotated[
         float | None,
         setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
@@ -142,6 +162,8 @@ def train(
     Example: anoscan train ./normal_imgs --name bolts
     """
     given: dict[str, Any] = {
+        "patches": patches,
+        "patch_size": patch_size,
         "held_out": held_out,
         "architecture": architecture,
         "objective": objective,
@@ -238,7 +260,12 @@ def _dry_run(
     runtime = Runtime.resolve(**machine)
     files = images.find(paths)
     inspection = trainset.inspect(
-        files, size=chosen.size, channels=chosen.channels, workers=runtime.workers, seed=chosen.seed
+        files,
+        size=chosen.size,
+        channels=chosen.channels,
+        workers=runtime.workers,
+        seed=chosen.seed,
+        patch=chosen.patch,
     )
     document = {
         "schema": "anoscan.config/1",

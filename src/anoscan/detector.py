@@ -166,6 +166,7 @@ class Detector:
                 encoder=config.encoder,
                 mapping=config.mapping,
                 size=self.model.rule.size,
+                patch_size=self.model.rule.patch,
                 channels=self.model.rule.channels,
                 latent_dim=config.latent_dim,
             ),
@@ -173,6 +174,7 @@ class Detector:
                 found=facts["found"],
                 trained=facts["trained"],
                 held_out=facts["held_out"],
+                patches=config.patches,
                 skipped=learned.skipped,
             ),
             images_shown={
@@ -331,13 +333,13 @@ class Detector:
         levels = self._judge.levels(false_alarm_rate, score)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        for batch in self._judge.measured(files, batch_size):
-            for decoded, terms, x_hat, residual in batch:
+        for batch in self._judge.measured(files, batch_size, pictures=residuals is not None):
+            for decoded, terms, x_hat, residual, oddness in batch:
                 done += 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                result = self._judge.judge(decoded, terms, residual, levels)
+                result = self._judge.judge(decoded, terms, oddness, levels)
                 if residuals is not None:
                     picture = self._judge.draw(decoded, x_hat, residual, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
@@ -458,14 +460,13 @@ class Detector:
         baseline: list[np.ndarray] = []
         anomalous: list[bool] = []
         skipped: list[Skipped] = []
-        for batch in self._judge.measured(files, batch_size):
-            for decoded, row, _, _ in batch:
+        for batch in self._judge.measured(files, batch_size, pictures=False):
+            for decoded, row, *_ in batch:
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
                     continue
                 terms.append(row)
-                scores = self.model.baselines.scores(decoded.pixels[None])
-                baseline.append(np.array([scores[name][0] for name in BASELINE_NAMES]))
+                baseline.append(self._judge.baseline(decoded))
                 anomalous.append(truth[decoded.image.path])
             done = len(terms) + len(skipped)
             on_progress(Progress("scoring", done, len(files), {}, 0.0))

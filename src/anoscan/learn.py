@@ -22,15 +22,18 @@ from anoscan import modelfile, registry
 from anoscan.adversarial import GanStage, TurnStage, sample
 from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
+from anoscan.calibration import tile_moments
 from anoscan.config import IMAGES_SHOWN, TrainConfig
-from anoscan.errors import InputError, ModelError
+from anoscan.errors import ModelError
 from anoscan.health import Findings, examine
 from anoscan.images import ImageFile, ImageRule
+from anoscan.judgement import Judge
 from anoscan.mapping import EncoderStage
+from anoscan.material import Material
 from anoscan.model import Model, Yardstick, describe, fresh_networks
 from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
-from anoscan.scoring import chunks, fit_terms, measure, smooth, terms_of
+from anoscan.scoring import Tiled, chunks, fit_terms, smooth, terms_of
 from anoscan.terms import Tensors
 from anoscan.tracking import MOST as SHOWN
 from anoscan.tracking import Tracker
@@ -44,10 +47,8 @@ from anoscan.training import (
     run,
     state_tensors,
 )
-from anoscan.trainset import ImageArray, Inspection, inspect
+from anoscan.trainset import Inspection, inspect
 
-FEWEST_IMAGES = 8
-FEWEST_HELD_OUT = 50
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 DIVERSITY_SAMPLE = 256
 
@@ -69,6 +70,7 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         config,
         size=inspection.rule.size,
         channels=inspection.rule.channels,
+        patch_size=inspection.rule.patch,
         images_shown=shown,
         rotation_images_shown=shown
         if config.rotation_images_shown is None
@@ -111,91 +113,59 @@ def learn(
     TrainingDiverged, TrainingInterrupted
     """
     inspection = inspect(
-        files, size=config.size, channels=config.channels, workers=runtime.workers, seed=config.seed
+        files,
+        size=config.size,
+        channels=config.channels,
+        workers=runtime.workers,
+        seed=config.seed,
+        patch=config.patch,
     )
     config = resolve(config, inspection)
     clock = _Clock()
-    reading = _reading(on_progress)
-    array, skipped = ImageArray.load(
-        files, inspection.rule, workers=runtime.workers, on_progress=reading
+    material = Material.load(
+        files, inspection.rule, config, workers=runtime.workers, on_progress=_reading(on_progress)
     )
-    with array:
-        if len(array) < FEWEST_IMAGES:
-            raise InputError(
-                f"{len(array)} readable images are too few to learn from: at least "
-                f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
-                hint=_first_reason(skipped),
-            )
-        train_rows, held_rows = split(array.digests, config.seed, config.held_out)
-        clock.lap("reading")
-        keeper = _Keeper(checkpoint, _run_identity(config, array.digests), resume)
-        some_held = np.ascontiguousarray(array.pixels[held_rows[:SHOWN]])
-        tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
-        networks, rollbacks = _train(
-            array.pixels,
-            train_rows,
-            config,
-            inspection.rule,
-            runtime,
-            keeper,
-            tracker,
-            on_progress,
-            stopping,
-            clock,
-        )
-        read = array.pixels.__getitem__
-        batches = chunks(train_rows, read, runtime.device)
-        fitted = fit_terms(networks, terms_of(config), batches)
-        yardstick, residual = _hold_against(networks, fitted, array.pixels, held_rows, runtime)
-        baselines = Baselines.fit(array.pixels, train_rows, config.seed)
-        mean_image = float(np.mean(baselines.scores(array.pixels[held_rows])["mean_image"]))
-        findings = Findings(
-            trained=len(train_rows),
-            held_out=len(held_rows),
-            rollbacks=rollbacks,
-            reconstruction=residual / max(mean_image, 1e-12),
-            diversity=_diversity(networks, array.pixels, train_rows, config),
-        )
-        facts = _facts(files, inspection, array.digests, train_rows, held_rows, skipped)
+    pixels, rows = material.pixels, material.rows
+    clock.lap("reading")
+    keeper = _Keeper(checkpoint, _run_identity(config, material.digests), resume)
+    some_held = material.some_held_out(SHOWN)
+    tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
+    networks, rollbacks = _train(
+        pixels,
+        rows,
+        config,
+        inspection.rule,
+        runtime,
+        keeper,
+        tracker,
+        on_progress,
+        stopping,
+        clock,
+    )
+    batches = chunks(rows, pixels.__getitem__, runtime.device)
+    fitted = fit_terms(networks, terms_of(config), batches)
+    baselines = Baselines.fit(pixels, rows, config.seed)
+    yardstick, missed, large = _hold_against(networks, fitted, baselines, material, runtime)
+    findings = Findings(
+        trained=len(rows),
+        held_out=len(material.held_out),
+        rollbacks=rollbacks,
+        reconstruction=missed,
+        diversity=_diversity(networks, pixels, rows, config),
+        of="images" if config.patches is None else "patches",
+    )
     clock.lap("calibration")
     health = examine(findings)
     metadata = describe(config, inspection.rule, yardstick, runtime) | {
-        "training_data": facts,
+        "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
         "health": to_json(health),
     }
     model = Model(networks, fitted, yardstick, baselines, metadata)
+    if large:
+        model = _with_tiles(model, large, runtime)
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
-    return Learned(model, health, tuple(skipped), seconds)
-
-
-def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to hold out, from the seed and what is in the files.
-
-    File names and order do not matter, and files with the same content stay on the same side: a
-    held-out image whose twin was trained on would be no witness.
-
-    Parameters
-    ----------
-    digests : sequence of bytes
-        One a row.
-    seed : int
-    share : float
-        Held out are at least `FEWEST_HELD_OUT` images where that is at most a quarter of all.
-    """
-    n = len(digests)
-    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
-    salt = seed.to_bytes(8, "little")
-    order = sorted(range(n), key=lambda row: (hashlib.sha256(salt + digests[row]).digest(), row))
-    end = wanted
-    while end < n and digests[order[end]] == digests[order[end - 1]]:
-        end += 1
-    if end >= n:
-        raise InputError(
-            "the training images are all the same picture: there is nothing to learn from.",
-            hint="Give a folder with different images.",
-        )
-    return np.sort(np.array(order[end:])), np.sort(np.array(order[:end]))
+    return Learned(model, health, tuple(material.skipped), seconds)
 
 
 def _train(
@@ -266,24 +236,47 @@ def _train(
 def _hold_against(
     networks: Networks,
     fitted: dict[str, Tensors],
-    pixels: np.ndarray,
-    rows: np.ndarray,
+    baselines: Baselines,
+    material: Material,
     runtime: Runtime,
-) -> tuple[Yardstick, float]:
-    """Measure held-out normals; also returns their mean squared residual."""
-    terms, trusts, peaks, levels, squares = [], [], [], [], []
-    for batch in chunks(rows, pixels.__getitem__, runtime.device):
-        measured = measure(networks, fitted, batch)
-        terms.append(measured.terms)
-        trusts.append(measured.trust)
-        peaks.append(smooth(measured.residual).max(axis=(1, 2)))
-        levels.append(np.quantile(measured.residual, 0.999))
-        squares.append(np.square(batch.cpu().numpy() - measured.x_hat).mean((1, 2, 3)))
+) -> tuple[Yardstick, float, list[Tiled]]:
+    """Measure held-out normals.
+
+    Also returns what reconstructions miss, relative to the mean image; and the large images.
+    """
+    terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
+    large: list[Tiled] = []
+    for held in material.measured(networks, fitted, baselines, runtime.device):
+        terms.append(held.measured.terms)
+        trusts.append(held.measured.trust)
+        levels.append(held.level)
+        errors.append(held.error)
+        mean_errors.append(held.mean_error)
+        if held.tiled is None:
+            peaks.append(smooth(held.measured.residual).max(axis=(1, 2)))
+        else:
+            large.append(held.tiled)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
     trust = np.clip(np.concatenate(trusts).mean(0), 0, 1)
-    yardstick = Yardstick(np.concatenate(terms), trust, scale, np.sort(np.concatenate(peaks)))
-    return yardstick, float(np.mean(np.concatenate(squares)))
+    all_peaks = np.sort(np.concatenate(peaks)) if peaks else np.empty(0)
+    yardstick = Yardstick(np.concatenate(terms), trust, scale, all_peaks)
+    mean_error = float(np.mean(np.concatenate(mean_errors)))
+    missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
+    return yardstick, missed, large
+
+
+def _with_tiles(model: Model, large: Sequence[Tiled], runtime: Runtime) -> Model:
+    """Model whose yardstick knows the tiles of the held-out images too."""
+    moments = np.stack([tile_moments(image.terms) for image in large])
+    model = dataclasses.replace(
+        model, yardstick=dataclasses.replace(model.yardstick, tiles=moments)
+    )
+    judge = Judge(model, runtime)
+    peaks = np.sort([judge.oddness(image.terms, image.grid).max() for image in large])
+    return dataclasses.replace(
+        model, yardstick=dataclasses.replace(model.yardstick, region_peaks=peaks)
+    )
 
 
 def _diversity(
@@ -298,22 +291,18 @@ def _diversity(
 
 
 def _facts(
-    files: Sequence[ImageFile],
-    inspection: Inspection,
-    digests: Sequence[bytes],
-    train_rows: np.ndarray,
-    held_rows: np.ndarray,
-    skipped: Sequence[Skipped],
+    files: Sequence[ImageFile], inspection: Inspection, material: Material, config: TrainConfig
 ) -> dict[str, Any]:
-    return {
+    facts = {
         "found": len(files),
-        "trained": len(train_rows),
-        "held_out": len(held_rows),
-        "skipped": len(skipped),
-        "sha256": _fingerprint(digests),
+        "trained": len(material.trained),
+        "held_out": len(material.held_out),
+        "skipped": len(material.skipped),
+        "sha256": _fingerprint(material.digests),
         "sizes": inspection.sizes,
         "bit_depths": inspection.bit_depths,
     }
+    return facts if config.patches is None else facts | {"patches": config.patches}
 
 
 def _fingerprint(digests: Sequence[bytes]) -> str:
@@ -322,10 +311,6 @@ def _fingerprint(digests: Sequence[bytes]) -> str:
 
 def _run_identity(config: TrainConfig, digests: Sequence[bytes]) -> dict[str, Any]:
     return {"config": config.to_dict(), "images": _fingerprint(digests)}
-
-
-def _first_reason(skipped: Sequence[Skipped]) -> str | None:
-    return f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
 
 
 def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:

@@ -41,8 +41,9 @@ def _cell(value: str, style: str = "") -> Text:
 def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     model, images = report.model, report.images
     yield f"model: {printable(model.name)} ({printable(model.path)})"
+    parts = f" in {images.patches:,} patches" if images.patches is not None else ""
     yield Text(
-        f"images: {images.trained:,} trained on, {images.held_out:,} held out, "
+        f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
         f"{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
         f"{_COLOURS[model.channels]}"
     )

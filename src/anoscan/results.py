@@ -40,6 +40,7 @@ class TrainedModel(ModelReference):
     encoder: str
     mapping: str
     size: int
+    patch_size: int | None
     channels: int
     latent_dim: int
 
@@ -64,11 +65,15 @@ class HealthReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainImages:
-    """What became of the images of the training folder."""
+    """What became of the images of the training folder.
+
+    `patches` counts the parts of them that were trained on; None for whole images.
+    """
 
     found: int
     trained: int
     held_out: int
+    patches: int | None
     skipped: tuple[Skipped, ...]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anoscan import pictures
 from anoscan.errors import InputError, UsageError
-from anoscan.images import Decoded, Floats, ImageFile, ImageRule, decode, find
+from anoscan.images import Decoded, ImageFile, ImageRule, decode, find
 from anoscan.images import stream as decoded_stream
 from anoscan.model import Model
 from anoscan.modelfile import replacing
@@ -28,6 +28,7 @@ from anoscan.results import ModelReference, SampleReport, Skipped, TuringTest
 from anoscan.runtime import Runtime, exact_float32, stream
 from anoscan.scoring import CHUNK
 from anoscan.text import defused, encodable
+from anoscan.tiles import TRIES, Floats
 
 SAMPLES = 64
 MOST_SAMPLES = 4096
@@ -116,7 +117,7 @@ class Sampler:
                 ends.append(decode(ImageFile(str(path), Path(path), ""), self._rule))
             except InputError as error:
                 raise InputError(f"--between {path}: {error.message}.") from None
-        shown = np.stack([end.pixels for end in ends])
+        shown = np.stack([end.canvas.centre(self._rule.size) for end in ends])
         with exact_float32():
             x = torch.from_numpy(shown).to(self.runtime.device)
             # One by one: a latent must not depend on the image at the other end.
@@ -139,10 +140,20 @@ class Sampler:
                 hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}.",
             )
         made = self.images(self.latents(len(real), "turing"))
-        both = np.concatenate([np.stack([decoded.pixels for decoded in real]), made])
+        both = np.concatenate([self._seen(real), made])
         names = [decoded.image.path for decoded in real] + [None] * len(made)
         order = torch.randperm(len(both), generator=stream(self.seed, "sample-shuffle")).tolist()
         return (both[order], [names[place] for place in order]), skipped
+
+    def _seen(self, real: Sequence[Decoded]) -> Floats:
+        """Images as the networks see them, or one random patch of each, (n, c, s, s)."""
+        if self._rule.patch is None:
+            return np.stack([decoded.pixels for decoded in real])
+        generator = stream(self.seed, "sample-patches")
+        draws = torch.rand(len(real), 1, TRIES, 2, generator=generator, dtype=torch.float64).numpy()
+        side = self._rule.size
+        pairs = zip(real, draws, strict=True)
+        return np.concatenate([decoded.canvas.crops(side, draw) for decoded, draw in pairs])
 
     def _real(self, files: Sequence[ImageFile], wanted: int) -> tuple[list[Decoded], list[Skipped]]:
         """At most `wanted` of the files, drawn at random; the unreadable ones met on the way."""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from anoscan import pictures
 from anoscan.errors import InputError, UsageError
-from anoscan.images import Floats
 from anoscan.records import Record
 from anoscan.runtime import exact_float32, stream
+from anoscan.tiles import Floats
 from anoscan.training import OnProgress, Progress
 
 LOOKS = 8  # a stage: each costs about as much as a step of training
