@@ -116,11 +116,12 @@ BAD = {"truncated.png", "text.jpg", "zero.png", "one.png"}
 REFERENCE = {"name", "path", "sha256"}
 SKIPPED = {"path", "reason"}
 TRAIN = {
-    "schema", "model", "images", "images_shown", "seconds", "health", "device", "precision",
-    "seed", "anoscan_version",
+    "schema", "model", "images", "images_shown", "seconds", "health", "tracking", "device",
+    "precision", "seed", "anoscan_version",
 }  # fmt: skip
 TRAINED_MODEL = REFERENCE | {
-    "architecture", "objective", "encoder", "mapping", "size", "channels", "latent_dim",
+    "architecture", "objective", "encoder", "mapping", "size", "patch_size",
+    "channels", "latent_dim",
 }  # fmt: skip
 SCORE = {"schema", "model", "mapping", "threshold", "counts", "images", "skipped"}
 THRESHOLD = {"score", "false_alarm_rate", "effective_rate", "calibration_images", "warning"}
@@ -137,7 +138,7 @@ def check_train(document: Any) -> None:
     assert document["schema"] == "anoscan.train/1"
     assert set(document) == TRAIN
     assert set(document["model"]) == TRAINED_MODEL
-    assert set(document["images"]) == {"found", "trained", "held_out", "skipped"}
+    assert set(document["images"]) == {"found", "trained", "held_out", "patches", "skipped"}
     assert {"gan", "encoder"} <= set(document["images_shown"])
     assert {"gan", "encoder", "calibration", "total"} <= set(document["seconds"])
     assert set(document["health"]) == {"verdict", "checks"}
@@ -310,7 +311,7 @@ def test_a_model_is_not_replaced_without_force(run: Run, few: Digits) -> None:
 
 def test_training_says_little_in_a_log_and_nothing_when_quiet(run: Run, few: Digits) -> None:
     loud = run("train", few.normal, *SMALL)
-    assert len(loud.err.splitlines()) <= 5
+    assert len(loud.err.splitlines()) <= 6
     assert "\x1b" not in loud.err + loud.out
     assert run("train", few.normal, *SMALL, "--force", "--quiet").err == ""
 

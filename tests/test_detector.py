@@ -13,7 +13,7 @@ from PIL import Image
 from anoscan import images, modelfile, registry, scoring
 from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.learn import split
+from anoscan.material import split
 from anoscan.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
 from tests.conftest import Digits
 

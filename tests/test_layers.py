@@ -17,14 +17,17 @@ PACKAGE = Path(anoscan.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "text",
     "results",
     "config",
     "scores",
     "runtime",
+    "tiles",
     "images",
     "pictures",
     "trainset",
     "modelfile",
+    "records",
     "store",
     "evaluation",
     "augmentation",
@@ -35,6 +38,7 @@ ORDER = [
     "terms",
     "latent_search",
     "training",
+    "tracking",
     "adversarial",
     "joint",
     "mapping",
@@ -44,17 +48,20 @@ ORDER = [
     "baselines",
     "health",
     "model",
+    "material",
     "judgement",
+    "sampling",
+    "keeper",
     "learn",
     "detector",
     "demo",
     "doctor",
-    "text",
     "reports",
     "output",
     "options",
     "cli_train",
     "cli_models",
+    "cli_sample",
     "cli",
     "__main__",
 ]
@@ -90,7 +97,7 @@ def test_imports_run_one_way(name: str) -> None:
         assert imported(path) <= allowed, path.name
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"], ["sample"]])
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:
     program = (
         "import sys\n"

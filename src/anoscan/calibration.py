@@ -35,6 +35,14 @@ class Scale:
         deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), 1e-6)
         return cls(logs.mean(0), deviation, np.asarray(weights, dtype=np.float64))
 
+    @classmethod
+    def of_tiles(cls, moments: np.ndarray, weights: np.ndarray) -> Scale:
+        """Scale of the terms of tiles, from the `tile_moments` of images (n, 3, k)."""
+        count, total, squares = moments.sum(0)
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        return cls(mean, deviation, np.asarray(weights, dtype=np.float64))
+
     def standardise(self, terms: np.ndarray) -> np.ndarray:
         """Terms (n, k) in standard deviations from the usual."""
         standard: np.ndarray = (_logs(terms) - self.mean) / self.deviation
@@ -50,6 +58,12 @@ class Scale:
         weighted = self.standardise(terms)[:, counted] * self.weights[counted]
         scores: np.ndarray = logsumexp(weighted, axis=1) - np.log(counted.sum())
         return scores
+
+
+def tile_moments(terms: np.ndarray) -> np.ndarray:
+    """Count, sum and sum of squares of the logarithms of one image's tile terms (t, k): (3, k)."""
+    logs = _logs(terms)
+    return np.stack([np.full(logs.shape[1], float(len(logs))), logs.sum(0), np.square(logs).sum(0)])
 
 
 def _logs(terms: np.ndarray) -> np.ndarray:
@@ -70,6 +84,27 @@ def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
         inside = fold == number
         rest = terms if inside.all() else terms[~inside]
         scores[inside] = Scale.fit(rest, weights).combine(terms[inside])
+    return scores
+
+
+def cross_fitted_tile_scores(
+    terms: np.ndarray, moments: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Scores of held-out large images (n,), each on the scale of the tiles of all others.
+
+    Parameters
+    ----------
+    terms : ndarray of shape (n, k)
+        Of the oddest tiles of each image.
+    moments : ndarray of shape (n, 3, k)
+        Of the tiles of each image.
+    weights : ndarray of shape (k,)
+    """
+    n = len(terms)
+    scores = np.empty(n)
+    for row in range(n):
+        rest = moments if n == 1 else np.delete(moments, row, axis=0)
+        scores[row] = Scale.of_tiles(rest, weights).combine(terms[row : row + 1])[0]
     return scores
 
 

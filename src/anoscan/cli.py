@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import cli_models, cli_train, config
+from anoscan import cli_models, cli_sample, cli_train, config
 from anoscan.errors import (
     AnoscanError,
     ExitCode,
@@ -275,6 +275,9 @@ def evaluate(
         output.warn(report.warning)
     output.emit(report)
     finish(output, report.images.skipped)
+
+
+app.command(cls=Command)(cli_sample.sample)
 
 
 @app.command(cls=Command)

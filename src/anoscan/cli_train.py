@@ -18,6 +18,7 @@ from anoscan.config import TrainConfig
 from anoscan.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.options import (
     IMAGES,
+    OUTPUT,
     Device,
     Force,
     Json,
@@ -58,6 +59,26 @@ def train(
     channels: Annotated[
         str | None,
         setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
+    ] = None,
+    patches: Annotated[
+        int | None,
+        setting(
+            "patches",
+            "Learn from so many random parts of larger images, not from whole ones made small.",
+            "N",
+            default="whole images",
+            panel=IMAGES,
+        ),
+    ] = None,
+    patch_size: Annotated[
+        int | None,
+        setting(
+            "patch_size",
+            "Side of a patch in pixels of the images; made smaller only by a lower --size.",
+            "N",
+            default=str(config.PATCH_SIZE),
+            panel=IMAGES,
+        ),
     ] = None,
     held_out: Annotated[
         float | None,
@@ -127,6 +148,14 @@ def train(
     dry_run: Annotated[
         bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        option(
+            help="Also write losses and pictures for TensorBoard there.",
+            metavar="DIR",
+            panel=OUTPUT,
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = None,
@@ -138,6 +167,8 @@ def train(
     Example: anoscan train ./normal_imgs --name bolts
     """
     given: dict[str, Any] = {
+        "patches": patches,
+        "patch_size": patch_size,
         "held_out": held_out,
         "architecture": architecture,
         "objective": objective,
@@ -167,7 +198,14 @@ def train(
         _dry_run(images, chosen, machine, output)
         return
     detector = _train(
-        output, images, config=chosen, name=name, force=force, resume=resume, **machine
+        output,
+        images,
+        config=chosen,
+        name=name,
+        force=force,
+        resume=resume,
+        tensorboard=tensorboard,
+        **machine,
     )
     if detector.report is None:
         raise RuntimeError("training gives a report")
@@ -227,7 +265,12 @@ def _dry_run(
     runtime = Runtime.resolve(**machine)
     files = images.find(paths)
     inspection = trainset.inspect(
-        files, size=chosen.size, channels=chosen.channels, workers=runtime.workers, seed=chosen.seed
+        files,
+        size=chosen.size,
+        channels=chosen.channels,
+        workers=runtime.workers,
+        seed=chosen.seed,
+        patch=chosen.patch,
     )
     document = {
         "schema": "anoscan.config/1",

@@ -11,6 +11,8 @@ from anoscan.errors import UsageError
 
 SMALLEST_SIZE, LARGEST_SIZE = 16, 512
 PROGRESSIVE_FROM = 128  # side from which ``--architecture auto`` is progressive
+PATCH_SIZE, LARGEST_PATCH = 64, 4096
+FEWEST_PATCHES = 8
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FALSE_ALARM_RATE = 0.01
@@ -27,6 +29,8 @@ class TrainConfig:
 
     size: int | None = None  # side of the square image the networks see, in pixels
     channels: int | None = None  # 1 grey, 3 RGB
+    patches: int | None = None  # learn from so many random parts of larger images; None: whole ones
+    patch_size: int | None = None  # side of a part, in pixels of the images
     architecture: str = "auto"  # see `architecture_for`
     objective: str = "nonsaturating"
     encoder: str = "ae"
@@ -59,6 +63,7 @@ class TrainConfig:
         _optional_int("--width", self.width, 4, 1024)
         _optional_int("--ema-images", self.ema_images, 1, None)
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
+        self._check_patches()
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
         if not 0 < self.held_out < 1:
@@ -83,6 +88,34 @@ class TrainConfig:
                 "--encoder vae does not go with --mapping ziz, which compares the latent itself, "
                 "not a sample around it: use --encoder ae, or --mapping izi or izi_f."
             )
+
+    def _check_patches(self) -> None:
+        _optional_int("--patches", self.patches, FEWEST_PATCHES, None)
+        _optional_int("--patch-size", self.patch_size, SMALLEST_SIZE, LARGEST_PATCH)
+        if self.patches is None:
+            if self.patch_size is not None:
+                raise UsageError(
+                    "--patch-size needs --patches.", hint="Say how many patches to learn from."
+                )
+            return
+        seen, patch = self.size or self.patch_size or 0, self.patch_size or 0
+        if seen > LARGEST_SIZE:
+            raise UsageError(
+                f"--patch-size {patch}: the networks see at most {LARGEST_SIZE} pixels.",
+                hint=f"Give --size {LARGEST_SIZE} or less too: patches are then made smaller.",
+            )
+        if patch and seen > patch:
+            raise UsageError(
+                f"--size {seen} is more than --patch-size {patch}.",
+                hint="Patches are made smaller, never larger: give a lower --size.",
+            )
+
+    @property
+    def patch(self) -> int | None:
+        """Side of a patch in pixels of the images; None for a model of whole images."""
+        if self.patches is None:
+            return None
+        return self.patch_size or self.size or PATCH_SIZE
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as JSON values; `from_dict` takes them back."""

@@ -16,6 +16,7 @@ from PIL import Image
 from anoscan import pictures, store
 from anoscan.detector import Detector
 from anoscan.errors import InputError, TrainingInterrupted
+from anoscan.records import Record
 from anoscan.results import DemoReport
 from anoscan.training import OnProgress
 
@@ -83,6 +84,7 @@ def run(
         )
     except TrainingInterrupted:
         store.checkpoint_path(NAME).unlink(missing_ok=True)
+        Record(store.checkpoint_path(NAME)).clear()
         raise TrainingInterrupted(
             "the demo was stopped.", hint="anoscan demo starts it anew."
         ) from None

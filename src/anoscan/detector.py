@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import anoscan
-from anoscan import calibration, evaluation, images, modelfile, scoring, store
+from anoscan import evaluation, images, modelfile, scoring, store
 from anoscan.baselines import NAMES as BASELINE_NAMES
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import ImageFile
-from anoscan.judgement import Judge
+from anoscan.judgement import Judge, ranked
 from anoscan.learn import Learned, learn
 from anoscan.model import Model
+from anoscan.records import Record
 from anoscan.results import (
     EvalImages,
     EvalReport,
     ImageScore,
     ModelReference,
+    SampleReport,
     ScoreReport,
     Skipped,
     Threshold,
@@ -37,7 +40,9 @@ from anoscan.results import (
     TrainReport,
 )
 from anoscan.runtime import Runtime
+from anoscan.sampling import SAMPLES, Sampler
 from anoscan.scores import Inversion
+from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 
 BATCH_SIZE = scoring.CHUNK
@@ -79,6 +84,7 @@ class Detector:
         device: str = "auto",
         precision: str = "auto",
         workers: int | None = None,
+        tensorboard: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -99,6 +105,8 @@ class Detector:
             Go on with an interrupted training of the same images and settings.
         device, precision, workers
             See `Runtime.resolve`.
+        tensorboard : path, optional
+            Folder for TensorBoard's event files, under the name of the model.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -125,23 +133,30 @@ class Detector:
             )
         runtime = Runtime.resolve(device, precision, workers)
         files = images.find(paths)
-        with stop_on_interrupt() as stopping:
+        checkpoint = store.checkpoint_path(name)
+        record = Record(checkpoint)
+        said = f"losses and pictures while it runs: {record.folder}"
+        on_progress(Progress("reading", 0, len(files), {}, 0.0, said))
+        events = None if tensorboard is None else Path(tensorboard) / name
+        tracker = Tracker(record, resume=resume, tensorboard=events)
+        with stop_on_interrupt() as stopping, closing(tracker):
             learned = learn(
                 files,
                 config,
                 runtime,
-                checkpoint=store.checkpoint_path(name),
+                checkpoint=checkpoint,
                 resume=resume,
+                tracker=tracker,
                 on_progress=on_progress,
                 stopping=stopping,
             )
         detector = cls(learned.model, runtime)
         detector.save(target)
-        store.checkpoint_path(name).unlink(missing_ok=True)
-        detector.report = detector._train_report(learned)
+        checkpoint.unlink(missing_ok=True)
+        detector.report = detector._train_report(learned, record.move(Record(target)))
         return detector
 
-    def _train_report(self, learned: Learned) -> TrainReport:
+    def _train_report(self, learned: Learned, record: Record) -> TrainReport:
         config, facts = self.model.config, self.model.metadata["training_data"]
         return TrainReport(
             model=TrainedModel(
@@ -151,6 +166,7 @@ class Detector:
                 encoder=config.encoder,
                 mapping=config.mapping,
                 size=self.model.rule.size,
+                patch_size=self.model.rule.patch,
                 channels=self.model.rule.channels,
                 latent_dim=config.latent_dim,
             ),
@@ -158,6 +174,7 @@ class Detector:
                 found=facts["found"],
                 trained=facts["trained"],
                 held_out=facts["held_out"],
+                patches=config.patches,
                 skipped=learned.skipped,
             ),
             images_shown={
@@ -167,6 +184,7 @@ class Detector:
             },
             seconds=learned.seconds,
             health=learned.health,
+            tracking=record.folder.as_posix() if record.folder.is_dir() else None,
             device=self.runtime.device.type,
             precision=self.runtime.precision,
             seed=config.seed,
@@ -280,17 +298,17 @@ class Detector:
             (skipped if isinstance(outcome, Skipped) else scored).append(outcome)  # type: ignore[arg-type]
         if not scored:
             raise nothing_readable(skipped)
-        ranked = _rank(scored)
+        ordered = ranked(scored)
         return ScoreReport(
             model=self.reference,
             mapping=_inversion(mapping).mapping,
             threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
-                "scored": len(ranked),
-                "anomalous": sum(image.verdict == "anomalous" for image in ranked),
+                "scored": len(ordered),
+                "anomalous": sum(image.verdict == "anomalous" for image in ordered),
                 "skipped": len(skipped),
             },
-            images=tuple(ranked),
+            images=tuple(ordered),
             skipped=tuple(skipped),
         )
 
@@ -314,18 +332,44 @@ class Detector:
         levels = self._judge.levels(false_alarm_rate, score)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        for batch in self._judge.measured(files, batch_size, _inversion(mapping)):
-            for decoded, terms, x_hat, residual in batch:
+        how, pictures = _inversion(mapping), residuals is not None
+        for batch in self._judge.measured(files, batch_size, how, pictures=pictures):
+            for decoded, terms, x_hat, residual, oddness in batch:
                 done += 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                result = self._judge.judge(decoded, terms, residual, levels)
+                result = self._judge.judge(decoded, terms, oddness, levels)
                 if residuals is not None:
                     picture = self._judge.draw(decoded, x_hat, residual, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
+
+    def sample(
+        self,
+        output: str | Path,
+        *,
+        n: int = SAMPLES,
+        seed: int = 0,
+        between: Sequence[str | Path] | None = None,
+        turing: str | Path | None = None,
+    ) -> SampleReport:
+        """Write PNGs of what the generator makes; `Sampler` gives the images as arrays.
+
+        Parameters
+        ----------
+        output : path
+            Folder of the PNGs; those of an earlier call are replaced.
+        n : int
+            Generated images in the grid; images, half of them real, in the Turing test.
+        between : two paths, optional
+            Images to draw the way between, through the generator.
+        turing : path, optional
+            Folder of real images for a shuffled sheet of real and generated ones.
+        """
+        sampler = Sampler(self.model, self.runtime, seed)
+        return sampler.write(Path(output), self.reference, n=n, between=between, turing=turing)
 
     def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those this model has."""
@@ -383,7 +427,10 @@ class Detector:
                 hint="Paths are relative to the CSV, or to IMAGES when that is given.",
             )
         terms, baseline, anomalous, skipped = self._score_labelled(
-            self._judge.measured(files, batch_size, how), truth, len(files), on_progress
+            self._judge.measured(files, batch_size, how, pictures=False),
+            truth,
+            len(files),
+            on_progress,
         )
         if not len(terms):
             raise nothing_readable(skipped)
@@ -395,7 +442,7 @@ class Detector:
                 normal=int((~anomalous).sum()),
                 anomalous=int(anomalous.sum()),
                 skipped=tuple(skipped),
-                unlabelled=_unlabelled(base, files),
+                unlabelled=evaluation.unlabelled(base, files),
                 missing=len(missing),
             ),
             auroc=found.auroc,
@@ -403,8 +450,10 @@ class Detector:
             average_precision=found.average_precision,
             undefined=found.undefined,
             at_threshold=evaluation.at_threshold(scores, anomalous, level),
-            baselines=_aurocs(dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous),
-            terms=_aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
+            baselines=evaluation.aurocs(
+                dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous
+            ),
+            terms=evaluation.aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
             mapping=how.mapping,
             warning=self._judge.reservation(score, how),
         )
@@ -421,13 +470,12 @@ class Detector:
         anomalous: list[bool] = []
         skipped: list[Skipped] = []
         for batch in batches:
-            for decoded, row, _, _ in batch:
+            for decoded, row, *_ in batch:
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
                     continue
                 terms.append(row)
-                scores = self.model.baselines.scores(decoded.pixels[None])
-                baseline.append(np.array([scores[name][0] for name in BASELINE_NAMES]))
+                baseline.append(self._judge.baseline(decoded))
                 anomalous.append(truth[decoded.image.path])
             done = len(terms) + len(skipped)
             on_progress(Progress("scoring", done, total, {}, 0.0))
@@ -450,32 +498,3 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
 
 def _inversion(mapping: str | Inversion) -> Inversion:
     return mapping if isinstance(mapping, Inversion) else Inversion(mapping)
-
-
-def _rank(scored: Sequence[ImageScore]) -> list[ImageScore]:
-    """Images with ranks and q-values, most anomalous first; ties in the order of paths."""
-    ordered = sorted(scored, key=lambda image: (-image.score, image.path))
-    q = calibration.q_values(np.array([image.p_value for image in ordered]))
-    return [
-        dataclasses.replace(image, rank=rank, q_value=float(value))
-        for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
-    ]
-
-
-def _aurocs(
-    columns: dict[str, np.ndarray], anomalous: np.ndarray
-) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"auroc": evaluation.detection(scores, anomalous, resamples=0).auroc}
-        for name, scores in columns.items()
-    }
-
-
-def _unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
-    """Images under `base` that no label names."""
-    try:
-        present = images.find([base])
-    except InputError:
-        return 0
-    named = {image.file.resolve() for image in labelled}
-    return sum(image.file.resolve() not in named for image in present)

@@ -19,7 +19,8 @@ from anoscan import images, store, trainset
 from anoscan.config import TrainConfig
 from anoscan.errors import ModelError
 from anoscan.health import worst
-from anoscan.learn import FEWEST_IMAGES, resolve
+from anoscan.learn import resolve
+from anoscan.material import FEWEST_IMAGES
 from anoscan.results import DoctorReport, HealthCheck, Skipped
 from anoscan.runtime import Runtime
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.errors import InputError
+from anoscan.images import ImageFile, find
 from anoscan.results import AtThreshold
 
 COLUMNS = {
@@ -346,3 +348,23 @@ def _auroc(normal: NDArray[np.intp], anomalous: NDArray[np.intp]) -> float:
     # Twice the number of pairs, to stay in whole numbers.
     below = 2 * np.cumsum(normal) - normal
     return float(below @ anomalous / (2 * normal.sum() * anomalous.sum()))
+
+
+def aurocs(
+    columns: dict[str, np.ndarray], anomalous: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    """AUROC of each column of scores (n,) by name; None where the labels do not define it."""
+    return {
+        name: {"auroc": detection(scores, anomalous, resamples=0).auroc}
+        for name, scores in columns.items()
+    }
+
+
+def unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
+    """Images under `base` that no label names."""
+    try:
+        present = find([base])
+    except InputError:
+        return 0
+    named = {image.file.resolve() for image in labelled}
+    return sum(image.file.resolve() not in named for image in present)

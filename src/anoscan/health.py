@@ -23,6 +23,8 @@ class Findings:
         Mean squared residual of held-out normals, relative to that of the mean image.
     diversity : float
         Pixel variance of generated images, relative to that of the training images.
+    of : {'images', 'patches'}
+        What `trained` counts.
     """
 
     trained: int
@@ -30,12 +32,13 @@ class Findings:
     rollbacks: int
     reconstruction: float
     diversity: float
+    of: str = "images"
 
 
 def examine(findings: Findings) -> HealthReport:
     """All checks, and the worst of their verdicts."""
     checks = (
-        _images(findings.trained),
+        _images(findings.trained, findings.of),
         _calibration(findings.held_out),
         _stability(findings.rollbacks),
         _reconstruction(findings.reconstruction),
@@ -53,14 +56,14 @@ def _check(name: str, verdict: Health, value: float, message: str) -> HealthChec
     return HealthCheck(name=name, verdict=verdict, value=float(value), message=message)
 
 
-def _images(n: int) -> HealthCheck:
+def _images(n: int, of: str) -> HealthCheck:
     if n < 50:
-        advice = f"{n} training images: far too few for a GAN; trust the PCA baseline more."
+        advice = f"{n} training {of}: far too few for a GAN; trust the PCA baseline more."
         return _check("images", "fail", n, advice)
     if n < 500:
-        advice = f"{n} training images are few: the networks may memorise them. 1,000 are better."
+        advice = f"{n} training {of} are few: the networks may memorise them. 1,000 are better."
         return _check("images", "warn", n, advice)
-    return _check("images", "ok", n, f"{n:,} training images.")
+    return _check("images", "ok", n, f"{n:,} training {of}.")
 
 
 def _calibration(n: int) -> HealthCheck:

@@ -21,16 +21,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
 from anoscan.results import Skipped
+from anoscan.tiles import Canvas, Floats
 
 _SUFFIXES = ".png .jpg .jpeg .tif .tiff .bmp .webp .gif .ppm .pgm .pnm .pbm"
 EXTENSIONS = frozenset(_SUFFIXES.split())
@@ -69,7 +70,8 @@ _CUT = re.compile("truncated|not enough image data|EOF")
 _FROM_PILLOW = re.compile(r"PIL\.")
 _filters_lock = threading.Lock()
 
-Floats = NDArray[np.float32]
+_RULE = {"size", "channels", "window", "patch"}
+_UNREDUCED = 2**31  # pixels: no JPEG is larger
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,21 @@ class ImageRule:
     outside it linearly on to [-3, 3]: an anomaly brighter than any normal image must stay
     visible. Without a window (a model that learned from 8-bit images only) it is 0..65535 for
     integers and 0..1 for floats.
+
+    Without `patch` an image is stretched to the square of `size`. With it the networks see parts
+    of an image: squares of `patch` pixels, at `size` pixels where that is less.
     """
 
     size: int
     channels: int
     window: tuple[float, float] | None
+    patch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Rule as JSON values; `from_dict` takes them back."""
         window = None if self.window is None else list(self.window)
-        return {"size": self.size, "channels": self.channels, "window": window}
+        whole = {"size": self.size, "channels": self.channels, "window": window}
+        return whole if self.patch is None else whole | {"patch": self.patch}
 
     @classmethod
     def from_dict(cls, values: Any) -> ImageRule:
@@ -114,14 +121,17 @@ class ImageRule:
         ValueError
             For anything that `to_dict` does not write.
         """
-        if not isinstance(values, dict) or set(values) != {"size", "channels", "window"}:
-            raise ValueError("an image rule has exactly size, channels and window")
+        if not isinstance(values, dict) or set(values) | {"patch"} != _RULE:
+            raise ValueError("an image rule has exactly size, channels, window and maybe patch")
         size, channels, window = values["size"], values["channels"], values["window"]
         if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
             raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}")
         if type(channels) is not int or channels not in (1, 3):
             raise ValueError("channels must be 1 or 3")
-        return cls(size=size, channels=channels, window=_checked_window(window))
+        patch = values.get("patch")
+        if patch is not None and (type(patch) is not int or not size <= patch <= LARGEST_PATCH):
+            raise ValueError(f"patch must be from {size} to {LARGEST_PATCH}")
+        return cls(size=size, channels=channels, window=_checked_window(window), patch=patch)
 
 
 def _checked_window(window: Any) -> tuple[float, float] | None:
@@ -142,19 +152,24 @@ def _checked_window(window: Any) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as the networks see it.
+    """An image as the networks see it, or, of a rule with patches, see parts of it.
 
-    `pixels` is (channels, size, size) float32, upright, in [-1, 1] ([-3, 3] for deep samples).
-    `width` and `height` are those of the image as stored, before its EXIF `orientation` (1 to
-    8) is applied. `digest` is the SHA-256 of the file's bytes.
+    `canvas` holds it upright, in stored samples: size by size, or all of a large image. `width` and
+    `height` are those of the image as stored, before its EXIF `orientation` (1 to 8) is applied.
+    `digest` is the SHA-256 of the file's bytes.
     """
 
     image: ImageFile
-    pixels: Floats
+    canvas: Canvas
     width: int
     height: int
     orientation: int
     digest: bytes
+
+    @cached_property
+    def pixels(self) -> Floats:
+        """All of it, (channels, height, width) float32, in [-1, 1] ([-3, 3] for deep samples)."""
+        return self.canvas.whole()
 
 
 def find(paths: Sequence[str | Path]) -> list[ImageFile]:
@@ -241,7 +256,8 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
     """Read one image as `rule` says.
 
     The first frame, upright, stretched to the square with antialiasing (an image that has the
-    size already is not resampled), transparency over black. Pillow reduces 16-bit colour PNGs to
+    size already is not resampled, nor is one for patches of the size they are seen at),
+    transparency over black. Pillow reduces 16-bit colour PNGs to
     8 bits; 16-bit grey keeps its levels.
 
     Raises
@@ -250,15 +266,23 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
         Whose message is the bare reason, without the path.
     """
     data = read_file(image.file)
-    opened = open_image(data, draft_side=2 * rule.size)
+    opened = open_image(data, draft_side=2 * rule.size if rule.patch is None else _UNREDUCED)
     try:
-        pixels = _as_ruled(opened, rule)
+        canvas = _as_ruled(opened, rule)
     except MemoryError:
         raise InputError("needs more memory than there is") from None
     except DAMAGE:
         raise InputError("damaged image") from None
     width, height, orientation = opened.width, opened.height, opened.orientation
-    return Decoded(image, pixels, width, height, orientation, hashlib.sha256(data).digest())
+    decoded = Decoded(image, canvas, width, height, orientation, hashlib.sha256(data).digest())
+    if rule.patch is None:
+        _ = decoded.pixels  # here, where threads share the work
+    elif min(canvas.height, canvas.width) < rule.size:
+        raise InputError(
+            f"is {width}x{height} pixels: smaller than the model's patches of "
+            f"{rule.patch}x{rule.patch}"
+        )
+    return decoded
 
 
 def stream(
@@ -266,8 +290,10 @@ def stream(
 ) -> Iterator[Decoded | Skipped]:
     """Decode `files` in `workers` threads; results come in input order.
 
-    At most ``4 * workers`` files are ahead of the consumer, so `files` may be endless.
+    At most ``4 * workers`` files are ahead of the consumer, so `files` may be endless; of large
+    images for patches two, which may fill the memory.
     """
+    most = 4 * workers if rule.patch is None else 2
 
     def result(image: ImageFile) -> Decoded | Skipped:
         try:
@@ -281,7 +307,7 @@ def stream(
         for image in files:
             ahead.append(pool.submit(result, image))
             # What is done is handed on at once: a slow source must not hold results back.
-            while len(ahead) >= 4 * workers or (ahead and ahead[0].done()):
+            while len(ahead) >= most or (ahead and ahead[0].done()):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -352,21 +378,26 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _as_ruled(opened: Opened, rule: ImageRule) -> Floats:
+def _as_ruled(opened: Opened, rule: ImageRule) -> Canvas:
     deep = opened.image.mode in DEEP_MODES
     image = deep_image(opened.image) if deep else shallow_image(opened.image, rule.channels)
-    image = image.resize((rule.size, rule.size), Image.Resampling.BILINEAR)
+    image = image.resize(_side(opened, rule), Image.Resampling.BILINEAR)
     if opened.pending != 1:
         image = image.transpose(_UPRIGHT[opened.pending])
-    values = np.asarray(image, np.float64)
+    window = None
     if deep:
-        low, high = rule.window or ((0.0, 1.0) if opened.image.mode == "F" else (0.0, 65535.0))
-        values = np.clip((values - low) / (high - low) * 2 - 1, -3, 3)
-    else:
-        values = values / 127.5 - 1
-    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    shape = (rule.channels, rule.size, rule.size)
-    return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
+        window = rule.window or ((0.0, 1.0) if opened.image.mode == "F" else (0.0, 65535.0))
+    return Canvas(np.asarray(image), rule.channels, window)
+
+
+def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
+    if rule.patch is None:
+        return rule.size, rule.size
+    width, height = opened.image.size
+    return (
+        max(1, round(width * rule.size / rule.patch)),
+        max(1, round(height * rule.size / rule.patch)),
+    )
 
 
 def deep_image(image: Image.Image) -> Image.Image:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 
 from anoscan import calibration, images, pictures, registry, scoring
+from anoscan.baselines import NAMES
 from anoscan.config import rate_in_range
 from anoscan.errors import ModelError, UsageError
 from anoscan.images import Decoded, ImageFile
 from anoscan.model import Model
 from anoscan.results import ImageScore, Region, Skipped, Threshold
 from anoscan.runtime import Runtime
-from anoscan.scores import ENCODER, SCORES, Inversion, Score, score_named
+from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
+from anoscan.tiles import Grid
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Levels:
     score: str
     image: float
     region: float
+
+
+# Of one image: terms (k,), reconstruction, residual, oddness.
+Outcome = tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_NOTHING = (np.empty(0),) * 4
 
 
 class Judge:
@@ -107,18 +115,31 @@ class Judge:
     def levels(self, false_alarm_rate: float, score: str) -> Levels:
         """Levels that images and regions must exceed to be called anomalous.
 
-        That for regions is the residual that the worst place of a normal image exceeds at the
-        false-alarm rate.
+        That for regions is the oddness that the worst place of a normal image exceeds at the
+        false-alarm rate: of residuals smoothed, or of the scores of tiles.
         """
         peaks = self.model.yardstick.region_peaks
         region = calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
         return Levels(score, self.threshold(false_alarm_rate, score).score, region)
 
     def measured(
-        self, files: Iterable[ImageFile], batch_size: int, how: Inversion = ENCODER
-    ) -> Iterator[list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]]:
-        """Batches of (decoded, terms (k,), reconstruction, residual), in input order."""
+        self,
+        files: Iterable[ImageFile],
+        batch_size: int,
+        how: Inversion = ENCODER,
+        *,
+        pictures: bool = True,
+    ) -> Iterator[list[Outcome]]:
+        """Batches of (decoded, terms (k,), reconstruction, residual, oddness), in input order.
+
+        The oddness says where in the image: a map (h, w), as fine as there is use for. Without
+        `pictures`, reconstruction and residual of large images are empty.
+        """
         self.check(how)
+        if self._rule.patch is not None:
+            for outcome in images.stream(files, self._rule, workers=self.runtime.workers):
+                yield [self._measure_tiled(outcome, how, pictures)]
+            return
         waiting: list[Decoded | Skipped] = []
         readable = 0
         for outcome in images.stream(files, self._rule, workers=self.runtime.workers):
@@ -130,25 +151,45 @@ class Judge:
         if waiting:
             yield self._measure(waiting, how)
 
-    def _measure(
-        self, outcomes: list[Decoded | Skipped], how: Inversion
-    ) -> list[tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray]]:
-        empty = np.empty(0)
+    def _measure(self, outcomes: list[Decoded | Skipped], how: Inversion) -> list[Outcome]:
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
-            return [(outcome, empty, empty, empty) for outcome in outcomes]
+            return [(outcome, *_NOTHING) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
         measured = scoring.measure(self.model.networks, self.model.fitted, x, how)
-        found = iter(zip(measured.terms, measured.x_hat, measured.residual, strict=True))
+        smoothed = scoring.smooth(measured.residual)
+        found = iter(zip(measured.terms, measured.x_hat, measured.residual, smoothed, strict=True))
         return [
-            (outcome, *(next(found) if isinstance(outcome, Decoded) else (empty, empty, empty)))
+            (outcome, *(next(found) if isinstance(outcome, Decoded) else _NOTHING))
             for outcome in outcomes
         ]
 
+    def _measure_tiled(self, outcome: Decoded | Skipped, how: Inversion, pictures: bool) -> Outcome:
+        if isinstance(outcome, Skipped):
+            return (outcome, *_NOTHING)
+        networks, fitted = self.model.networks, self.model.fitted
+        tiled = scoring.measure_tiled(
+            networks, fitted, outcome, self._rule, self.runtime.device, how, picture=pictures
+        )
+        found = tiled.measured
+        oddness = self.oddness(tiled.terms, tiled.grid)
+        return outcome, found.terms[0], found.x_hat[0], found.residual[0], oddness
+
+    def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
+        """Map of the tiles' own scores (`Grid.spread`), from their terms (t, k)."""
+        return grid.spread(self.scores(terms, DEFAULT_SCORE))
+
+    def baseline(self, decoded: Decoded) -> np.ndarray:
+        """Scores of an image by each baseline, in their order; of a large one, its worst tiles."""
+        batches = [self.model.baselines.scores(x) for x in scoring.views(decoded, self._rule)]
+        return np.array(
+            [scoring.worst(np.concatenate([b[name] for b in batches])) for name in NAMES]
+        )
+
     def judge(
-        self, decoded: Decoded, terms: np.ndarray, residual: np.ndarray, levels: Levels
+        self, decoded: Decoded, terms: np.ndarray, oddness: np.ndarray, levels: Levels
     ) -> ImageScore:
-        """Result of one image from its raw terms (k,) and residual (s, s); no rank yet."""
+        """Result of one image from its raw terms (k,) and oddness (h, w); no rank yet."""
         value = float(self.scores(terms[None], levels.score)[0])
         reference = self._calibration_scores[levels.score]
         return ImageScore(
@@ -159,7 +200,7 @@ class Judge:
             q_value=None,
             verdict="anomalous" if value > levels.image else "normal",
             terms=self._named_terms(terms, score_named(levels.score)),
-            regions=_regions(decoded, residual, levels.region),
+            regions=_regions(decoded, oddness, levels.region),
             residual=None,
         )
 
@@ -196,12 +237,18 @@ class Judge:
 
     @cached_property
     def _scales(self) -> dict[str, calibration.Scale]:
-        terms = self.model.yardstick.terms
-        return {
-            name: calibration.Scale.fit(terms[:, self._columns(name)], self._weights(name))
-            for name, score in SCORES.items()
-            if self._has(score)
-        }
+        terms, tiles = self.model.yardstick.terms, self.model.yardstick.tiles
+        found = {}
+        for name, score in SCORES.items():
+            if not self._has(score):
+                continue
+            columns, weights = self._columns(name), self._weights(name)
+            found[name] = (
+                calibration.Scale.fit(terms[:, columns], weights)
+                if tiles is None
+                else calibration.Scale.of_tiles(tiles[:, :, columns], weights)
+            )
+        return found
 
     @cached_property
     def _calibration_scores(self) -> dict[str, np.ndarray]:
@@ -209,21 +256,36 @@ class Judge:
         for name, score in SCORES.items():
             if not self._has(score):
                 continue
-            terms = self.model.yardstick.terms[:, self._columns(name)]
-            crossed = calibration.cross_fitted_scores(terms, self._weights(name))
+            columns, weights = self._columns(name), self._weights(name)
+            terms, tiles = self.model.yardstick.terms[:, columns], self.model.yardstick.tiles
+            crossed = (
+                calibration.cross_fitted_scores(terms, weights)
+                if tiles is None
+                else calibration.cross_fitted_tile_scores(terms, tiles[:, :, columns], weights)
+            )
             found[name] = terms[:, 0] if score.raw else crossed
         return found
 
 
-def _regions(decoded: Decoded, residual: np.ndarray, level: float) -> tuple[Region, ...]:
-    side = len(residual)
+def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:
+    """Images with ranks and q-values, most anomalous first; ties in the order of paths."""
+    ordered = sorted(scored, key=lambda image: (-image.score, image.path))
+    q = calibration.q_values(np.array([image.p_value for image in ordered]))
+    return [
+        dataclasses.replace(image, rank=rank, q_value=float(value))
+        for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
+    ]
+
+
+def _regions(decoded: Decoded, oddness: np.ndarray, level: float) -> tuple[Region, ...]:
+    height, width = oddness.shape
     found = []
-    for left, top, right, bottom, peak in scoring.regions(scoring.smooth(residual[None])[0], level):
+    for left, top, right, bottom, peak in scoring.regions(oddness, level):
         x, y, w, h = images.stored_box(
-            left / side,
-            top / side,
-            right / side,
-            bottom / side,
+            left / width,
+            top / height,
+            right / width,
+            bottom / height,
             width=decoded.width,
             height=decoded.height,
             orientation=decoded.orientation,

@@ -19,37 +19,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anoscan import modelfile, registry, selftest
+from anoscan import registry, selftest
 from anoscan.adversarial import GanStage, TurnStage, sample
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
+from anoscan.calibration import tile_moments
 from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
-from anoscan.errors import InputError, ModelError
 from anoscan.health import Findings, examine
-from anoscan.images import ImageFile, ImageRule
+from anoscan.images import ImageFile
 from anoscan.joint import JointStage
+from anoscan.judgement import Judge
+from anoscan.keeper import Keeper
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
+from anoscan.material import Material
 from anoscan.model import Model, Yardstick, describe, fresh_networks
+from anoscan.objectives import Objective
 from anoscan.results import HealthReport, Skipped, to_json
 from anoscan.runtime import Runtime
-from anoscan.scoring import chunks, fit_terms, measure, smooth, terms_of
+from anoscan.scoring import Tiled, chunks, fit_terms, measure, smooth, terms_of
 from anoscan.terms import Tensors, turn_logits
 from anoscan.terms.rotation import certainty
-from anoscan.training import (
-    Batches,
-    OnProgress,
-    Position,
-    Progress,
-    Stage,
-    load_state_tensors,
-    run,
-    state_tensors,
-)
-from anoscan.trainset import ImageArray, Inspection, inspect
+from anoscan.tracking import MOST as SHOWN
+from anoscan.tracking import Tracker
+from anoscan.training import Batches, OnProgress, Progress, Stage, run
+from anoscan.trainset import Inspection, inspect
 
-FEWEST_IMAGES = 8
-FEWEST_HELD_OUT = 50
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 DIVERSITY_SAMPLE = 256
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
@@ -75,6 +70,7 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         config,
         size=inspection.rule.size,
         channels=inspection.rule.channels,
+        patch_size=inspection.rule.patch,
         architecture=architecture_for(inspection.rule.size)
         if config.architecture == "auto"
         else config.architecture,
@@ -97,6 +93,7 @@ def learn(
     *,
     checkpoint: Path,
     resume: bool,
+    tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
 ) -> Learned:
@@ -111,6 +108,8 @@ def learn(
         Where an unfinished run is kept. Remove it when the model is safe.
     resume : bool
         Go on from the checkpoint, which must be of the same images and settings.
+    tracker : Tracker
+        Told of every stage.
 
     Raises
     ------
@@ -119,157 +118,122 @@ def learn(
     TrainingDiverged, TrainingInterrupted
     """
     inspection = inspect(
-        files, size=config.size, channels=config.channels, workers=runtime.workers, seed=config.seed
+        files,
+        size=config.size,
+        channels=config.channels,
+        workers=runtime.workers,
+        seed=config.seed,
+        patch=config.patch,
     )
     config = resolve(config, inspection)
     clock = _Clock()
-    reading = _reading(on_progress)
-    array, skipped = ImageArray.load(
-        files, inspection.rule, workers=runtime.workers, on_progress=reading
+    material = Material.load(
+        files, inspection.rule, config, workers=runtime.workers, on_progress=_reading(on_progress)
     )
-    with array:
-        if len(array) < FEWEST_IMAGES:
-            raise InputError(
-                f"{len(array)} readable images are too few to learn from: at least "
-                f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
-                hint=_first_reason(skipped),
-            )
-        train_rows, held_rows = split(array.digests, config.seed, config.held_out)
-        clock.lap("reading")
-        keeper = _Keeper(checkpoint, _run_identity(config, array.digests), resume)
-        networks, rollbacks, turned = _train(
-            array.pixels,
-            train_rows,
-            held_rows,
-            config,
-            inspection.rule,
-            runtime,
-            keeper,
-            on_progress,
-            stopping,
-            clock,
-        )
-        read = array.pixels.__getitem__
-        batches = chunks(train_rows, read, runtime.device)
-        fitted = fit_terms(networks, terms_of(turned=turned), batches)
-        yardstick, residual = _hold_against(
-            networks, fitted, array.pixels, held_rows, config.seed, runtime
-        )
-        baselines = Baselines.fit(array.pixels, train_rows, config.seed)
-        mean_image = float(np.mean(baselines.scores(array.pixels[held_rows])["mean_image"]))
-        findings = Findings(
-            trained=len(train_rows),
-            held_out=len(held_rows),
-            rollbacks=rollbacks,
-            reconstruction=residual / max(mean_image, 1e-12),
-            diversity=_diversity(networks, array.pixels, train_rows, config),
-        )
-        facts = _facts(files, inspection, array.digests, train_rows, held_rows, skipped)
+    pixels, rows = material.pixels, material.rows
+    clock.lap("reading")
+    keeper = Keeper(checkpoint, _run_identity(config, material.digests), resume)
+    some_held = material.some_held_out(SHOWN)
+    tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
+    networks, rollbacks, turned = _train(
+        material,
+        config,
+        runtime,
+        keeper,
+        tracker,
+        on_progress,
+        stopping,
+        clock,
+    )
+    batches = chunks(rows, pixels.__getitem__, runtime.device)
+    fitted = fit_terms(networks, terms_of(turned=turned), batches)
+    baselines = Baselines.fit(pixels, rows, config.seed)
+    yardstick, missed, large = _hold_against(
+        networks, fitted, baselines, material, config.seed, runtime
+    )
+    findings = Findings(
+        trained=len(rows),
+        held_out=len(material.held_out),
+        rollbacks=rollbacks,
+        reconstruction=missed,
+        diversity=_diversity(networks, pixels, rows, config),
+        of="images" if config.patches is None else "patches",
+    )
     clock.lap("calibration")
     health = examine(findings)
     metadata = describe(config, inspection.rule, yardstick, runtime) | {
-        "training_data": facts,
+        "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
         "health": to_json(health),
     }
     model = Model(networks, fitted, yardstick, baselines, metadata)
+    if large:
+        model = _with_tiles(model, large, runtime)
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
-    return Learned(model, health, tuple(skipped), seconds)
-
-
-def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to hold out, from the seed and what is in the files.
-
-    File names and order do not matter, and files with the same content stay on the same side: a
-    held-out image whose twin was trained on would be no witness.
-
-    Parameters
-    ----------
-    digests : sequence of bytes
-        One a row.
-    seed : int
-    share : float
-        Held out are at least `FEWEST_HELD_OUT` images where that is at most a quarter of all.
-    """
-    n = len(digests)
-    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
-    salt = seed.to_bytes(8, "little")
-    order = sorted(range(n), key=lambda row: (hashlib.sha256(salt + digests[row]).digest(), row))
-    end = wanted
-    while end < n and digests[order[end]] == digests[order[end - 1]]:
-        end += 1
-    if end >= n:
-        raise InputError(
-            "the training images are all the same picture: there is nothing to learn from.",
-            hint="Give a folder with different images.",
-        )
-    return np.sort(np.array(order[end:])), np.sort(np.array(order[:end]))
+    return Learned(model, health, tuple(material.skipped), seconds)
 
 
 def _train(
-    pixels: np.ndarray,
-    rows: np.ndarray,
-    held_rows: np.ndarray,
+    material: Material,
     config: TrainConfig,
-    rule: ImageRule,
     runtime: Runtime,
-    keeper: _Keeper,
+    keeper: Keeper,
+    tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
 ) -> tuple[Networks, int, bool]:
     """All stages; frozen networks, how often training went back, whether turns were learned."""
-    networks = fresh_networks(config, rule)
+    networks = fresh_networks(config, material.rule)
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batches(name: str, size: int = 1) -> Batches:
         many = size * config.batch_size
-        return Batches(pixels, rows, many, config.seed, name, runtime.device)
+        return Batches(material.pixels, material.rows, many, config.seed, name, runtime.device)
 
-    def go(stage: Stage, steps: int, many: int) -> None:
+    def go(stage: Stage, shown: int | None, many: int, **looks: Any) -> None:
         if keeper.has_finished(stage):
             keeper.restore_finished(stage)
         else:
             position = keeper.restore(stage)
             run(
                 stage,
-                steps=steps,
+                steps=math.ceil((shown or 0) / many),
                 images_per_step=many,
                 position=position,
-                on_progress=on_progress,
+                on_progress=tracker.following(
+                    stage.name, position.step * many, on_progress, **looks
+                ),
                 checkpoint=lambda where: keeper.save(stage, where),
                 stopping=stopping,
             )
             keeper.finish(stage, position)
         clock.lap(stage.name)
 
-    batch, few = config.batch_size, len(rows) < FEW_IMAGES
+    batch, few = config.batch_size, len(material.rows) < FEW_IMAGES
     mapping: Mapping = registry.load("mappings", config.mapping)
+    objective: Objective = registry.load("objectives", config.objective)
     game = JointStage if mapping.loss is None else GanStage
-    gan = game(
-        networks,
-        registry.load("objectives", config.objective),
-        batches("gan"),
-        config,
-        runtime,
-        few=few,
-    )
-    go(gan, math.ceil((config.images_shown or 0) / batch), batch)
+    gan = game(networks, objective, batches("gan"), config, runtime, few=few)
     trained, turned = gan.trained(), False
+    mirror = (trained.encoder, trained.generator)
+    if mapping.loss is None:
+        go(gan, config.images_shown, batch, generator=trained.generator, mirror=mirror)
+    else:
+        go(gan, config.images_shown, batch, generator=trained.generator)
     if config.rotation_images_shown:
-        many = 2 * batch
-        steps = math.ceil(config.rotation_images_shown / many)
         pupil = copy.deepcopy(trained.discriminator)
+        steps = math.ceil(config.rotation_images_shown / (2 * batch))
         stage = TurnStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
-        go(stage, steps, many)
-        held = chunks(held_rows, pixels.__getitem__, runtime.device)
-        turned = _certainty(pupil, held) >= (LEARNED_OF_FEW if few else LEARNED)
+        go(stage, config.rotation_images_shown, 2 * batch)
+        unseen = chunks(material.unseen, material.pixels.__getitem__, runtime.device)
+        turned = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
         if turned:
             trained.discriminator = pupil
     if mapping.loss is not None:
         encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
-        go(encoder, math.ceil((config.encoder_images_shown or 0) / batch), batch)
+        go(encoder, config.encoder_images_shown, batch, mirror=mirror)
     return trained.frozen(), keeper.rollbacks, turned
 
 
@@ -284,26 +248,59 @@ def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float
 def _hold_against(
     networks: Networks,
     fitted: dict[str, Tensors],
-    pixels: np.ndarray,
-    rows: np.ndarray,
+    baselines: Baselines,
+    material: Material,
     seed: int,
     runtime: Runtime,
-) -> tuple[Yardstick, float]:
-    """Measure held-out normals; also returns their mean squared residual."""
-    terms, trusts, peaks, levels, squares = [], [], [], [], []
-    for batch in chunks(rows, pixels.__getitem__, runtime.device):
-        measured = measure(networks, fitted, batch)
-        terms.append(measured.terms)
-        trusts.append(measured.trust)
-        peaks.append(smooth(measured.residual).max(axis=(1, 2)))
-        levels.append(np.quantile(measured.residual, 0.999))
-        squares.append(np.square(batch.cpu().numpy() - measured.x_hat).mean((1, 2, 3)))
+) -> tuple[Yardstick, float, list[Tiled]]:
+    """Measure held-out normals.
+
+    Also returns what reconstructions miss, relative to the mean image; and the large images.
+    """
+    terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
+    large: list[Tiled] = []
+    for held in material.measured(networks, fitted, baselines, runtime.device):
+        terms.append(held.measured.terms)
+        trusts.append(held.measured.trust)
+        levels.append(held.level)
+        errors.append(held.error)
+        mean_errors.append(held.mean_error)
+        if held.tiled is None:
+            peaks.append(smooth(held.measured.residual).max(axis=(1, 2)))
+        else:
+            large.append(held.tiled)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
-    clean = np.concatenate(terms)
-    trust = selftest.trust(networks, fitted, pixels[rows], clean, np.concatenate(trusts), seed)
-    yardstick = Yardstick(clean, trust, scale, np.sort(np.concatenate(peaks)))
-    return yardstick, float(np.mean(np.concatenate(squares)))
+    clean, some = np.concatenate(terms), material.unseen[: selftest.MOST_IMAGES]
+    views = np.ascontiguousarray(material.pixels[some])
+    # Of a large image the self-test changes parts, so it needs what the same parts were before.
+    before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
+    trust = selftest.trust(networks, fitted, views, before, np.concatenate(trusts), seed)
+    all_peaks = np.sort(np.concatenate(peaks)) if peaks else np.empty(0)
+    yardstick = Yardstick(clean, trust, scale, all_peaks)
+    mean_error = float(np.mean(np.concatenate(mean_errors)))
+    missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
+    return yardstick, missed, large
+
+
+def _terms_of_views(
+    networks: Networks, fitted: dict[str, Tensors], views: np.ndarray, runtime: Runtime
+) -> np.ndarray:
+    batches = chunks(np.arange(len(views)), views.__getitem__, runtime.device)
+    return np.concatenate([measure(networks, fitted, batch).terms for batch in batches])
+
+
+def _with_tiles(model: Model, large: Sequence[Tiled], runtime: Runtime) -> Model:
+    """Model whose yardstick knows the tiles of the held-out images too."""
+    moments = np.stack([tile_moments(image.terms) for image in large])
+    model = dataclasses.replace(
+        model, yardstick=dataclasses.replace(model.yardstick, tiles=moments)
+    )
+    judge = Judge(model, runtime)
+    peaks = np.sort([judge.oddness(image.terms, image.grid).max() for image in large])
+    return dataclasses.replace(
+        model, yardstick=dataclasses.replace(model.yardstick, region_peaks=peaks)
+    )
 
 
 def _diversity(
@@ -318,22 +315,18 @@ def _diversity(
 
 
 def _facts(
-    files: Sequence[ImageFile],
-    inspection: Inspection,
-    digests: Sequence[bytes],
-    train_rows: np.ndarray,
-    held_rows: np.ndarray,
-    skipped: Sequence[Skipped],
+    files: Sequence[ImageFile], inspection: Inspection, material: Material, config: TrainConfig
 ) -> dict[str, Any]:
-    return {
+    facts = {
         "found": len(files),
-        "trained": len(train_rows),
-        "held_out": len(held_rows),
-        "skipped": len(skipped),
-        "sha256": _fingerprint(digests),
+        "trained": len(material.trained),
+        "held_out": len(material.held_out),
+        "skipped": len(material.skipped),
+        "sha256": _fingerprint(material.digests),
         "sizes": inspection.sizes,
         "bit_depths": inspection.bit_depths,
     }
+    return facts if config.patches is None else facts | {"patches": config.patches}
 
 
 def _fingerprint(digests: Sequence[bytes]) -> str:
@@ -342,10 +335,6 @@ def _fingerprint(digests: Sequence[bytes]) -> str:
 
 def _run_identity(config: TrainConfig, digests: Sequence[bytes]) -> dict[str, Any]:
     return {"config": config.to_dict(), "images": _fingerprint(digests)}
-
-
-def _first_reason(skipped: Sequence[Skipped]) -> str | None:
-    return f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
 
 
 def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:
@@ -369,81 +358,3 @@ class _Clock:
         now = time.monotonic()
         self.seconds[part] = now - self._since
         self._since = now
-
-
-class _Keeper:
-    """The checkpoint of a run: a safetensors file beside the models, never pickled.
-
-    It holds the stage that is under way and the end states of those before it.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any], resume: bool) -> None:
-        self.path, self.identity = path, identity
-        self.rollbacks = 0
-        self._finished: dict[str, dict[str, Tensor]] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._found: dict[str, Any] = {}
-        if resume:
-            self._read()
-
-    def _read(self) -> None:
-        if not self.path.exists():
-            raise ModelError(
-                "--resume: there is no checkpoint of an interrupted run under this name.",
-                hint="Train without --resume.",
-            )
-        self._tensors, self._found = modelfile.load(self.path)
-        if self._found.get("identity") != self.identity:
-            raise ModelError(
-                "--resume: the checkpoint is of other images or other settings.",
-                hint="Give the images and options of the interrupted run, or drop --resume.",
-            )
-
-    def has_finished(self, stage: Stage) -> bool:
-        """Whether the checkpoint is of a later stage than `stage`."""
-        return stage.name in self._found.get("finished", ())
-
-    def restore(self, stage: Stage) -> Position:
-        """Put `stage` where the checkpoint left it; at its start when there is none of it."""
-        if not self._found or self._found["stage"] != stage.name:
-            return Position()
-        load_state_tensors(stage, self._under("now"))
-        return Position(self._found["step"], self._found["rollbacks"])
-
-    def restore_finished(self, stage: Stage) -> None:
-        """Put `stage` into its end state."""
-        load_state_tensors(stage, self._under(f"finished-{stage.name}"))
-        self.finish(stage, Position(rollbacks=self._found["finished"][stage.name]))
-
-    def finish(self, stage: Stage, position: Position) -> None:
-        """Remember the end state of a stage for the checkpoints of later ones."""
-        self.rollbacks += position.rollbacks
-        self._finished[stage.name] = {
-            f"finished-{stage.name}|{key}": value.clone()
-            for key, value in state_tensors(stage).items()
-        } | {f"finished-{stage.name}|rollbacks": torch.tensor(position.rollbacks)}
-
-    def save(self, stage: Stage, position: Position) -> None:
-        """Write the state of the stage under way, and of those before it."""
-        tensors = {f"now|{key}": value for key, value in state_tensors(stage).items()}
-        rollbacks = {}
-        for name, finished in self._finished.items():
-            tensors |= finished
-            rollbacks[name] = int(finished[f"finished-{name}|rollbacks"])
-        metadata = {
-            "kind": "checkpoint",
-            "identity": self.identity,
-            "stage": stage.name,
-            "step": position.step,
-            "rollbacks": position.rollbacks,
-            "finished": rollbacks,
-        }
-        modelfile.save(self.path, tensors, metadata)
-
-    def _under(self, part: str) -> dict[str, Tensor]:
-        prefix = f"{part}|"
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self._tensors.items()
-            if key.startswith(prefix)
-        }

@@ -31,13 +31,15 @@ from anoscan.terms import Tensors
 class Yardstick:
     """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
 
-    `trust` (k,) in [0, 1] says how much each term may count.
+    `trust` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
+    patches, are the `calibration.tile_moments` of each image.
     """
 
     terms: np.ndarray
     trust: np.ndarray
     picture_scale: float
     region_peaks: np.ndarray
+    tiles: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Model:
             "baselines/mean": torch.from_numpy(self.baselines.mean),
             "baselines/components": torch.from_numpy(self.baselines.components),
         }
+        if self.yardstick.tiles is not None:
+            tensors["calibration/tiles"] = torch.from_numpy(self.yardstick.tiles)
         for part, network in _parts(self.networks):
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
         for term, stats in self.fitted.items():
@@ -118,15 +122,20 @@ class Model:
             }
             for name in metadata["terms"]
         }
+        patch = ImageRule.from_dict(metadata["image_rule"]).patch
         yardstick = Yardstick(
             tensors["calibration/terms"].numpy(),
             tensors["calibration/trust"].numpy(),
             float(metadata["picture_scale"]),
             tensors["calibration/region_peaks"].numpy(),
+            tensors["calibration/tiles"].numpy() if patch is not None else None,
         )
-        shapes = {yardstick.terms.shape[1:], yardstick.trust.shape}
-        if shapes != {(len(fitted),)} or not len(yardstick.terms):
+        n, k = len(yardstick.terms), len(fitted)
+        shapes = yardstick.terms.shape, yardstick.trust.shape
+        if not n or shapes != ((n, k), (k,)):
             raise ValueError("the calibration does not fit the terms")
+        if yardstick.tiles is not None and yardstick.tiles.shape != (n, 3, k):
+            raise ValueError("the calibration of tiles does not fit the terms")
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
         return cls(networks.frozen(), fitted, yardstick, baselines, metadata)

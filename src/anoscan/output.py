@@ -19,7 +19,7 @@ from rich.text import Text
 
 from anoscan import reports, results
 from anoscan.errors import AnoscanError
-from anoscan.text import encodable, printable
+from anoscan.text import defused, encodable, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -42,14 +42,8 @@ _LOSSES = {
     "rotation": "loss",
     "encoder": "loss",
 }
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 # What a pipe gets: a table row is one line there, however long its file name is.
 _NEVER_WRAP = 32_767
-
-
-def defused(cell: str) -> str:
-    """CSV cell that no spreadsheet runs as a formula."""
-    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 
 class Output:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from anoscan.errors import InputError
 
 _GAP = 4  # pixels
+_MARGIN = 20  # pixels, for the numbers of rows and columns
+_INK = (230, 230, 230)
 _BACKGROUND = (40, 40, 40)
 _SUFFIX = ".residual.png"
 
@@ -103,6 +105,30 @@ def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) 
     """
     cells = [_zoom(_rgb(image), zoom_to) for image in images]
     return sheet([_row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
+
+
+def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
+    """`grid` with numbers of rows and columns, from 1, beside it: a sheet that can be asked about.
+
+    Raises
+    ------
+    ValueError
+        When there are no images.
+    """
+    cells = grid(images, columns, zoom_to=zoom_to)
+    side = _zoom(_rgb(images[0]), zoom_to).size
+    framed = Image.new("RGB", (cells.width + _MARGIN, cells.height + _MARGIN), _BACKGROUND)
+    framed.paste(cells, (_MARGIN, _MARGIN))
+    draw = ImageDraw.Draw(framed)
+    for axis, end in enumerate(cells.size):
+        for number, start in enumerate(range(0, end, side[axis] + _GAP), start=1):
+            place = [_MARGIN / 2, _MARGIN / 2]
+            place[axis] = _MARGIN + start + side[axis] / 2
+            text = str(number)
+            left, top, right, bottom = draw.textbbox((0, 0), text)
+            corner = (place[0] - (left + right) / 2, place[1] - (top + bottom) / 2)
+            draw.text(corner, text, fill=_INK)
+    return framed
 
 
 def save_png(image: Image.Image, path: Path) -> None:

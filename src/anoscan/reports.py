@@ -41,8 +41,9 @@ def _cell(value: str, style: str = "") -> Text:
 def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     model, images = report.model, report.images
     yield f"model: {printable(model.name)} ({printable(model.path)})"
+    parts = f" in {images.patches:,} patches" if images.patches is not None else ""
     yield Text(
-        f"images: {images.trained:,} trained on, {images.held_out:,} held out, "
+        f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
         f"{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
         f"{_COLOURS[model.channels]}"
     )
@@ -50,6 +51,8 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
         f"training: {model.architecture}, {model.objective}, {model.mapping}; "
         f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
     )
+    if report.tracking is not None:
+        yield f"losses and pictures of the training: {printable(report.tracking)}"
     yield Text.assemble("health: ", _verdict(report.health.verdict))
     yield _checks(report.health.checks)
 
@@ -144,6 +147,19 @@ def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
     yield "  anoscan train YOUR_NORMAL_IMAGES"
 
 
+def _sample(report: results.SampleReport) -> Iterator[RenderableType]:
+    yield f"{report.n} generated images: {printable(report.grid)}"
+    yield f"interpolations between random latents: {printable(report.interpolation)}"
+    if report.between is not None:
+        yield f"from one image to the other: {printable(report.between)}"
+    if report.turing is not None:
+        turing = report.turing
+        yield (
+            f"{turing.real} real and {turing.generated} generated images: {printable(turing.sheet)}"
+        )
+        yield f"which is which: {printable(turing.key)}"
+
+
 def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
     if not report.models:
         yield Text("no models yet: anoscan train FOLDER makes one")
@@ -213,6 +229,7 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.ScoreReport: _score,
     results.EvalReport: _eval,
     results.DemoReport: _demo,
+    results.SampleReport: _sample,
     results.ModelsReport: _models,
     results.DoctorReport: _doctor,
 }

@@ -40,6 +40,7 @@ class TrainedModel(ModelReference):
     encoder: str
     mapping: str
     size: int
+    patch_size: int | None
     channels: int
     latent_dim: int
 
@@ -64,17 +65,25 @@ class HealthReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainImages:
-    """What became of the images of the training folder."""
+    """What became of the images of the training folder.
+
+    `patches` counts the parts of them that were trained on; None for whole images.
+    """
 
     found: int
     trained: int
     held_out: int
+    patches: int | None
     skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Result of ``anoscan train``."""
+    """Result of ``anoscan train``.
+
+    `tracking` is the folder with the losses and pictures of the training; None where it could not
+    be written.
+    """
 
     schema: ClassVar[str] = "anoscan.train/1"
     model: TrainedModel
@@ -82,6 +91,7 @@ class TrainReport:
     images_shown: dict[str, int]
     seconds: dict[str, float]
     health: HealthReport
+    tracking: str | None
     device: str
     precision: str
     seed: int
@@ -195,6 +205,31 @@ class DemoReport:
     score: ScoreReport
     eval: EvalReport
     output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuringTest:
+    """A sheet of shuffled real and generated images, and the file that says which is which."""
+
+    sheet: str
+    key: str
+    real: int
+    generated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReport:
+    """Result of ``anoscan sample``: the pictures written, by what they show."""
+
+    schema: ClassVar[str] = "anoscan.sample/1"
+    model: ModelReference
+    seed: int
+    n: int
+    grid: str
+    interpolation: str
+    between: str | None
+    turing: TuringTest | None
+    skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from anoscan import registry
 from anoscan.architectures import Networks
+from anoscan.images import Decoded, ImageRule
 from anoscan.latent_search import latents
 from anoscan.runtime import exact_float32
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
+from anoscan.tiles import Blender, Grid, worst
 
 CHUNK = 64
 
 __all__ = [
-    "CHUNK", "DEFAULT_SCORE", "SCORES", "Measured", "Score", "chunks", "fit_terms", "measure",
-    "regions", "residual", "score_named", "smooth",
+    "CHUNK", "DEFAULT_SCORE", "SCORES", "Measured", "Score", "Tiled", "chunks", "fit_terms",
+    "measure", "measure_tiled", "regions", "residual", "score_named", "smooth", "views", "worst",
 ]  # fmt: skip
 
 
@@ -97,6 +99,85 @@ def measure(
             residual(evidence).cpu().numpy(),
             torch.stack(trusts, 1).cpu().numpy(),
         )
+
+
+def views(decoded: Decoded, rule: ImageRule) -> Iterator[np.ndarray]:
+    """What the networks are given of an image, (n, c, s, s), at most `CHUNK` at a time.
+
+    The image itself; with patches, overlapping tiles in reading order.
+    """
+    if rule.patch is None:
+        yield decoded.pixels[None]
+    else:
+        yield from _grid(decoded, rule).cut(decoded.canvas, CHUNK)
+
+
+def _grid(decoded: Decoded, rule: ImageRule) -> Grid:
+    return Grid.over(decoded.canvas.height, decoded.canvas.width, rule.size)
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """One large image, measured tile by tile.
+
+    Parameters
+    ----------
+    measured : Measured
+        Of the image: terms (1, k), those of its oddest tiles (`tiles.worst`); x_hat (1, c, h, w)
+        and residual (1, h, w), blended; trust (1, k), the tiles' mean.
+    terms : ndarray of shape (t, k), float64
+        Of each tile, in reading order.
+    grid : Grid
+    error : float
+        Mean squared residual of all tiles.
+    level : float
+        Residual that the brightest thousandth of the pixels reaches.
+    """
+
+    measured: Measured
+    terms: np.ndarray
+    grid: Grid
+    error: float
+    level: float
+
+
+def measure_tiled(
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    decoded: Decoded,
+    rule: ImageRule,
+    device: torch.device,
+    how: Inversion = ENCODER,
+    *,
+    picture: bool,
+) -> Tiled:
+    """Measure a large image in tiles, a fixed number at a time, never beside those of another.
+
+    Parameters
+    ----------
+    picture : bool
+        Whether residual and reconstruction are wanted; they are empty otherwise.
+    """
+    canvas, grid = decoded.canvas, _grid(decoded, rule)
+    channels = (1 + rule.channels) * picture
+    blender = Blender(grid, channels)
+    drawn = np.empty((channels, canvas.height, canvas.width), np.float32)
+    # Filled in place: what torch allocated would be kept, between all that it lets go.
+    terms, trusts = np.empty((2, len(grid), len(fitted)))
+    squares, levels, end = np.empty(len(grid)), [], 0
+    for tiles in views(decoded, rule):
+        measured = measure(networks, fitted, torch.from_numpy(tiles).to(device), how)
+        start, end = end, end + len(tiles)
+        terms[start:end], trusts[start:end] = measured.terms, measured.trust
+        squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))
+        levels.append(np.quantile(measured.residual, 0.999))
+        if picture:
+            layers = np.concatenate([measured.residual[:, None], measured.x_hat], 1)
+            for top, rows in blender.add(layers):
+                drawn[:, top : top + rows.shape[1]] = rows
+    shown = drawn[:1] if picture else np.empty((1, 0, 0), np.float32)
+    whole = Measured(worst(terms)[None], drawn[None, 1:], shown, trusts.mean(0)[None])
+    return Tiled(whole, terms, grid, float(squares.mean()), float(np.mean(levels)))
 
 
 def residual(evidence: Evidence) -> Tensor:

@@ -36,11 +36,11 @@ def trust(
         Frozen.
     fitted : dict from a term's name to what its `measure` needs
     pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
-        Held-out normals.
+        Held-out normals, or parts of them.
     clean : ndarray of shape (n, k)
         Their raw terms.
-    own : ndarray of shape (n, k)
-        What each image says of terms that have a `trust` of their own; see `Term`.
+    own : ndarray of shape (m, k)
+        What each held-out image says of terms that have a `trust` of their own; see `Term`.
     seed : int
 
     Returns

@@ -16,6 +16,7 @@ import platformdirs
 
 from anoscan import modelfile
 from anoscan.errors import ModelError, UsageError
+from anoscan.records import Record
 from anoscan.results import ModelSummary
 
 SUFFIX = ".safetensors"
@@ -249,7 +250,7 @@ def _integer(value: Any) -> int | None:
 
 
 def remove(name: str) -> None:
-    """Delete a model of the store.
+    """Delete a model of the store, and the record of its training.
 
     Raises
     ------
@@ -261,10 +262,11 @@ def remove(name: str) -> None:
         path.unlink()
     except OSError as error:
         raise ModelError(f"cannot remove {path}: {error.strerror or error}.") from error
+    Record(path).clear()
 
 
 def rename(old: str, new: str, *, force: bool = False) -> None:
-    """Give a model of the store another name; `force` replaces a model that has it.
+    """Give a model of the store, and its record, another name; `force` replaces one that has it.
 
     Raises
     ------
@@ -279,6 +281,7 @@ def rename(old: str, new: str, *, force: bool = False) -> None:
         source.replace(destination)
     except OSError as error:
         raise ModelError(f"cannot rename {source}: {error.strerror or error}.") from error
+    Record(source).move(Record(destination))
 
 
 def export(name: str, destination: Path, *, force: bool = False) -> Path:
@@ -347,6 +350,7 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     if os.path.lexists(target) and not force:
         raise ModelError(f"there is a model named {chosen!r} already.", hint=_FORCE_HINT)
     _copy(file, target)
+    Record(target).clear()  # it was of the model replaced
     return chosen
 
 

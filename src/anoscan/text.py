@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 def encodable(name: str) -> str:
     r"""File name with bytes that are not UTF-8 written as ``\xff``."""
@@ -13,3 +15,8 @@ def printable(name: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(name)
     )
+
+
+def defused(cell: str) -> str:
+    """CSV cell that no spreadsheet runs as a formula."""
+    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell

@@ -171,11 +171,12 @@ def _roll_back(
             f"{report.images:,} images, for the second time.",
             hint="Lower --learning-rate, or use --precision float32.",
         )
+    images = report.images // position.step * good.step
     good.restore(stage)
     position.step, position.rollbacks = good.step, position.rollbacks + 1
     stage.slow_down /= 4
     note = "losses were not finite: went back, and go on with a quarter of the learning rate"
-    on_progress(Progress(stage.name, report.images, report.total_images, {}, 0.0, note))
+    on_progress(Progress(stage.name, images, report.total_images, {}, 0.0, note))
 
 
 class _Snapshot:

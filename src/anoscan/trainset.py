@@ -22,7 +22,6 @@ from anoscan.images import (
     DAMAGE,
     DEEP_MODES,
     KINDS,
-    Floats,
     ImageFile,
     ImageRule,
     deep_image,
@@ -32,11 +31,12 @@ from anoscan.images import (
     stream,
 )
 from anoscan.results import Skipped
+from anoscan.tiles import Floats
 
 _LARGEST_AUTO_SIZE = 64
 _INSPECTED = 512
 _INSPECTED_PIXELS = 16_384  # of one deep image
-_IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
+IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,20 @@ class _Look:
 
 
 def inspect(
-    files: Sequence[ImageFile], *, size: int | None, channels: int | None, workers: int, seed: int
+    files: Sequence[ImageFile],
+    *,
+    size: int | None,
+    channels: int | None,
+    workers: int,
+    seed: int,
+    patch: int | None = None,
 ) -> Inspection:
     """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
 
-    A `size` of None becomes the median of the longer sides, rounded to a multiple of 4, from 16
-    to 64; `channels` None becomes 1 where no image has a colour, else 3. Deep images give the
-    window: the 0.05 % and 99.95 % quantiles of their samples, or their ends where these lie close.
+    A `size` of None becomes `patch`, or for whole images the median of the longer sides, rounded
+    to a multiple of 4, from 16 to 64; `channels` None becomes 1 where no image has a colour, else
+    3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples, or their
+    ends where these lie close.
 
     Raises
     ------
@@ -94,14 +101,16 @@ def inspect(
             f"none of the {len(chosen)} images looked at can be read.{first}",
             hint=f"Images are {KINDS} files of at least 2x2 pixels.",
         )
-    if size is None:
+    if size is None and patch is not None:
+        size = patch
+    elif size is None:
         side = statistics.median(max(look.width, look.height) for look in looks)
         size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
     if channels is None:
         channels = 3 if any(look.colour for look in looks) else 1
     window = _window([look.samples for look in looks if look.samples is not None])
     return Inspection(
-        rule=ImageRule(size=size, channels=channels, window=window),
+        rule=ImageRule(size=size, channels=channels, window=window, patch=patch),
         sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
         bit_depths=dict(Counter(look.bit_depth for look in looks)),
         inspected=len(looks),
@@ -190,7 +199,7 @@ class ImageArray:
         *,
         workers: int,
         on_progress: Callable[[int, int], None] | None = None,
-        in_memory: int = _IN_MEMORY,
+        in_memory: int = IN_MEMORY,
     ) -> tuple[ImageArray, list[Skipped]]:
         """Decode `files`; those that cannot be read are left out and listed.
 
@@ -206,7 +215,7 @@ class ImageArray:
         InputError
             When the temporary folder has no room for the pixels.
         """
-        pixels = _allocate((len(files), rule.channels, rule.size, rule.size), in_memory)
+        pixels = allocate((len(files), rule.channels, rule.size, rule.size), in_memory)
         images: list[ImageFile] = []
         digests: list[bytes] = []
         skipped: list[Skipped] = []
@@ -240,7 +249,14 @@ class ImageArray:
         self.close()
 
 
-def _allocate(shape: tuple[int, ...], in_memory: int) -> Floats:
+def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
+    """Room for pixels: in memory, or in a temporary file where they need more than `in_memory`.
+
+    Raises
+    ------
+    InputError
+        When the temporary folder has no room for them.
+    """
     needed = 4 * math.prod(shape)
     if needed <= in_memory:
         return np.empty(shape, np.float32)

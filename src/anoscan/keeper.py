@@ -1,0 +1,91 @@
+"""The checkpoint of a run: what is needed to go on after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anoscan import modelfile
+from anoscan.errors import ModelError
+from anoscan.training import Position, Stage, load_state_tensors, state_tensors
+
+
+class Keeper:
+    """The checkpoint of a run: a safetensors file beside the models, never pickled.
+
+    It holds the stage that is under way and the end states of those before it.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], resume: bool) -> None:
+        self.path, self.identity = path, identity
+        self.rollbacks = 0
+        self._finished: dict[str, dict[str, Tensor]] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._found: dict[str, Any] = {}
+        if resume:
+            self._read()
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            raise ModelError(
+                "--resume: there is no checkpoint of an interrupted run under this name.",
+                hint="Train without --resume.",
+            )
+        self._tensors, self._found = modelfile.load(self.path)
+        if self._found.get("identity") != self.identity:
+            raise ModelError(
+                "--resume: the checkpoint is of other images or other settings.",
+                hint="Give the images and options of the interrupted run, or drop --resume.",
+            )
+
+    def has_finished(self, stage: Stage) -> bool:
+        """Whether the checkpoint is of a later stage than `stage`."""
+        return stage.name in self._found.get("finished", ())
+
+    def restore(self, stage: Stage) -> Position:
+        """Put `stage` where the checkpoint left it; at its start when there is none of it."""
+        if not self._found or self._found["stage"] != stage.name:
+            return Position()
+        load_state_tensors(stage, self._under("now"))
+        return Position(self._found["step"], self._found["rollbacks"])
+
+    def restore_finished(self, stage: Stage) -> None:
+        """Put `stage` into its end state."""
+        load_state_tensors(stage, self._under(f"finished-{stage.name}"))
+        self.finish(stage, Position(rollbacks=self._found["finished"][stage.name]))
+
+    def finish(self, stage: Stage, position: Position) -> None:
+        """Remember the end state of a stage for the checkpoints of later ones."""
+        self.rollbacks += position.rollbacks
+        self._finished[stage.name] = {
+            f"finished-{stage.name}|{key}": value.clone()
+            for key, value in state_tensors(stage).items()
+        } | {f"finished-{stage.name}|rollbacks": torch.tensor(position.rollbacks)}
+
+    def save(self, stage: Stage, position: Position) -> None:
+        """Write the state of the stage under way, and of those before it."""
+        tensors = {f"now|{key}": value for key, value in state_tensors(stage).items()}
+        rollbacks = {}
+        for name, finished in self._finished.items():
+            tensors |= finished
+            rollbacks[name] = int(finished[f"finished-{name}|rollbacks"])
+        metadata = {
+            "kind": "checkpoint",
+            "identity": self.identity,
+            "stage": stage.name,
+            "step": position.step,
+            "rollbacks": position.rollbacks,
+            "finished": rollbacks,
+        }
+        modelfile.save(self.path, tensors, metadata)
+
+    def _under(self, part: str) -> dict[str, Tensor]:
+        prefix = f"{part}|"
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self._tensors.items()
+            if key.startswith(prefix)
+        }

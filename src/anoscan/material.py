@@ -1,0 +1,267 @@
+"""What a training learns from, and the images held out that it is measured with.
+
+Whole images, or random patches of larger ones; either way images are split, never parts of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from anoscan.architectures import Networks
+from anoscan.baselines import Baselines
+from anoscan.config import TrainConfig
+from anoscan.errors import InputError
+from anoscan.images import Decoded, ImageFile, ImageRule, stream
+from anoscan.results import Skipped
+from anoscan.runtime import stream as random_stream
+from anoscan.scoring import CHUNK, Measured, Tiled, measure, measure_tiled, views
+from anoscan.terms import Tensors
+from anoscan.tiles import TRIES, Floats
+from anoscan.trainset import ImageArray, allocate
+
+FEWEST_IMAGES = 8
+FEWEST_HELD_OUT = 50
+UNSEEN = 512  # patches of held-out images, at most
+
+OnRead = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Some held-out images, measured.
+
+    `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
+    `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
+    for a large image, which comes alone.
+    """
+
+    measured: Measured
+    error: np.ndarray
+    mean_error: np.ndarray
+    level: float
+    tiled: Tiled | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """Images of one training, split.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (n, c, s, s), float32
+        Images, or patches of them, as the networks see them.
+    rows : ndarray
+        Of `pixels`, to train on.
+    unseen : ndarray
+        Of `pixels`, the others: held-out images, or random patches of them.
+    images, digests : list
+        Of all readable images, in the order of the files.
+    trained, held_out : ndarray
+        Rows of `images`.
+    skipped : list of Skipped
+    rule : ImageRule
+    workers : int
+    """
+
+    pixels: Floats
+    rows: np.ndarray
+    unseen: np.ndarray
+    images: list[ImageFile]
+    digests: list[bytes]
+    trained: np.ndarray
+    held_out: np.ndarray
+    skipped: list[Skipped]
+    rule: ImageRule
+    workers: int
+
+    @classmethod
+    def load(
+        cls,
+        files: Sequence[ImageFile],
+        rule: ImageRule,
+        config: TrainConfig,
+        *,
+        workers: int,
+        on_progress: OnRead,
+    ) -> Material:
+        """Decode the files and split them.
+
+        With `config.patches`, files are read twice: what is readable decides the split, and
+        patches to train on are of images to train on.
+
+        Raises
+        ------
+        InputError
+            When too few images can be read, or there is no room for their pixels.
+        """
+        if config.patches is None:
+            array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
+            train, held = _split(array.digests, skipped, config)
+            return cls(
+                array.pixels,
+                rows=train,
+                unseen=held,
+                images=array.images,
+                digests=array.digests,
+                trained=train,
+                held_out=held,
+                skipped=skipped,
+                rule=rule,
+                workers=workers,
+            )
+        images, digests, skipped = _read(files, rule, workers, on_progress)
+        train, held = _split(digests, skipped, config)
+        some = held[:UNSEEN]
+        unseen = len(some) * (UNSEEN // len(some))
+        parts = [(train, config.patches), (some, unseen)]
+        chosen = [([images[row] for row in rows], wanted) for rows, wanted in parts]
+        pixels = _patches(chosen, rule, config.seed, workers, on_progress)
+        # Mixed, because the self-test pastes from neighbours: they should be of other images.
+        order = torch.randperm(unseen, generator=random_stream(config.seed, "unseen-order"))
+        return cls(
+            pixels,
+            rows=np.arange(config.patches),
+            unseen=config.patches + order.numpy(),
+            images=images,
+            digests=digests,
+            trained=train,
+            held_out=held,
+            skipped=skipped,
+            rule=rule,
+            workers=workers,
+        )
+
+    def some_held_out(self, n: int) -> Floats:
+        """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
+        if self.rule.patch is None:
+            return np.ascontiguousarray(self.pixels[self.held_out[:n]])
+        return np.stack([decoded.canvas.centre(self.rule.size) for decoded in self._large(n)])
+
+    def measured(
+        self,
+        networks: Networks,
+        fitted: dict[str, Tensors],
+        baselines: Baselines,
+        device: torch.device,
+    ) -> Iterator[HeldOut]:
+        """Held-out images, measured just as queries are."""
+        if self.rule.patch is not None:
+            for decoded in self._large(len(self.held_out)):
+                tiled = measure_tiled(networks, fitted, decoded, self.rule, device, picture=False)
+                means = [baselines.scores(x)["mean_image"] for x in views(decoded, self.rule)]
+                mean = np.concatenate(means).mean(keepdims=True)
+                yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
+            return
+        for start in range(0, len(self.held_out), CHUNK):
+            x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])
+            found = measure(networks, fitted, torch.from_numpy(x).to(device))
+            error = np.square(x - found.x_hat).mean((1, 2, 3))
+            level = float(np.quantile(found.residual, 0.999))
+            yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
+
+    def _large(self, n: int) -> Iterator[Decoded]:
+        return _decoded([self.images[row] for row in self.held_out[:n]], self.rule, self.workers)
+
+
+def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to hold out, from the seed and what is in the files.
+
+    File names and order do not matter, and files with the same content stay on the same side: a
+    held-out image whose twin was trained on would be no witness.
+
+    Parameters
+    ----------
+    digests : sequence of bytes
+        One a row.
+    seed : int
+    share : float
+        Held out are at least `FEWEST_HELD_OUT` images where that is at most a quarter of all.
+    """
+    n = len(digests)
+    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
+    salt = seed.to_bytes(8, "little")
+    order = sorted(range(n), key=lambda row: (hashlib.sha256(salt + digests[row]).digest(), row))
+    end = wanted
+    while end < n and digests[order[end]] == digests[order[end - 1]]:
+        end += 1
+    if end >= n:
+        raise InputError(
+            "the training images are all the same picture: there is nothing to learn from.",
+            hint="Give a folder with different images.",
+        )
+    return np.sort(np.array(order[end:])), np.sort(np.array(order[:end]))
+
+
+def _split(
+    digests: list[bytes], skipped: list[Skipped], config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(digests) < FEWEST_IMAGES:
+        first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
+        raise InputError(
+            f"{len(digests)} readable images are too few to learn from: at least "
+            f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
+            hint=first,
+        )
+    return split(digests, config.seed, config.held_out)
+
+
+def _read(
+    files: Sequence[ImageFile], rule: ImageRule, workers: int, on_progress: OnRead
+) -> tuple[list[ImageFile], list[bytes], list[Skipped]]:
+    images: list[ImageFile] = []
+    digests: list[bytes] = []
+    skipped: list[Skipped] = []
+    for done, outcome in enumerate(stream(files, rule, workers=workers), start=1):
+        if isinstance(outcome, Skipped):
+            skipped.append(outcome)
+        else:
+            images.append(outcome.image)
+            digests.append(outcome.digest)
+        on_progress(done, len(files))
+    return images, digests, skipped
+
+
+def _patches(
+    parts: Sequence[tuple[Sequence[ImageFile], int]],
+    rule: ImageRule,
+    seed: int,
+    workers: int,
+    on_progress: OnRead,
+) -> Floats:
+    """Random patches (n, c, s, s) of each part of the images, as many as wanted, in turn.
+
+    Each image of a part gives as many; which ones, its content decides.
+    """
+    total = sum(wanted for _, wanted in parts)
+    pixels = allocate((total, rule.channels, rule.size, rule.size))
+    twins: Counter[bytes] = Counter()
+    first = done = 0
+    for images, wanted in parts:
+        end = first
+        for number, decoded in enumerate(_decoded(images, rule, workers), start=1):
+            start, end = end, first + wanted * number // len(images)
+            name = f"patches-{decoded.digest.hex()}"
+            generator = random_stream(seed, name, twins[decoded.digest])
+            twins[decoded.digest] += 1
+            draws = torch.rand(end - start, TRIES, 2, generator=generator, dtype=torch.float64)
+            pixels[start:end] = decoded.canvas.crops(rule.size, draws.numpy())
+            done += 1
+            on_progress(done, sum(len(some) for some, _ in parts))
+        first += wanted
+    return pixels
+
+
+def _decoded(images: Sequence[ImageFile], rule: ImageRule, workers: int) -> Iterator[Decoded]:
+    for outcome in stream(images, rule, workers=workers):
+        if isinstance(outcome, Skipped):
+            raise InputError(
+                f"{outcome.path} could be read once and then no more: {outcome.reason}.",
+                hint="Leave the images alone while they are trained on.",
+            )
+        yield outcome

@@ -1,0 +1,228 @@
+"""Large images in tiles: cutting them, and blending what was made of the tiles.
+
+Numpy only. Memory is bounded by design: an image stays in the samples it was stored in, tiles are
+cut a few at a time, and rows of the blended result are handed on as soon as no tile is to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+WORST = 4  # tiles: with half a side between them, a place in the image lies in four
+TRIES = 3  # places drawn for a crop that would be blank
+FINENESS = 8  # cells along a tile, in a picture of one number a tile
+BLANK = 2 / 127.5  # between the extremes of a crop: two levels of 8 bits
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An upright image in stored samples, parts of which become what networks see.
+
+    Parameters
+    ----------
+    samples : ndarray, (height, width) or (height, width, 3), uint8 or float32
+    channels : int
+        Grey samples are repeated where this is 3.
+    window : (low, high) or None
+        Samples that become -1 and 1, linearly on to [-3, 3]; None for 8 bits, where 0 and 255 do.
+    """
+
+    samples: NDArray[np.uint8] | Floats
+    channels: int
+    window: tuple[float, float] | None
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.samples.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.samples.shape[1])
+
+    def part(self, top: int, left: int, height: int, width: int) -> Floats:
+        """Rectangle that lies inside, (channels, height, width) float32."""
+        cut = self.samples[top : top + height, left : left + width]
+        values = np.asarray(cut, np.float64)
+        if self.window is not None:
+            low, high = self.window
+            values = np.clip((values - low) / (high - low) * 2 - 1, -3, 3)
+        else:
+            values = values / 127.5 - 1
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        shape = (self.channels, *values.shape[1:])
+        return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
+
+    def whole(self) -> Floats:
+        """All of it, (channels, height, width) float32."""
+        return self.part(0, 0, self.height, self.width)
+
+    def centre(self, side: int) -> Floats:
+        """Square in the middle, (channels, side, side)."""
+        return self.part((self.height - side) // 2, (self.width - side) // 2, side, side)
+
+    def crops(self, side: int, draws: NDArray[np.floating[Any]]) -> Floats:
+        """Squares at random places, (n, channels, side, side).
+
+        Parameters
+        ----------
+        draws : ndarray of shape (n, TRIES, 2), in [0, 1)
+            Places to take, in turn, as long as what is there is blank: emptiness has little to
+            teach. The last one is taken as it is, so that a network meets emptiness too.
+        """
+        room = np.array([self.height - side + 1, self.width - side + 1])
+        found = np.empty((len(draws), self.channels, side, side), np.float32)
+        for crop, tries in zip(found, np.floor(draws * room).astype(int).tolist(), strict=True):
+            for top, left in tries:
+                crop[:] = self.part(top, left, side, side)
+                if np.ptp(crop) > BLANK:
+                    break
+        return found
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square tiles that cover an image, neighbours at most half a side apart.
+
+    `tops` and `lefts` are the rows and columns of their corners. Tiles are numbered in reading
+    order.
+    """
+
+    height: int
+    width: int
+    side: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @classmethod
+    def over(cls, height: int, width: int, side: int) -> Grid:
+        """Grid of an image.
+
+        Raises
+        ------
+        ValueError
+            When a tile is larger than the image.
+        """
+        return cls(height, width, side, _starts(height, side), _starts(width, side))
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def cut(self, canvas: Canvas, most: int) -> Iterator[Floats]:
+        """All tiles in reading order, at most `most` at a time, (n, channels, side, side)."""
+        corners = [(top, left) for top in self.tops for left in self.lefts]
+        for start in range(0, len(corners), most):
+            some = corners[start : start + most]
+            yield np.stack([canvas.part(*corner, self.side, self.side) for corner in some])
+
+    def spread(self, values: NDArray[np.floating[Any]]) -> Floats:
+        """Picture of one number a tile (n,), in reading order, each blended over its tile.
+
+        Returns
+        -------
+        ndarray of shape (about 8 height / side, about 8 width / side), float32
+            Coarse, since nothing in it is finer than half a tile.
+        """
+        cell = max(1, self.side // FINENESS)
+        height, width, side = (-(-n // cell) for n in (self.height, self.width, self.side))
+        tops = [min(top // cell, height - side) for top in self.tops[:-1]] + [height - side]
+        lefts = [min(left // cell, width - side) for left in self.lefts[:-1]] + [width - side]
+        ramp = _ramp(side)
+        share, total = np.outer(ramp, ramp), np.zeros((height, width))
+        rows = values.reshape(len(tops), len(lefts))
+        for top, row in zip(tops, rows, strict=True):
+            for left, value in zip(lefts, row, strict=True):
+                total[top : top + side, left : left + side] += value * share
+        weight = np.outer(_coverage(height, tops, ramp), _coverage(width, lefts, ramp))
+        return (total / weight).astype(np.float32)
+
+
+def _ramp(side: int) -> NDArray[np.float64]:
+    """Weights across a tile: squared sines that all but vanish at its edges."""
+    weights: NDArray[np.float64] = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+    return weights
+
+
+def _starts(length: int, side: int) -> tuple[int, ...]:
+    """Evenly spread starts of intervals of length `side`, from 0 to `length` - `side`."""
+    if not 2 <= side <= length:
+        raise ValueError(f"tiles of {side} do not fit into {length}")
+    gaps = -(-(length - side) // (side // 2))
+    return tuple((length - side) * place // max(gaps, 1) for place in range(gaps + 1))
+
+
+class Blender:
+    """Makes one picture of tiles that overlap.
+
+    Each pixel is the mean of the tiles over it, weighted by squared sines that vanish at a tile's
+    edge, so that no edge shows. Weights are a product of one by row and one by column: no map of
+    them is needed.
+
+    Parameters
+    ----------
+    grid : Grid
+    channels : int
+        Of the tiles; any number.
+    """
+
+    def __init__(self, grid: Grid, channels: int) -> None:
+        self.grid = grid
+        ramp = _ramp(grid.side)
+        self._weight = np.outer(ramp, ramp).astype(np.float32)
+        self._down = _coverage(grid.height, grid.tops, ramp)
+        self._across = _coverage(grid.width, grid.lefts, ramp)
+        self._band = np.zeros((channels, grid.side, grid.width), np.float32)
+        self._row = self._column = 0
+
+    def add(self, tiles: Floats) -> list[tuple[int, Floats]]:
+        """Take the next tiles (n, channels, side, side), in reading order.
+
+        Returns
+        -------
+        list of (top, rows (channels, height, width))
+            Finished rows, each exactly once, from the top down.
+        """
+        finished: list[tuple[int, Floats]] = []
+        for tile in tiles:
+            left = self.grid.lefts[self._column]
+            self._band[:, :, left : left + self.grid.side] += tile * self._weight
+            self._column += 1
+            if self._column == len(self.grid.lefts):
+                finished.append(self._finish_row())
+        return finished
+
+    def _finish_row(self) -> tuple[int, Floats]:
+        tops = self.grid.tops
+        top = tops[self._row]
+        self._row, self._column = self._row + 1, 0
+        end = tops[self._row] if self._row < len(tops) else self.grid.height
+        weight = np.outer(self._down[top:end], self._across).astype(np.float32)
+        rows = self._band[:, : end - top] / weight
+        self._band = np.roll(self._band, top - end, axis=1)
+        self._band[:, self.grid.side - (end - top) :] = 0
+        return top, rows
+
+
+def _coverage(length: int, starts: Sequence[int], ramp: NDArray[np.float64]) -> NDArray[Any]:
+    total = np.zeros(length)
+    for start in starts:
+        total[start : start + len(ramp)] += ramp
+    return total
+
+
+def worst(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """What tiles (n, k) say of their image (k,): the mean of the `WORST` highest of each column.
+
+    A defect that one tile sees whole is seen by up to four; the highest alone would be the noise
+    of the many.
+    """
+    mean: NDArray[np.float64] = np.sort(values, axis=0)[-WORST:].mean(0, dtype=np.float64)
+    return mean

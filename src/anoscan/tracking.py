@@ -1,0 +1,207 @@
+"""What a training looks like while it runs: losses, generated images, reconstructions.
+
+A `Tracker` only looks. Its latents come from a stream of their own and networks are put back as
+they were, so that a training gives the same weights whether anybody looks or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from anoscan import pictures
+from anoscan.errors import InputError, UsageError
+from anoscan.records import Record
+from anoscan.runtime import exact_float32, stream
+from anoscan.tiles import Floats
+from anoscan.training import OnProgress, Progress
+
+LOOKS = 8  # a stage: each costs about as much as a step of training
+SHEET_SIDE = 512  # pixels, about
+FEWEST, MOST = 2, 6  # images a row
+
+
+class Tracker:
+    """Follows the stages of one training into its record, and to TensorBoard when asked.
+
+    A record that cannot be written is no reason to lose a training: that is said once, as a note
+    of progress, and no more is written.
+
+    Parameters
+    ----------
+    record : Record
+    resume : bool
+        Whether the record is of the run that goes on; otherwise it is emptied.
+    tensorboard : Path, optional
+        Folder for TensorBoard's event files.
+
+    Raises
+    ------
+    UsageError
+        When TensorBoard is asked for and not installed, or its folder cannot be written.
+    """
+
+    def __init__(self, record: Record, *, resume: bool, tensorboard: Path | None = None) -> None:
+        self.record = record
+        self._writer = None if tensorboard is None else _writer(tensorboard, resume=resume)
+        self._writes = True
+        self._columns = FEWEST
+        self._latents, self._held_out = torch.empty(0), torch.empty(0)
+        if not resume:
+            record.clear()
+
+    def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
+        """Fix what every picture shows.
+
+        Parameters
+        ----------
+        held_out : ndarray of shape (n, c, s, s), float32 in [-1, 1]
+            The first few are shown beside their reconstructions.
+        """
+        self._columns = min(max(SHEET_SIDE // held_out.shape[-1], FEWEST), MOST)
+        generator = stream(seed, "tracking")
+        self._latents = torch.randn(self._columns**2, latent_dim, generator=generator).to(device)
+        self._held_out = torch.from_numpy(held_out[: self._columns].copy()).to(device)
+
+    def following(
+        self,
+        stage: str,
+        images: int,
+        on_progress: OnProgress,
+        *,
+        generator: nn.Module | None = None,
+        mirror: tuple[nn.Module, nn.Module] | None = None,
+    ) -> OnProgress:
+        """Return a callback for the progress of a stage that stands at `images`.
+
+        Parameters
+        ----------
+        on_progress : callable
+            Called after each report is written down.
+        generator : nn.Module, optional
+            Draws images from the fixed latents, when the stage trains it.
+        mirror : encoder and generator, optional
+            Reconstruct the held-out images, when the stage trains the encoder.
+        """
+        shown = self._rewind(stage, images, on_progress)
+
+        def follow(progress: Progress) -> None:
+            nonlocal shown
+            if progress.note:
+                shown = self._rewind(stage, progress.images, on_progress)
+            spacing = max(progress.total_images / LOOKS, 1)
+            sheets: dict[str, Image.Image] = {}
+            if self._writes and progress.images // spacing > shown // spacing:
+                sheets, shown = self._sheets(generator, mirror), progress.images
+            self._guarded(lambda: self._write(progress, sheets), stage, on_progress)
+            on_progress(progress)
+
+        return follow
+
+    def close(self) -> None:
+        """Let TensorBoard's file go."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _rewind(self, stage: str, images: int, on_progress: OnProgress) -> int:
+        """Take the record back to `images` of a stage; returns when a picture was shown last."""
+        self._guarded(lambda: self.record.rewind(stage, images), stage, on_progress)
+        lines = self.record.lines() if self._writes else []
+        seen = [line["images"] for line in lines if line["stage"] == stage and line["pictures"]]
+        return max(seen, default=0)
+
+    def _guarded(self, act: Callable[[], None], stage: str, on_progress: OnProgress) -> None:
+        if not self._writes:
+            return
+        try:
+            act()
+        except (OSError, InputError) as error:
+            self._writes = False
+            reason = error.message if isinstance(error, InputError) else error.strerror or error
+            note = f"no more losses and pictures in {self.record.folder}: {reason}"
+            on_progress(Progress(stage, 0, 0, {}, 0.0, note))
+
+    def _sheets(
+        self, generator: nn.Module | None, mirror: tuple[nn.Module, nn.Module] | None
+    ) -> dict[str, Image.Image]:
+        sheets = {}
+        if generator is not None:
+            with _at_rest(generator):
+                sheets["samples"] = self._grid(generator(self._latents))
+        if mirror is not None:
+            encoder, decoder = mirror
+            with _at_rest(encoder, decoder):
+                x_hat = decoder(encoder(self._held_out))
+                sheets["reconstructions"] = self._grid(self._held_out, x_hat)
+        return sheets
+
+    def _grid(self, *images: Tensor) -> Image.Image:
+        shown = np.concatenate([part.float().cpu().numpy() for part in images])
+        columns = self._columns if len(images) == 1 else len(images[0])
+        return pictures.grid(shown, columns)
+
+    def _write(self, progress: Progress, sheets: dict[str, Image.Image]) -> None:
+        names = []
+        for kind, sheet in sheets.items():
+            path = self.record.picture(kind, progress.stage, progress.images)
+            pictures.save_png(sheet, path)
+            names.append(path.name)
+        self.record.append(
+            {
+                "stage": progress.stage,
+                "images": progress.images,
+                "total_images": progress.total_images,
+                "images_per_second": progress.images_per_second,
+                "losses": progress.losses,
+                "pictures": names,
+                "note": progress.note,
+            }
+        )
+        if self._writer is not None:
+            for name, loss in progress.losses.items():
+                self._writer.add_scalar(f"{progress.stage}/{name}", loss, progress.images)
+            for kind, sheet in sheets.items():
+                pixels = np.asarray(sheet)
+                self._writer.add_image(
+                    f"{progress.stage}/{kind}", pixels, progress.images, dataformats="HWC"
+                )
+
+
+def _writer(folder: Path, *, resume: bool) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "--tensorboard: TensorBoard is not installed.",
+            hint="Install it: python -m pip install 'anoscan[tensorboard]'",
+        ) from None
+    try:
+        # The curves of an earlier training in that folder end where a new one begins.
+        return SummaryWriter(str(folder), purge_step=None if resume else 0)
+    except OSError as error:
+        raise UsageError(
+            f"--tensorboard {folder} cannot be written: {error.strerror or error}.",
+            hint="Name a folder that can.",
+        ) from None
+
+
+@contextmanager
+def _at_rest(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode and without gradients, and afterwards as they were."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        with exact_float32():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
