@@ -24,7 +24,7 @@ from torch import Tensor
 from anoscan import pictures, registry
 from anoscan.adversarial import sample
 from anoscan.architectures import Networks
-from anoscan.config import IMAGES_SHOWN, TrainConfig
+from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
 from anoscan.detector import Detector
 from anoscan.images import ImageFile, ImageRule, decode
 from anoscan.latent_search import search
@@ -80,7 +80,7 @@ def rows() -> dict[str, dict[str, Any]]:
     The choices are those of the registry. ``f-anogan`` is the paper's combination.
     """
     found: dict[str, dict[str, Any]] = {"default": {}}
-    usual = TrainConfig().to_dict()
+    usual = TrainConfig().to_dict() | {"architecture": architecture_for(32)}
     for option, family in FAMILIES.items():
         for name in registry.names(family):
             if name != usual[option]:

@@ -30,6 +30,8 @@ def load(data: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def _label(result: dict[str, Any]) -> str:
+    if result["data"].startswith("lineage"):  # the row's name says it
+        return str(result["method"])
     changed = ", ".join(f"{key} {value}" for key, value in result["settings"])
     return f"{result['method']}, {changed}" if changed else str(result["method"])
 
