@@ -82,7 +82,10 @@ def terms(data: str) -> str:
     lines = [f"| {data} | " + " | ".join(classes) + " | mean |", "|---" * (len(classes) + 2) + "|"]
     lines.append(_term_row("**score**", [[r["auroc"] for r in by_class[c]] for c in classes]))
     for name in names:
-        cells = [[r["auroc_by_term"][name] for r in by_class[c]] for c in classes]
+        cells = [
+            [r["auroc_by_term"][name] for r in by_class[c] if name in r["auroc_by_term"]]
+            for c in classes
+        ]
         lines.append(_term_row(name, cells))
     return "\n".join(lines) + "\n"
 
@@ -182,6 +185,7 @@ def ablation(names: str) -> str:
         data: [r for c, rows in load(data).get("anoscan", {}).items() if "." not in c for r in rows]
         for data in names.split(",")
     }
+    cells = {data: rows for data, rows in cells.items() if rows}
     variants = sorted({v for rows in cells.values() for r in rows for v in r["auroc_of_ablation"]})
     lines = [f"| score | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
     means = [f"{np.mean([r['auroc'] for r in rows]):.3f}" for rows in cells.values()]
@@ -210,6 +214,8 @@ def curve(data: str) -> str:
             int(cls.split(".")[1][5:]),
         ),
     )
+    if not changed:
+        return ""
     lines = [f"| {data} | {' | '.join(changed)} |", "|---" * (len(changed) + 1) + "|"]
     for method, by_class in sorted(found.items()):
         cells = [by_class.get(cls, []) for cls in changed]
