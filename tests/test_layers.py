@@ -30,6 +30,7 @@ ORDER = [
     "records",
     "store",
     "evaluation",
+    "localisation",
     "augmentation",
     "architectures",
     "encoders",

@@ -175,6 +175,41 @@ class AtThreshold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestDice:
+    """The best Dice coefficient of any one threshold of the anomaly maps.
+
+    The threshold was chosen with the very masks it is measured on, so this is no promise.
+    """
+
+    dice: float
+    threshold: float
+    uses_labels: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelReport:
+    """How well anomaly maps find anomalous pixels, at each image's own resolution.
+
+    `aupro` is normalised: integrated up to a false-positive rate of `aupro_limit`, and divided by
+    it. `regions` are 8-connected. `without_mask` counts anomalous images left out for want of a
+    mask; `skipped` are masks that could not be used.
+    """
+
+    auroc: float | None
+    average_precision: float | None
+    aupro: float | None
+    aupro_limit: float
+    best_dice: BestDice | None
+    undefined: str | None
+    images: int
+    regions: int
+    pixels: int
+    anomalous_pixels: int
+    without_mask: int = 0
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalReport:
     """Result of ``anoscan eval``; metrics without a value are null and `undefined` says why.
 
