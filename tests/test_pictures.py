@@ -180,3 +180,15 @@ def test_names_too_long_for_a_file_system_are_cut_and_stay_different(tmp_path: P
     for path in paths:
         pictures.save_png(Image.new("L", (2, 2)), path)
         assert path.exists()
+
+
+def test_views_fit_the_side_and_keep_a_single_odd_pixel_bright() -> None:
+    anomaly_map = np.zeros((1000, 600))
+    anomaly_map[501, 301] = 1.0
+
+    drawn = pictures.views(
+        np.zeros((1, 300, 200)), np.zeros((3, 1000, 600)), anomaly_map, 1.0, side=128
+    )
+
+    assert [max(view.size) for view in drawn] == [128, 128, 125]
+    assert np.asarray(drawn.anomaly_map).max() == 255

@@ -131,6 +131,17 @@ def test_parts_are_scaled_as_whole_images_are() -> None:
     np.testing.assert_allclose(colour.part(1, 1, 1, 1)[:, 0, 0], np.array([9, 10, 11]) / 127.5 - 1)
 
 
+def test_a_reduced_image_is_the_means_of_its_blocks() -> None:
+    samples = np.random.default_rng(0).integers(0, 255, (100, 77)).astype(np.uint8)
+    canvas = Canvas(samples, 1, None)
+
+    small = canvas.reduced(10)
+
+    assert small.shape == (1, 10, 7)
+    np.testing.assert_allclose(small[0, 9, 6], canvas.whole()[0, 90:100, 60:70].mean(), rtol=1e-5)
+    np.testing.assert_array_equal(canvas.reduced(100), canvas.whole())
+
+
 def test_crops_lie_inside_and_avoid_what_is_blank() -> None:
     samples = np.zeros((60, 60), np.uint8)
     samples[:, 30:] = np.random.default_rng(0).integers(0, 256, (60, 30))

@@ -205,7 +205,7 @@ def _cut(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:
 def _stream(
     outcomes: Iterator[ImageScore | Skipped], output: Output, as_csv: bool, terms: tuple[str, ...]
 ) -> tuple[int, list[Skipped]]:
-    from anoscan.detector import nothing_readable
+    from anoscan.judgement import nothing_readable
     from anoscan.output import CsvWriter
     from anoscan.results import Skipped
 

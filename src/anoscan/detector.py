@@ -22,7 +22,7 @@ from anoscan.baselines import NAMES as BASELINE_NAMES
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import ImageFile
-from anoscan.judgement import Judge, ranked
+from anoscan.judgement import Judge, OnImage, nothing_readable, ranked
 from anoscan.learn import Learned, learn
 from anoscan.model import Model
 from anoscan.records import Record
@@ -282,8 +282,9 @@ class Detector:
         residuals: str | Path | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
+        on_image: OnImage | None = None,
     ) -> ScoreReport:
-        """Score and rank images that were found already; see `score`."""
+        """Score and rank images that were found already; see `score` and `stream`."""
         scored: list[ImageScore] = []
         skipped: list[Skipped] = []
         for outcome in self.stream(
@@ -294,6 +295,7 @@ class Detector:
             residuals=residuals,
             batch_size=batch_size,
             on_progress=on_progress,
+            on_image=on_image,
         ):
             (skipped if isinstance(outcome, Skipped) else scored).append(outcome)  # type: ignore[arg-type]
         if not scored:
@@ -301,7 +303,7 @@ class Detector:
         ordered = ranked(scored)
         return ScoreReport(
             model=self.reference,
-            mapping=_inversion(mapping).mapping,
+            mapping=Inversion.of(mapping).mapping,
             threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
                 "scored": len(ordered),
@@ -322,17 +324,19 @@ class Detector:
         residuals: str | Path | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
+        on_image: OnImage | None = None,
     ) -> Iterator[ImageScore | Skipped]:
         """Score images one batch after the other, in input order and bounded memory.
 
-        See `score`; `rank` and `q_value`, which need all images, are None.
+        See `score`; `rank` and `q_value`, which need all images, are None. `on_image` is called
+        with each result and what can be drawn of it.
         """
         if batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
         levels = self._judge.levels(false_alarm_rate, score)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        how, pictures = _inversion(mapping), residuals is not None
+        how, pictures = Inversion.of(mapping), bool(residuals or on_image)
         for batch in self._judge.measured(files, batch_size, how, pictures=pictures):
             for decoded, terms, x_hat, residual, oddness in batch:
                 done += 1
@@ -343,6 +347,8 @@ class Detector:
                 if residuals is not None:
                     picture = self._judge.draw(decoded, x_hat, residual, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
+                if on_image is not None:
+                    on_image(result, self._judge.seen(decoded, x_hat, residual))
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
 
@@ -382,7 +388,7 @@ class Detector:
         mapping: str | Inversion = "encoder",
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
-        return self._judge.threshold(false_alarm_rate, score, _inversion(mapping))
+        return self._judge.threshold(false_alarm_rate, score, Inversion.of(mapping))
 
     def evaluate(
         self,
@@ -414,7 +420,7 @@ class Detector:
         InputError
             When the CSV cannot be used or none of its images can be read.
         """
-        how = _inversion(mapping)
+        how = Inversion.of(mapping)
         level = self._judge.threshold(false_alarm_rate, score, how).score
         rows = evaluation.read_labels(Path(labels))
         base = Path(labels).parent if folder is None else Path(folder)
@@ -486,15 +492,3 @@ class Detector:
             np.array(anomalous, dtype=bool),
             skipped,
         )
-
-
-def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
-    """Error for a run in which no image could be read."""
-    return InputError(
-        f"none of the {len(skipped)} images can be read.",
-        hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
-    )
-
-
-def _inversion(mapping: str | Inversion) -> Inversion:
-    return mapping if isinstance(mapping, Inversion) else Inversion(mapping)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,14 @@ import torch
 
 from anoscan import calibration, images, pictures, registry, scoring
 from anoscan.baselines import NAMES
-from anoscan.config import rate_in_range
-from anoscan.errors import ModelError, UsageError
-from anoscan.images import Decoded, ImageFile
+from anoscan.config import SMALLEST_SIZE, rate_in_range
+from anoscan.errors import InputError, ModelError, UsageError
+from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.model import Model
 from anoscan.results import ImageScore, Region, Skipped, Threshold
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
-from anoscan.tiles import Grid
+from anoscan.tiles import Canvas, Grid
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,39 @@ class Levels:
 # Of one image: terms (k,), reconstruction, residual, oddness.
 Outcome = tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _NOTHING = (np.empty(0),) * 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image as the model saw it, ready to be drawn."""
+
+    decoded: Decoded
+    x_hat: np.ndarray
+    residual: np.ndarray
+    scale: float
+    rule: ImageRule
+
+    def views(self, side: int) -> pictures.Views:
+        """Query, reconstruction and map, none with a side over `side` pixels.
+
+        The query has its own resolution where that is finer than what the networks see.
+        """
+        small = self._canvas().reduced(2 * side)
+        return pictures.views(small, self.x_hat, self.residual, self.scale, side=side)
+
+    def _canvas(self) -> Canvas:
+        decoded, rule = self.decoded, self.rule
+        if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:
+            return decoded.canvas
+        # A rule of patches as large as they are seen keeps the pixels of the file.
+        own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
+        try:
+            return images.decode(decoded.image, own).canvas
+        except InputError:  # narrower than a patch, or gone by now
+            return decoded.canvas
+
+
+OnImage = Callable[[ImageScore, Seen], None]
 
 
 class Judge:
@@ -210,6 +243,10 @@ class Judge:
             values = self._scales[how.name].standardise(values[None])[0]
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
+    def seen(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray) -> Seen:
+        """What can be drawn of an image, from what `measured` gave."""
+        return Seen(decoded, x_hat, residual, self.model.yardstick.picture_scale, self._rule)
+
     def draw(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, folder: Path) -> str:
         """Write query | reconstruction | residual under `folder`; returns the path."""
         target = pictures.output_path(folder, decoded.image.inside)
@@ -275,6 +312,14 @@ def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:
         dataclasses.replace(image, rank=rank, q_value=float(value))
         for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
     ]
+
+
+def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
+    """Error for a run in which no image could be read."""
+    return InputError(
+        f"none of the {len(skipped)} images can be read.",
+        hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
+    )
 
 
 def _regions(decoded: Decoded, oddness: np.ndarray, level: float) -> tuple[Region, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,46 @@ _ESCAPED = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]|%(?=[0-9A-Fa-f]{2}|~)')
 _LONGEST_NAME = 240  # bytes; file systems take 255 with the suffix
 
 
+@dataclass(frozen=True)
+class Views:
+    """What is shown of an image; sizes may differ, all three show the same field."""
+
+    query: Image.Image
+    reconstruction: Image.Image
+    anomaly_map: Image.Image
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter((self.query, self.reconstruction, self.anomaly_map))
+
+
+def views(
+    query: NDArray[np.floating[Any]],
+    reconstruction: NDArray[np.floating[Any]],
+    anomaly_map: NDArray[np.floating[Any]],
+    scale: float,
+    *,
+    side: int | None = None,
+) -> Views:
+    """Query, reconstruction and map as pictures; `panel` describes the arguments.
+
+    Parameters
+    ----------
+    side : int, optional
+        Longest side that a picture may have, in pixels; longer ones are reduced.
+    """
+    if side is not None:
+        # The worst of a block stands for it: a small defect must not be averaged away.
+        anomaly_map = _blocks(anomaly_map, side).max((-3, -1))
+        reconstruction = _blocks(reconstruction, 2 * side).mean((-3, -1))
+    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
+    coloured = Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
+    drawn = (_rgb(query), _rgb(reconstruction), coloured)
+    if side is not None:
+        for picture in drawn:
+            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return Views(*drawn)
+
+
 def panel(
     query: NDArray[np.floating[Any]],
     reconstruction: NDArray[np.floating[Any]],
@@ -67,11 +108,8 @@ def panel(
     zoom_to : int
         Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
     """
-    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
-    residual = Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
-    return _row(
-        [_zoom(picture, zoom_to) for picture in (_rgb(query), _rgb(reconstruction), residual)]
-    )
+    drawn = views(query, reconstruction, anomaly_map, scale)
+    return _row([_zoom(picture, zoom_to) for picture in drawn])
 
 
 def sheet(rows: Sequence[Image.Image]) -> Image.Image:
@@ -193,6 +231,15 @@ def _rgb(image: NDArray[np.floating[Any]]) -> Image.Image:
     levels = np.nan_to_num((np.clip(image, -1, 1) + 1) * 127.5).round().astype(np.uint8)
     rgb = np.broadcast_to(levels, (3, *levels.shape[1:])).transpose(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(rgb))
+
+
+def _blocks(image: NDArray[np.floating[Any]], side: int) -> NDArray[np.floating[Any]]:
+    """Image (..., height, width) as blocks (..., rows, block, columns, block), at most `side`."""
+    *rest, height, width = image.shape
+    block = max(1, min(-(-max(height, width) // side), height, width))
+    rows, columns = height // block, width // block
+    cut = image[..., : rows * block, : columns * block]
+    return cut.reshape(*rest, rows, block, columns, block)
 
 
 def _zoom(image: Image.Image, side: int) -> Image.Image:

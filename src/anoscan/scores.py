@@ -107,6 +107,11 @@ class Inversion:
                 "--search-steps and --discrimination-loss need --mapping search or refine."
             )
 
+    @classmethod
+    def of(cls, mapping: str | Inversion) -> Inversion:
+        """Inversion of a name, with its defaults; one that is given stays as it is."""
+        return mapping if isinstance(mapping, Inversion) else cls(mapping)
+
     @property
     def length(self) -> int:
         """Steps that are taken."""

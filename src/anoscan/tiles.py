@@ -65,6 +65,22 @@ class Canvas:
         """All of it, (channels, height, width) float32."""
         return self.part(0, 0, self.height, self.width)
 
+    def reduced(self, side: int) -> Floats:
+        """Means of square blocks, (channels, h, w) with sides of at most `side`, or all of it.
+
+        A few rows at a time: a large image is never there as floats.
+        """
+        block = -(-max(self.height, self.width) // side)
+        if block == 1:
+            return self.whole()
+        rows, columns = max(1, self.height // block), max(1, self.width // block)
+        high, wide = min(block, self.height), min(block, self.width)
+        small = np.empty((self.channels, rows, columns), np.float32)
+        for row in range(rows):
+            band = self.part(row * block, 0, high, columns * wide)
+            small[:, row] = band.reshape(self.channels, high, columns, wide).mean((1, 3))
+        return small
+
     def centre(self, side: int) -> Floats:
         """Square in the middle, (channels, side, side)."""
         return self.part((self.height - side) // 2, (self.width - side) // 2, side, side)
