@@ -119,6 +119,15 @@ def score(
             metavar="DIR", help="Write query | reconstruction | residual PNGs there.", panel=OUTPUT
         ),
     ] = None,
+    nearest: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="K",
+            help="Name the K training images most like each query (train --keep-thumbnails); "
+            "with --residuals, show them too.",
+        ),
+    ] = 0,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
@@ -146,6 +155,7 @@ def score(
         "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
         "false_alarm_rate": config.rate_in_range(false_alarm_rate),
         "residuals": residuals,
+        "nearest": nearest,
         "batch_size": batch_size,
     }
     output = _output(as_json, quiet)

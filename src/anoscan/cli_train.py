@@ -143,6 +143,14 @@ def train(
             metavar="FILE",
         ),
     ] = None,
+    keep_thumbnails: Annotated[
+        bool,
+        option(
+            "--keep-thumbnails",
+            help="Keep small copies and the paths of the training images in the model, for "
+            "score --nearest: not where they are private.",
+        ),
+    ] = False,
     resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
     force: Force = False,
     dry_run: Annotated[
@@ -185,6 +193,8 @@ def train(
         "seed": seed,
     }
     settings = {key: value for key, value in given.items() if value is not None}
+    if keep_thumbnails:
+        settings["keep_thumbnails"] = True
     if size is not None:
         settings["size"] = _auto_int("--size", size)
     if channels is not None:

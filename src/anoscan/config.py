@@ -45,6 +45,7 @@ class TrainConfig:
     ema_images: int = 10_000  # half-life of the generator's moving average, in images shown
     held_out: float = 0.1  # share of the images kept from every network, for calibration
     seed: int = 0
+    keep_thumbnails: bool = False  # keep small copies and the paths of training images
 
     def __post_init__(self) -> None:
         if self.architecture != "auto":
@@ -92,6 +93,10 @@ class TrainConfig:
     def _check_patches(self) -> None:
         _optional_int("--patches", self.patches, FEWEST_PATCHES, None)
         _optional_int("--patch-size", self.patch_size, SMALLEST_SIZE, LARGEST_PATCH)
+        if self.patches is not None and self.keep_thumbnails:
+            raise UsageError(
+                "--keep-thumbnails does not go with --patches.", hint="It is for whole images."
+            )
         if self.patches is None:
             if self.patch_size is not None:
                 raise UsageError(
@@ -168,9 +173,14 @@ def _optional_int(option: str, value: int | None, low: int, high: int | None) ->
 
 
 def _typed(name: str, value: Any, annotation: str) -> None:
-    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+    accepted: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+    }
     kind = annotation.removesuffix(" | None")
     if value is None and annotation.endswith("| None"):
         return
-    if isinstance(value, bool) or not isinstance(value, accepted[kind]):
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
         raise UsageError(f"setting {name!r} must be {annotation}. Got {value!r}.")

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-import anoscan
 from anoscan import evaluation, images, modelfile, scoring, store
 from anoscan.baselines import NAMES as BASELINE_NAMES
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, OnImage, nothing_readable, ranked
-from anoscan.learn import Learned, learn
+from anoscan.learn import learn
 from anoscan.model import Model
 from anoscan.records import Record
 from anoscan.results import (
@@ -35,8 +34,6 @@ from anoscan.results import (
     ScoreReport,
     Skipped,
     Threshold,
-    TrainedModel,
-    TrainImages,
     TrainReport,
 )
 from anoscan.runtime import Runtime
@@ -153,43 +150,9 @@ class Detector:
         detector = cls(learned.model, runtime)
         detector.save(target)
         checkpoint.unlink(missing_ok=True)
-        detector.report = detector._train_report(learned, record.move(Record(target)))
+        record = record.move(Record(target))
+        detector.report = learned.report(detector.reference, record, runtime)
         return detector
-
-    def _train_report(self, learned: Learned, record: Record) -> TrainReport:
-        config, facts = self.model.config, self.model.metadata["training_data"]
-        return TrainReport(
-            model=TrainedModel(
-                **dataclasses.asdict(self.reference),
-                architecture=config.architecture,
-                objective=config.objective,
-                encoder=config.encoder,
-                mapping=config.mapping,
-                size=self.model.rule.size,
-                patch_size=self.model.rule.patch,
-                channels=self.model.rule.channels,
-                latent_dim=config.latent_dim,
-            ),
-            images=TrainImages(
-                found=facts["found"],
-                trained=facts["trained"],
-                held_out=facts["held_out"],
-                patches=config.patches,
-                skipped=learned.skipped,
-            ),
-            images_shown={
-                "gan": config.images_shown or 0,
-                "rotation": config.rotation_images_shown or 0,
-                "encoder": config.encoder_images_shown or 0,
-            },
-            seconds=learned.seconds,
-            health=learned.health,
-            tracking=record.folder.as_posix() if record.folder.is_dir() else None,
-            device=self.runtime.device.type,
-            precision=self.runtime.precision,
-            seed=config.seed,
-            anoscan_version=anoscan.__version__,
-        )
 
     def save(self, path: str | Path) -> None:
         """Write the model file; the same model gives the same bytes."""
@@ -229,6 +192,7 @@ class Detector:
         false_alarm_rate: float = FALSE_ALARM_RATE,
         top: int | None = None,
         residuals: str | Path | None = None,
+        nearest: int = 0,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
     ) -> ScoreReport:
@@ -247,6 +211,8 @@ class Detector:
             Keep only so many images in the report; counts are of all.
         residuals : path, optional
             Folder for PNGs of query, reconstruction and residual.
+        nearest : int
+            Name so many training images most like each query; the model must have kept them.
         batch_size : int
             Images a pass; scores do not depend on it.
 
@@ -267,6 +233,7 @@ class Detector:
             mapping=mapping,
             false_alarm_rate=false_alarm_rate,
             residuals=residuals,
+            nearest=nearest,
             batch_size=batch_size,
             on_progress=on_progress,
         )
@@ -280,6 +247,7 @@ class Detector:
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         residuals: str | Path | None = None,
+        nearest: int = 0,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -293,6 +261,7 @@ class Detector:
             mapping=mapping,
             false_alarm_rate=false_alarm_rate,
             residuals=residuals,
+            nearest=nearest,
             batch_size=batch_size,
             on_progress=on_progress,
             on_image=on_image,
@@ -322,6 +291,7 @@ class Detector:
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         residuals: str | Path | None = None,
+        nearest: int = 0,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -333,7 +303,7 @@ class Detector:
         """
         if batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
-        levels = self._judge.levels(false_alarm_rate, score)
+        levels = self._judge.levels(false_alarm_rate, score, nearest)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
         how, pictures = Inversion.of(mapping), bool(residuals or on_image)
@@ -345,7 +315,7 @@ class Detector:
                     continue
                 result = self._judge.judge(decoded, terms, oddness, levels)
                 if residuals is not None:
-                    picture = self._judge.draw(decoded, x_hat, residual, Path(residuals))
+                    picture = self._judge.draw(decoded, x_hat, residual, Path(residuals), nearest)
                     result = dataclasses.replace(result, residual=picture)
                 if on_image is not None:
                     on_image(result, self._judge.seen(decoded, x_hat, residual))

@@ -30,6 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from anoscan.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
+from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.tiles import Canvas, Floats
 
@@ -156,7 +157,7 @@ class Decoded:
 
     `canvas` holds it upright, in stored samples: size by size, or all of a large image. `width` and
     `height` are those of the image as stored, before its EXIF `orientation` (1 to 8) is applied.
-    `digest` is the SHA-256 of the file's bytes.
+    `look` is what it is like apart from its content; `digest` the SHA-256 of the file's bytes.
     """
 
     image: ImageFile
@@ -164,6 +165,7 @@ class Decoded:
     width: int
     height: int
     orientation: int
+    look: Look
     digest: bytes
 
     @cached_property
@@ -274,7 +276,9 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
     except DAMAGE:
         raise InputError("damaged image") from None
     width, height, orientation = opened.width, opened.height, opened.orientation
-    decoded = Decoded(image, canvas, width, height, orientation, hashlib.sha256(data).digest())
+    look = Look.of(opened.image, canvas, (height, width) if orientation >= 5 else (width, height))
+    digest = hashlib.sha256(data).digest()
+    decoded = Decoded(image, canvas, width, height, orientation, look, digest)
     if rule.patch is None:
         _ = decoded.pixels  # here, where threads share the work
     elif min(canvas.height, canvas.width) < rule.size:

@@ -17,7 +17,8 @@ from anoscan.config import SMALLEST_SIZE, rate_in_range
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.model import Model
-from anoscan.results import ImageScore, Region, Skipped, Threshold
+from anoscan.neighbours import latent
+from anoscan.results import ImageScore, Neighbour, Region, Skipped, Threshold
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.tiles import Canvas, Grid
@@ -25,11 +26,15 @@ from anoscan.tiles import Canvas, Grid
 
 @dataclass(frozen=True)
 class Levels:
-    """What a score and a false-alarm rate decide: levels for the image and for regions in it."""
+    """What a score and a false-alarm rate decide: levels for the image and for regions in it.
+
+    `nearest` is how many training images are to be named beside it.
+    """
 
     score: str
     image: float
     region: float
+    nearest: int = 0
 
 
 # Of one image: terms (k,), reconstruction, residual, oddness.
@@ -145,15 +150,20 @@ class Judge:
             warning=" ".join(filter(None, (warning, self.reservation(score, how)))) or None,
         )
 
-    def levels(self, false_alarm_rate: float, score: str) -> Levels:
+    def levels(self, false_alarm_rate: float, score: str, nearest: int = 0) -> Levels:
         """Levels that images and regions must exceed to be called anomalous.
 
         That for regions is the oddness that the worst place of a normal image exceeds at the
         false-alarm rate: of residuals smoothed, or of the scores of tiles.
         """
+        if nearest and self.model.neighbours is None:
+            raise ModelError(
+                "--nearest: this model keeps nothing of its training images.",
+                hint="Train with --keep-thumbnails.",
+            )
         peaks = self.model.yardstick.region_peaks
         region = calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
-        return Levels(score, self.threshold(false_alarm_rate, score).score, region)
+        return Levels(score, self.threshold(false_alarm_rate, score).score, region, nearest)
 
     def measured(
         self,
@@ -225,6 +235,7 @@ class Judge:
         """Result of one image from its raw terms (k,) and oddness (h, w); no rank yet."""
         value = float(self.scores(terms[None], levels.score)[0])
         reference = self._calibration_scores[levels.score]
+        looks = self.model.yardstick.looks
         return ImageScore(
             rank=None,
             path=decoded.image.path,
@@ -235,7 +246,21 @@ class Judge:
             terms=self._named_terms(terms, score_named(levels.score)),
             regions=_regions(decoded, oddness, levels.region),
             residual=None,
+            percentiles=self._percentiles(terms, levels.score),
+            mismatch=None if looks is None else looks.reasons(decoded.look),
+            nearest=self._nearest(decoded, levels.nearest),
         )
+
+    def _percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
+        columns = self._columns(score)
+        below = (self.model.yardstick.terms[:, columns] < terms[columns]).mean(0)
+        return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
+
+    def _nearest(self, decoded: Decoded, k: int) -> tuple[Neighbour, ...] | None:
+        kept = self.model.neighbours
+        if not k or kept is None:
+            return None
+        return kept.named(latent(self.model.networks, decoded.pixels), k)
 
     def _named_terms(self, terms: np.ndarray, how: Score) -> dict[str, float]:
         values = terms[self._columns(how.name)]
@@ -247,11 +272,25 @@ class Judge:
         """What can be drawn of an image, from what `measured` gave."""
         return Seen(decoded, x_hat, residual, self.model.yardstick.picture_scale, self._rule)
 
-    def draw(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, folder: Path) -> str:
-        """Write query | reconstruction | residual under `folder`; returns the path."""
+    def draw(
+        self,
+        decoded: Decoded,
+        x_hat: np.ndarray,
+        residual: np.ndarray,
+        folder: Path,
+        nearest: int = 0,
+    ) -> str:
+        """Write query | reconstruction | residual under `folder`; returns the path.
+
+        On the right of them stand the `nearest` training images.
+        """
+        kept, like = self.model.neighbours, np.empty(0)
+        if nearest and kept is not None:
+            z = latent(self.model.networks, decoded.pixels)
+            like = kept.thumbnails[kept.nearest(z, nearest)] / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
         scale = self.model.yardstick.picture_scale
-        pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale), target)
+        pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale, like=like), target)
         return target.as_posix()
 
     def scores(self, terms: np.ndarray, score: str) -> np.ndarray:

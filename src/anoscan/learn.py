@@ -19,26 +19,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anoscan import registry, selftest
+import anoscan
+from anoscan import registry, yardstick
 from anoscan.adversarial import GanStage, TurnStage, sample
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
-from anoscan.calibration import tile_moments
 from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
 from anoscan.health import Findings, examine
 from anoscan.images import ImageFile
 from anoscan.joint import JointStage
-from anoscan.judgement import Judge
 from anoscan.keeper import Keeper
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
 from anoscan.material import Material
-from anoscan.model import Model, Yardstick, describe, fresh_networks
+from anoscan.model import Model, describe, fresh_networks
+from anoscan.neighbours import Neighbours
 from anoscan.objectives import Objective
-from anoscan.results import HealthReport, Skipped, to_json
+from anoscan.records import Record
+from anoscan.results import (
+    HealthReport,
+    ModelReference,
+    Skipped,
+    TrainedModel,
+    TrainImages,
+    TrainReport,
+    to_json,
+)
 from anoscan.runtime import Runtime
-from anoscan.scoring import Tiled, chunks, fit_terms, measure, smooth, terms_of
-from anoscan.terms import Tensors, turn_logits
+from anoscan.scoring import chunks, fit_terms, terms_of
+from anoscan.terms import turn_logits
 from anoscan.terms.rotation import certainty
 from anoscan.tracking import MOST as SHOWN
 from anoscan.tracking import Tracker
@@ -61,6 +70,43 @@ class Learned:
     health: HealthReport
     skipped: tuple[Skipped, ...]
     seconds: dict[str, float]
+
+    def report(self, saved: ModelReference, record: Record, runtime: Runtime) -> TrainReport:
+        """What `anoscan train` says of a model saved, and of its record."""
+        config, rule = self.model.config, self.model.rule
+        facts = self.model.metadata["training_data"]
+        return TrainReport(
+            model=TrainedModel(
+                **dataclasses.asdict(saved),
+                architecture=config.architecture,
+                objective=config.objective,
+                encoder=config.encoder,
+                mapping=config.mapping,
+                size=rule.size,
+                patch_size=rule.patch,
+                channels=rule.channels,
+                latent_dim=config.latent_dim,
+            ),
+            images=TrainImages(
+                found=facts["found"],
+                trained=facts["trained"],
+                held_out=facts["held_out"],
+                patches=config.patches,
+                skipped=self.skipped,
+            ),
+            images_shown={
+                "gan": config.images_shown or 0,
+                "rotation": config.rotation_images_shown or 0,
+                "encoder": config.encoder_images_shown or 0,
+            },
+            seconds=self.seconds,
+            health=self.health,
+            tracking=record.folder.as_posix() if record.folder.is_dir() else None,
+            device=runtime.device.type,
+            precision=runtime.precision,
+            seed=config.seed,
+            anoscan_version=anoscan.__version__,
+        )
 
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
@@ -148,27 +194,27 @@ def learn(
     batches = chunks(rows, pixels.__getitem__, runtime.device)
     fitted = fit_terms(networks, terms_of(turned=turned), batches)
     baselines = Baselines.fit(pixels, rows, config.seed)
-    yardstick, missed, large = _hold_against(
-        networks, fitted, baselines, material, config.seed, runtime
-    )
+    held = yardstick.measure(networks, fitted, baselines, material, config.seed, runtime)
     findings = Findings(
         trained=len(rows),
         held_out=len(material.held_out),
         rollbacks=rollbacks,
-        reconstruction=missed,
+        reconstruction=held.missed,
         diversity=_diversity(networks, pixels, rows, config),
         of="images" if config.patches is None else "patches",
     )
     clock.lap("calibration")
     health = examine(findings)
-    metadata = describe(config, inspection.rule, yardstick, runtime) | {
+    metadata = describe(config, inspection.rule, held.yardstick, runtime) | {
         "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
         "health": to_json(health),
     }
-    model = Model(networks, fitted, yardstick, baselines, metadata)
-    if large:
-        model = _with_tiles(model, large, runtime)
+    kept = None
+    if config.keep_thumbnails:
+        kept = Neighbours.of(networks, pixels, rows, [image.path for image in material.images])
+    model = Model(networks, fitted, held.yardstick, baselines, metadata, kept)
+    model = held.complete(model, runtime)
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
     return Learned(model, health, tuple(material.skipped), seconds)
 
@@ -243,64 +289,6 @@ def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float
     discriminator.eval()
     found = [certainty(turn_logits(discriminator, x, discriminator.features(x))) for x in batches]
     return float(torch.cat(found).mean())
-
-
-def _hold_against(
-    networks: Networks,
-    fitted: dict[str, Tensors],
-    baselines: Baselines,
-    material: Material,
-    seed: int,
-    runtime: Runtime,
-) -> tuple[Yardstick, float, list[Tiled]]:
-    """Measure held-out normals.
-
-    Also returns what reconstructions miss, relative to the mean image; and the large images.
-    """
-    terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
-    large: list[Tiled] = []
-    for held in material.measured(networks, fitted, baselines, runtime.device):
-        terms.append(held.measured.terms)
-        trusts.append(held.measured.trust)
-        levels.append(held.level)
-        errors.append(held.error)
-        mean_errors.append(held.mean_error)
-        if held.tiled is None:
-            peaks.append(smooth(held.measured.residual).max(axis=(1, 2)))
-        else:
-            large.append(held.tiled)
-    # Twice what the brightest residuals of normals reach: a normal image looks calm.
-    scale = max(2 * float(np.mean(levels)), 1e-3)
-    clean, some = np.concatenate(terms), material.unseen[: selftest.MOST_IMAGES]
-    views = np.ascontiguousarray(material.pixels[some])
-    # Of a large image the self-test changes parts, so it needs what the same parts were before.
-    before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
-    trust = selftest.trust(networks, fitted, views, before, np.concatenate(trusts), seed)
-    all_peaks = np.sort(np.concatenate(peaks)) if peaks else np.empty(0)
-    yardstick = Yardstick(clean, trust, scale, all_peaks)
-    mean_error = float(np.mean(np.concatenate(mean_errors)))
-    missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
-    return yardstick, missed, large
-
-
-def _terms_of_views(
-    networks: Networks, fitted: dict[str, Tensors], views: np.ndarray, runtime: Runtime
-) -> np.ndarray:
-    batches = chunks(np.arange(len(views)), views.__getitem__, runtime.device)
-    return np.concatenate([measure(networks, fitted, batch).terms for batch in batches])
-
-
-def _with_tiles(model: Model, large: Sequence[Tiled], runtime: Runtime) -> Model:
-    """Model whose yardstick knows the tiles of the held-out images too."""
-    moments = np.stack([tile_moments(image.terms) for image in large])
-    model = dataclasses.replace(
-        model, yardstick=dataclasses.replace(model.yardstick, tiles=moments)
-    )
-    judge = Judge(model, runtime)
-    peaks = np.sort([judge.oddness(image.terms, image.grid).max() for image in large])
-    return dataclasses.replace(
-        model, yardstick=dataclasses.replace(model.yardstick, region_peaks=peaks)
-    )
 
 
 def _diversity(

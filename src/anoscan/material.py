@@ -18,6 +18,7 @@ from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError
 from anoscan.images import Decoded, ImageFile, ImageRule, stream
+from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.runtime import stream as random_stream
 from anoscan.scoring import CHUNK, Measured, Tiled, measure, measure_tiled, views
@@ -60,7 +61,7 @@ class Material:
         Of `pixels`, to train on.
     unseen : ndarray
         Of `pixels`, the others: held-out images, or random patches of them.
-    images, digests : list
+    images, digests, looks : list
         Of all readable images, in the order of the files.
     trained, held_out : ndarray
         Rows of `images`.
@@ -74,6 +75,7 @@ class Material:
     unseen: np.ndarray
     images: list[ImageFile]
     digests: list[bytes]
+    looks: list[Look]
     trained: np.ndarray
     held_out: np.ndarray
     skipped: list[Skipped]
@@ -109,13 +111,14 @@ class Material:
                 unseen=held,
                 images=array.images,
                 digests=array.digests,
+                looks=array.looks,
                 trained=train,
                 held_out=held,
                 skipped=skipped,
                 rule=rule,
                 workers=workers,
             )
-        images, digests, skipped = _read(files, rule, workers, on_progress)
+        images, digests, looks, skipped = _read(files, rule, workers, on_progress)
         train, held = _split(digests, skipped, config)
         some = held[:UNSEEN]
         unseen = len(some) * (UNSEEN // len(some))
@@ -130,6 +133,7 @@ class Material:
             unseen=config.patches + order.numpy(),
             images=images,
             digests=digests,
+            looks=looks,
             trained=train,
             held_out=held,
             skipped=skipped,
@@ -213,9 +217,10 @@ def _split(
 
 def _read(
     files: Sequence[ImageFile], rule: ImageRule, workers: int, on_progress: OnRead
-) -> tuple[list[ImageFile], list[bytes], list[Skipped]]:
+) -> tuple[list[ImageFile], list[bytes], list[Look], list[Skipped]]:
     images: list[ImageFile] = []
     digests: list[bytes] = []
+    looks: list[Look] = []
     skipped: list[Skipped] = []
     for done, outcome in enumerate(stream(files, rule, workers=workers), start=1):
         if isinstance(outcome, Skipped):
@@ -223,8 +228,9 @@ def _read(
         else:
             images.append(outcome.image)
             digests.append(outcome.digest)
+            looks.append(outcome.look)
         on_progress(done, len(files))
-    return images, digests, skipped
+    return images, digests, looks, skipped
 
 
 def _patches(

@@ -23,6 +23,8 @@ from anoscan.config import TrainConfig, architecture_for
 from anoscan.encoders import Encoder
 from anoscan.errors import AnoscanError, ModelError
 from anoscan.images import ImageRule
+from anoscan.mismatch import Looks
+from anoscan.neighbours import Neighbours
 from anoscan.runtime import Runtime, seeded
 from anoscan.terms import Tensors
 
@@ -32,7 +34,8 @@ class Yardstick:
     """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
 
     `trust` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
-    patches, are the `calibration.tile_moments` of each image.
+    patches, are the `calibration.tile_moments` of each image. `looks` are those of the normal
+    images; None in models made before they were kept.
     """
 
     terms: np.ndarray
@@ -40,17 +43,22 @@ class Yardstick:
     picture_scale: float
     region_peaks: np.ndarray
     tiles: np.ndarray | None = None
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True)
 class Model:
-    """All that scoring needs; `metadata` is what the file says of it in JSON."""
+    """All that scoring needs; `metadata` is what the file says of it in JSON.
+
+    `neighbours` are training images, where the model was to keep them.
+    """
 
     networks: Networks
     fitted: dict[str, Tensors]
     yardstick: Yardstick
     baselines: Baselines
     metadata: dict[str, Any]
+    neighbours: Neighbours | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -73,6 +81,10 @@ class Model:
         }
         if self.yardstick.tiles is not None:
             tensors["calibration/tiles"] = torch.from_numpy(self.yardstick.tiles)
+        if self.yardstick.looks is not None:
+            tensors["calibration/looks"] = torch.from_numpy(self.yardstick.looks.values)
+        if self.neighbours is not None:
+            tensors |= self.neighbours.tensors()
         for part, network in _parts(self.networks):
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
         for term, stats in self.fitted.items():
@@ -129,6 +141,7 @@ class Model:
             float(metadata["picture_scale"]),
             tensors["calibration/region_peaks"].numpy(),
             tensors["calibration/tiles"].numpy() if patch is not None else None,
+            _looks(tensors, metadata),
         )
         n, k = len(yardstick.terms), len(fitted)
         shapes = yardstick.terms.shape, yardstick.trust.shape
@@ -138,7 +151,17 @@ class Model:
             raise ValueError("the calibration of tiles does not fit the terms")
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
-        return cls(networks.frozen(), fitted, yardstick, baselines, metadata)
+        kept = Neighbours.of_tensors(tensors)
+        return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept)
+
+
+def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None:
+    if "calibration/looks" not in tensors:
+        return None
+    looks = Looks(tensors["calibration/looks"].numpy(), tuple(map(str, metadata["kinds"])))
+    if looks.values.ndim != 2 or looks.values.shape[1] != 4 or not len(looks.values):
+        raise ValueError("the looks of normal images are not (n, 4)")
+    return looks
 
 
 def describe(
@@ -154,6 +177,7 @@ def describe(
         "config": config.to_dict(),
         "image_rule": rule.to_dict(),
         "picture_scale": yardstick.picture_scale,
+        "kinds": [] if yardstick.looks is None else list(yardstick.looks.kinds),
     }
 
 

@@ -169,10 +169,11 @@ class CsvWriter:
     def write(self, image: results.ImageScore) -> None:
         """Write one row; numbers at full precision, empty where there is none."""
         if not self._begun:
-            self._writer.writerow([*CSV_COLUMNS, *self._terms])
+            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
             self._begun = True
         values = [getattr(image, column) for column in CSV_COLUMNS]
         values += [image.terms.get(term) for term in self._terms]
+        values.append("; ".join(image.mismatch) if image.mismatch else None)
         self._writer.writerow([self._cell(value) for value in values])
         self._stream.flush()
 

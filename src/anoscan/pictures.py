@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def panel(
     anomaly_map: NDArray[np.floating[Any]],
     scale: float,
     *,
+    like: Iterable[NDArray[np.floating[Any]]] = (),
     zoom_to: int = 192,
 ) -> Image.Image:
     """Query, reconstruction and residual side by side.
@@ -105,10 +106,12 @@ def panel(
         Values from 0 up.
     scale : float
         Value with the brightest colour. Panels can be compared only if it is the same for all.
+    like : iterable of ndarray, (channels, height, width) float
+        More pictures, to stand on the right.
     zoom_to : int
         Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
     """
-    drawn = views(query, reconstruction, anomaly_map, scale)
+    drawn = [*views(query, reconstruction, anomaly_map, scale), *map(_rgb, like)]
     return _row([_zoom(picture, zoom_to) for picture in drawn])
 
 

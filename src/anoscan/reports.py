@@ -69,18 +69,31 @@ def _checks(checks: Sequence[results.HealthCheck]) -> Table:
 
 
 def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
-    table = _table("rank", "score", "p-value", "verdict", "image", right=("rank", "score"))
+    unlike = any(image.mismatch for image in report.images)
+    heads = ["rank", "score", "p-value", "verdict", *(["mismatch"] * unlike), "image"]
+    table = _table(*heads, right=("rank", "score"))
     for column in table.columns[:4]:
         column.no_wrap = True
     for image in report.images:
+        # What is before the colon: "size", "brightness"; the whole reason is in --json.
+        words = ", ".join(reason.partition(":")[0] for reason in image.mismatch or ())
         table.add_row(
             str(image.rank),
             f"{image.score:.3f}",
             f"{image.p_value:.4f}",
             Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
+            *([Text(words, "yellow")] * unlike),
             _cell(image.path),
         )
+        for neighbour in image.nearest or ():
+            like = _cell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
+            table.add_row("", "", "", "", *([""] * unlike), like)
     yield table
+    if unlike:
+        yield Text(
+            "mismatch: unlike every normal image in this, apart from its content; the score of "
+            "such an image says little, and --json has the reasons"
+        )
     counts, threshold = report.counts, report.threshold
     hidden = counts["scored"] - len(report.images)
     yield Text(

@@ -125,8 +125,21 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A normal training image, and how far away it lies in the encoder's latent space."""
+
+    path: str
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """One query image. `rank` 1 is the most anomalous; null while streaming."""
+    """One query image. `rank` 1 is the most anomalous; null while streaming.
+
+    `percentiles` say of each term which share of the calibration images, in percent, has less of
+    it. `mismatch` says what sets the image apart from all normal ones but for its content, and
+    does not decide the verdict. `nearest` are the normal images most like it, where asked for.
+    """
 
     rank: int | None
     path: str
@@ -137,6 +150,9 @@ class ImageScore:
     terms: dict[str, float]
     regions: tuple[Region, ...]
     residual: str | None
+    percentiles: dict[str, float] = field(default_factory=dict)
+    mismatch: tuple[str, ...] | None = None
+    nearest: tuple[Neighbour, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from anoscan.images import (
     shallow_image,
     stream,
 )
+from anoscan.mismatch import Look, deep_kind
 from anoscan.results import Skipped
 from anoscan.tiles import Floats
 
@@ -124,7 +125,7 @@ def _look(image: ImageFile) -> _Look | str:
         if opened.orientation >= 5:
             width, height = height, width
         if opened.image.mode in DEEP_MODES:
-            return _Look(width, height, _deep_kind(opened.image), False, _samples(opened.image))
+            return _Look(width, height, deep_kind(opened.image), False, _samples(opened.image))
         red, green, blue = shallow_image(opened.image, 3).split()
         differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
         colour = any(difference.getbbox() for difference in differences)
@@ -135,14 +136,6 @@ def _look(image: ImageFile) -> _Look | str:
         return "needs more memory than there is"
     except DAMAGE:
         return "damaged image"
-
-
-def _deep_kind(image: Image.Image) -> str:
-    if image.mode == "F":
-        return "32-bit float"
-    # Pillow widens 16-bit PGM (and in older versions PNG) to 32 bits.
-    short = image.mode != "I" or image.format in ("PNG", "PPM")
-    return "16-bit grey" if short else "32-bit grey"
 
 
 def _samples(image: Image.Image) -> Floats:
@@ -184,12 +177,21 @@ class ImageArray:
         One an entry of `pixels`, in the order of the files given.
     digests : list of bytes
         SHA-256 of each file: equal for copies under other names.
+    looks : list of Look
+        What each is like apart from its content.
     """
 
-    def __init__(self, pixels: Floats, images: list[ImageFile], digests: list[bytes]) -> None:
+    def __init__(
+        self,
+        pixels: Floats,
+        images: list[ImageFile],
+        digests: list[bytes],
+        looks: list[Look],
+    ) -> None:
         self.pixels = pixels
         self.images = images
         self.digests = digests
+        self.looks = looks
 
     @classmethod
     def load(
@@ -218,6 +220,7 @@ class ImageArray:
         pixels = allocate((len(files), rule.channels, rule.size, rule.size), in_memory)
         images: list[ImageFile] = []
         digests: list[bytes] = []
+        looks: list[Look] = []
         skipped: list[Skipped] = []
         for done, result in enumerate(stream(files, rule, workers=workers), start=1):
             if isinstance(result, Skipped):
@@ -226,9 +229,10 @@ class ImageArray:
                 pixels[len(images)] = result.pixels
                 images.append(result.image)
                 digests.append(result.digest)
+                looks.append(result.look)
             if on_progress is not None:
                 on_progress(done, len(files))
-        return cls(pixels[: len(images)], images, digests), skipped
+        return cls(pixels[: len(images)], images, digests, looks), skipped
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,0 +1,97 @@
+"""The yardstick of a model, made: normal images that no network saw, measured as queries are.
+
+At the end of a training they are the held-out ones; ``anoscan calibrate`` takes new ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from anoscan import selftest
+from anoscan.architectures import Networks
+from anoscan.baselines import Baselines
+from anoscan.calibration import tile_moments
+from anoscan.judgement import Judge
+from anoscan.material import Material
+from anoscan.mismatch import Looks
+from anoscan.model import Model, Yardstick
+from anoscan.runtime import Runtime
+from anoscan.scoring import Tiled, chunks, smooth
+from anoscan.scoring import measure as measure_views
+from anoscan.terms import Tensors
+
+
+@dataclass(frozen=True)
+class HeldAgainst:
+    """What held-out normals gave.
+
+    Parameters
+    ----------
+    yardstick : Yardstick
+    missed : float
+        Squared residual of their reconstructions, relative to that of the mean image.
+    large : list of Tiled
+        Of a model of patches: the images, tile by tile.
+    """
+
+    yardstick: Yardstick
+    missed: float
+    large: list[Tiled]
+
+    def complete(self, model: Model, runtime: Runtime) -> Model:
+        """Model with this yardstick, which then knows the tiles of large images too."""
+        model = dataclasses.replace(model, yardstick=self.yardstick)
+        if not self.large:
+            return model
+        moments = np.stack([tile_moments(image.terms) for image in self.large])
+        yardstick = dataclasses.replace(self.yardstick, tiles=moments)
+        judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
+        peaks = np.sort([judge.oddness(image.terms, image.grid).max() for image in self.large])
+        return dataclasses.replace(
+            model, yardstick=dataclasses.replace(yardstick, region_peaks=peaks)
+        )
+
+
+def measure(
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    baselines: Baselines,
+    material: Material,
+    seed: int,
+    runtime: Runtime,
+) -> HeldAgainst:
+    """Measure the held-out images of `material`, and how far each term can be trusted."""
+    terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
+    large: list[Tiled] = []
+    for held in material.measured(networks, fitted, baselines, runtime.device):
+        terms.append(held.measured.terms)
+        trusts.append(held.measured.trust)
+        levels.append(held.level)
+        errors.append(held.error)
+        mean_errors.append(held.mean_error)
+        if held.tiled is None:
+            peaks.append(smooth(held.measured.residual).max(axis=(1, 2)))
+        else:
+            large.append(held.tiled)
+    # Twice what the brightest residuals of normals reach: a normal image looks calm.
+    scale = max(2 * float(np.mean(levels)), 1e-3)
+    clean, some = np.concatenate(terms), material.unseen[: selftest.MOST_IMAGES]
+    views = np.ascontiguousarray(material.pixels[some])
+    # Of a large image the self-test changes parts, so it needs what the same parts were before.
+    before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
+    trust = selftest.trust(networks, fitted, views, before, np.concatenate(trusts), seed)
+    all_peaks = np.sort(np.concatenate(peaks)) if peaks else np.empty(0)
+    yardstick = Yardstick(clean, trust, scale, all_peaks, looks=Looks.of(material.looks))
+    mean_error = float(np.mean(np.concatenate(mean_errors)))
+    missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
+    return HeldAgainst(yardstick, missed, large)
+
+
+def _terms_of_views(
+    networks: Networks, fitted: dict[str, Tensors], views: np.ndarray, runtime: Runtime
+) -> np.ndarray:
+    batches = chunks(np.arange(len(views)), views.__getitem__, runtime.device)
+    return np.concatenate([measure_views(networks, fitted, batch).terms for batch in batches])

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from anoscan.cli import main
+from anoscan.detector import Detector
+from anoscan.errors import ModelError
+from anoscan.images import ImageFile, ImageRule, decode
+from anoscan.mismatch import Look, Looks
+from anoscan.neighbours import Neighbours
+from tests.conftest import Digits
+
+RULE = ImageRule(size=16, channels=1, window=None)
+
+
+def picture(seed: int, side: int = 20) -> Image.Image:
+    """A smooth grey picture of middling brightness."""
+    noise = np.random.default_rng(seed).uniform(60, 190, size=(side, side))
+    return Image.fromarray(noise.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1))
+
+
+def look(image: Image.Image, folder: Path, rule: ImageRule = RULE) -> Look:
+    file = folder / "image.png"
+    image.save(file)
+    return decode(ImageFile("image.png", file, "image.png"), rule).look
+
+
+@pytest.fixture
+def normals(tmp_path: Path) -> Looks:
+    return Looks.of([look(picture(seed), tmp_path) for seed in range(40)])
+
+
+def words(reasons: tuple[str, ...] | None) -> list[str]:
+    return [reason.partition(":")[0] for reason in reasons or ()]
+
+
+def test_another_normal_image_is_no_mismatch(normals: Looks, tmp_path: Path) -> None:
+    for seed in range(100, 130):
+        assert normals.reasons(look(picture(seed), tmp_path)) is None
+
+
+def test_each_way_of_being_unlike_is_named(normals: Looks, tmp_path: Path) -> None:
+    usual = picture(100)
+    bright = usual.point(lambda value: min(255, value + 100))
+    colour = Image.merge("RGB", (usual, usual.point(lambda v: v // 2), usual))
+    deep = Image.fromarray(np.asarray(usual).astype(np.uint16) * 257)
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8))
+    assert words(normals.reasons(look(picture(100, side=40), tmp_path))) == ["size"]
+    assert words(normals.reasons(look(bright, tmp_path))) == ["brightness"]
+    assert "channels" in words(normals.reasons(look(colour, tmp_path)))
+    assert words(normals.reasons(look(deep, tmp_path))) == ["bit depth"]
+    blurred = usual.filter(ImageFilter.GaussianBlur(4))
+    assert "sharpness" in words(normals.reasons(look(blurred, tmp_path)))
+    assert "sharpness" in words(normals.reasons(look(noisy, tmp_path)))
+
+
+def test_a_grey_image_among_colour_photographs_is_a_mismatch(tmp_path: Path) -> None:
+    rule = ImageRule(size=16, channels=3, window=None)
+    bands = [(picture(seed), picture(seed + 50), picture(seed + 90)) for seed in range(20)]
+    colours = Looks.of([look(Image.merge("RGB", three), tmp_path, rule) for three in bands])
+    grey = look(picture(7).convert("RGB"), tmp_path, rule)
+    assert "channels" in words(colours.reasons(grey))
+
+
+def test_large_images_are_looked_at_in_a_bounded_number_of_lines(tmp_path: Path) -> None:
+    rule = ImageRule(size=16, channels=1, window=None, patch=16)
+    found = look(picture(3, side=300), tmp_path, rule)
+    assert (found.width, found.height) == (300, 300)
+    assert found.brightness == pytest.approx(np.asarray(picture(3, 300)).mean() / 255, abs=0.02)
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> str:
+    monkeypatch.setattr("sys.argv", ["anoscan", *args])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    assert stop.value.code == 0, captured.err
+    return captured.out
+
+
+def test_score_names_a_mismatch_beside_the_score_and_judges_as_before(
+    trained: Detector,
+    digits: Digits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = sorted(digits.queries.iterdir())[:60]
+    for file in some:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with Image.open(some[0]) as image:
+        image.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    model = trained.reference.path
+    document = json.loads(
+        run(capsys, monkeypatch, "score", str(tmp_path), "--model", model, "--json")
+    )
+    threshold = document["threshold"]["score"]
+    by_name = {Path(image["path"]).name: image for image in document["images"]}
+    assert words(by_name["large.png"]["mismatch"]) == ["size"]
+    assert sum(image["mismatch"] is not None for image in document["images"]) <= 3
+    for image in document["images"]:
+        assert (image["verdict"] == "anomalous") == (image["score"] > threshold)
+    rows = list(
+        csv.DictReader(
+            io.StringIO(run(capsys, monkeypatch, "score", str(tmp_path), "--model", model, "--csv"))
+        )
+    )
+    in_csv = {Path(row["path"]).name: row["mismatch"] for row in rows}
+    assert in_csv["large.png"] == "size: 64x64, normal images are 8x8"
+    assert list(in_csv.values()).count("") >= 58
+    table = run(capsys, monkeypatch, "score", str(tmp_path / "large.png"), "--model", model)
+    assert "size" in table.splitlines()[1]
+    assert "mismatch: unlike every normal image" in table
+
+
+def test_percentiles_count_the_calibration_images_below(trained: Detector, digits: Digits) -> None:
+    report = trained.score(digits.queries)
+    names = list(trained.model.fitted)
+    for image in report.images[:5]:
+        assert set(image.percentiles) == set(image.terms)
+        assert all(0 <= value <= 100 for value in image.percentiles.values())
+    oddest = max(report.images, key=lambda image: image.terms["density"])
+    calmest = min(report.images, key=lambda image: image.terms["density"])
+    assert oddest.percentiles["density"] == 100 > calmest.percentiles["density"]
+    judge = trained._judge
+    column = trained.model.yardstick.terms[:, names.index("density")]
+    middle = np.median(column)
+    row = trained.model.yardstick.terms.mean(0)
+    row[names.index("density")] = middle
+    assert judge._percentiles(row, "calibrated")["density"] == pytest.approx(50, abs=1)
+
+
+@pytest.fixture(scope="module")
+def keeper(few: Digits, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    return Detector.train(
+        few.normal,
+        path=tmp_path_factory.mktemp("kept") / "kept.safetensors",
+        images_shown=640,
+        encoder_images_shown=1280,
+        rotation_images_shown=64,
+        width=8,
+        keep_thumbnails=True,
+        workers=1,
+    )
+
+
+def test_a_training_image_is_its_own_nearest_neighbour(keeper: Detector, few: Digits) -> None:
+    loaded = Detector.load(keeper.reference.path)
+    kept = loaded.model.neighbours
+    assert kept is not None
+    assert len(kept.paths) == keeper.model.metadata["training_data"]["trained"]
+    report = loaded.score(list(kept.paths[:4]), nearest=3)
+    for image in report.images:
+        assert image.nearest is not None
+        assert [n.distance for n in image.nearest] == sorted(n.distance for n in image.nearest)
+        assert image.nearest[0].path == image.path
+        assert image.nearest[0].distance == pytest.approx(0, abs=1e-4)
+        assert image.nearest[1].distance > 0.01
+        with Image.open(image.path) as stored:
+            shown = kept.thumbnails[kept.paths.index(image.path), 0]
+            assert shown.shape == (16, 16)
+            middle = np.asarray(stored.resize((16, 16), Image.Resampling.BILINEAR), float)
+            assert np.abs(shown - middle).mean() < 2
+
+
+def test_pictures_show_the_nearest_training_images(
+    keeper: Detector, few: Digits, tmp_path: Path
+) -> None:
+    query = sorted(few.queries.iterdir())[0]
+    plain = keeper.score([query], residuals=tmp_path / "plain").images[0].residual
+    more = keeper.score([query], residuals=tmp_path / "more", nearest=2).images[0].residual
+    assert plain is not None
+    assert more is not None
+    with Image.open(plain) as first, Image.open(more) as second:
+        assert second.width > first.width * 1.5
+
+
+def test_nothing_of_training_images_is_kept_unasked(trained: Detector, digits: Digits) -> None:
+    assert trained.model.neighbours is None
+    assert digits.normal.name.encode() not in Path(trained.reference.path).read_bytes()[:200_000]
+    with pytest.raises(ModelError, match="keeps nothing"):
+        trained.score(digits.queries, nearest=1)
+
+
+def test_a_bad_list_of_neighbours_is_refused() -> None:
+    good = Neighbours(np.zeros((2, 3), np.float32), np.zeros((2, 1, 4, 4), np.uint8), ("a", "b"))
+    tensors = good.tensors()
+    assert Neighbours.of_tensors(tensors) is not None
+    with pytest.raises(ValueError, match="do not agree"):
+        Neighbours.of_tensors(tensors | {"neighbours/latents": tensors["neighbours/latents"][:1]})
