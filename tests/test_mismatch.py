@@ -184,7 +184,7 @@ def test_pictures_show_the_nearest_training_images(
 
 def test_nothing_of_training_images_is_kept_unasked(trained: Detector, digits: Digits) -> None:
     assert trained.model.neighbours is None
-    assert digits.normal.name.encode() not in Path(trained.reference.path).read_bytes()[:200_000]
+    assert b".png" not in Path(trained.reference.path).read_bytes()
     with pytest.raises(ModelError, match="keeps nothing"):
         trained.score(digits.queries, nearest=1)
 
