@@ -130,7 +130,8 @@ IMAGE = {
 }  # fmt: skip
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
-    "at_threshold", "baselines", "terms", "pixel", "mapping", "warning",
+    "at_threshold", "baselines", "terms", "pixel", "classes", "curves", "comparison", "mapping",
+    "warning",
 }  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def check_eval(document: Any) -> None:
     assert set(document["model"]) == REFERENCE
     assert set(document["images"]) == {"normal", "anomalous", "skipped", "unlabelled", "missing"}
     at = document["at_threshold"]
-    assert set(at) == {"score", "false_alarm_rate", "recall", "precision", "f1"}
+    assert set(at) == {"score", "false_alarm_rate", "recall", "precision", "f1", "confusion"}
     assert set(document["baselines"]) == {"mean_image", "pca"}
     assert all(set(baseline) == {"auroc"} for baseline in document["baselines"].values())
 

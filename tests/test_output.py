@@ -19,6 +19,10 @@ from anoscan.errors import AnoscanError
 from anoscan.output import CsvWriter, Lines, Output, defused
 from anoscan.results import (
     AtThreshold,
+    BestDice,
+    ClassReport,
+    ComparedModel,
+    Confusion,
     DemoReport,
     DoctorReport,
     EvalImages,
@@ -29,6 +33,7 @@ from anoscan.results import (
     ModelReference,
     ModelsReport,
     ModelSummary,
+    PixelReport,
     Region,
     ScoreReport,
     Skipped,
@@ -93,6 +98,29 @@ SCORE = ScoreReport(
     images=(IMAGE,),
     skipped=(),
 )
+AT = AtThreshold(
+    score=3.0,
+    false_alarm_rate=0.01,
+    recall=0.966,
+    precision=0.9,
+    f1=0.9,
+    confusion=Confusion(
+        true_positive=1200, false_positive=123, false_negative=34, true_negative=12_222
+    ),
+)
+PIXEL = PixelReport(
+    auroc=0.98765,
+    average_precision=0.5,
+    aupro=0.87654,
+    aupro_limit=0.3,
+    best_dice=BestDice(dice=0.6, threshold=3.0),
+    undefined=None,
+    images=13_579,
+    regions=2345,
+    pixels=10**10,
+    anomalous_pixels=10**8,
+    without_mask=12,
+)
 EVAL = EvalReport(
     model=REFERENCE,
     images=EvalImages(normal=12_345, anomalous=1234, skipped=(), unlabelled=123, missing=12),
@@ -100,9 +128,39 @@ EVAL = EvalReport(
     auroc_ci95=(0.9, 0.99),
     average_precision=0.5,
     undefined=None,
-    at_threshold=AtThreshold(score=3.0, false_alarm_rate=0.01, recall=0.966, precision=0.9, f1=0.9),
+    at_threshold=AT,
     baselines={"mean_image": {"auroc": 0.5}, "pca": {"auroc": None}},
     terms={"pixel": {"auroc": 0.9}},
+    pixel=PIXEL,
+    classes=tuple(
+        ClassReport(
+            name=name,
+            normal=12_345,
+            anomalous=1234,
+            against="all normals",
+            auroc=0.98765,
+            average_precision=0.5,
+            false_alarm_rate=0.9876,
+            recall=0.9876,
+            pixel=PIXEL,
+        )
+        for name in (NAME, None)
+    ),
+    comparison=tuple(
+        ComparedModel(
+            model=REFERENCE,
+            images=13_579,
+            auroc=0.98765,
+            auroc_ci95=(0.9, 0.99),
+            average_precision=0.5,
+            difference=-0.0123,
+            difference_ci95=(-0.02, 0.001),
+            at_threshold=AT,
+            pixel=PIXEL,
+            curves=None,
+        )
+        for _ in range(2)
+    ),
 )
 MODELS = ModelsReport(
     models=(
@@ -176,6 +234,8 @@ def test_a_row_is_one_line_in_a_pipe(
 def test_figures_of_an_evaluation_are_shown() -> None:
     text = rendered(EVAL)
     for figure in ("0.9877", "0.9000 to 0.9900", "96.6 %", "1.0 %", "12,345"):
+        assert figure in text
+    for figure in ("0.8765", "0.6000", "-0.0123", "-0.0200 to +0.0010", "12 anomalous images have"):
         assert figure in text
     assert "baseline: pca" in text
 

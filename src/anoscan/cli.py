@@ -34,6 +34,7 @@ from anoscan.options import (
     Json,
     Mapping,
     Model,
+    Models,
     Precision,
     Quiet,
     Rate,
@@ -240,14 +241,23 @@ def evaluate(
         Path | None,
         typer.Argument(
             metavar="[IMAGES]",
-            help="What paths in the CSV are relative to. [default: the CSV's folder]",
+            help="What paths in the CSV are relative to; or a folder laid out like MVTec AD, "
+            "which needs no CSV. [default: the CSV's folder]",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        option(help="CSV with the header path,label[,mask][,class]. [required]", metavar="FILE"),
+        option(help="CSV with the header path,label[,mask][,class].", metavar="FILE"),
     ] = None,
-    model: Model = None,
+    masks: Annotated[
+        Path | None,
+        option(
+            help="Measure pixels too: masks there have the relative paths of the images, with "
+            "another suffix or _mask added. [default: the CSV's masks]",
+            metavar="DIR",
+        ),
+    ] = None,
+    model: Models = None,
     score_name: ScoreName = DEFAULT_SCORE,
     mapping: Mapping = "encoder",
     discrimination_loss: DiscriminationLoss = "feature",
@@ -262,19 +272,25 @@ def evaluate(
 ) -> None:
     """Measure detection on labelled images. AUROC stands beside those of the mean image and PCA.
 
-    Example: anoscan eval --labels labels.csv
+    Example: anoscan eval --labels labels.csv --masks ./masks
     """
-    if labels is None:
-        raise UsageError("eval needs --labels FILE, a CSV with the header path,label.")
+    if labels is None and images is None:
+        raise UsageError(
+            "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
+            "like MVTec AD."
+        )
     score_named(score_name)
     how = Inversion(mapping, discrimination_loss, search_steps, seed)
     config.rate_in_range(false_alarm_rate)
     output = _output(as_json, quiet)
-    detector = _load(model, device, workers, output)
+    names: list[str | None] = [*model] if model else [None]
+    detector, *others = [_load(name, device, workers, output) for name in names]
     with output.progress() as on_progress:
         report = detector.evaluate(
             labels,
             images,
+            masks=masks,
+            against=others,
             score=score_name,
             mapping=how,
             false_alarm_rate=false_alarm_rate,
@@ -284,7 +300,8 @@ def evaluate(
     if report.warning:
         output.warn(report.warning)
     output.emit(report)
-    finish(output, report.images.skipped)
+    masks_skipped = report.pixel.skipped if report.pixel else ()
+    finish(output, [*report.images.skipped, *masks_skipped])
 
 
 app.command(cls=Command)(cli_sample.sample)

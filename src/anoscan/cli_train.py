@@ -40,7 +40,9 @@ def train(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGES", help="Folders (searched recursively) or files of normal images."
+            metavar="IMAGES",
+            help="Folders (searched recursively) or files of normal images; of a folder laid "
+            "out like MVTec AD, only train/good.",
         ),
     ],
     name: Annotated[
@@ -268,12 +270,12 @@ def _settings(path: Path | None) -> dict[str, Any]:
 def _dry_run(
     paths: list[Path], chosen: TrainConfig, machine: dict[str, Any], output: Output
 ) -> None:
-    from anoscan import images, trainset
+    from anoscan import images, labelled, trainset
     from anoscan.learn import resolve
     from anoscan.runtime import Runtime
 
     runtime = Runtime.resolve(**machine)
-    files = images.find(paths)
+    files = images.find(labelled.training_paths(paths)[0])
     inspection = trainset.inspect(
         files,
         size=chosen.size,

@@ -14,19 +14,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from anoscan import evaluation, images, modelfile, scoring, store
-from anoscan.baselines import NAMES as BASELINE_NAMES
+from anoscan import images, labelled, modelfile, scoring, store
+from anoscan.assessment import Conditions, Subject, assess
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig
-from anoscan.errors import InputError, ModelError, UsageError
+from anoscan.errors import ModelError, UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, OnImage, nothing_readable, ranked
 from anoscan.learn import learn
 from anoscan.model import Model
 from anoscan.records import Record
 from anoscan.results import (
-    EvalImages,
     EvalReport,
     ImageScore,
     ModelReference,
@@ -90,7 +87,8 @@ class Detector:
         Parameters
         ----------
         folder : path or sequence of paths
-            Folders (searched recursively) and files of normal images.
+            Folders (searched recursively) and files of normal images. Of a folder laid out like
+            MVTec AD, only ``train/good`` is used.
         config : TrainConfig, optional
         name : str, optional
             Of the model in the store; by default that of the folder.
@@ -129,11 +127,13 @@ class Detector:
                 hint="Give another --name, or --force to replace it.",
             )
         runtime = Runtime.resolve(device, precision, workers)
-        files = images.find(paths)
+        normal, narrowed = labelled.training_paths(paths)
+        files = images.find(normal)
         checkpoint = store.checkpoint_path(name)
         record = Record(checkpoint)
         said = f"losses and pictures while it runs: {record.folder}"
-        on_progress(Progress("reading", 0, len(files), {}, 0.0, said))
+        for note in filter(None, (narrowed, said)):
+            on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
         events = None if tensorboard is None else Path(tensorboard) / name
         tracker = Tracker(record, resume=resume, tensorboard=events)
         with stop_on_interrupt() as stopping, closing(tracker):
@@ -362,9 +362,11 @@ class Detector:
 
     def evaluate(
         self,
-        labels: str | Path,
+        labels: str | Path | None = None,
         folder: str | Path | None = None,
         *,
+        masks: str | Path | None = None,
+        against: Sequence[Detector] = (),
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float = FALSE_ALARM_RATE,
@@ -375,10 +377,15 @@ class Detector:
 
         Parameters
         ----------
-        labels : path
-            CSV with the header ``path,label``; see docs/cli.md.
+        labels : path, optional
+            CSV with the header ``path,label``; see docs/cli.md. Without it, `folder` must be laid
+            out like MVTec AD.
         folder : path, optional
             What the paths in the CSV are relative to; by default the folder of the CSV.
+        masks : path, optional
+            Folder of masks under the names of the images, to measure pixels too.
+        against : sequence of Detector
+            Other models to compare this one with.
 
         Returns
         -------
@@ -389,76 +396,10 @@ class Detector:
         ------
         InputError
             When the CSV cannot be used or none of its images can be read.
+        UsageError
+            Without labels of either kind.
         """
-        how = Inversion.of(mapping)
-        level = self._judge.threshold(false_alarm_rate, score, how).score
-        rows = evaluation.read_labels(Path(labels))
-        base = Path(labels).parent if folder is None else Path(folder)
-        matched, missing = evaluation.match(rows, base)
-        files = [ImageFile(label.path, file, label.path) for label, file in matched]
-        truth = {label.path: label.anomalous for label, _ in matched}
-        if not files:
-            raise InputError(
-                f"none of the {len(rows)} images named in {labels} exists under {base}.",
-                hint="Paths are relative to the CSV, or to IMAGES when that is given.",
-            )
-        terms, baseline, anomalous, skipped = self._score_labelled(
-            self._judge.measured(files, batch_size, how, pictures=False),
-            truth,
-            len(files),
-            on_progress,
-        )
-        if not len(terms):
-            raise nothing_readable(skipped)
-        scores = self._judge.scores(terms, score)
-        found = evaluation.detection(scores, anomalous)
-        return EvalReport(
-            model=self.reference,
-            images=EvalImages(
-                normal=int((~anomalous).sum()),
-                anomalous=int(anomalous.sum()),
-                skipped=tuple(skipped),
-                unlabelled=evaluation.unlabelled(base, files),
-                missing=len(missing),
-            ),
-            auroc=found.auroc,
-            auroc_ci95=found.auroc_ci95,
-            average_precision=found.average_precision,
-            undefined=found.undefined,
-            at_threshold=evaluation.at_threshold(scores, anomalous, level),
-            baselines=evaluation.aurocs(
-                dict(zip(BASELINE_NAMES, baseline.T, strict=True)), anomalous
-            ),
-            terms=evaluation.aurocs(dict(zip(self.model.fitted, terms.T, strict=True)), anomalous),
-            mapping=how.mapping,
-            warning=self._judge.reservation(score, how),
-        )
-
-    def _score_labelled(
-        self,
-        batches: Iterable[Sequence[tuple[Any, ...]]],
-        truth: dict[str, bool],
-        total: int,
-        on_progress: OnProgress,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Skipped]]:
-        terms: list[np.ndarray] = []
-        baseline: list[np.ndarray] = []
-        anomalous: list[bool] = []
-        skipped: list[Skipped] = []
-        for batch in batches:
-            for decoded, row, *_ in batch:
-                if isinstance(decoded, Skipped):
-                    skipped.append(decoded)
-                    continue
-                terms.append(row)
-                baseline.append(self._judge.baseline(decoded))
-                anomalous.append(truth[decoded.image.path])
-            done = len(terms) + len(skipped)
-            on_progress(Progress("scoring", done, total, {}, 0.0))
-        width = len(self.model.fitted)
-        return (
-            np.array(terms).reshape(-1, width),
-            np.array(baseline).reshape(-1, len(BASELINE_NAMES)),
-            np.array(anomalous, dtype=bool),
-            skipped,
-        )
+        given = labelled.gather(*(None if p is None else Path(p) for p in (labels, folder, masks)))
+        conditions = Conditions(score, Inversion.of(mapping), false_alarm_rate, batch_size)
+        subjects = [Subject(model._judge, model.reference) for model in (self, *against)]
+        return assess(subjects, given, conditions, on_progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from anoscan.errors import InputError
 from anoscan.images import ImageFile, find
-from anoscan.results import AtThreshold
+from anoscan.results import AtThreshold, Confusion, Curves, Histogram, PrecisionRecall, Roc
 
 COLUMNS = {
     "path": ("path", "image_path", "image", "file", "filename"),
@@ -32,6 +33,8 @@ ANOMALOUS = frozenset(("1", "1.0", "true", "positive", "anomaly", "anomalous", "
 NORMAL = frozenset(("0", "0.0", "false", "negative", "normal", "good", "ok", "pass"))
 
 _DELIMITERS = ",;\t"
+_CURVE_POINTS = 200
+_BINS = 10, 60
 _BAD_ROWS_SHOWN = 5
 _HINT = "A labels file is a UTF-8 CSV with the header path,label and labels 1/0 or anomaly/normal."
 
@@ -59,6 +62,14 @@ class Detection:
     auroc_ci95: tuple[float, float] | None
     average_precision: float | None
     undefined: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more AUROC one model has than another, with a 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
 
 
 def read_labels(file: Path) -> list[Label]:
@@ -123,7 +134,7 @@ def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], li
     found, missing = [], []
     for label in labels:
         candidates = (base / label.path, base / label.path.replace("\\", "/"))
-        path = next(filter(_is_file, candidates), None)
+        path = next(filter(is_file, candidates), None)
         if path is None:
             missing.append(label)
         else:
@@ -224,7 +235,80 @@ def at_threshold(
         recall=float(recall) if anomalous.any() else None,
         precision=float(precision) if flagged.any() else None,
         f1=float(f1) if anomalous.any() else None,
+        confusion=Confusion(
+            true_positive=int((flagged & anomalous).sum()),
+            false_positive=int((flagged & normal).sum()),
+            false_negative=int((~flagged & anomalous).sum()),
+            true_negative=int((~flagged & normal).sum()),
+        ),
     )
+
+
+def difference(
+    scores: NDArray[np.floating],
+    base: NDArray[np.floating],
+    anomalous: NDArray[np.bool_],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Difference | None:
+    """AUROC of scores less that of `base`, of the same images; None where labels define neither.
+
+    Parameters
+    ----------
+    scores, base : ndarray of float, shape (n,)
+    anomalous : ndarray of bool, shape (n,)
+    seed, resamples : int
+        Of the paired percentile bootstrap: both AUROCs are of the same resampled images, so that
+        what is hard for both models cancels out.
+    """
+    scores, anomalous = _checked(scores, anomalous)
+    base, _ = _checked(base, anomalous)
+    if _undefined(anomalous):
+        return None
+    # Draws depend on the generator and the numbers of images alone: the same seed pairs them.
+    one, other = (
+        _bootstrap(column, anomalous, np.random.default_rng(seed), resamples)
+        for column in (scores, base)
+    )
+    value = (detection(scores, anomalous, resamples=0).auroc or 0.0) - (
+        detection(base, anomalous, resamples=0).auroc or 0.0
+    )
+    low, high = (float(end) for end in np.quantile(one - other, (0.025, 0.975)))
+    return Difference(value=value, ci95=(min(low, value), max(high, value)))
+
+
+def curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves | None:
+    """ROC, precision by recall, and histograms of the scores; None unless there are both classes.
+
+    At most about 200 points of each curve are kept.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    scores, anomalous = _checked(scores, anomalous)
+    if _undefined(anomalous):
+        return None
+    rate, recall, _ = roc_curve(anomalous, scores)
+    precision, found, _ = precision_recall_curve(anomalous, scores, drop_intermediate=True)
+    bins = min(max(math.ceil(math.sqrt(scores.size)), _BINS[0]), _BINS[1])
+    edges = np.histogram_bin_edges(scores, bins)
+    normal, positive = (
+        np.histogram(scores[chosen], edges)[0].tolist() for chosen in (~anomalous, anomalous)
+    )
+    return Curves(
+        roc=Roc(false_alarm_rate=_thinned(rate), recall=_thinned(recall)),
+        precision_recall=PrecisionRecall(
+            recall=_thinned(found[::-1]), precision=_thinned(precision[::-1])
+        ),
+        scores=Histogram(
+            edges=tuple(edges.tolist()), normal=tuple(normal), anomalous=tuple(positive)
+        ),
+    )
+
+
+def _thinned(values: NDArray[np.floating]) -> tuple[float, ...]:
+    count = min(len(values), _CURVE_POINTS)
+    return tuple(values[np.linspace(0, len(values) - 1, count).round().astype(int)].tolist())
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -296,7 +380,8 @@ def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> 
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a path, which may be nonsense, names a file."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # longer than a path can be, or not permitted

@@ -44,7 +44,7 @@ _LARGEST_FILE = 2 * 1024**3  # bytes; Pillow's own limit on pixels makes larger 
 
 DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -387,7 +387,7 @@ def _as_ruled(opened: Opened, rule: ImageRule) -> Canvas:
     image = deep_image(opened.image) if deep else shallow_image(opened.image, rule.channels)
     image = image.resize(_side(opened, rule), Image.Resampling.BILINEAR)
     if opened.pending != 1:
-        image = image.transpose(_UPRIGHT[opened.pending])
+        image = image.transpose(UPRIGHT[opened.pending])
     window = None
     if deep:
         window = rule.window or ((0.0, 1.0) if opened.image.mode == "F" else (0.0, 65535.0))

@@ -124,6 +124,15 @@ Model = Annotated[
     str | None,
     option(help="Name or path of a model.", metavar="MODEL", default="the one trained last"),
 ]
+Models = Annotated[
+    list[str] | None,
+    option(
+        "--model",
+        help="Name or path of a model; several are compared with the first.",
+        metavar="MODEL",
+        default="the one trained last",
+    ),
+]
 Rate = Annotated[
     float,
     option(

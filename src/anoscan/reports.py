@@ -120,11 +120,10 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
         f"{images.unlabelled:,} images without a label"
     )
     table = _table("detector", "AUROC", "95 % interval", "average precision")
-    interval = report.auroc_ci95
     table.add_row(
         "anoscan",
         _number(report.auroc),
-        "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
+        _interval(report.auroc_ci95),
         _number(report.average_precision),
     )
     for name, figures in report.baselines.items():
@@ -138,6 +137,77 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
         f"of the normal ones are false alarms (precision {_number(at.precision)}, "
         f"F1 {_number(at.f1)})"
     )
+    if report.pixel is not None:
+        yield from _pixels(report.pixel)
+    if report.classes:
+        yield _classes(report.classes)
+    if report.comparison:
+        yield from _comparison(report.comparison)
+
+
+def _pixels(pixel: results.PixelReport) -> Iterator[RenderableType]:
+    table = _table("pixels", "AUROC", "average precision", "AUPRO", "best Dice (uses labels)")
+    table.add_row(
+        f"{pixel.images:,} images, {pixel.regions:,} regions",
+        _number(pixel.auroc),
+        _number(pixel.average_precision),
+        _number(pixel.aupro),
+        _number(pixel.best_dice.dice if pixel.best_dice else None),
+    )
+    yield table
+    if pixel.undefined:
+        yield Text(f"undefined: {printable(pixel.undefined)}")
+    if pixel.without_mask:
+        yield Text(f"{pixel.without_mask:,} anomalous images have no mask and were left out here")
+
+
+def _classes(classes: Sequence[results.ClassReport]) -> Table:
+    pixels = any(row.pixel for row in classes)
+    more = ("pixel AUROC", "AUPRO") if pixels else ()
+    counts = ("normal", "anomalous")
+    table = _table("class", *counts, "AUROC", "found", "false alarms", *more, right=counts)
+    for row in classes:
+        figures = (row.pixel.auroc, row.pixel.aupro) if row.pixel else (None, None)
+        table.add_row(
+            _cell("-" if row.name is None else row.name),
+            f"{row.normal:,}",
+            f"{row.anomalous:,}",
+            _number(row.auroc),
+            _percent(row.recall),
+            _percent(row.false_alarm_rate),
+            *(_number(figure) for figure in figures[: len(more)]),
+        )
+    return table
+
+
+def _comparison(rows: Sequence[results.ComparedModel]) -> Iterator[RenderableType]:
+    pixels = any(row.pixel for row in rows)
+    more = ("AUPRO",) if pixels else ()
+    table = _table("model", "AUROC", "95 % interval", "difference", "95 % interval", *more)
+    for number, row in enumerate(rows):
+        table.add_row(
+            _cell(row.model.name),
+            _number(row.auroc),
+            _interval(row.auroc_ci95),
+            "" if number == 0 else _signed(row.difference),
+            "" if number == 0 else _interval(row.difference_ci95, _signed),
+            *(_number(row.pixel.aupro if row.pixel else None) for _ in more),
+        )
+    yield table
+    yield Text(
+        f"differences to {printable(rows[0].model.name)} on the {rows[0].images:,} images that "
+        "all models could read (paired bootstrap)"
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _interval(
+    ends: tuple[float, float] | None, number: Callable[[float | None], str] = _number
+) -> str:
+    return "-" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
 def _demo(report: results.DemoReport) -> Iterator[RenderableType]:

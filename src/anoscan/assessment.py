@@ -1,0 +1,280 @@
+"""What labels say of models: images scored one by one, then every figure of ``anoscan eval``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from anoscan import evaluation, labelled
+from anoscan.baselines import NAMES as BASELINE_NAMES
+from anoscan.errors import InputError
+from anoscan.images import Decoded
+from anoscan.judgement import Judge, nothing_readable
+from anoscan.labelled import Labelled, LabelledSet
+from anoscan.localisation import RUN, PixelScores, pixel_metrics
+from anoscan.results import (
+    ClassReport,
+    ComparedModel,
+    EvalImages,
+    EvalReport,
+    ModelReference,
+    PixelReport,
+    Skipped,
+)
+from anoscan.scores import Inversion
+from anoscan.training import OnProgress, Progress
+
+_BUFFERS = 16  # full runs of pixels in memory, all classes together
+
+Kind = tuple[str | None, bool]  # class, and whether its images are anomalous
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How images are scored, and in what light they are judged."""
+
+    score: str
+    how: Inversion
+    false_alarm_rate: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured."""
+
+    judge: Judge
+    reference: ModelReference
+
+
+def assess(
+    subjects: Sequence[Subject], given: LabelledSet, conditions: Conditions, on_progress: OnProgress
+) -> EvalReport:
+    """Score labelled images by one or more models and measure how well scores and labels agree.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+        The report is about the first; the others are compared with it.
+    given : LabelledSet
+    conditions : Conditions
+    on_progress : callable
+
+    Raises
+    ------
+    InputError
+        When no image can be read.
+    """
+    for subject in subjects:  # before hours of scoring
+        subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+    total = len(given.images) * len(subjects)
+    measured = []
+    for number, subject in enumerate(subjects):
+        done = number * len(given.images)
+        measured.append(_Measured.of(subject, given, conditions, done, total, on_progress))
+    first = measured[0].report()
+    return dataclasses.replace(first, comparison=_compared(measured) if measured[1:] else None)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Images as one model sees them, arrays in the order of `rows`."""
+
+    subject: Subject
+    given: LabelledSet
+    conditions: Conditions
+    rows: list[Labelled]
+    values: np.ndarray
+    baselines: np.ndarray
+    skipped: list[Skipped]
+    pixels: _Pixels | None
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        given: LabelledSet,
+        conditions: Conditions,
+        done: int,
+        total: int,
+        on_progress: OnProgress,
+    ) -> _Measured:
+        """Score all images."""
+        rows: list[Labelled] = []
+        values, baselines, skipped = [], [], []
+        judge = subject.judge
+        files = [item.image for item in given.images]
+        by_path = {item.image.path: item for item in given.images}
+        batches = judge.measured(files, conditions.batch_size, conditions.how, pictures=False)
+        with ExitStack() as stack:
+            pixels = _Pixels(given.images, stack) if given.masks else None
+            for decoded, row, _, _, oddness in chain.from_iterable(batches):
+                done += 1
+                if isinstance(decoded, Skipped):
+                    skipped.append(decoded)
+                else:
+                    item = by_path[decoded.image.path]
+                    rows.append(item)
+                    values.append(row)
+                    baselines.append(judge.baseline(decoded))
+                    if pixels is not None:
+                        pixels.add(item, decoded, oddness)
+                on_progress(Progress("scoring", done, total, {}, 0.0))
+            if not rows:
+                raise nothing_readable(skipped)
+            if pixels is not None:
+                pixels.measure()
+        return cls(
+            subject, given, conditions, rows, np.array(values), np.array(baselines), skipped, pixels
+        )
+
+    @property
+    def anomalous(self) -> np.ndarray:
+        return np.array([row.anomalous for row in self.rows], dtype=bool)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.subject.judge.scores(self.values, self.conditions.score)
+
+    def report(self) -> EvalReport:
+        """All figures of this model."""
+        judge, conditions, given = self.subject.judge, self.conditions, self.given
+        scores, anomalous = self.scores, self.anomalous
+        level = judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how).score
+        found = evaluation.detection(scores, anomalous)
+        return EvalReport(
+            model=self.subject.reference,
+            images=EvalImages(
+                normal=int((~anomalous).sum()),
+                anomalous=int(anomalous.sum()),
+                skipped=tuple(self.skipped),
+                unlabelled=given.unlabelled,
+                missing=given.missing,
+            ),
+            auroc=found.auroc,
+            auroc_ci95=found.auroc_ci95,
+            average_precision=found.average_precision,
+            undefined=found.undefined,
+            at_threshold=evaluation.at_threshold(scores, anomalous, level),
+            baselines=self._aurocs(BASELINE_NAMES, self.baselines),
+            terms=self._aurocs(tuple(judge.model.fitted), self.values),
+            pixel=self.pixels.all if self.pixels else None,
+            classes=self._classes(scores, anomalous, level),
+            curves=evaluation.curves(scores, anomalous),
+            mapping=conditions.how.mapping,
+            warning=judge.reservation(conditions.score, conditions.how),
+        )
+
+    def _aurocs(
+        self, names: Sequence[str], columns: np.ndarray
+    ) -> dict[str, dict[str, float | None]]:
+        return evaluation.aurocs(dict(zip(names, columns.T, strict=True)), self.anomalous)
+
+    def _classes(
+        self, scores: np.ndarray, anomalous: np.ndarray, level: float
+    ) -> tuple[ClassReport, ...] | None:
+        kinds = [row.cls for row in self.rows]
+        if not any(kinds):
+            return None
+        found = []
+        for name in sorted(set(kinds), key=lambda kind: (kind is None, kind)):
+            inside = np.array([kind == name for kind in kinds])
+            # A class of anomalies alone is held against all normal images.
+            own = bool((inside & ~anomalous).any())
+            chosen = inside if own else inside | ~anomalous
+            measured = evaluation.detection(scores[chosen], anomalous[chosen], resamples=0)
+            at = evaluation.at_threshold(scores[inside], anomalous[inside], level)
+            found.append(
+                ClassReport(
+                    name=name,
+                    normal=int((inside & ~anomalous).sum()),
+                    anomalous=int((inside & anomalous).sum()),
+                    against="own normals" if own else "all normals",
+                    auroc=measured.auroc,
+                    average_precision=measured.average_precision,
+                    false_alarm_rate=at.false_alarm_rate,
+                    recall=at.recall,
+                    pixel=self.pixels.classes.get(name) if self.pixels else None,
+                )
+            )
+        return tuple(found)
+
+
+class _Pixels:
+    """Pixels of labelled images by class; what `measure` makes of them."""
+
+    def __init__(self, items: Sequence[Labelled], stack: ExitStack) -> None:
+        kinds: set[Kind] = {(item.cls, item.anomalous) for item in items}
+        run = max(RUN // 64, min(RUN, RUN * _BUFFERS // len(kinds)))
+        self._parts = {kind: stack.enter_context(PixelScores(run)) for kind in kinds}
+        self._without_mask = 0
+        self._skipped: list[Skipped] = []
+
+    def add(self, item: Labelled, decoded: Decoded, oddness: np.ndarray) -> None:
+        """Take an image: a normal one without a mask is normal all over."""
+        if item.mask is None and item.anomalous:
+            self._without_mask += 1
+            return
+        turned = decoded.orientation >= 5
+        shape = (decoded.height, decoded.width)[:: -1 if turned else 1]
+        try:
+            mask = (
+                np.zeros(shape, np.bool_)
+                if item.mask is None
+                else labelled.read_mask(item.mask, decoded)
+            )
+        except InputError as error:
+            self._skipped.append(Skipped(path=str(item.mask), reason=error.message))
+            return
+        self._parts[item.cls, item.anomalous].add(oddness, mask)
+
+    def measure(self) -> None:
+        """Make the figures, of all images and of each class."""
+        parts = self._parts
+        self.all: PixelReport = dataclasses.replace(
+            pixel_metrics(list(parts.values())),
+            without_mask=self._without_mask,
+            skipped=tuple(self._skipped),
+        )
+        normal = [part for (_, anomalous), part in parts.items() if not anomalous]
+        self.classes: dict[str | None, PixelReport] = {}
+        for (name, anomalous), part in parts.items():
+            if anomalous:
+                own = parts.get((name, False))
+                self.classes[name] = pixel_metrics([part, *([own] if own else normal)])
+
+
+def _compared(measured: Sequence[_Measured]) -> tuple[ComparedModel, ...]:
+    """All models on the images that all of them could read."""
+    shared = set.intersection(*({row.image.path for row in one.rows} for one in measured))
+    rows = []
+    base: np.ndarray | None = None
+    for one in measured:
+        chosen = np.array([row.image.path in shared for row in one.rows])
+        scores, anomalous = one.scores[chosen], one.anomalous[chosen]
+        base = scores if base is None else base
+        level = one.subject.judge.threshold(
+            one.conditions.false_alarm_rate, one.conditions.score, one.conditions.how
+        ).score
+        found = evaluation.detection(scores, anomalous)
+        gain = evaluation.difference(scores, base, anomalous)
+        rows.append(
+            ComparedModel(
+                model=one.subject.reference,
+                images=int(chosen.sum()),
+                auroc=found.auroc,
+                auroc_ci95=found.auroc_ci95,
+                average_precision=found.average_precision,
+                difference=None if gain is None else gain.value,
+                difference_ci95=None if gain is None else gain.ci95,
+                at_threshold=evaluation.at_threshold(scores, anomalous, level),
+                pixel=one.pixels.all if one.pixels else None,
+                curves=evaluation.curves(scores, anomalous),
+            )
+        )
+    return tuple(rows)
