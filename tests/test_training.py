@@ -286,26 +286,28 @@ def test_state_of_a_stage_comes_back_with_its_optimisers() -> None:
 
 
 class Exploding(GanStage):
-    """A stage whose loss is not a number at some steps, the first time or always."""
+    """A stage that loses its weights at a step, some times over, in silence or not."""
 
-    def __init__(self, *, at: int, always: bool) -> None:
+    def __init__(self, *, at: int, times: int = 1, silently: bool = False) -> None:
         networks = fresh_networks(CONFIG, RULE)
         entry = registry.load("objectives", "nonsaturating")
         super().__init__(networks, entry, batches(), CONFIG, CPU, few=True)
-        self.at, self.always, self.exploded = at, always, False
+        self.at, self.times, self.silently = at, times, silently
 
     def step(self, index: int) -> dict[str, Tensor]:
         losses = super().step(index)
-        if index == self.at and (self.always or not self.exploded):
-            self.exploded = True
+        if index == self.at and self.times:
+            self.times -= 1
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(math.nan)
-            losses["generator"] = torch.tensor(math.nan)
+            if not self.silently:
+                losses["generator"] = torch.tensor(math.nan)
         return losses
 
 
-def test_a_loss_that_is_not_finite_once_costs_a_rollback_not_the_run() -> None:
-    stage, position, seen = Exploding(at=20, always=False), Position(), list[Progress]()
+@pytest.mark.parametrize("times", [1, 3])
+def test_losses_that_are_not_finite_cost_rollbacks_and_speed_not_the_run(times: int) -> None:
+    stage, position, seen = Exploding(at=20, times=times), Position(), list[Progress]()
     run(
         stage,
         steps=60,
@@ -315,16 +317,22 @@ def test_a_loss_that_is_not_finite_once_costs_a_rollback_not_the_run() -> None:
         checkpoint=lambda position: None,
         stopping=lambda: False,
     )
-    assert (position.step, position.rollbacks) == (60, 1)
-    assert any("went back" in (progress.note or "") for progress in seen)
-    rate = registry.load("objectives", "nonsaturating").learning_rate
-    assert stage.optimizers["discriminator"].param_groups[0]["lr"] == pytest.approx(rate / 4)
+    assert (position.step, position.rollbacks) == (60, times)
+    assert sum("went back" in (progress.note or "") for progress in seen) == times
+    rate = registry.load("objectives", "nonsaturating").learning_rate / 4**times
+    assert stage.optimizers["discriminator"].param_groups[0]["lr"] == pytest.approx(rate)
     assert all(torch.isfinite(value).all() for value in state_tensors(stage).values())
 
 
-def test_a_loss_that_is_not_finite_twice_stops_with_advice() -> None:
+def test_weights_lost_in_the_last_step_are_won_back() -> None:
+    stage = Exploding(at=59, silently=True)
+    quietly(stage, 60)
+    assert all(torch.isfinite(value).all() for value in state_tensors(stage).values())
+
+
+def test_losses_that_are_never_finite_stop_with_advice() -> None:
     with pytest.raises(TrainingDiverged) as error:
-        quietly(Exploding(at=20, always=True), 60)
+        quietly(Exploding(at=20, times=99), 60)
     assert "--learning-rate" in str(error.value.hint)
 
 

@@ -1,48 +1,112 @@
-"""Training health in plain words: what was found of a run, and what follows from it."""
+"""Training health in plain words: what was found of a folder and of a run, and what follows.
+
+`of_folder` needs no training: `anoscan train` says it before it starts, `anoscan doctor` without
+starting. `examine` adds what only a finished training can show.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from anoscan.census import Census, odd_depths, odd_sizes
+from anoscan.checkup import Checkup, Game
 from anoscan.results import Health, HealthCheck, HealthReport
+from anoscan.training import OnProgress, Progress
+
+WATCHED = 8  # parts of the game; after each of the second half of them it is looked at
+WATCH_SAMPLES = 64
+# Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
+OVERPOWERED = 0.999
+COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
 
 _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the checks look at.
+    """What the checks of a finished training look at.
 
     Parameters
     ----------
-    trained, held_out : int
-        Numbers of images.
     rollbacks : int
         How often training went back because losses were not finite.
+    game : Game
+        As it stood in the end.
+    networks : Checkup
+        Of the networks that are kept.
     reconstruction : float
         Mean squared residual of held-out normals, relative to that of the mean image.
-    diversity : float
-        Pixel variance of generated images, relative to that of the training images.
+    """
+
+    rollbacks: int
+    game: Game
+    networks: Checkup
+    reconstruction: float
+
+
+class Watch:
+    """Says while the game is on, once each, that the generator collapses or cannot keep up.
+
+    Early on every generator makes the same of all latents, so only the second half is looked at.
+
+    Parameters
+    ----------
+    tell : callable
+        Takes every report of progress, and notes besides.
+    look : callable
+        From a number of images to how the game stands.
+    """
+
+    def __init__(self, tell: OnProgress, look: Callable[[int], Game]) -> None:
+        self.tell, self.look = tell, look
+        self.seen, self.told = WATCHED // 2 - 1, set[str]()
+
+    def __call__(self, progress: Progress) -> None:
+        """Pass a report of progress on, and look at the game now and then."""
+        self.tell(progress)
+        part = WATCHED * progress.images // max(progress.total_images, 1)
+        if not self.seen < part < WATCHED:
+            return
+        self.seen = part
+        found = self.look(WATCH_SAMPLES)
+        for check in (_diversity(found.diversity), *_discriminator(found)):
+            if check.verdict != "ok" and check.name not in self.told:
+                self.told.add(check.name)
+                self.tell(dataclasses.replace(progress, losses={}, note=f"so far: {check.message}"))
+
+
+def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[HealthCheck, ...]:
+    """Checks of a folder that will be, or was, trained on.
+
+    Parameters
+    ----------
+    census : Census
+    trained, held_out : int
     of : {'images', 'patches'}
         What `trained` counts.
     """
+    return (
+        _images(trained, of),
+        _calibration(held_out),
+        _duplicates(census),
+        _blank(census),
+        _sizes(census),
+        _bit_depths(census),
+    )
 
-    trained: int
-    held_out: int
-    rollbacks: int
-    reconstruction: float
-    diversity: float
-    of: str = "images"
 
-
-def examine(findings: Findings) -> HealthReport:
-    """All checks, and the worst of their verdicts."""
+def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport:
+    """All checks, those of the folder first, and the worst of their verdicts."""
     checks = (
-        _images(findings.trained, findings.of),
-        _calibration(findings.held_out),
+        *folder,
         _stability(findings.rollbacks),
-        _reconstruction(findings.reconstruction),
-        _diversity(findings.diversity),
+        _diversity(findings.game.diversity),
+        *_discriminator(findings.game),
+        _reconstruction(findings.reconstruction, findings.networks),
+        _memorisation(findings.networks, findings.game.by_heart or 0.0),
+        _near_copies(findings.networks.twins),
     )
     return HealthReport(verdict=worst(checks), checks=checks)
 
@@ -77,30 +141,143 @@ def _calibration(n: int) -> HealthCheck:
     return _check("calibration", "ok", n, f"{n:,} held-out normals set the threshold.")
 
 
+def _duplicates(census: Census) -> HealthCheck:
+    share = census.copies / max(census.images, 1)
+    different = census.images - census.copies
+    if share < 0.05:
+        return _check("duplicates", "ok", share, f"{different:,} different images.")
+    advice = (
+        f"{census.copies:,} of {census.images:,} images ({share:.0%}) are copies of others: they "
+        f"count several times over, and promises about false alarms hold for fewer images than "
+        f"it seems. Remove them."
+    )
+    return _check("duplicates", "warn" if share < 0.5 else "fail", share, advice)
+
+
+def _blank(census: Census) -> HealthCheck:
+    share = census.blank / max(census.views, 1)
+    # Of a large image, some parts are background.
+    if share < (0.2 if census.patched else 0.01):
+        return _check("constant", "ok", share, "Images have something in them.")
+    of = "patches" if census.patched else "images"
+    advice = (
+        f"{census.blank:,} of {census.views:,} {of} ({share:.0%}) are of one grey or colour all "
+        f"over: there is nothing to learn from them. Remove them, and look at how they were made."
+    )
+    return _check("constant", "warn" if share < 0.5 else "fail", share, advice)
+
+
+def _sizes(census: Census) -> HealthCheck:
+    if len(census.sizes) == 1:
+        return _check("sizes", "ok", 0, f"All images are {next(iter(census.sizes))}.")
+    share, n = odd_sizes(census), len(census.sizes)
+    if share < 0.05 or census.patched:
+        return _check("sizes", "ok", share, f"{n:,} sizes, most of them alike.")
+    advice = (
+        f"{n:,} sizes; {share:.0%} of the images differ from most in shape or scale. All are "
+        f"stretched to one square, so that size itself will look odd. Crop them alike, or learn "
+        f"from parts of them (--patches)."
+    )
+    return _check("sizes", "warn", share, advice)
+
+
+def _bit_depths(census: Census) -> HealthCheck:
+    mixed = odd_depths(census)
+    if not mixed:
+        kinds = ", ".join(census.bit_depths)
+        return _check("bit_depths", "ok", 0, f"All images are alike: {kinds}.")
+    share = 1 - max(mixed.values()) / sum(mixed.values())
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.items())
+    advice = (
+        f"Mixed kinds of image ({counts}): how a file was stored will look odd. Convert them all "
+        f"to one kind, or train a model for each."
+    )
+    return _check("bit_depths", "warn", share, advice)
+
+
 def _stability(rollbacks: int) -> HealthCheck:
     if rollbacks:
-        advice = "Losses were not finite once: training went back and on at a lower learning rate."
+        times = "once" if rollbacks == 1 else f"{rollbacks} times"
+        advice = (
+            f"Losses were not finite {times}: training went back and on at a quarter of the "
+            f"learning rate. Give a lower --learning-rate, or --precision float32."
+        )
         return _check("stability", "warn", rollbacks, advice)
     return _check("stability", "ok", 0, "All losses stayed finite.")
-
-
-def _reconstruction(ratio: float) -> HealthCheck:
-    facts = f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses"
-    if not ratio < 1:
-        advice = f"{facts}: pictures are worthless. Train longer (--images-shown)."
-        return _check("reconstruction", "fail", ratio, advice)
-    if ratio > 0.9:
-        advice = f"{facts}: pictures say little. Train longer (--images-shown)."
-        return _check("reconstruction", "warn", ratio, advice)
-    return _check("reconstruction", "ok", ratio, f"{facts}.")
 
 
 def _diversity(ratio: float) -> HealthCheck:
     facts = f"Generated images vary {ratio:.0%} as much as the training images"
     if not ratio > 0.1:
-        advice = f"{facts}: mode collapse, or too short a training. Raise --images-shown first."
+        advice = (
+            f"{facts}: mode collapse, or too short a training. Raise --images-shown first, then "
+            f"lower --learning-rate."
+        )
         return _check("diversity", "fail", ratio, advice)
     if ratio < 0.4:
         advice = f"{facts}: the generator covers part of what is normal. Train longer."
         return _check("diversity", "warn", ratio, advice)
     return _check("diversity", "ok", ratio, f"{facts}.")
+
+
+def _discriminator(game: Game) -> list[HealthCheck]:
+    if game.separated is None:
+        return []
+    facts = "The discriminator tells real from generated images with an AUROC of "
+    facts += f"{game.separated:.2f}"
+    if game.separated < OVERPOWERED:
+        return [_check("discriminator", "ok", game.separated, f"{facts}.")]
+    advice = (
+        f"{facts}: it overpowers the generator, which learns little from a lost game. Use more "
+        f"images, a lower --learning-rate, or --objective wgan-gp."
+    )
+    return [_check("discriminator", "warn", game.separated, advice)]
+
+
+def _reconstruction(ratio: float, networks: Checkup) -> HealthCheck:
+    facts = (
+        f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses "
+        f"(PCA: {networks.pca:.0%})"
+    )
+    if ratio <= 0.9:
+        return _check("reconstruction", "ok", ratio, f"{facts}.")
+    # What the generator made itself is what an encoder finds most easily.
+    if networks.inversion > 0.9:
+        cause = "The encoder failed: train it longer (--encoder-images-shown)."
+    else:
+        cause = "The generator does not know them: train longer (--images-shown)."
+    if not ratio < 1:
+        message = f"{facts}: pictures are worthless. {cause}"
+        return _check("reconstruction", "fail", ratio, message)
+    return _check("reconstruction", "warn", ratio, f"{facts}: pictures say little. {cause}")
+
+
+def _memorisation(networks: Checkup, by_heart: float) -> HealthCheck:
+    if networks.copied > COPIED:
+        found = f"About {networks.copied:.0%} of the generated images are copies of training images"
+    elif networks.gap > GAP:
+        found = (
+            f"Reconstructions of held-out normals miss {networks.gap:.1f} times as much as those "
+            f"of training images"
+        )
+    elif by_heart > BY_HEART:
+        found = "The discriminator takes held-out normals for generated ones"
+    else:
+        message = "Training images were not learned by heart."
+        return _check("memorisation", "ok", networks.copied, message)
+    advice = (
+        f"{found}: these were learned by heart, and other normal images may look odd. Use more "
+        f"images, or a shorter training (--images-shown)."
+    )
+    return _check("memorisation", "warn", networks.copied, advice)
+
+
+def _near_copies(share: float) -> HealthCheck:
+    if share < 0.05:
+        return _check("near_copies", "ok", share, "Held-out normals differ from training images.")
+    advice = (
+        f"{share:.0%} of the held-out normals are all but copies of training images (frames of a "
+        f"video, files saved twice?): false alarms will be more frequent than promised. Keep one "
+        f"of each."
+    )
+    return _check("near_copies", "warn", share, advice)

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import anoscan
-from anoscan import registry, yardstick
-from anoscan.adversarial import GanStage, TurnStage, sample
+from anoscan import census, checkup, registry, yardstick
+from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
+from anoscan.checkup import Game
 from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
-from anoscan.health import Findings, examine
+from anoscan.health import Findings, Watch, examine, of_folder
 from anoscan.images import ImageFile
 from anoscan.joint import JointStage
 from anoscan.keeper import Keeper
@@ -37,6 +37,7 @@ from anoscan.neighbours import Neighbours
 from anoscan.objectives import Objective
 from anoscan.records import Record
 from anoscan.results import (
+    HealthCheck,
     HealthReport,
     ModelReference,
     Skipped,
@@ -55,7 +56,6 @@ from anoscan.training import Batches, OnProgress, Progress, Stage, run
 from anoscan.trainset import Inspection, inspect
 
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
-DIVERSITY_SAMPLE = 256
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
 # learned by heart, or not at all (textures, discs), only wears the features down. Of many images
 # little can be learned by heart: there anything above guessing says more than nothing.
@@ -179,9 +179,13 @@ def learn(
     pixels, rows = material.pixels, material.rows
     clock.lap("reading")
     keeper = Keeper(checkpoint, _run_identity(config, material.digests), resume)
+    folder = _of_folder(material, inspection)
+    for check in folder:
+        if check.verdict != "ok" and check.name != "calibration":
+            on_progress(Progress("reading", len(files), len(files), {}, 0.0, check.message))
     some_held = material.some_held_out(SHOWN)
     tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
-    networks, rollbacks, turned = _train(
+    networks, rollbacks, turned, game = _train(
         material,
         config,
         runtime,
@@ -195,16 +199,16 @@ def learn(
     fitted = fit_terms(networks, terms_of(turned=turned), batches)
     baselines = Baselines.fit(pixels, rows, config.seed)
     held = yardstick.measure(networks, fitted, baselines, material, config.seed, runtime)
-    findings = Findings(
-        trained=len(rows),
-        held_out=len(material.held_out),
-        rollbacks=rollbacks,
-        reconstruction=held.missed,
-        diversity=_diversity(networks, pixels, rows, config),
-        of="images" if config.patches is None else "patches",
+    health = examine(
+        folder,
+        Findings(
+            rollbacks=rollbacks,
+            game=game,
+            networks=checkup.examine(networks, baselines, material, config),
+            reconstruction=held.missed,
+        ),
     )
     clock.lap("calibration")
-    health = examine(findings)
     metadata = describe(config, inspection.rule, held.yardstick, runtime) | {
         "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
@@ -228,8 +232,12 @@ def _train(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
-) -> tuple[Networks, int, bool]:
-    """All stages; frozen networks, how often training went back, whether turns were learned."""
+) -> tuple[Networks, int, bool, Game]:
+    """All stages.
+
+    Returns frozen networks, how often training went back, whether turns were learned, and how the
+    game stood in the end.
+    """
     networks = fresh_networks(config, material.rule)
     for network in (networks.generator, networks.discriminator, networks.encoder):
         network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -238,7 +246,9 @@ def _train(
         many = size * config.batch_size
         return Batches(material.pixels, material.rows, many, config.seed, name, runtime.device)
 
-    def go(stage: Stage, shown: int | None, many: int, **looks: Any) -> None:
+    def go(
+        stage: Stage, shown: int | None, many: int, tell: OnProgress = on_progress, **looks: Any
+    ) -> None:
         if keeper.has_finished(stage):
             keeper.restore_finished(stage)
         else:
@@ -248,9 +258,7 @@ def _train(
                 steps=math.ceil((shown or 0) / many),
                 images_per_step=many,
                 position=position,
-                on_progress=tracker.following(
-                    stage.name, position.step * many, on_progress, **looks
-                ),
+                on_progress=tracker.following(stage.name, position.step * many, tell, **looks),
                 checkpoint=lambda where: keeper.save(stage, where),
                 stopping=stopping,
             )
@@ -260,14 +268,22 @@ def _train(
     batch, few = config.batch_size, len(material.rows) < FEW_IMAGES
     mapping: Mapping = registry.load("mappings", config.mapping)
     objective: Objective = registry.load("objectives", config.objective)
-    game = JointStage if mapping.loss is None else GanStage
-    gan = game(networks, objective, batches("gan"), config, runtime, few=few)
+    kind = JointStage if mapping.loss is None else GanStage
+    gan = kind(networks, objective, batches("gan"), config, runtime, few=few)
     trained, turned = gan.trained(), False
     mirror = (trained.encoder, trained.generator)
-    if mapping.loss is None:
-        go(gan, config.images_shown, batch, generator=trained.generator, mirror=mirror)
-    else:
-        go(gan, config.images_shown, batch, generator=trained.generator)
+    pairs = mapping.loss is None
+    judge = None if pairs else trained.discriminator
+
+    def look(images: int) -> Game:
+        return checkup.game(trained.generator, judge, material, config, images=images)
+
+    if objective.note:
+        on_progress(Progress("gan", 0, config.images_shown or 0, {}, 0.0, objective.note))
+    looks = {"mirror": mirror} if pairs else {}
+    watch = Watch(on_progress, look)
+    go(gan, config.images_shown, batch, watch, generator=trained.generator, **looks)
+    game = look(checkup.SAMPLES)
     if config.rotation_images_shown:
         pupil = copy.deepcopy(trained.discriminator)
         steps = math.ceil(config.rotation_images_shown / (2 * batch))
@@ -277,10 +293,10 @@ def _train(
         turned = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
         if turned:
             trained.discriminator = pupil
-    if mapping.loss is not None:
+    if not pairs:
         encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
         go(encoder, config.encoder_images_shown, batch, mirror=mirror)
-    return trained.frozen(), keeper.rollbacks, turned
+    return trained.frozen(), keeper.rollbacks, turned, game
 
 
 @torch.no_grad()
@@ -291,15 +307,11 @@ def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float
     return float(torch.cat(found).mean())
 
 
-def _diversity(
-    networks: Networks, pixels: np.ndarray, rows: np.ndarray, config: TrainConfig
-) -> float:
-    fake = sample(
-        networks.generator, DIVERSITY_SAMPLE, config.latent_dim, config.seed, "diversity"
-    ).cpu()
-    some = rows[:: max(1, len(rows) // DIVERSITY_SAMPLE)]
-    real = torch.from_numpy(np.ascontiguousarray(pixels[some]))
-    return float(fake.var(0).mean() / real.var(0).mean().clamp_min(1e-12))
+def _of_folder(material: Material, inspection: Inspection) -> tuple[HealthCheck, ...]:
+    blank = map(census.is_blank, material.pixels)
+    counts = census.take(material.digests, blank, inspection)
+    of = "images" if material.rule.patch is None else "patches"
+    return of_folder(counts, len(material.rows), len(material.held_out), of)
 
 
 def _facts(

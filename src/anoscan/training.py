@@ -27,6 +27,7 @@ CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the d
 LOOK_SECONDS = 2.0  # or sooner, where a step takes long
 SNAPSHOT_EVERY = 400  # steps between the states that a diverged run can go back to
 CHECKPOINT_SECONDS = 60.0
+MOST_ROLLBACKS = 3  # a stage: each one quarters the learning rate
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def run(
     TrainingInterrupted
         After `stopping` said yes.
     TrainingDiverged
-        When losses are not finite a second time.
+        When losses or weights were not finite more than `MOST_ROLLBACKS` times.
     """
     meter = _Meter(stage.name, steps * images_per_step, images_per_step)
     good = _Snapshot(stage, position.step)
@@ -151,7 +152,8 @@ def run(
         if not (look or meter.seconds() > LOOK_SECONDS):
             continue
         report = meter.report(position.step)
-        if not all(map(math.isfinite, report.losses.values())):
+        # The weights too: the last step can have spoiled them after its losses were taken.
+        if not (all(map(math.isfinite, report.losses.values())) and _finite(stage)):
             _roll_back(stage, position, good, on_progress, report)
             continue
         on_progress(report)
@@ -165,18 +167,25 @@ def run(
 def _roll_back(
     stage: Stage, position: Position, good: _Snapshot, on_progress: OnProgress, report: Progress
 ) -> None:
-    if position.rollbacks:
+    if position.rollbacks == MOST_ROLLBACKS:
         raise TrainingDiverged(
             f"training diverged: the {stage.name} losses are not finite at "
-            f"{report.images:,} images, for the second time.",
+            f"{report.images:,} images, after going back {MOST_ROLLBACKS} times.",
             hint="Lower --learning-rate, or use --precision float32.",
         )
     images = report.images // position.step * good.step
+    slower = stage.slow_down / 4  # than now, not than the state that is gone back to
     good.restore(stage)
     position.step, position.rollbacks = good.step, position.rollbacks + 1
-    stage.slow_down /= 4
+    stage.slow_down = slower
     note = "losses were not finite: went back, and go on with a quarter of the learning rate"
     on_progress(Progress(stage.name, images, report.total_images, {}, 0.0, note))
+
+
+def _finite(stage: Stage) -> bool:
+    """Whether all weights of a stage, and the statistics of its layers, are numbers."""
+    states = [module.state_dict().values() for module in stage.modules.values()]
+    return all(bool(torch.isfinite(value).all()) for state in states for value in state)
 
 
 class _Snapshot:

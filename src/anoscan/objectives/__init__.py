@@ -42,6 +42,8 @@ class Objective:
         (discriminator) -> None, once before the game; may parametrise weights.
     constrain : callable, optional
         (discriminator) -> None, after each of its steps.
+    note : str, optional
+        What people ask when they see the losses.
     """
 
     discriminator_loss: Callable[[Tensor, Tensor], Tensor]
@@ -54,6 +56,7 @@ class Objective:
     penalty_every: int = 1
     prepare: Callable[[Discriminator], None] | None = None
     constrain: Callable[[nn.Module], None] | None = None
+    note: str | None = None
 
 
 def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:

@@ -46,4 +46,5 @@ ENTRY = Objective(
     learning_rate=2e-4,
     betas=(0.0, 0.99),
     paper="Arjovsky et al. 2017",
+    note="negative losses are normal for a WGAN: the discriminator's is minus a distance",
 )

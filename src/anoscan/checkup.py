@@ -1,0 +1,185 @@
+"""How the networks of a training did, in numbers: what `health` puts into words.
+
+Every question is asked with held-out normals, which no network has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from anoscan.adversarial import sample
+from anoscan.architectures import Networks
+from anoscan.baselines import Baselines
+from anoscan.config import TrainConfig
+from anoscan.material import Material
+from anoscan.runtime import exact_float32, stream
+from anoscan.scoring import chunks
+from anoscan.tiles import Floats
+
+SAMPLES = 512  # generated images looked at, and at most as many real ones of each kind
+NEIGHBOURS = 8192  # training images that a nearest one is looked for among, at most
+THUMBNAIL = 16  # side at which images are compared
+TWIN = 0.002  # of the usual squared distance from the mean: less apart are twins
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """Numbers of one training; what they mean is said where `health` judges them.
+
+    Parameters
+    ----------
+    pca : float
+        Mean squared residual of held-out images by PCA, relative to that of the mean image.
+    copied : float
+        Estimated share of generated images that are copies of training images: 0 where they are
+        as near to held-out images as to training images, 1 where none is. See `copied`.
+    twins : float
+        Share of held-out images that have a near twin among the training images.
+    gap : float
+        Mean squared residual of held-out images, relative to that of training images.
+    inversion : float
+        Mean squared residual of generated images, relative to their variance: what the encoder
+        misses of images that the generator is sure to know.
+    """
+
+    pca: float
+    copied: float
+    twins: float
+    gap: float
+    inversion: float
+
+
+def examine(
+    networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
+) -> Checkup:
+    """Look at generated, training and held-out images side by side."""
+    seed = config.seed
+    some = material.pixels[_some(material.rows, SAMPLES, seed)]
+    held = material.pixels[_some(material.unseen, SAMPLES, seed)]
+    fake = sample(networks.generator, SAMPLES, config.latent_dim, seed, "checkup").cpu().numpy()
+    known = thumbnails(material.pixels[_some(material.rows, NEIGHBOURS, seed)])
+    unknown = thumbnails(held)
+    to_unknown, _ = nearest(unknown, known)
+    spread = float(np.square(known - known.mean(0)).sum(1).mean())
+    variance = float(fake.var(0).mean())
+    missed = baselines.scores(held)
+    return Checkup(
+        pca=float(missed["pca"].mean()) / max(float(missed["mean_image"].mean()), 1e-12),
+        copied=copied(thumbnails(fake), known, unknown),
+        twins=float((to_unknown < TWIN * spread).mean()),
+        gap=_missed(networks, held) / max(_missed(networks, some), 1e-12),
+        inversion=_missed(networks, fake) / max(variance, 1e-12),
+    )
+
+
+@dataclass(frozen=True)
+class Game:
+    """How the adversarial game stands.
+
+    Parameters
+    ----------
+    diversity : float
+        Pixel variance of generated images, relative to that of training images.
+    separated : float or None
+        AUROC with which the discriminator tells training images from generated ones: 0.5 where
+        the generator fools it, 1 where it has won. None where it judges pairs.
+    by_heart : float or None
+        Share of its margin between training and generated images that it does not keep on
+        held-out ones: 0 where it learned what is real, 1 where it learned the images (Karras et
+        al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676,
+        eq. 1, r_v).
+    """
+
+    diversity: float
+    separated: float | None
+    by_heart: float | None
+
+
+def game(
+    generator: nn.Module,
+    discriminator: nn.Module | None,
+    material: Material,
+    config: TrainConfig,
+    *,
+    images: int,
+) -> Game:
+    """Look at a game, under way or over; the networks are left as they are."""
+    seed = config.seed
+    some = material.pixels[_some(material.rows, images, seed)]
+    at_rest = copy.deepcopy(generator).eval()
+    fake = sample(at_rest, images, config.latent_dim, seed, "game").cpu().numpy()
+    varied = float(fake.var(0).mean()) / max(float(some.var(0).mean()), 1e-12)
+    if discriminator is None or not np.isfinite(fake).all():
+        return Game(varied, None, None)
+    held = material.pixels[_some(material.unseen, images, seed)]
+    judge = copy.deepcopy(discriminator).eval()
+    real, of_fake, of_held = (_realness(judge, x) for x in (some, fake, held))
+    truth = np.arange(len(real) + len(of_fake)) < len(real)
+    margin = max(float(real.mean() - of_fake.mean()), 1e-12)
+    return Game(
+        diversity=varied,
+        separated=float(roc_auc_score(truth, np.concatenate([real, of_fake]))),
+        by_heart=float(np.clip((real.mean() - of_held.mean()) / margin, 0, 1)),
+    )
+
+
+def thumbnails(images: Floats) -> np.ndarray:
+    """Images (n, c, s, s) as points (n, d), in which nearness is likeness."""
+    small = adaptive_avg_pool2d(torch.from_numpy(images), min(THUMBNAIL, images.shape[-1]))
+    flat: np.ndarray = small.flatten(1).numpy().astype(np.float64)
+    return flat
+
+
+def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
+    """Estimated share of generated images that copy a training image.
+
+    An honest generator knows nothing of which images were held out, so a generated image has its
+    nearest neighbour among them as often as they are among all real images. What is missing of
+    that was copied. (The distance itself would say nothing: blurred images are near to all.)
+
+    Parameters
+    ----------
+    fake, known, unknown : ndarray of shape (n, d)
+        Generated, training and held-out images.
+    """
+    expected = len(unknown) / (len(known) + len(unknown))
+    found = float((nearest(fake, unknown)[0] < nearest(fake, known)[0]).mean())
+    return float(np.clip(1 - found / expected, 0, 1))
+
+
+def nearest(points: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance (n,) to the nearest of some points (m, d), and which it is (n,)."""
+    squares = np.square(points).sum(1)[:, None] + np.square(among).sum(1) - 2 * points @ among.T
+    which = squares.argmin(1)
+    return np.maximum(squares[np.arange(len(points)), which], 0), which
+
+
+def _some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    drawn = torch.randperm(len(rows), generator=stream(seed, "checkup-rows"))[:most].numpy()
+    return np.asarray(rows[np.sort(drawn)])
+
+
+def _realness(discriminator: nn.Module, images: Floats) -> np.ndarray:
+    device = next(discriminator.parameters()).device
+    with exact_float32():
+        batches = chunks(np.arange(len(images)), images.__getitem__, device)
+        return np.concatenate([discriminator(batch).cpu().numpy() for batch in batches])
+
+
+def _missed(networks: Networks, images: Floats) -> float:
+    device = next(networks.generator.parameters()).device
+    total = 0.0
+    with exact_float32():
+        for x in chunks(np.arange(len(images)), images.__getitem__, device):
+            x_hat = networks.generator(networks.encoder(x))
+            total += float((x_hat - x).square().mean((1, 2, 3)).sum())
+    return total / len(images)
