@@ -1,0 +1,258 @@
+"""Bad trainings get the right warning, a good one gets none."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from anoscan import census, checkup, health
+from anoscan.census import Census
+from anoscan.checkup import Checkup, Game
+from anoscan.config import TrainConfig
+from anoscan.detector import Detector
+from anoscan.errors import InputError
+from anoscan.health import Findings, Watch
+from anoscan.results import Health, HealthReport
+from anoscan.training import Progress
+from tests.conftest import Digits
+
+GOOD_FOLDER = Census(
+    images=1000,
+    copies=0,
+    views=1000,
+    blank=0,
+    sizes={"28x28": 512},
+    bit_depths={"8-bit grey": 512},
+    patched=False,
+)
+GOOD = Findings(
+    rollbacks=0,
+    game=Game(diversity=0.9, separated=0.9, by_heart=0.1),
+    networks=Checkup(pca=0.2, copied=0.1, twins=0.0, gap=1.1, inversion=0.2),
+    reconstruction=0.3,
+)
+
+
+def verdicts(report: HealthReport) -> dict[str, Health]:
+    """What is not ok."""
+    return {check.name: check.verdict for check in report.checks if check.verdict != "ok"}
+
+
+def of(folder: Census = GOOD_FOLDER, findings: Findings = GOOD) -> HealthReport:
+    return health.examine(health.of_folder(folder, 900, 100, "images"), findings)
+
+
+def test_a_good_training_gets_no_warning() -> None:
+    assert of().verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "verdict", "words"),
+    [
+        ({"copies": 300}, "duplicates", "warn", "copies"),
+        ({"copies": 600}, "duplicates", "fail", "copies"),
+        ({"blank": 100}, "constant", "warn", "nothing to learn"),
+        ({"blank": 1000}, "constant", "fail", "nothing to learn"),
+        ({"sizes": {"28x28": 90, "56x28": 10}}, "sizes", "warn", "--patches"),
+        ({"sizes": {"28x28": 90, "84x84": 10}}, "sizes", "warn", "--patches"),
+        ({"bit_depths": {"8-bit grey": 90, "16-bit grey": 1}}, "bit_depths", "warn", "Convert"),
+        ({"bit_depths": {"8-bit grey": 90, "8-bit colour": 1}}, "bit_depths", "warn", "Convert"),
+    ],
+)
+def test_a_bad_folder_is_named_for_what_is_wrong(
+    changes: dict[str, object], name: str, verdict: Health, words: str
+) -> None:
+    report = of(dataclasses.replace(GOOD_FOLDER, **changes))  # type: ignore[arg-type]
+    assert verdicts(report) == {name: verdict}
+    assert words in next(check.message for check in report.checks if check.name == name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": {"28x28": 50, "30x28": 50}},
+        {"sizes": {"280x28": 50, "28x280": 50}, "patched": True},
+        {"bit_depths": {"8-bit grey": 5, "8-bit colour": 95}},
+        {"copies": 20, "blank": 5},
+        {"views": 100, "blank": 10, "patched": True},
+    ],
+)
+def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]) -> None:
+    assert of(dataclasses.replace(GOOD_FOLDER, **changes)).verdict == "ok"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("findings", "name", "verdict", "words"),
+    [
+        ({"rollbacks": 2}, "stability", "warn", "2 times"),
+        ({"game": Game(0.02, 0.9, 0.1)}, "diversity", "fail", "mode collapse"),
+        ({"game": Game(0.9, 1.0, 0.1)}, "discriminator", "warn", "overpowers"),
+        ({"game": Game(0.9, 0.9, 0.8)}, "memorisation", "warn", "by heart"),
+        ({"reconstruction": 1.2}, "reconstruction", "fail", "--images-shown"),
+        (
+            {"reconstruction": 1.2, "networks": Checkup(0.2, 0.1, 0.0, 1.1, inversion=1.0)},
+            "reconstruction",
+            "fail",
+            "--encoder-images-shown",
+        ),
+        ({"networks": Checkup(0.2, 0.9, 0.0, 1.1, 0.2)}, "memorisation", "warn", "copies"),
+        ({"networks": Checkup(0.2, 0.1, 0.0, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
+        ({"networks": Checkup(0.2, 0.1, 0.3, 1.1, 0.2)}, "near_copies", "warn", "30%"),
+    ],
+)
+def test_a_bad_training_is_named_for_what_went_wrong(
+    findings: dict[str, object], name: str, verdict: Health, words: str
+) -> None:
+    report = of(findings=dataclasses.replace(GOOD, **findings))  # type: ignore[arg-type]
+    assert verdicts(report) == {name: verdict}
+    assert words in next(check.message for check in report.checks if check.name == name)
+
+
+def test_a_game_of_pairs_has_no_discriminator_to_speak_of() -> None:
+    names = {check.name for check in of(findings=dataclasses.replace(GOOD, game=PAIRS)).checks}
+    assert "discriminator" not in names
+
+
+PAIRS = Game(diversity=0.9, separated=None, by_heart=None)
+
+
+def test_an_image_is_blank_when_no_channel_has_anything_in_it() -> None:
+    noise = np.random.default_rng(0).uniform(-0.004, 0.004, (3, 16, 16)).astype(np.float32)
+    image = noise + np.array([0.5, -0.5, 0], np.float32)[:, None, None]
+    assert census.is_blank(image)
+    image[2, 3, 3] = 0.5
+    assert not census.is_blank(image)
+
+
+def test_generated_copies_are_told_from_new_images() -> None:
+    draw = np.random.default_rng(0).normal
+    known, unknown = draw(size=(900, 8)), draw(size=(100, 8))
+    assert checkup.copied(draw(size=(512, 8)), known, unknown) < 0.4
+    assert checkup.copied(known[:512] + draw(size=(512, 8)) / 100, known, unknown) > 0.9
+
+
+def test_the_nearest_point_is_found() -> None:
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    apart, which = checkup.nearest(points + 1e-3, points)
+    assert which.tolist() == list(range(20))
+    assert apart == pytest.approx(np.full(20, 3e-6))
+
+
+class Told:
+    """A watch, and all that it passed on."""
+
+    def __init__(self, *games: Game) -> None:
+        self.seen: list[Progress] = []
+        self.games = iter(games)
+        self.watch = Watch(self.seen.append, lambda images: next(self.games))
+        for images in range(0, 1001, 20):
+            self.watch(Progress("gan", images, 1000, {"generator": 1.0}, 100.0))
+
+    @property
+    def notes(self) -> list[str]:
+        return [progress.note for progress in self.seen if progress.note]
+
+
+def test_a_collapse_is_said_once_while_the_game_is_on() -> None:
+    told = Told(*[Game(0.01, 0.9, 0.1)] * 4)
+    assert len(told.notes) == 1
+    assert "mode collapse" in told.notes[0]
+    assert len(told.seen) == 51 + 1
+    assert next(told.games, None) is None, "the second half is looked at in four places"
+
+
+def test_a_good_game_is_not_talked_about() -> None:
+    assert Told(*[Game(0.9, 0.9, 0.1)] * 4).notes == []
+
+
+class Blob(nn.Module):
+    """A generator of one image, and a discriminator that knows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return torch.zeros(len(x), 1, 16, 16) + self.weight
+        return x.flatten(1).abs().sum(1)
+
+
+def write(folder: Path, images: list[np.ndarray]) -> Path:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:04d}.png")
+    return folder
+
+
+def train(folder: Path, quick: dict[str, int], **settings: float) -> HealthReport:
+    path = folder.parent / "model.safetensors"
+    detector = Detector.train(folder, path=path, workers=1, **{**quick, **settings})
+    assert detector.report is not None
+    return detector.report.health
+
+
+def scans(digits: Digits, n: int) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted(digits.normal.iterdir())[:n]]
+
+
+def test_a_trained_detector_of_many_good_images_is_in_good_health(trained: Detector) -> None:
+    assert trained.report is not None
+    assert verdicts(trained.report.health) == {}
+
+
+def test_twenty_images_are_too_few(few: Digits, tmp_path: Path, quick: dict[str, int]) -> None:
+    found = verdicts(train(write(tmp_path / "n", scans(few, 20)), quick))
+    assert found["images"] == "fail"
+    assert found["calibration"] == "warn"
+
+
+def test_copies_are_found_before_training_starts(
+    few: Digits, tmp_path: Path, quick: dict[str, int]
+) -> None:
+    images = scans(few, 70)
+    folder, notes = write(tmp_path / "n", images + images[:30]), list[str]()
+    detector = Detector.train(
+        folder,
+        path=tmp_path / "model.safetensors",
+        workers=1,
+        on_progress=lambda progress: notes.append(progress.note or ""),
+        **quick,
+    )
+    assert detector.report is not None
+    check = {check.name: check for check in detector.report.health.checks}["duplicates"]
+    assert (check.verdict, check.value) == ("warn", pytest.approx(0.3))
+    assert check.message in notes
+
+
+def test_blank_images_fail(tmp_path: Path, quick: dict[str, int]) -> None:
+    images = [np.full((16, 16), grey, np.uint8) for grey in range(50, 170)]
+    assert verdicts(train(write(tmp_path / "n", images), quick))["constant"] == "fail"
+
+
+def test_one_picture_many_times_is_refused(tmp_path: Path, quick: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="same picture"):
+        train(write(tmp_path / "n", [np.zeros((16, 16), np.uint8)] * 40), quick)
+
+
+def test_a_huge_learning_rate_collapses_the_gan_and_is_told(
+    few: Digits, quick: dict[str, int]
+) -> None:
+    found = verdicts(train(few.normal, quick, learning_rate=0.5))
+    assert found["diversity"] == "fail"
+
+
+def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (100, 1, 16, 16)).astype(np.float32)
+    material: Any = SimpleNamespace(pixels=pixels, rows=np.arange(80), unseen=np.arange(80, 100))
+    found = checkup.game(Blob(), Blob(), material, TrainConfig(latent_dim=4), images=64)
+    assert found.diversity == 0
+    assert found.separated == 1
