@@ -123,7 +123,7 @@ TRAINED_MODEL = REFERENCE | {
     "architecture", "objective", "encoder", "mapping", "size", "patch_size",
     "channels", "latent_dim",
 }  # fmt: skip
-SCORE = {"schema", "model", "mapping", "threshold", "counts", "images", "skipped"}
+SCORE = {"schema", "model", "mapping", "threshold", "counts", "images", "skipped", "warning"}
 THRESHOLD = {"score", "false_alarm_rate", "effective_rate", "calibration_images", "warning"}
 IMAGE = {
     "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "regions", "residual",

@@ -116,6 +116,15 @@ def test_a_bad_training_is_named_for_what_went_wrong(
     assert words in next(check.message for check in report.checks if check.name == name)
 
 
+@pytest.mark.parametrize(
+    ("scored", "odd", "doubted"), [(50, 49, True), (50, 25, False), (3, 3, False)]
+)
+def test_only_a_batch_that_is_nearly_all_odd_is_doubted(
+    scored: int, odd: int, doubted: bool
+) -> None:
+    assert (health.of_scores(scored, odd) is not None) == doubted
+
+
 def test_a_game_of_pairs_has_no_discriminator_to_speak_of() -> None:
     names = {check.name for check in of(findings=dataclasses.replace(GOOD, game=PAIRS)).checks}
     assert "discriminator" not in names
@@ -207,6 +216,16 @@ def scans(digits: Digits, n: int) -> list[np.ndarray]:
 def test_a_trained_detector_of_many_good_images_is_in_good_health(trained: Detector) -> None:
     assert trained.report is not None
     assert verdicts(trained.report.health) == {}
+
+
+def test_a_folder_in_which_nearly_all_is_odd_is_doubted(
+    trained: Detector, digits: Digits, tmp_path: Path
+) -> None:
+    wrong = write(tmp_path / "wrong", [255 - scan for scan in scans(digits, 30)])
+    warning = trained.score(wrong, false_alarm_rate=0.05).warning
+    assert warning is not None
+    assert "wrong folder" in warning
+    assert trained.score(digits.queries, false_alarm_rate=0.05).warning is None
 
 
 def test_twenty_images_are_too_few(few: Digits, tmp_path: Path, quick: dict[str, int]) -> None:

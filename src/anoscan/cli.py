@@ -174,6 +174,8 @@ def score(
             anomalous, skipped = report.counts["anomalous"], list(report.skipped)
     if not streams:
         output.emit(_cut(report, top, None if as_json else TABLE_ROWS))
+        if report.warning:
+            output.warn(report.warning)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)

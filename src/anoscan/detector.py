@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from anoscan import images, labelled, modelfile, scoring, store
+from anoscan import health, images, labelled, modelfile, scoring, store
 from anoscan.assessment import Conditions, Subject, assess
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig
 from anoscan.errors import ModelError, UsageError
@@ -270,17 +270,19 @@ class Detector:
         if not scored:
             raise nothing_readable(skipped)
         ordered = ranked(scored)
+        anomalous = sum(image.verdict == "anomalous" for image in ordered)
         return ScoreReport(
             model=self.reference,
             mapping=Inversion.of(mapping).mapping,
             threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
                 "scored": len(ordered),
-                "anomalous": sum(image.verdict == "anomalous" for image in ordered),
+                "anomalous": anomalous,
                 "skipped": len(skipped),
             },
             images=tuple(ordered),
             skipped=tuple(skipped),
+            warning=health.of_scores(len(ordered), anomalous),
         )
 
     def stream(

@@ -20,6 +20,7 @@ WATCH_SAMPLES = 64
 # Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
 OVERPOWERED = 0.999
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
+FEWEST_QUERIES, MOST_ODD = 10, 0.8
 
 _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}
 
@@ -109,6 +110,17 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
         _near_copies(findings.networks.twins),
     )
     return HealthReport(verdict=worst(checks), checks=checks)
+
+
+def of_scores(scored: int, anomalous: int) -> str | None:
+    """What to say of a batch of queries that are nearly all anomalous; None of any other."""
+    if scored < FEWEST_QUERIES or anomalous < MOST_ODD * scored:
+        return None
+    return (
+        f"{anomalous:,} of {scored:,} images are called anomalous. Unless they were picked for "
+        f"that, this is the wrong model or the wrong folder, or the images are made otherwise than "
+        f"the training images were (another camera, crop, size or brightness)."
+    )
 
 
 def worst(checks: tuple[HealthCheck, ...]) -> Health:

@@ -157,7 +157,10 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """Result of ``anoscan score``."""
+    """Result of ``anoscan score``.
+
+    `warning` says so when nearly all images are anomalous, which hardly ever is the truth.
+    """
 
     schema: ClassVar[str] = "anoscan.score/1"
     model: ModelReference
@@ -166,6 +169,7 @@ class ScoreReport:
     counts: dict[str, int]
     images: tuple[ImageScore, ...]
     skipped: tuple[Skipped, ...]
+    warning: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
