@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import images, labelled
+from anoscan import formats, images, labelled
 from anoscan.errors import InputError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.labelled import gather, read_mask, training_paths
@@ -231,5 +231,5 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path, decod
 
 
 def test_suffixes_of_masks_are_those_of_lossless_images() -> None:
-    assert set(labelled.MASK_SUFFIXES) <= images.EXTENSIONS
+    assert set(labelled.MASK_SUFFIXES) <= formats.EXTENSIONS
     assert ".jpg" not in labelled.MASK_SUFFIXES

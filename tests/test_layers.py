@@ -24,6 +24,7 @@ ORDER = [
     "runtime",
     "tiles",
     "mismatch",
+    "formats",
     "images",
     "pictures",
     "trainset",
@@ -78,8 +79,8 @@ ORDER = [
 def modules() -> dict[str, list[Path]]:
     """Files of each top-level module or sub-package."""
     found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    found |= {family: sorted((PACKAGE / family).glob("*.py")) for family in registry.FAMILIES}
-    return found
+    folders = [path.parent for path in PACKAGE.glob("*/__init__.py")]
+    return found | {folder.name: sorted(folder.glob("*.py")) for folder in folders}
 
 
 def imported(path: Path) -> set[str]:

@@ -193,7 +193,7 @@ def _files(paths: list[str]) -> list[ImageFile]:
             found += images.find([path])
         else:
             # A path that is not there is reported with the unreadable ones: the list goes on.
-            found.append(images.ImageFile(path, Path(path), path))
+            found += images.in_file(path, Path(path), path)
     if named := [path for path in paths if path != "-"]:
         found += images.find(named)
     if not found:

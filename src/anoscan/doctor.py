@@ -24,8 +24,9 @@ from anoscan.material import FEWEST_IMAGES
 from anoscan.results import DoctorReport, HealthCheck, Skipped
 from anoscan.runtime import Runtime
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "safetensors",
-             "typer", "rich", "platformdirs")  # fmt: skip
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "tifffile",
+             "safetensors", "typer", "rich", "platformdirs",
+             "imagecodecs", "pydicom", "nibabel")  # fmt: skip
 NEEDED_BYTES = 200_000_000
 
 

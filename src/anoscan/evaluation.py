@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.errors import InputError
-from anoscan.images import ImageFile, find
+from anoscan.images import ImageFile, find, page_of
 from anoscan.results import AtThreshold, Confusion, Curves, Histogram, PrecisionRecall, Roc
 
 COLUMNS = {
@@ -383,7 +383,7 @@ def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> 
 def is_file(path: Path) -> bool:
     """Whether a path, which may be nonsense, names a file."""
     try:
-        return path.is_file()
+        return path.is_file() or page_of(path) is not None
     except (OSError, ValueError):  # longer than a path can be, or not permitted
         return False
 
@@ -451,5 +451,5 @@ def unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
         present = find([base])
     except InputError:
         return 0
-    named = {image.file.resolve() for image in labelled}
-    return sum(image.file.resolve() not in named for image in present)
+    named = {(image.file.resolve(), image.page) for image in labelled}
+    return sum((image.file.resolve(), image.page) not in named for image in present)

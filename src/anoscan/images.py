@@ -6,17 +6,8 @@ file that cannot be used becomes an `InputError` with a short reason, or a `Skip
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
 import math
 import os
-import re
-import stat
-import struct
-import threading
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,24 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from anoscan import formats
 from anoscan.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
-from anoscan.mismatch import Look
+from anoscan.formats import DAMAGE, KINDS, Opened
+from anoscan.formats.picture import memory, os_reason
+from anoscan.mismatch import Look, kind
 from anoscan.results import Skipped
 from anoscan.tiles import Canvas, Floats
 
-_SUFFIXES = ".png .jpg .jpeg .tif .tiff .bmp .webp .gif .ppm .pgm .pnm .pbm"
-EXTENSIONS = frozenset(_SUFFIXES.split())
-# Pillow decides by content, and some of its other formats run programs (EPS starts Ghostscript).
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF or PNM"
-
-_LARGEST_FILE = 2 * 1024**3  # bytes; Pillow's own limit on pixels makes larger files useless
-
-DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-_ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,23 +37,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise on damaged files, by their source and by fuzzing them.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-
-_CUT = re.compile("truncated|not enough image data|EOF")
-
-_FROM_PILLOW = re.compile(r"PIL\.")
-_filters_lock = threading.Lock()
+_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
 
 _RULE = {"size", "channels", "window", "patch"}
 _UNREDUCED = 2**31  # pixels: no JPEG is larger
@@ -77,16 +45,19 @@ _UNREDUCED = 2**31  # pixels: no JPEG is larger
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, not opened yet.
+    """An image file, or one page of it, not opened yet.
 
     `path` is what the user gave joined with the path inside that folder and names the image in
     all results; `file` is where it is; `inside` is the path relative to the folder given (the
-    file name for a file given by itself). `path` and `inside` are '/'-separated.
+    file name for a file given by itself). `path` and `inside` are '/'-separated. `page` counts
+    from 1 and ends both of them, as if the file were a folder of its pages: no other file can
+    have that path. It is None for the only image of a file.
     """
 
     path: str
     file: Path
     inside: str
+    page: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,11 +165,12 @@ def find(paths: Sequence[str | Path]) -> list[ImageFile]:
     for path in paths:
         name = str(path).replace(os.sep, "/")
         root = Path(path)
-        if not name or not _exists(root):
+        paged = page_of(root)
+        if not name or not (paged or _exists(root)):
             raise InputError(f"{name or 'an empty path'} does not exist.")
-        absolute = os.path.normpath(root.absolute())
-        if not root.is_dir():
-            found.setdefault(absolute, ImageFile(name, root, name if several else root.name))
+        if paged or not root.is_dir():
+            short = f"{root.parent.name}/{root.name}" if paged else root.name
+            _add(found, in_file(name, root, name if several else short))
             continue
         inside = _inside(root)
         if not inside:
@@ -207,11 +179,43 @@ def find(paths: Sequence[str | Path]) -> list[ImageFile]:
             )
         prefix = name if name.endswith("/") else name + "/"
         for below in inside:
-            found.setdefault(
-                str(Path(absolute, below)),
-                ImageFile(prefix + below, root / below, prefix + below if several else below),
-            )
+            whole = prefix + below
+            _add(found, in_file(whole, root / below, whole if several else below))
     return list(found.values())
+
+
+def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
+    """The image of a file, or one a page; of the path of a page, that page.
+
+    Whether there is such a file, or such a page, only decoding will say.
+    """
+    pages = 1 if page_of(file) else formats.count(file)
+    if pages < 2:
+        return [named(path, file, inside)]
+    numbers = range(1, pages + 1)
+    return [ImageFile(f"{path}/{n}", file, f"{inside}/{n}", n) for n in numbers]
+
+
+def named(path: str, file: Path, inside: str) -> ImageFile:
+    """The only image of a file, or the page that the path of one names."""
+    parent, page = page_of(file) or (file, None)
+    return ImageFile(path, parent, inside, page)
+
+
+def page_of(path: Path) -> tuple[Path, int] | None:
+    """File and number of a path like scan.tif/3, where scan.tif is no folder."""
+    try:
+        if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
+            return path.parent, int(path.name)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _add(found: dict[str, ImageFile], images: Iterable[ImageFile]) -> None:
+    for image in images:
+        absolute = os.path.normpath(image.file.absolute())
+        found.setdefault(absolute if image.page is None else f"{absolute}/{image.page}", image)
 
 
 def _exists(path: Path) -> bool:
@@ -220,7 +224,7 @@ def _exists(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be opened: {_os_reason(error)}.") from None
+        raise InputError(f"{path} cannot be opened: {os_reason(error)}.") from None
     return True
 
 
@@ -244,10 +248,10 @@ def _inside(root: Path) -> list[str]:
                     if Path(entry.path).is_dir() if link else entry.is_dir():
                         queue = linked if link else real
                         queue.append((folder / entry.name, f"{prefix}{entry.name}/"))
-                    elif Path(entry.name).suffix.lower() in EXTENSIONS:
+                    elif Path(entry.name).suffix.lower() in formats.EXTENSIONS:
                         images.append(prefix + entry.name)
         except OSError as error:
-            raise InputError(f"folder {folder} cannot be read: {_os_reason(error)}.") from None
+            raise InputError(f"folder {folder} cannot be read: {os_reason(error)}.") from None
     return sorted(images)
 
 
@@ -257,33 +261,37 @@ def _inside(root: Path) -> list[str]:
 def decode(image: ImageFile, rule: ImageRule) -> Decoded:
     """Read one image as `rule` says.
 
-    The first frame, upright, stretched to the square with antialiasing (an image that has the
-    size already is not resampled, nor is one for patches of the size they are seen at),
-    transparency over black. Pillow reduces 16-bit colour PNGs to
-    8 bits; 16-bit grey keeps its levels.
+    Upright, stretched to the square with antialiasing (an image that has the size already is not
+    resampled, nor is one for patches of the size they are seen at), transparency over black.
+    Of an animation the first frame. Grey keeps all its levels. Colours of more than 8 bits keep
+    theirs under a rule with a window, but for PNGs, which Pillow reduces to 8 bits.
 
     Raises
     ------
     InputError
         Whose message is the bare reason, without the path.
     """
-    data = read_file(image.file)
-    opened = open_image(data, draft_side=2 * rule.size if rule.patch is None else _UNREDUCED)
+    opened = formats.read(
+        image.file,
+        image.page,
+        draft_side=2 * rule.size if rule.patch is None else _UNREDUCED,
+        deep=rule.window is not None,
+    )
     try:
-        canvas = _as_ruled(opened, rule)
-    except MemoryError:
-        raise InputError("needs more memory than there is") from None
+        with memory():
+            canvas = _as_ruled(opened, rule)
     except DAMAGE:
         raise InputError("damaged image") from None
     width, height, orientation = opened.width, opened.height, opened.orientation
-    look = Look.of(opened.image, canvas, (height, width) if orientation >= 5 else (width, height))
-    digest = hashlib.sha256(data).digest()
-    decoded = Decoded(image, canvas, width, height, orientation, look, digest)
+    picture = opened.picture
+    depth = kind(picture) if isinstance(picture, Image.Image) else opened.depth
+    look = Look.of(depth, canvas, (height, width) if orientation >= 5 else (width, height))
+    decoded = Decoded(image, canvas, width, height, orientation, look, opened.digest)
     if rule.patch is None:
         _ = decoded.pixels  # here, where threads share the work
     elif min(canvas.height, canvas.width) < rule.size:
         raise InputError(
-            f"is {width}x{height} pixels: smaller than the model's patches of "
+            f"is {opened.width}x{opened.height} pixels: smaller than the model's patches of "
             f"{rule.patch}x{rule.patch}"
         )
     return decoded
@@ -319,98 +327,38 @@ def stream(
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A decoded Pillow image; `pending` is the orientation that is still to be applied."""
-
-    image: Image.Image
-    width: int
-    height: int
-    orientation: int
-    pending: int
-
-
-def read_file(file: Path) -> bytes:
-    """All bytes of a regular file; InputError with the bare reason when there are none."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would wait for ever
-            raise InputError("not a regular file")
-        if status.st_size > _LARGEST_FILE:
-            raise InputError("file is larger than 2 GiB")
-        data = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(_os_reason(error)) from None
-    if not data:
-        raise InputError("empty file")
-    return data
-
-
-def open_image(data: bytes, *, draft_side: int) -> Opened:
-    """Decode an image file's bytes; a huge JPEG no larger than it takes for `draft_side`."""
-    _silence_pillow()
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        width, height = image.size
-        if min(width, height) < 2:
-            raise InputError(f"is {width}x{height} pixels: too small to score")
-        # Pillow turns TIFFs upright itself while loading, and forgets that it did. Asking others
-        # before they are loaded could load them, and hide that this failed.
-        turned = _orientation(image) if image.format == "TIFF" else 1
-        image.draft(None, (draft_side, draft_side))
-        image.load()
-    except UnidentifiedImageError:
-        raise InputError(f"not a {KINDS} image") from None
-    except Image.DecompressionBombError:
-        raise InputError("has too many pixels to be decoded safely") from None
-    except MemoryError:
-        raise InputError("needs more memory than there is") from None
-    except DAMAGE as error:
-        cut = isinstance(error, EOFError) or _CUT.search(str(error))
-        raise InputError("truncated image" if cut else "damaged image") from None
-    pending = _orientation(image)
-    if pending == 1 and turned >= 5:
-        width, height = image.size[::-1]
-    return Opened(image, width, height, max(turned, pending), pending)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except DAMAGE:  # a damaged note about the image is no reason to refuse the image
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _as_ruled(opened: Opened, rule: ImageRule) -> Canvas:
-    deep = opened.image.mode in DEEP_MODES
-    image = deep_image(opened.image) if deep else shallow_image(opened.image, rule.channels)
-    image = image.resize(_side(opened, rule), Image.Resampling.BILINEAR)
-    if opened.pending != 1:
-        image = image.transpose(UPRIGHT[opened.pending])
-    window = None
-    if deep:
-        window = rule.window or ((0.0, 1.0) if opened.image.mode == "F" else (0.0, 65535.0))
-    return Canvas(np.asarray(image), rule.channels, window)
+    bands, window = _bands(opened, rule)
+    ready = []
+    for band in bands:
+        image = band.resize(_side(opened, rule), Image.Resampling.BILINEAR)
+        if opened.pending != 1:
+            image = image.transpose(UPRIGHT[opened.pending])
+        ready.append(np.asarray(image))
+    return Canvas(ready[0] if len(ready) == 1 else np.stack(ready, 2), rule.channels, window)
+
+
+def _bands(opened: Opened, rule: ImageRule) -> tuple[list[Image.Image], tuple[float, float] | None]:
+    """Images that can be resized, one or, of deep colours, three; and their window."""
+    picture = opened.picture
+    if isinstance(picture, Image.Image):
+        return [shallow_image(picture, rule.channels)], None
+    if picture.ndim == 3 and rule.channels == 1:
+        picture = (picture @ _GREY).astype(np.float32)
+    colours = [picture] if picture.ndim == 2 else np.moveaxis(picture, 2, 0)
+    bands = [Image.fromarray(np.ascontiguousarray(colour)) for colour in colours]
+    return bands, rule.window or opened.full
 
 
 def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
     if rule.patch is None:
         return rule.size, rule.size
-    width, height = opened.image.size
+    picture = opened.picture
+    width, height = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
     return (
         max(1, round(width * rule.size / rule.patch)),
         max(1, round(height * rule.size / rule.patch)),
     )
-
-
-def deep_image(image: Image.Image) -> Image.Image:
-    """Image of more than 8 bits as float32 samples, which must be finite."""
-    with np.errstate(over="ignore"):
-        samples = np.asarray(image).astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise InputError("has NaN or infinite pixels")
-    return Image.fromarray(samples)
 
 
 def shallow_image(image: Image.Image, channels: int) -> Image.Image:
@@ -422,23 +370,6 @@ def shallow_image(image: Image.Image, channels: int) -> Image.Image:
     if image.mode not in ("1", "L"):  # to grey by way of RGB: LAB has no other
         image = image.convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _silence_pillow() -> None:
-    # Pillow warns about odd metadata and large images, which users can do nothing about.
-    # catch_warnings is not thread-safe, and a filter set on import is lost in code that uses
-    # catch_warnings itself (pytest does), so the filters are put back whenever they are missing.
-    with _filters_lock:
-        for category in (UserWarning, Image.DecompressionBombWarning):
-            if ("ignore", None, category, _FROM_PILLOW, 0) not in warnings.filters:
-                warnings.filterwarnings("ignore", category=category, module=_FROM_PILLOW.pattern)
-
-
-def _os_reason(error: OSError | ValueError) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ENOENT:
-        return "file does not exist"
-    return os.strerror(number).lower() if number else "impossible file name"
 
 
 # --- back to the file ---------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from anoscan import evaluation, images
+from anoscan import evaluation, formats, images
 from anoscan.errors import InputError, UsageError
 from anoscan.images import Decoded, ImageFile
 
@@ -117,8 +118,12 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
     InputError
         Whose message is the bare reason, without the path.
     """
-    opened = images.open_image(images.read_file(file), draft_side=2**31)
-    picture = opened.image
+    found = images.named(str(file), file, file.name)
+    opened = formats.read(found.file, found.page, draft_side=2**31, deep=True)
+    picture = opened.picture
+    if not isinstance(picture, Image.Image):
+        deep = picture != 0
+        picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
     lossy = picture.format == "JPEG"
     if picture.mode in ("LA", "PA", "RGBA"):
         picture = picture.convert("RGB" if picture.mode == "RGBA" else "L")
@@ -148,7 +153,7 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
             f"none of the {len(rows)} images named in {csv} exists under {base}.",
             hint="Paths are relative to the CSV, or to IMAGES when that is given.",
         )
-    files = [ImageFile(label.path, file, label.path) for label, file in matched]
+    files = [images.named(label.path, file, label.path) for label, file in matched]
     beside = _Masks(masks, files)
     found = []
     for (label, _), image in zip(matched, files, strict=True):
@@ -216,6 +221,12 @@ class _Masks:
             for name in (f"{stem.name}_mask", stem.name):
                 for suffix in (*MASK_SUFFIXES, path.suffix):
                     file = stem.with_name(name + suffix)
-                    if evaluation.is_file(file) and not file.samefile(image.file):
+                    if evaluation.is_file(file) and not _is_image(file, image):
                         return file
         return None
+
+
+def _is_image(file: Path, image: ImageFile) -> bool:
+    """Whether what was found as a mask is the image itself."""
+    mask = images.named("", file, "")
+    return mask.page == image.page and mask.file.samefile(image.file)

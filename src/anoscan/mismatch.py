@@ -46,14 +46,14 @@ class Look:
     sharpness: float
 
     @classmethod
-    def of(cls, stored: Image.Image, canvas: Canvas, size: tuple[int, int]) -> Look:
-        """Look of an image as stored, as it will be seen, and its upright (width, height)."""
+    def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
+        """Look of an image of that kind, as it will be seen, and its upright (width, height)."""
         across, down = _lines(canvas)
         steps = (np.square(np.diff(across, axis=2)).mean(), np.square(np.diff(down, axis=1)).mean())
         variance = across.var((1, 2)).mean()
         sharpness = np.log((np.mean(steps) + 1e-8) / (variance + 1e-4))
         brightness = (across.mean() + 1) / 2
-        return cls(*size, kind(stored), float(brightness), float(sharpness))
+        return cls(*size, kind, float(brightness), float(sharpness))
 
 
 def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
@@ -66,23 +66,12 @@ def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kind(image: Image.Image) -> str:
-    """Depth and colour of an image as stored; colour is looked for in a few thousand pixels."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return deep_kind(image)
+    """Kind of an image of 8 bits; colour is looked for in a few thousand pixels."""
     side = min(_THIN, image.width), min(_THIN, image.height)
     thin = image.resize(side, Image.Resampling.NEAREST).convert("RGB")
     red, green, blue = thin.split()
     differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
     return "8-bit colour" if any(d.getbbox() for d in differences) else "8-bit grey"
-
-
-def deep_kind(image: Image.Image) -> str:
-    """Depth of an image of more than 8 bits."""
-    if image.mode == "F":
-        return "32-bit float"
-    # Pillow widens 16-bit PGM (and in older versions PNG) to 32 bits.
-    short = image.mode != "I" or image.format in ("PNG", "PPM")
-    return "16-bit grey" if short else "32-bit grey"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anoscan import pictures
 from anoscan.errors import InputError, UsageError
-from anoscan.images import Decoded, ImageFile, ImageRule, decode, find
+from anoscan.images import Decoded, ImageFile, ImageRule, decode, find, named
 from anoscan.images import stream as decoded_stream
 from anoscan.model import Model
 from anoscan.modelfile import replacing
@@ -114,7 +114,7 @@ class Sampler:
         ends = []
         for path in paths:
             try:
-                ends.append(decode(ImageFile(str(path), Path(path), ""), self._rule))
+                ends.append(decode(named(str(path), Path(path), ""), self._rule))
             except InputError as error:
                 raise InputError(f"--between {path}: {error.message}.") from None
         shown = np.stack([end.canvas.centre(self._rule.size) for end in ends])

@@ -18,19 +18,9 @@ from PIL import Image, ImageChops
 
 from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
-from anoscan.images import (
-    DAMAGE,
-    DEEP_MODES,
-    KINDS,
-    ImageFile,
-    ImageRule,
-    deep_image,
-    open_image,
-    read_file,
-    shallow_image,
-    stream,
-)
-from anoscan.mismatch import Look, deep_kind
+from anoscan.formats import DAMAGE, KINDS, Opened, read
+from anoscan.images import ImageFile, ImageRule, shallow_image, stream
+from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.tiles import Floats
 
@@ -120,13 +110,15 @@ def inspect(
 
 def _look(image: ImageFile) -> _Look | str:
     try:
-        opened = open_image(read_file(image.file), draft_side=2 * LARGEST_SIZE)
+        opened = _opened(image)
         width, height = opened.width, opened.height
         if opened.orientation >= 5:
             width, height = height, width
-        if opened.image.mode in DEEP_MODES:
-            return _Look(width, height, deep_kind(opened.image), False, _samples(opened.image))
-        red, green, blue = shallow_image(opened.image, 3).split()
+        picture = opened.picture
+        if not isinstance(picture, Image.Image):
+            colour = picture.ndim == 3 and bool(np.ptp(picture, axis=2).any())
+            return _Look(width, height, opened.depth, colour, _samples(picture))
+        red, green, blue = shallow_image(picture, 3).split()
         differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
         colour = any(difference.getbbox() for difference in differences)
         return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
@@ -138,11 +130,19 @@ def _look(image: ImageFile) -> _Look | str:
         return "damaged image"
 
 
-def _samples(image: Image.Image) -> Floats:
-    flat = np.asarray(deep_image(image), np.float32).ravel()
+def _opened(image: ImageFile) -> Opened:
+    try:
+        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
+    except InputError:
+        # What a package that is not there could have read at full depth.
+        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
+
+
+def _samples(samples: Floats) -> Floats:
+    flat = samples.ravel()
     step = -(-flat.size // _INSPECTED_PIXELS)
-    # A step that shares no factor with the width, or every sample could come from one column.
-    while math.gcd(step, image.width) > 1:
+    # A step that shares no factor with a row, or every sample could come from one column.
+    while math.gcd(step, math.prod(samples.shape[1:])) > 1:
         step += 1
     return np.concatenate([[flat.min(), flat.max()], flat[::step]], dtype=np.float32)
 
