@@ -19,6 +19,7 @@ ORDER = [
     "registry",
     "text",
     "results",
+    "upkeep",
     "config",
     "scores",
     "runtime",
@@ -59,10 +60,12 @@ ORDER = [
     "judgement",
     "yardstick",
     "assessment",
+    "recalibration",
     "sampling",
     "keeper",
     "learn",
     "detector",
+    "drift",
     "demo",
     "doctor",
     "reports",
@@ -71,6 +74,7 @@ ORDER = [
     "cli_train",
     "cli_models",
     "cli_sample",
+    "cli_calibration",
     "cli",
     "__main__",
 ]
@@ -106,7 +110,10 @@ def test_imports_run_one_way(name: str) -> None:
         assert imported(path) <= allowed, path.name
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["score"], ["eval"], ["models"], ["sample"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["score"], ["eval"], ["models"], ["sample"], ["calibrate"], ["drift"]],
+)
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:
     program = (
         "import sys\n"

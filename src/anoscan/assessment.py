@@ -40,7 +40,7 @@ class Conditions:
 
     score: str
     how: Inversion
-    false_alarm_rate: float
+    false_alarm_rate: float | None
     batch_size: int
 
 
@@ -145,7 +145,8 @@ class _Measured:
         """All figures of this model."""
         judge, conditions, given = self.subject.judge, self.conditions, self.given
         scores, anomalous = self.scores, self.anomalous
-        level = judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how).score
+        threshold = judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+        level = threshold.score
         found = evaluation.detection(scores, anomalous)
         return EvalReport(
             model=self.subject.reference,
@@ -168,6 +169,7 @@ class _Measured:
             curves=evaluation.curves(scores, anomalous),
             mapping=conditions.how.mapping,
             warning=judge.reservation(conditions.score, conditions.how),
+            threshold_uses_labels=threshold.uses_labels,
         )
 
     def _aurocs(

@@ -128,6 +128,47 @@ def q_values(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (n,): the chance of any false rejection is bounded (Holm 1979)."""
+    order = np.argsort(p)
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
+def rate_for_recall(anomalous: np.ndarray, recall: float) -> float:
+    """Lowest false-alarm rate at which a share of anomalies is found.
+
+    Parameters
+    ----------
+    anomalous : ndarray of shape (n,), n >= 1
+        P-values of labelled anomalies.
+    recall : float in (0, 1]
+    """
+    needed = math.ceil(recall * len(anomalous) - 1e-9)
+    return float(np.sort(anomalous)[needed - 1])
+
+
+def rate_for_cost(anomalous: np.ndarray, n: int, share: float, cost: float) -> float:
+    """False-alarm rate of the least expected cost; the lowest among equals.
+
+    Parameters
+    ----------
+    anomalous : ndarray of shape (m,)
+        P-values of labelled anomalies.
+    n : int
+        Calibration images.
+    share : float in (0, 1)
+        Of anomalies among the images to come.
+    cost : float
+        Of a missed anomaly, in false alarms.
+    """
+    rates = np.arange(1, n + 1) / (n + 1)
+    missed = (anomalous[None, :] > rates[:, None] + 1e-9).mean(1)
+    return float(rates[np.argmin((1 - share) * rates + share * cost * missed)])
+
+
 def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str | None]:
     """Score above which an image is called anomalous.
 

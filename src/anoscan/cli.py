@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import cli_models, cli_sample, cli_train, config
+from anoscan import cli_calibration, cli_models, cli_sample, cli_train, config
 from anoscan.errors import (
     AnoscanError,
     ExitCode,
@@ -110,7 +110,7 @@ def score(
     mapping: Mapping = "encoder",
     discrimination_loss: DiscriminationLoss = "feature",
     search_steps: SearchSteps = None,
-    false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
+    false_alarm_rate: Rate = None,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
@@ -154,7 +154,7 @@ def score(
     options: dict[str, Any] = {
         "score": score_named(score_name).name,
         "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
-        "false_alarm_rate": config.rate_in_range(false_alarm_rate),
+        "false_alarm_rate": _rate(false_alarm_rate),
         "residuals": residuals,
         "nearest": nearest,
         "batch_size": batch_size,
@@ -179,6 +179,10 @@ def score(
     if residuals is not None:
         output.note(f"pictures: {residuals}")
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
+
+
+def _rate(rate: float | None) -> float | None:
+    return None if rate is None else config.rate_in_range(rate)
 
 
 def _files(paths: list[str]) -> list[ImageFile]:
@@ -264,7 +268,7 @@ def evaluate(
     mapping: Mapping = "encoder",
     discrimination_loss: DiscriminationLoss = "feature",
     search_steps: SearchSteps = None,
-    false_alarm_rate: Rate = config.FALSE_ALARM_RATE,
+    false_alarm_rate: Rate = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
@@ -283,7 +287,7 @@ def evaluate(
         )
     score_named(score_name)
     how = Inversion(mapping, discrimination_loss, search_steps, seed)
-    config.rate_in_range(false_alarm_rate)
+    _rate(false_alarm_rate)
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [_load(name, device, workers, output) for name in names]
@@ -307,6 +311,8 @@ def evaluate(
 
 
 app.command(cls=Command)(cli_sample.sample)
+app.command(cls=Command)(cli_calibration.calibrate)
+app.command(cls=Command)(cli_calibration.drift)
 
 
 @app.command(cls=Command)

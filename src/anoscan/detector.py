@@ -14,14 +14,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from anoscan import health, images, labelled, modelfile, scoring, store
+from anoscan import health, images, labelled, modelfile, recalibration, scoring, store
 from anoscan.assessment import Conditions, Subject, assess
-from anoscan.config import FALSE_ALARM_RATE, TrainConfig
-from anoscan.errors import ModelError, UsageError
+from anoscan.config import TrainConfig
+from anoscan.errors import UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, OnImage, nothing_readable, ranked
-from anoscan.learn import learn
+from anoscan.learn import learn, on_reading
 from anoscan.model import Model
+from anoscan.recalibration import Target
 from anoscan.records import Record
 from anoscan.results import (
     EvalReport,
@@ -38,6 +39,7 @@ from anoscan.sampling import SAMPLES, Sampler
 from anoscan.scores import Inversion
 from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
+from anoscan.upkeep import CalibrateReport
 
 BATCH_SIZE = scoring.CHUNK
 
@@ -120,12 +122,7 @@ class Detector:
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
         name = store.check_name(name or store.name_for(Path(paths[0])))
-        target = Path(path) if path else store.path_for(name)
-        if target.exists() and not force:
-            raise ModelError(
-                f"a model {name!r} exists already.",
-                hint="Give another --name, or --force to replace it.",
-            )
+        target = store.unused(name, Path(path) if path else None, force=force)
         runtime = Runtime.resolve(device, precision, workers)
         normal, narrowed = labelled.training_paths(paths)
         files = images.find(normal)
@@ -178,9 +175,8 @@ class Detector:
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers)
         detector = cls(Model.read(path, runtime), runtime)
-        detector.reference = ModelReference(
-            name=path.stem, path=str(path), sha256=modelfile.digest(path)
-        )
+        digest = modelfile.digest(path)
+        detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
 
     def score(
@@ -189,7 +185,7 @@ class Detector:
         *,
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         top: int | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
@@ -205,8 +201,8 @@ class Detector:
         score : {'calibrated', 'paper', 'anogan'}
         mapping : {'encoder', 'search', 'refine'} or Inversion
             How an image gets its latent.
-        false_alarm_rate : float in (0, 1)
-            Share of normal images that may be called anomalous.
+        false_alarm_rate : float in (0, 1), optional
+            Share of normal images that may be called anomalous; by default the model's own.
         top : int, optional
             Keep only so many images in the report; counts are of all.
         residuals : path, optional
@@ -245,7 +241,7 @@ class Detector:
         *,
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
         batch_size: int = BATCH_SIZE,
@@ -291,7 +287,7 @@ class Detector:
         *,
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
         batch_size: int = BATCH_SIZE,
@@ -355,12 +351,51 @@ class Detector:
 
     def threshold(
         self,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
         return self._judge.threshold(false_alarm_rate, score, Inversion.of(mapping))
+
+    def calibrate(
+        self,
+        paths: Sequence[str | Path],
+        target: Target | None = None,
+        *,
+        name: str | None = None,
+        force: bool = False,
+        on_progress: OnProgress = _quiet,
+    ) -> CalibrateReport:
+        """Set scales and threshold anew, and save; see `recalibration`.
+
+        Parameters
+        ----------
+        paths : sequence of paths
+            New normal images that were not trained on; with none only the rate is set.
+        target : Target, optional
+            What sets the false-alarm rate of verdicts from now on.
+        name, force
+            Save under another name in the store; otherwise the file that was loaded is replaced.
+        """
+        before = self.reference
+        file = store.unused(name, force=force) if name else Path(before.path)
+        normals = images.find(list(paths)) if paths else []
+        model, decision, skipped = recalibration.renew(
+            self.model, self.runtime, normals, target, on_reading(on_progress)
+        )
+        self.model, self._judge = model, Judge(model, self.runtime)
+        self.save(file)
+        return CalibrateReport(
+            model=self.reference,
+            previous=before,
+            images=len(model.yardstick.terms) if paths else None,
+            threshold=self.threshold(),
+            decision=decision,
+            uses_labels=model.uses_labels,
+            history=tuple(model.metadata["history"]),
+            skipped=skipped,
+        )
 
     def evaluate(
         self,
@@ -371,7 +406,7 @@ class Detector:
         against: Sequence[Detector] = (),
         score: str = scoring.DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
     ) -> EvalReport:

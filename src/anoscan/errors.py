@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     SKIPPED = 3
     ANOMALY = 4
+    DRIFT = 5
     BUG = 70
     INTERRUPTED = 130
 

@@ -136,21 +136,25 @@ class Judge:
             f"encoder mapping: with --mapping {how.mapping} they are no promise."
         )
 
-    def threshold(self, false_alarm_rate: float, score: str, how: Inversion = ENCODER) -> Threshold:
-        """Score above which an image is called anomalous at a false-alarm rate."""
+    def threshold(
+        self, false_alarm_rate: float | None, score: str, how: Inversion = ENCODER
+    ) -> Threshold:
+        """Score above which an image is called anomalous at a rate; None is the model's own."""
+        rate = self.model.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         self.terms(score)
         self.check(how)
         scores = self._calibration_scores[score_named(score).name]
-        level, effective, warning = calibration.threshold(scores, rate_in_range(false_alarm_rate))
+        level, effective, warning = calibration.threshold(scores, rate_in_range(rate))
         return Threshold(
             score=level,
-            false_alarm_rate=false_alarm_rate,
+            false_alarm_rate=rate,
             effective_rate=effective,
             calibration_images=len(scores),
             warning=" ".join(filter(None, (warning, self.reservation(score, how)))) or None,
+            uses_labels=false_alarm_rate is None and self.model.uses_labels,
         )
 
-    def levels(self, false_alarm_rate: float, score: str, nearest: int = 0) -> Levels:
+    def levels(self, false_alarm_rate: float | None, score: str, nearest: int = 0) -> Levels:
         """Levels that images and regions must exceed to be called anomalous.
 
         That for regions is the oddness that the worst place of a normal image exceeds at the
@@ -162,8 +166,9 @@ class Judge:
                 hint="Train with --keep-thumbnails.",
             )
         peaks = self.model.yardstick.region_peaks
-        region = calibration.threshold(peaks, rate_in_range(false_alarm_rate))[0]
-        return Levels(score, self.threshold(false_alarm_rate, score).score, region, nearest)
+        threshold = self.threshold(false_alarm_rate, score)
+        region = calibration.threshold(peaks, threshold.false_alarm_rate)[0]
+        return Levels(score, threshold.score, region, nearest)
 
     def measured(
         self,
@@ -298,6 +303,11 @@ class Judge:
         how = score_named(score)
         chosen = terms[:, self._columns(how.name)]
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
+
+    def calibration_scores(self, score: str) -> np.ndarray:
+        """Scores (n,) of the calibration images, each on scales fitted without it."""
+        self.terms(score)
+        return self._calibration_scores[score]
 
     def _columns(self, score: str) -> list[int]:
         present = list(self.model.fitted)

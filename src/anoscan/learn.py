@@ -174,7 +174,7 @@ def learn(
     config = resolve(config, inspection)
     clock = _Clock()
     material = Material.load(
-        files, inspection.rule, config, workers=runtime.workers, on_progress=_reading(on_progress)
+        files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
     pixels, rows = material.pixels, material.rows
     clock.lap("reading")
@@ -337,7 +337,8 @@ def _run_identity(config: TrainConfig, digests: Sequence[bytes]) -> dict[str, An
     return {"config": config.to_dict(), "images": _fingerprint(digests)}
 
 
-def _reading(on_progress: OnProgress) -> Callable[[int, int], None]:
+def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:
+    """What to call with the number of files read and of all files."""
     start = time.monotonic()
 
     def report(done: int, total: int) -> None:

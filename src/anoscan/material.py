@@ -141,6 +141,53 @@ class Material:
             workers=workers,
         )
 
+    @classmethod
+    def of_normals(
+        cls,
+        files: Sequence[ImageFile],
+        rule: ImageRule,
+        *,
+        seed: int,
+        workers: int,
+        on_progress: OnRead,
+    ) -> Material:
+        """Images to measure only: all are held out.
+
+        Raises
+        ------
+        InputError
+            When too few images can be read.
+        """
+        if rule.patch is None:
+            array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
+            pixels, found, digests, looks = array.pixels, array.images, array.digests, array.looks
+            unseen = np.arange(len(pixels))
+        else:
+            found, digests, looks, skipped = _read(files, rule, workers, on_progress)
+            some = found[:UNSEEN]
+            wanted = len(some) * (UNSEEN // max(len(some), 1))
+            pixels = _patches([(some, wanted)], rule, seed, workers, on_progress)
+            order = torch.randperm(wanted, generator=random_stream(seed, "unseen-order"))
+            unseen = order.numpy()
+        if len(found) < FEWEST_IMAGES:
+            raise InputError(
+                f"{len(found)} readable images are too few to calibrate with: at least "
+                f"{FEWEST_IMAGES} are needed, and 99 for a false-alarm rate of 1 %."
+            )
+        return cls(
+            pixels,
+            rows=np.arange(0),
+            unseen=unseen,
+            images=found,
+            digests=digests,
+            looks=looks,
+            trained=np.arange(0),
+            held_out=np.arange(len(found)),
+            skipped=skipped,
+            rule=rule,
+            workers=workers,
+        )
+
     def some_held_out(self, n: int) -> Floats:
         """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
         if self.rule.patch is None:

@@ -19,7 +19,7 @@ import anoscan
 from anoscan import modelfile, registry
 from anoscan.architectures import Architecture, Networks, Shape, build
 from anoscan.baselines import Baselines
-from anoscan.config import TrainConfig, architecture_for
+from anoscan.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
 from anoscan.encoders import Encoder
 from anoscan.errors import AnoscanError, ModelError
 from anoscan.images import ImageRule
@@ -69,6 +69,20 @@ class Model:
     def rule(self) -> ImageRule:
         """How a file becomes what the networks see."""
         return ImageRule.from_dict(self.metadata["image_rule"])
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """Rate that it judges at unless another is asked for; see `recalibration`."""
+        return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether labelled anomalies decided that rate."""
+        return bool(self._decision.get("uses_labels", False))
+
+    @property
+    def _decision(self) -> dict[str, Any]:
+        return dict(self.metadata.get("decision", {}))
 
     def write(self, path: Path) -> str:
         """Save to a file; returns its SHA-256. The same model gives the same bytes."""

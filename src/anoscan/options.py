@@ -134,11 +134,11 @@ Models = Annotated[
     ),
 ]
 Rate = Annotated[
-    float,
+    float | None,
     option(
         help="Share of normal images that may be called anomalous.",
         metavar="SHARE",
-        default=FALSE_ALARM_RATE,
+        default=f"the model's own, {FALSE_ALARM_RATE} unless calibrate set another",
     ),
 ]
 ScoreName = Annotated[

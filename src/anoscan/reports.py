@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from anoscan import results
+from anoscan import results, upkeep
 from anoscan.text import printable
 
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -99,8 +99,16 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
     yield Text(
         f"{counts['scored']:,} scored{f' ({hidden:,} not listed: see --top)' if hidden else ''}, "
         f"{counts['anomalous']:,} anomalous, {counts['skipped']:,} skipped; anomalous is a score "
-        f"above {threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
-        f"{threshold.calibration_images:,} held-out normals"
+        f"above {_at(threshold)}"
+    )
+
+
+def _at(threshold: results.Threshold) -> str:
+    """A threshold in words."""
+    labels = ", a rate that was set with labels (uses labels)" if threshold.uses_labels else ""
+    return (
+        f"{threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
+        f"{threshold.calibration_images:,} held-out normals{labels}"
     )
 
 
@@ -132,7 +140,7 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
     if report.undefined:
         yield Text(f"undefined: {printable(report.undefined)}")
     yield Text(
-        f"at the threshold {at.score:.3f}, which was set without labels: "
+        f"at the threshold {at.score:.3f}, which was set {_how_set(report)}: "
         f"{_percent(at.recall)} of the anomalous images are found, {_percent(at.false_alarm_rate)} "
         f"of the normal ones are false alarms (precision {_number(at.precision)}, "
         f"F1 {_number(at.f1)})"
@@ -208,6 +216,48 @@ def _interval(
     ends: tuple[float, float] | None, number: Callable[[float | None], str] = _number
 ) -> str:
     return "-" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def _how_set(report: results.EvalReport) -> str:
+    if not report.threshold_uses_labels:
+        return "without labels"
+    return "with labels (uses labels: what follows is no measure if they were of these images)"
+
+
+def _calibrate(report: upkeep.CalibrateReport) -> Iterator[RenderableType]:
+    yield f"model: {printable(report.model.name)} ({printable(report.model.path)})"
+    if report.images is not None:
+        yield Text(f"scales and threshold from {report.images:,} new normal images")
+    decision = report.decision
+    if decision is not None and decision.uses_labels and decision.labelled is not None:
+        yield Text(
+            f"uses labels: {decision.set_by} {decision.wanted:g} on "
+            f"{decision.labelled['anomalous']:,} anomalies and {decision.labelled['normal']:,} "
+            f"normal images; {_percent(decision.recall)} of these very anomalies are found"
+        )
+    yield Text(f"anomalous is a score above {_at(report.threshold)}")
+
+
+def _drift(report: upkeep.DriftReport) -> Iterator[RenderableType]:
+    table = _table("", "distance", "adjusted p", "median then", "median now", "")
+    for check in report.checks:
+        table.add_row(
+            check.name,
+            f"{check.statistic:.3f}",
+            f"{check.adjusted_p_value:.2g}",
+            f"{check.calibration_median:.3g}",
+            f"{check.batch_median:.3g}",
+            Text("drifted", "red") if check.drifted else Text("fits", "green"),
+        )
+    yield table
+    counts = report.counts
+    yield Text(
+        f"{counts['compared']:,} images compared with {report.calibration_images:,} of the "
+        f"calibration; {counts['mismatch']:,} mismatch, {counts['skipped']:,} skipped; "
+        f"{_percent(report.anomalous_share)} are anomalous at a false-alarm rate of "
+        f"{report.false_alarm_rate:.2g}"
+    )
+    yield Text(report.advice, "green" if report.fits else "red")
 
 
 def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
@@ -312,6 +362,8 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.ScoreReport: _score,
     results.EvalReport: _eval,
     results.DemoReport: _demo,
+    upkeep.CalibrateReport: _calibrate,
+    upkeep.DriftReport: _drift,
     results.SampleReport: _sample,
     results.ModelsReport: _models,
     results.DoctorReport: _doctor,

@@ -102,6 +102,7 @@ class TrainReport:
 class Threshold:
     """The score above which an image is called anomalous.
 
+    `uses_labels` says whether labelled anomalies decided the rate (``anoscan calibrate --labels``).
     `false_alarm_rate` is the rate asked for; `effective_rate` the one that can be promised with
     this many held-out normal images (never below 1 / (n + 1)).
     """
@@ -111,6 +112,7 @@ class Threshold:
     effective_rate: float
     calibration_images: int
     warning: str | None
+    uses_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +341,7 @@ class EvalReport:
     comparison: tuple[ComparedModel, ...] | None = None
     mapping: str = "encoder"
     warning: str | None = None
+    threshold_uses_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,6 +177,23 @@ def _newest() -> Path:
     return min(dated)[2]
 
 
+def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
+    """Where a new model goes: its place in the store, or `path`.
+
+    Raises
+    ------
+    ModelError
+        When there is one already and `force` does not replace it.
+    """
+    target = path or path_for(name)
+    if target.exists() and not force:
+        raise ModelError(
+            f"a model {name!r} exists already.",
+            hint="Give another --name, or --force to replace it.",
+        )
+    return target
+
+
 def models() -> list[ModelSummary]:
     """Summaries of the store's models, sorted by name.
 

@@ -1,0 +1,78 @@
+"""What the commands return that look after a trained model; see `results`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from anoscan.results import ModelReference, Skipped, Threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The false-alarm rate that a model judges at, and what set it.
+
+    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost', the last two with `wanted`, the
+    number given, the numbers of `labelled` images, and the `recall` on the very same.
+    """
+
+    false_alarm_rate: float
+    set_by: str
+    uses_labels: bool
+    wanted: float | None = None
+    labelled: dict[str, int] | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateReport:
+    """Result of ``anoscan calibrate``. `decision` is null where the rate was left as it was.
+
+    `previous` is the model as it was before.
+    """
+
+    schema: ClassVar[str] = "anoscan.calibrate/1"
+    model: ModelReference
+    previous: ModelReference
+    images: int | None
+    threshold: Threshold
+    decision: Decision | None
+    uses_labels: bool
+    history: tuple[dict[str, Any], ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftCheck:
+    """One number of a batch of images against the calibration images.
+
+    `statistic` is the Kolmogorov-Smirnov distance; `adjusted_p_value` accounts for all checks.
+    """
+
+    name: str
+    statistic: float
+    p_value: float
+    adjusted_p_value: float
+    drifted: bool
+    calibration_median: float
+    batch_median: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftReport:
+    """Result of ``anoscan drift``.
+
+    `anomalous_share` of the batch is anomalous at `false_alarm_rate`; of normal images that fit,
+    about that share would be.
+    """
+
+    schema: ClassVar[str] = "anoscan.drift/1"
+    model: ModelReference
+    counts: dict[str, int]
+    calibration_images: int
+    anomalous_share: float
+    false_alarm_rate: float
+    fits: bool
+    advice: str
+    checks: tuple[DriftCheck, ...]
+    skipped: tuple[Skipped, ...]
