@@ -58,6 +58,8 @@ ORDER = [
     "checkup",
     "health",
     "judgement",
+    "album",
+    "html_report",
     "yardstick",
     "assessment",
     "recalibration",
@@ -66,6 +68,7 @@ ORDER = [
     "learn",
     "detector",
     "drift",
+    "saved",
     "demo",
     "doctor",
     "reports",
@@ -75,6 +78,7 @@ ORDER = [
     "cli_models",
     "cli_sample",
     "cli_calibration",
+    "cli_report",
     "cli",
     "__main__",
 ]
@@ -112,7 +116,17 @@ def test_imports_run_one_way(name: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["score"], ["eval"], ["models"], ["sample"], ["calibrate"], ["drift"]],
+    [
+        [],
+        ["train"],
+        ["score"],
+        ["eval"],
+        ["models"],
+        ["sample"],
+        ["calibrate"],
+        ["drift"],
+        ["report"],
+    ],
 )
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:
     program = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import cli_calibration, cli_models, cli_sample, cli_train, config
+from anoscan import cli_calibration, cli_models, cli_report, cli_sample, cli_train, config
 from anoscan.errors import (
     AnoscanError,
     ExitCode,
@@ -38,6 +38,8 @@ from anoscan.options import (
     Precision,
     Quiet,
     Rate,
+    Report,
+    ReportAssets,
     ScoreName,
     SearchSeed,
     SearchSteps,
@@ -120,6 +122,8 @@ def score(
             metavar="DIR", help="Write query | reconstruction | residual PNGs there.", panel=OUTPUT
         ),
     ] = None,
+    report_file: Report = None,
+    report_assets: ReportAssets = False,
     nearest: Annotated[
         int,
         typer.Option(
@@ -151,6 +155,10 @@ def score(
         raise UsageError("--json, --jsonl and --csv exclude each other.")
     if top is not None and streams:
         raise UsageError("--top needs all images: not with --jsonl or --csv.")
+    if report_file is not None and streams:
+        raise UsageError("--report needs all images: not with --jsonl or --csv.")
+    if report_assets and report_file is None:
+        raise UsageError("--report-assets needs --report.")
     options: dict[str, Any] = {
         "score": score_named(score_name).name,
         "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
@@ -164,20 +172,28 @@ def score(
     detector = _load(model, device, workers, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
-    with output.progress(streams=streams) as on_progress:
+    with (
+        cli_report.page(report_file, len(files), assets=report_assets) as page,
+        output.progress(streams=streams) as on_progress,
+    ):
         if streams:
             outcomes = detector.stream(files, on_progress=on_progress, **options)
             terms = detector.score_terms(score_name)
             anomalous, skipped = _stream(outcomes, output, as_csv, terms)
         else:
-            report = detector.score_files(files, on_progress=on_progress, **options)
+            watch = None if page is None else page.add
+            report = detector.score_files(files, on_progress=on_progress, on_image=watch, **options)
             anomalous, skipped = report.counts["anomalous"], list(report.skipped)
+        if page is not None:
+            cli_report.write(page, report, detector)
     if not streams:
         output.emit(_cut(report, top, None if as_json else TABLE_ROWS))
         if report.warning:
             output.warn(report.warning)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
+    if report_file is not None:
+        output.note(f"report: {report_file}")
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
 
 
@@ -313,6 +329,7 @@ def evaluate(
 app.command(cls=Command)(cli_sample.sample)
 app.command(cls=Command)(cli_calibration.calibrate)
 app.command(cls=Command)(cli_calibration.drift)
+app.command(cls=Command)(cli_report.report)
 
 
 @app.command(cls=Command)

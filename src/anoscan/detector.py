@@ -14,6 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anoscan import health, images, labelled, modelfile, recalibration, scoring, store
 from anoscan.assessment import Conditions, Subject, assess
 from anoscan.config import TrainConfig
@@ -269,6 +271,7 @@ class Detector:
         anomalous = sum(image.verdict == "anomalous" for image in ordered)
         return ScoreReport(
             model=self.reference,
+            score=score,
             mapping=Inversion.of(mapping).mapping,
             threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
@@ -396,6 +399,10 @@ class Detector:
             history=tuple(model.metadata["history"]),
             skipped=skipped,
         )
+
+    def calibration_scores(self, score: str = scoring.DEFAULT_SCORE) -> np.ndarray:
+        """Scores (n,) of the normal images that thresholds are made of."""
+        return self._judge.calibration_scores(score)
 
     def evaluate(
         self,

@@ -57,9 +57,10 @@ class Seen:
 
         The query has its own resolution where that is finer than what the networks see.
         """
-        small = self._canvas().reduced(2 * side)
+        small = self._canvas.reduced(2 * side)
         return pictures.views(small, self.x_hat, self.residual, self.scale, side=side)
 
+    @cached_property
     def _canvas(self) -> Canvas:
         decoded, rule = self.decoded, self.rule
         if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:

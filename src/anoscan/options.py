@@ -7,6 +7,7 @@ does, and wrap badly in a log.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -131,6 +132,23 @@ Models = Annotated[
         help="Name or path of a model; several are compared with the first.",
         metavar="MODEL",
         default="the one trained last",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    option(
+        "--report",
+        metavar="FILE",
+        help="Write an HTML page of all images, pictures inside, to sort, filter and look at.",
+        panel=OUTPUT,
+    ),
+]
+ReportAssets = Annotated[
+    bool,
+    option(
+        "--report-assets",
+        help="Keep the pictures of the page in a folder beside it, NAME-files, and larger.",
+        panel=OUTPUT,
     ),
 ]
 Rate = Annotated[

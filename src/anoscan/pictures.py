@@ -87,6 +87,13 @@ def views(
     return Views(*drawn)
 
 
+def picture(image: NDArray[np.floating[Any]], side: int) -> Image.Image:
+    """An image (channels, height, width) in [-1, 1] as a picture, no side over `side` pixels."""
+    drawn = _rgb(image)
+    drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return drawn
+
+
 def panel(
     query: NDArray[np.floating[Any]],
     reconstruction: NDArray[np.floating[Any]],

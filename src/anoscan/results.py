@@ -159,13 +159,14 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """Result of ``anoscan score``.
+    """Result of ``anoscan score``; `score` and `mapping` say how images were scored.
 
     `warning` says so when nearly all images are anomalous, which hardly ever is the truth.
     """
 
     schema: ClassVar[str] = "anoscan.score/1"
     model: ModelReference
+    score: str
     mapping: str
     threshold: Threshold
     counts: dict[str, int]
