@@ -2,6 +2,8 @@
 
 Donahue et al. 2016 (arXiv 1605.09782) and Dumoulin et al. 2016 (arXiv 1606.00704). Real pairs are
 (x, E(x)), generated ones (G(z), z). When the discriminator cannot tell them apart, E inverts G.
+Short games stay far from there, so that G(E(x)) is asked to be x as well (ALICE, Li et al. 2017,
+arXiv 1709.01215, equation 8 with an L1 norm).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss
 
 from anoscan import registry
 from anoscan.adversarial import GanStage
@@ -23,6 +26,7 @@ from anoscan.runtime import Runtime, seeded, stream
 
 HIDDEN = 256
 SLOPE = 0.2
+CYCLE = 5.0  # weight of the mean |x - G(E(x))| beside the game
 
 
 class PairDiscriminator(nn.Module):
@@ -133,11 +137,12 @@ class JointStage(GanStage):
         with torch.set_grad_enabled(turn), self.runtime.autocast():
             fake = self.generator(z)
             z_hat, _ = self.kind.encode(self.encoder, x, noise.to(z.device))
+            missed = l1_loss(self.generator(z_hat).float(), x) if turn else z.new_zeros(())
         real = pack(self._view(index, "real", x), z_hat.float())
         seen = pack(self._view(index, "fake", fake.float()), z)
         losses = self._discriminator_step(index, real.detach(), seen.detach())
         if turn:
-            losses |= self._players_step(real, seen)
+            losses |= self._players_step(real, seen, missed)
         self._average_step(index)
         return losses
 
@@ -145,13 +150,14 @@ class JointStage(GanStage):
         of_real, of_fake = self.pairs(torch.cat([real, fake])).chunk(2)
         return of_real, of_fake
 
-    def _players_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Generated pairs are to look real, and real ones generated."""
+    def _players_step(self, real: Tensor, fake: Tensor, missed: Tensor) -> dict[str, Tensor]:
+        """Generated pairs are to look real, and real ones generated; G is to undo E."""
         self.pairs.requires_grad_(False)
         with self.runtime.autocast():
             seen_real, seen_fake = self._compare(real, fake)
             loss = self.objective.generator_loss(seen_fake)
             flipped = self.objective.generator_loss(-seen_real)
-        self._descend("generator", loss + flipped)
+        self._descend("generator", loss + flipped + CYCLE * missed)
         self.pairs.requires_grad_(True)
-        return {"generator": loss.detach(), "encoder": flipped.detach()}
+        found = {"generator": loss, "encoder": flipped, "cycle": missed}
+        return {name: value.detach() for name, value in found.items()}

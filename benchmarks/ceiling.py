@@ -1,0 +1,96 @@
+"""How well small defects can be told at all: ``python -m benchmarks.ceiling``.
+
+A classifier that is shown thousands of the very defects it will be asked about, in the crops that
+the detectors learn from, says how much of a set can be seen by any method. It uses what no
+detector here may use, so it is no row of a table: it is what to hold a row against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from benchmarks import data, defects
+from benchmarks.cells import RESULTS
+
+ROUNDS = 30  # times every training crop is shown clean and with a new defect
+BATCH = 64
+
+
+def network() -> nn.Sequential:
+    """Three strided blocks without any view of the whole, then the strongest place counts."""
+    layers: list[nn.Module] = []
+    channels = 1
+    for wide in (16, 48, 96):
+        for stride in (1, 2):
+            layers += [nn.Conv2d(channels, wide, 3, stride, 1), nn.BatchNorm2d(wide), nn.ReLU()]
+            channels = wide
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
+
+
+def _floats(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
+
+
+def train(crops: np.ndarray, seed: int) -> nn.Sequential:
+    """Teach the classifier clean crops (n, 64, 64) against the same with a defect."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model = network().to(memory_format=torch.channels_last)
+    steps = ROUNDS * (len(crops) * 2 // BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    for _ in range(steps):
+        clean = crops[rng.choice(len(crops), BATCH // 2, replace=False)]
+        donors = crops[rng.choice(len(crops), BATCH // 2)]
+        odd = np.stack(
+            [defects.defective(a, rng, b).image for a, b in zip(clean, donors, strict=True)]
+        )
+        x = _floats(np.concatenate([clean, odd]))
+        if rng.random() < 0.5:
+            x = x.flip(3)
+        label = torch.cat([torch.zeros(len(clean)), torch.ones(len(odd))])
+        optimizer.zero_grad()
+        logits = model(x)[:, 0]
+        nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def main() -> None:
+    """Measure every class of the small defects that has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classes", default=",".join(data.classes("defects")))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for cls in options.classes.split(","):
+        target = RESULTS / "ceiling" / f"{cls}-{options.seed}.json"
+        if target.exists():
+            continue
+        split = data.load("defects", cls, seed=options.seed)
+        start = time.process_time()
+        model = train(split.train, options.seed)
+        with torch.no_grad():
+            scores = torch.cat([model(_floats(part))[:, 0] for part in np.array_split(split.test, 8)])
+        found = {
+            "auroc": float(roc_auc_score(split.anomalous, scores.numpy())),
+            "cpu_seconds": time.process_time() - start,
+            "command": shlex.join(["python", "-m", "benchmarks.ceiling", *sys.argv[1:]]),
+        }
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(cls, found["auroc"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
