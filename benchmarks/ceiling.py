@@ -81,7 +81,9 @@ def main() -> None:
         start = time.process_time()
         model = train(split.train, options.seed)
         with torch.no_grad():
-            scores = torch.cat([model(_floats(part))[:, 0] for part in np.array_split(split.test, 8)])
+            scores = torch.cat(
+                [model(_floats(part))[:, 0] for part in np.array_split(split.test, 8)]
+            )
         found = {
             "auroc": float(roc_auc_score(split.anomalous, scores.numpy())),
             "cpu_seconds": time.process_time() - start,

@@ -1,8 +1,9 @@
-"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage table|search --help``.
+"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage table|search|sizes --help``.
 
 ``table`` changes one choice of the default at a time; ``search`` compares AnoGAN's search in latent
-space with the encoder that replaced it. Results are kept and continued as those of
-`benchmarks.run`; every GAN of ``table`` leaves a sheet of samples, of the first seed.
+space with the encoder that replaced it; ``sizes`` lets `progressive` grow on real photographs.
+Results are kept and continued as those of `benchmarks.run`; every GAN of ``table`` and ``sizes``
+leaves a sheet of samples, of the first seed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from benchmarks.cells import Cell, keep, sweep
 
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
+# A step costs four times as much at twice the side: these fit an hour of one core together.
+SIZES = {"64": 8_000, "128": 8_000, "256": 4_000}  # of solar cells: images shown in each stage
 
 # The stages after the GAN keep their length, so that a row differs in its GAN alone.
 _LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}
@@ -71,7 +74,7 @@ IMAGES = 200  # of a search, half of them normal
 ALONE = 3  # of them also searched one by one, for the clock
 PASSES = 20  # of the encoder over 64 images: one is too short to time
 STEPS = (0, 50, 100, 250, 500)
-SHEET = 6  # samples a side
+SHEET, SHEET_SIDE = 6, 32  # samples a side, and the least pixels of each
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -86,6 +89,12 @@ def rows() -> dict[str, dict[str, Any]]:
             if name != usual[option]:
                 found[name] = {option: name} | LENGTHS.get(name, {})
     return found | {"f-anogan": F_ANOGAN}
+
+
+def lengths(size: str) -> tuple[tuple[str, Any], ...]:
+    """Settings of a training at a size of `SIZES`."""
+    stages = ("images_shown", "rotation_images_shown", "encoder_images_shown")
+    return tuple((stage, SIZES[size]) for stage in stages)
 
 
 def sheet_path(cell: Cell) -> Path:
@@ -103,14 +112,14 @@ def has_own_gan(settings: dict[str, Any]) -> bool:
 def compute_row(cell: Cell, command: str) -> dict[str, Any]:
     """Train one row on one class, measure it, and keep the result and the sheet of samples."""
     torch.set_num_threads(1)
-    settings = rows()[cell.method]
+    settings = rows()[cell.method] | dict(cell.settings)
     split = data.load(Path(cell.data).name, cell.cls, seed=cell.seed)
 
     def look(detector: Detector) -> None:
         if cell.seed == 0 and has_own_gan(settings):
             network, config = detector.model.networks.generator, detector.model.config
             images = sample(network, SHEET**2, config.latent_dim, cell.seed, "sheet").cpu().numpy()
-            pictures.save_png(pictures.grid(images, SHEET, zoom_to=32), sheet_path(cell))
+            pictures.save_png(pictures.grid(images, SHEET, zoom_to=SHEET_SIDE), sheet_path(cell))
 
     found = run.anoscan(split, cell.seed, settings, look)
     return keep(cell, split, found | {"torch": str(torch.__version__)}, command)
@@ -231,6 +240,12 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
             for name, cls in SEARCHED
             if name in options.data
         ]
+    if options.job == "sizes":
+        return [
+            Cell("lineage/elpv", size, seed, "progressive", lengths(size))
+            for seed in seeds
+            for size in options.classes or SIZES
+        ]
     return [
         Cell(f"lineage/{name}", cls, seed, row)
         for seed in seeds
@@ -243,7 +258,7 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
 def arguments() -> argparse.Namespace:
     """Command line of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=["table", "search"])
+    parser.add_argument("job", choices=["table", "search", "sizes"])
     parser.add_argument("--data", type=_listed, default=list(SETS), help=", ".join(SETS))
     parser.add_argument("--classes", type=_listed, help=f"by default {SETS}")
     parser.add_argument("--rows", type=_listed, default=list(rows()), help=", ".join(rows()))

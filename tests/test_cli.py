@@ -235,6 +235,23 @@ def test_a_dry_run_prints_settings_that_config_takes_back_and_writes_nothing(
     assert list(Path(os.environ["ANOSCAN_HOME"]).iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "dcgan"),
+        (["--size", 127], "dcgan"),
+        (["--size", 128], "progressive"),
+        (["--size", 256, "--architecture", "auto"], "progressive"),
+        (["--size", 256, "--architecture", "mlp"], "mlp"),
+    ],
+)
+def test_auto_becomes_the_architecture_that_suits_the_size(
+    run: Run, few: Digits, options: list[object], named: str
+) -> None:
+    found = run("train", few.normal, *options, "--dry-run").json["config"]
+    assert found["architecture"] == named
+
+
 def test_settings_of_a_model_train_another_like_it(run: Run, few: Digits, tmp_path: Path) -> None:
     assert run("train", few.normal, *SMALL, "--seed", 7).code == 0
     shown = run("models", "show", "--json")

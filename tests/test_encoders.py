@@ -216,7 +216,8 @@ def test_generator_and_encoder_pull_against_the_discriminator_of_pairs() -> None
 
     before, judge = realness(), copy_of(stage.pairs)
     for _ in range(20):
-        stage._players_step(pack(x, stage.encoder(x)), pack(stage.generator(z), z))
+        pairs = pack(x, stage.encoder(x)), pack(stage.generator(z), z)
+        stage._players_step(*pairs, missed=torch.zeros(()))
     after = realness()
     assert after[0] < before[0]
     assert after[1] > before[1]
@@ -230,6 +231,25 @@ def test_generator_and_encoder_pull_against_the_discriminator_of_pairs() -> None
         assert not moved(before_step, network)
     final = realness()
     assert final[0] - final[1] > after[0] - after[1]
+
+
+def test_generator_and_encoder_undo_each_other_though_the_pairs_look_alike() -> None:
+    stage = joint()
+    x = batches()(0)
+
+    def missed() -> torch.Tensor:
+        return (stage.generator(stage.encoder(x)) - x).abs().mean()
+
+    before, players = missed().item(), [copy_of(stage.generator), copy_of(stage.encoder)]
+    for _ in range(20):
+        pairs = (
+            pack(x, stage.encoder(x)),
+            pack(stage.generator(torch.zeros(4, 4)), torch.zeros(4, 4)),
+        )
+        stage._players_step(*(pair.detach() for pair in pairs), missed())
+    assert missed().item() < before
+    for before_step, network in zip(players, (stage.generator, stage.encoder), strict=True):
+        assert moved(before_step, network)
 
 
 def test_what_scores_after_the_game_of_pairs_are_the_averages_of_all_three() -> None:

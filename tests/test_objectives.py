@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anoscan import registry
 from anoscan.architectures import Discriminator, Shape
-from anoscan.objectives import squared_gradient_norm
+from anoscan.objectives import spread_gap, squared_gradient_norm
 from anoscan.objectives.nonsaturating import GAMMA, r1
 from anoscan.objectives.wgan_gp import LAMBDA, gradient_penalty
 
@@ -113,6 +113,16 @@ def test_hinge_counts_only_what_is_inside_the_margin() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.25])
     assert entry.discriminator_loss(real, fake).item() == pytest.approx((0 + 0.5 + 0 + 1.25) / 2)
     assert entry.generator_loss(fake).item() == pytest.approx((3 - 0.25) / 2)
+
+
+def test_the_gap_in_spread_is_zero_for_equal_variety_and_grows_towards_one_image() -> None:
+    real = [images(8), 3 * images(8)]
+    assert spread_gap(real, [x.flip(0) for x in real]).item() == pytest.approx(0, abs=1e-6)
+    halved = [x.mean(0) + (x - x.mean(0)) / 2 for x in real]
+    assert spread_gap(real, halved).item() == pytest.approx(math.log(2), rel=1e-4)
+    assert spread_gap(halved, real).item() == pytest.approx(math.log(2), rel=1e-4)
+    same = [x[:1].expand_as(x).clone().requires_grad_() for x in halved]
+    assert spread_gap(real, same).item() > 5
 
 
 def discriminator(architecture: str = "dcgan") -> Discriminator:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -135,6 +136,24 @@ def test_a_short_game_brings_samples_to_the_images_and_covers_them(
     assert distances(shown, after) < 0.8 * distances(shown, before), "images look like no sample"
 
 
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+def test_only_games_without_a_gradient_penalty_match_variety(objective: str) -> None:
+    stage = gan(objective)
+    losses = stage._generator_step(batches()(0), stage.generator(torch.randn(4, 4)))
+    assert ("variety" in losses) == (stage.objective.penalty is None)
+
+
+def test_matching_variety_drives_the_generator() -> None:
+    def after(variety: float) -> dict[str, Tensor]:
+        stage = gan("bce")
+        stage.objective = dataclasses.replace(stage.objective, variety=variety)
+        quietly(stage, 2)
+        return copy_of(stage.generator)
+
+    without, with_it = after(0.0), after(2.0)
+    assert any(not torch.equal(without[key], with_it[key]) for key in without)
+
+
 def test_the_average_is_of_the_weights_as_they_act() -> None:
     stage = gan("hinge")
     for index in range(3):
@@ -160,16 +179,19 @@ def test_the_rotation_stage_moves_all_but_the_head_for_realness() -> None:
     assert not {"head.weight", "head.bias"} & moved(before, discriminator)
 
 
-def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(digits: Digits) -> None:
+@pytest.mark.parametrize("architecture", registry.names("architectures"))
+def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(
+    architecture: str, digits: Digits
+) -> None:
     files = find([digits.normal])
     shown = np.stack([decode(file, RULE).pixels for file in files])
     source = Batches(shown, np.arange(len(shown)), 32, 0, "rotation", torch.device("cpu"))
-    config = TrainConfig(size=16, channels=1, width=8)
+    config = TrainConfig(size=16, channels=1, width=8, architecture=architecture)
     discriminator = fresh_networks(config, RULE).discriminator
     stage = TurnStage(discriminator, source, 150, config, CPU, few=False)
     losses = [float(stage.step(index)["rotation"]) for index in range(150)]
     assert losses[0] == pytest.approx(math.log(4), abs=0.2)
-    assert np.mean(losses[-10:]) < 0.6
+    assert np.mean(losses[-10:]) < 0.75
 
 
 def test_turned_images_are_turned_as_they_say() -> None:
@@ -193,7 +215,7 @@ def test_generator_waits_for_its_turn() -> None:
 def test_generator_step_leaves_the_discriminator_alone() -> None:
     stage = gan()
     before = copy_of(stage.discriminator)
-    stage._generator_step(stage.generator(torch.randn(4, CONFIG.latent_dim)))
+    stage._generator_step(batches()(0), stage.generator(torch.randn(4, CONFIG.latent_dim)))
     assert not moved(before, stage.discriminator)
     assert all(p.requires_grad for p in stage.discriminator.parameters())
 

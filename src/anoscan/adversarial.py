@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from anoscan.architectures import Discriminator, Growing, Networks, equalise, plain_state
 from anoscan.augmentation import discriminator_view, quarter_turns
 from anoscan.config import TrainConfig
-from anoscan.objectives import Objective, Penalty
+from anoscan.objectives import Objective, Penalty, spread_gap
 from anoscan.runtime import Runtime, seeded, stream
 from anoscan.training import set_rate
 
@@ -115,7 +115,7 @@ class GanStage:
         real, seen = self._view(index, "real", real), self._view(index, "fake", fake.float())
         losses = self._discriminator_step(index, real, seen.detach())
         if turn:
-            losses |= self._generator_step(seen)
+            losses |= self._generator_step(real, seen)
         self._average_step(index)
         return losses
 
@@ -164,13 +164,22 @@ class GanStage:
         alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
         return penalty(self.opponent, real, fake, alpha)
 
-    def _generator_step(self, fake: Tensor) -> dict[str, Tensor]:
+    def _generator_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
         with self.runtime.autocast():
-            loss = self.objective.generator_loss(self.discriminator(fake))
+            features = self.discriminator.features(fake)
+            loss = self.objective.generator_loss(self.discriminator.judge(features))
+            losses = {"generator": loss.detach()}
+            if self.objective.variety:
+                with torch.no_grad():
+                    usual = self.discriminator.features(real)
+                gap = spread_gap(usual, features)
+                # In units of the loss: that of a clipped critic may be thousands of times smaller.
+                loss = loss + self.objective.variety * loss.detach().abs() * gap
+                losses["variety"] = gap.detach()
         self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
-        return {"generator": loss.detach()}
+        return losses
 
     def _descend(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]

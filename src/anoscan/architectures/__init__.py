@@ -204,6 +204,14 @@ def enlarged(x: Tensor, side: int) -> Tensor:
     return nn.functional.interpolate(x, scale_factor=2)[..., :side, :side]
 
 
+def spread(x: Tensor) -> Tensor:
+    """Standard deviation over the batch, mean over all else, scalar float32.
+
+    Karras et al. 2018 (arXiv 1710.10196), section 3.
+    """
+    return (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
+
+
 REFERENCE_INPUTS = 512
 
 

@@ -33,6 +33,7 @@ from anoscan.architectures import (
     halved,
     initialise,
     pyramid,
+    spread,
     widths,
 )
 
@@ -135,9 +136,9 @@ class GrowingDiscriminator(Growing, Discriminator):
     def judge(self, features: list[Tensor]) -> Tensor:
         """Realness (n,) from `features`; in training, all of one kind: real or generated."""
         last = features[-1]
-        spread = _spread(last) / self.usual_spread if self.training else last.new_ones(())
-        spread = spread.to(last.dtype).expand(len(last), 1, *last.shape[2:])
-        logits: Tensor = self.head(flat(self.mix(torch.cat([last, spread], 1))))
+        relative = spread(last) / self.usual_spread if self.training else last.new_ones(())
+        channel = relative.to(last.dtype).expand(len(last), 1, *last.shape[2:])
+        logits: Tensor = self.head(flat(self.mix(torch.cat([last, channel], 1))))
         return logits.squeeze(1).float()
 
     def compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,15 +148,10 @@ class GrowingDiscriminator(Growing, Discriminator):
         judged = self.judge([of_real]), self.judge([of_fake])
         if self.training:
             with torch.no_grad():
-                usual = self.usual_spread.lerp(_spread(of_real), 1 - MEMORY)
+                usual = self.usual_spread.lerp(spread(of_real), 1 - MEMORY)
             # Not in place: the graph of what was judged holds the old one.
             self.usual_spread = usual
         return judged
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Standard deviation over the batch, mean over channels and places, scalar float32."""
-    return (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
 
 
 def encoder(shape: Shape) -> nn.Module:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from anoscan.architectures import Discriminator
+from anoscan.architectures import Discriminator, spread
 
 Penalty = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
@@ -38,6 +38,10 @@ class Objective:
     penalty_every : int
         Discriminator steps from one penalty to the next; the penalty is scaled up by as many
         (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
+    variety : float
+        Weight of `spread_gap` of the discriminator's features beside the generator's loss, in
+        units of that loss: for objectives without a gradient penalty, under which short games end
+        in one image.
     prepare : callable, optional
         (discriminator) -> None, once before the game; may parametrise weights.
     constrain : callable, optional
@@ -54,6 +58,7 @@ class Objective:
     paper: str
     penalty: Penalty | None = None
     penalty_every: int = 1
+    variety: float = 0.0
     prepare: Callable[[Discriminator], None] | None = None
     constrain: Callable[[nn.Module], None] | None = None
     note: str | None = None
@@ -73,3 +78,14 @@ def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
     return gradient.flatten(1).square().sum(1)
+
+
+def spread_gap(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Mean over blocks of |log(spread of fake / spread of real)|, scalar; 0 for equal variety.
+
+    The statistic of minibatch discrimination (Salimans et al. 2016, arXiv 1606.03498, section 3.2,
+    in the form of Karras et al. 2018), matched by the generator as in feature matching (section
+    3.1), so that the discriminator judges each image alone and cannot work against it.
+    """
+    gaps = [(spread(b) / spread(a).detach()).log().abs() for a, b in zip(real, fake, strict=True)]
+    return torch.stack(gaps).mean()

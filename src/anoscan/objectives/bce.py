@@ -2,7 +2,8 @@
 
 Goodfellow et al. 2014, "Generative Adversarial Nets" (arXiv 1406.2661), eq. 1, and section 3 for
 the generator, which maximises log D(G(z)) instead of minimising log(1 - D(G(z))). Same losses as
-``nonsaturating``, with nothing that keeps the discriminator from running away.
+``nonsaturating``, with nothing that keeps the discriminator from running away; the generator also
+matches the variety of real features (`spread_gap`), or short games end in one image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 ENTRY = Objective(
     discriminator_loss,
     generator_loss,
+    variety=2.0,
     discriminator_steps=1,
     learning_rate=2e-4,
     betas=(0.5, 0.99),

@@ -3,7 +3,8 @@
 Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks" (arXiv
 1802.05957): eq. 8, each weight divided by its largest singular value, found by one step of power
 iteration a pass; eqs. 16 and 17, the hinge losses. The weights that are kept are those divided
-ones, so that nothing after the game knows of it.
+ones, so that nothing after the game knows of it. Besides, the generator matches the variety of
+real features (`spread_gap`): without that, short games end in one image.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ ENTRY = Objective(
     discriminator_loss,
     generator_loss,
     prepare=prepare,
+    variety=2.0,
     discriminator_steps=1,
     learning_rate=4e-4,
     betas=(0.5, 0.99),

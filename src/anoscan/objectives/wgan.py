@@ -2,7 +2,9 @@
 
 Arjovsky et al. 2017, "Wasserstein GAN" (arXiv 1701.07875), algorithm 1: after each critic step
 all weights are clipped to [-0.01, 0.01]. The paper takes RMSProp because momentum made training
-unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start.
+unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start. A critic of such
+small weights is nearly linear and lets the generator stay with one image, so that the generator
+also matches the variety of real features (`spread_gap`).
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ ENTRY = Objective(
     discriminator_loss,
     generator_loss,
     constrain=constrain,
+    variety=2.0,
     discriminator_steps=5,
     learning_rate=2e-4,
     betas=(0.0, 0.99),
