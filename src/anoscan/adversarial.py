@@ -35,6 +35,8 @@ from anoscan.training import set_rate
 TURN_RATE, SHRINK = 2e-3, 0.4
 GENTLE_RATE = 5e-4
 
+SAMPLED = 32  # images generated in one pass
+
 
 class GanStage:
     """Generator and discriminator, trained on batches of normal images, and their averages.
@@ -277,6 +279,6 @@ def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) 
     """Images (n, c, s, s) in [-1, 1] from latents of a named stream; the generator in eval mode."""
     z = torch.randn(n, latent_dim, generator=stream(seed, name))
     device = next(generator.parameters()).device
+    # A few at a time: at 256 pixels a side hundreds in one pass would take many gigabytes.
     with torch.no_grad():
-        images: Tensor = generator(z.to(device))
-    return images.float()
+        return torch.cat([generator(part.to(device)).float() for part in torch.split(z, SAMPLED)])
