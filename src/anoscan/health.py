@@ -19,6 +19,7 @@ WATCHED = 8  # parts of the game; after each of the second half of them it is lo
 WATCH_SAMPLES = 64
 # Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
 OVERPOWERED = 0.999
+VARIED = 0.4
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
 FEWEST_QUERIES, MOST_ODD = 10, 0.8
 
@@ -226,7 +227,7 @@ def _diversity(ratio: float) -> HealthCheck:
             f"lower --learning-rate."
         )
         return _check("diversity", "fail", ratio, advice)
-    if ratio < 0.4:
+    if ratio < VARIED:
         advice = f"{facts}: the generator covers part of what is normal. Train longer."
         return _check("diversity", "warn", ratio, advice)
     return _check("diversity", "ok", ratio, f"{facts}.")
@@ -235,13 +236,15 @@ def _diversity(ratio: float) -> HealthCheck:
 def _discriminator(game: Game) -> list[HealthCheck]:
     if game.separated is None:
         return []
-    facts = "The discriminator tells real from generated images with an AUROC of "
-    facts += f"{game.separated:.2f}"
-    if game.separated < OVERPOWERED:
+    facts = (
+        f"The discriminator tells real from generated images with an AUROC of {game.separated:.2f}"
+    )
+    # Alone that does no harm: a generator that still learns has not lost.
+    if game.separated < OVERPOWERED or game.diversity > VARIED:
         return [_check("discriminator", "ok", game.separated, f"{facts}.")]
     advice = (
-        f"{facts}: it overpowers the generator, which learns little from a lost game. Use more "
-        f"images, a lower --learning-rate, or --objective wgan-gp."
+        f"{facts}, and the generator does not follow: it is overpowered. Use more images, a lower "
+        f"--learning-rate, or --objective wgan-gp."
     )
     return [_check("discriminator", "warn", game.separated, advice)]
 

@@ -1,6 +1,7 @@
 """How a folder of normal images becomes a model: the stages of training, in order.
 
 images -> split -> GAN -> rotation -> encoder -> terms -> calibration -> baselines -> health
+-> self-test
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 import anoscan
-from anoscan import census, checkup, registry, yardstick
+from anoscan import census, checkup, registry, sensitivity, yardstick
 from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
@@ -40,6 +41,7 @@ from anoscan.results import (
     HealthCheck,
     HealthReport,
     ModelReference,
+    SelfTest,
     Skipped,
     TrainedModel,
     TrainImages,
@@ -68,6 +70,7 @@ class Learned:
 
     model: Model
     health: HealthReport
+    self_test: SelfTest
     skipped: tuple[Skipped, ...]
     seconds: dict[str, float]
 
@@ -101,6 +104,7 @@ class Learned:
             },
             seconds=self.seconds,
             health=self.health,
+            self_test=self.self_test,
             tracking=record.folder.as_posix() if record.folder.is_dir() else None,
             device=runtime.device.type,
             precision=runtime.precision,
@@ -219,8 +223,11 @@ def learn(
         kept = Neighbours.of(networks, pixels, rows, [image.path for image in material.images])
     model = Model(networks, fitted, held.yardstick, baselines, metadata, kept)
     model = held.complete(model, runtime)
+    self_test = sensitivity.measure(model, material, runtime)
+    model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
+    clock.lap("self_test")
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
-    return Learned(model, health, tuple(material.skipped), seconds)
+    return Learned(model, health, self_test, tuple(material.skipped), seconds)
 
 
 def _train(

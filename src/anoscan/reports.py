@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import RenderableType
@@ -55,6 +56,40 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
         yield f"losses and pictures of the training: {printable(report.tracking)}"
     yield Text.assemble("health: ", _verdict(report.health.verdict))
     yield _checks(report.health.checks)
+    if report.self_test is not None:
+        yield from _self_test(report.self_test)
+
+
+def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
+    if test.cells:
+        yield Text(
+            f"self-test on synthetic defects in {test.normals:,} held-out normals, which need no "
+            f"labels: AUROC by size in pixels of {test.side}, and of pixels"
+        )
+        yield _seen(test.cells)
+    for finding in test.findings:
+        yield Text(finding)
+
+
+def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
+    """AUROC of each kind and size, then means over kinds beside those of the baselines."""
+    sizes = sorted({cell.size for cell in cells})
+    columns = [*(f"{size} px" for size in sizes), "where"]
+    table = _table("defect", *columns, right=columns)
+
+    def row(label: str, detector: str, chosen: Sequence[results.SelfTestCell], style: str) -> None:
+        found = [[c.auroc[detector] for c in chosen if c.size == size] for size in sizes]
+        found.append([c.pixel_auroc[detector] for c in chosen])
+        figures = [f"{fmean(values):.2f}" if values else "-" for values in found]
+        table.add_row(label, *figures, style=style)
+
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        row(kind, "anoscan", [cell for cell in cells if cell.kind == kind], "")
+    row("all kinds", "anoscan", cells, "bold")
+    for name in cells[0].auroc:
+        if name != "anoscan":
+            row(f"all, by {name.replace('_', ' ').replace('pca', 'PCA')}", name, cells, "")
+    return table
 
 
 def _verdict(verdict: results.Health) -> tuple[str, str]:

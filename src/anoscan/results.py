@@ -78,6 +78,39 @@ class TrainImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfTestCell:
+    """Synthetic defects of one kind and size (pixels of what the networks see).
+
+    `auroc` and `pixel_auroc` have a figure for ``anoscan`` and one for each baseline.
+    """
+
+    kind: str
+    size: int
+    images: int
+    auroc: dict[str, float]
+    pixel_auroc: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What a model sees of synthetic defects in held-out normals: an estimate without labels.
+
+    `side` is that of the images as the networks see them. `auroc` and `pixel_auroc` are means over
+    the cells, empty when no defect could be made; defects are seen from `sees_from` pixels on, null
+    when not at all. `findings` say so in words, and what follows.
+    """
+
+    defects: str = "synthetic"
+    normals: int
+    side: int
+    auroc: dict[str, float]
+    pixel_auroc: dict[str, float]
+    sees_from: float | None
+    findings: tuple[str, ...]
+    cells: tuple[SelfTestCell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainReport:
     """Result of ``anoscan train``.
 
@@ -91,6 +124,7 @@ class TrainReport:
     images_shown: dict[str, int]
     seconds: dict[str, float]
     health: HealthReport
+    self_test: SelfTest | None = None
     tracking: str | None
     device: str
     precision: str

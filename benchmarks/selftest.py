@@ -1,0 +1,104 @@
+"""Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
+
+Ten classes, two trainings of each: one short, one sixteen times as long. A class agrees when the
+self-test, which knows no labels, prefers the training that real labels prefer. Results are kept
+and continued as those of `benchmarks.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from anoscan.detector import Detector
+from benchmarks import data, run
+from benchmarks.cells import Cell, keep, sweep
+
+CLASSES = {"fashion-mnist": "14589", "mnist": "478", "cifar-10": "57"}
+LENGTHS = {"short": 500, "long": 8000}  # images shown
+TRAIN, TEST = 3400, 300  # images of a class; test images, normal and anomalous each
+
+
+def smaller(split: data.Split) -> data.Split:
+    """Split with fewer images, the same for every model of it."""
+    rng = np.random.default_rng(0)
+    chosen = [
+        rng.choice(rows, min(TEST, len(rows)), replace=False)
+        for rows in (np.flatnonzero(~split.anomalous), np.flatnonzero(split.anomalous))
+    ]
+    test = np.concatenate(chosen)
+    return dataclasses.replace(
+        split,
+        train=split.train[rng.permutation(len(split.train))[:TRAIN]],
+        test=split.test[test],
+        anomalous=split.anomalous[test],
+        masks=None,
+    )
+
+
+def compute(cell: Cell, command: str) -> dict[str, Any]:
+    """Train and score one model, and keep what labels and self-test say of it."""
+    torch.set_num_threads(1)
+    split = smaller(data.load(cell.data.removeprefix("selftest-"), cell.cls, seed=cell.seed))
+    told: dict[str, Any] = {}
+
+    def look(detector: Detector) -> None:
+        assert detector.report is not None
+        assert detector.report.self_test is not None
+        seconds = detector.report.seconds
+        told.update(
+            self_test=detector.report.self_test.auroc,
+            self_test_pixel=detector.report.self_test.pixel_auroc,
+            self_test_share=seconds["self_test"] / seconds["total"],
+        )
+
+    found = run.anoscan(split, cell.seed, dict(cell.settings), look)
+    wanted = ("auroc", "auroc_of_own_baselines", "cpu_seconds", "config")
+    return keep(cell, split, {key: found[key] for key in wanted} | told, command)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown table, a row a class."""
+    by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for result in results:
+        key = (result["data"].removeprefix("selftest-"), result["cls"])
+        by_class.setdefault(key, {})[result["method"]] = result
+    lines = [
+        "| set | class | labels: short | long | self-test: short | long | agree |",
+        "|---" * 7 + "|",
+    ]
+    for (name, cls), pair in by_class.items():
+        labels = [pair[length]["auroc"] for length in LENGTHS]
+        tested = [pair[length]["self_test"]["anoscan"] for length in LENGTHS]
+        agree = (labels[1] > labels[0]) == (tested[1] > tested[0])
+        figures = " | ".join(f"{value:.3f}" for value in labels + tested)
+        lines.append(f"| {name} | {cls} | {figures} | {'yes' if agree else '**no**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compute what is missing, a line each; JSON of all on stdout, the table on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    options = parser.parse_args()
+    wanted = [
+        Cell(f"selftest-{name}", cls, 0, method, (("images_shown", shown),))
+        for name, classes in CLASSES.items()
+        for cls in classes
+        for method, shown in LENGTHS.items()
+    ]
+    command = "python -m benchmarks.selftest " + shlex.join(sys.argv[1:])
+    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
+    sys.stderr.write(table([json.loads(cell.path.read_text()) for cell in wanted]))
+
+
+if __name__ == "__main__":
+    main()
