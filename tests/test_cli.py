@@ -116,7 +116,8 @@ BAD = {"truncated.png", "text.jpg", "zero.png", "one.png"}
 REFERENCE = {"name", "path", "sha256"}
 SKIPPED = {"path", "reason"}
 TRAIN = {
-    "schema", "model", "images", "images_shown", "seconds", "health", "tracking", "device",
+    "schema", "model", "images", "images_shown", "seconds", "health", "self_test", "tracking",
+    "device",
     "precision", "seed", "anoscan_version",
 }  # fmt: skip
 TRAINED_MODEL = REFERENCE | {

@@ -63,8 +63,8 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
 def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
     if test.cells:
         yield Text(
-            f"self-test on synthetic defects in {test.normals:,} held-out normals, which need no "
-            f"labels: AUROC by size in pixels of {test.side}, and of pixels"
+            f"self-test, without labels: AUROC on synthetic defects in {test.normals:,} held-out "
+            f"normals, by size at {test.side}x{test.side}; where: of pixels"
         )
         yield _seen(test.cells)
     for finding in test.findings:

@@ -200,8 +200,8 @@ def _findings(
     beaten = auroc[best] > auroc[OWN] + MARGIN
     if beaten:
         found.append(
-            f"{_NAMES[best]} does better on your data: a mean AUROC of {auroc[best]:.2f} on these "
-            f"defects, against {auroc[OWN]:.2f}."
+            f"{_NAMES[best]} does better on your data where defects are small: a mean AUROC of "
+            f"{auroc[best]:.2f} on the synthetic ones, against {auroc[OWN]:.2f}."
         )
     if beaten or sees_from is None:
         found.append(_advice(model, trained, scale))
