@@ -248,7 +248,7 @@ def _inside(root: Path) -> list[str]:
                     if Path(entry.path).is_dir() if link else entry.is_dir():
                         queue = linked if link else real
                         queue.append((folder / entry.name, f"{prefix}{entry.name}/"))
-                    elif Path(entry.name).suffix.lower() in formats.EXTENSIONS:
+                    elif formats.is_named_like_one(folder / entry.name):
                         images.append(prefix + entry.name)
         except OSError as error:
             raise InputError(f"folder {folder} cannot be read: {os_reason(error)}.") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anoscan.errors import InputError
-from anoscan.formats import npy, pillow, tiff
+from anoscan.formats import dicom, nifti, npy, pillow, tiff
 from anoscan.formats.picture import (
     DAMAGE,
     KINDS,
@@ -23,7 +23,9 @@ from anoscan.formats.picture import (
     regular,
 )
 
-__all__ = ["DAMAGE", "EXTENSIONS", "KINDS", "Floats", "Opened", "count", "read"]
+__all__ = [
+    "DAMAGE", "EXTENSIONS", "KINDS", "Floats", "Opened", "count", "is_named_like_one", "read",
+]  # fmt: skip
 
 
 class Reader(Protocol):
@@ -41,11 +43,18 @@ class Reader(Protocol):
         """Decode one of its images; `page` is None for the only one."""
 
 
-READERS: tuple[Reader, ...] = (tiff, npy)
+READERS: tuple[Reader, ...] = (tiff, npy, dicom, nifti)
 _HEAD = 352  # bytes; NIfTI says what it is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
 EXTENSIONS = _PAGED | frozenset(pillow.SUFFIXES.split())
+
+
+def is_named_like_one(path: Path) -> bool:
+    """Whether the search of a folder takes a file for an image."""
+    name = path.name.lower()
+    known = path.suffix.lower() in EXTENSIONS or name.endswith(tuple(nifti.SUFFIXES.split()))
+    return known or dicom.is_named_without_suffix(path)
 
 
 def count(file: Path) -> int:

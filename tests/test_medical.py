@@ -1,0 +1,400 @@
+"""DICOM and NIfTI: values that mean something, frames and slices as pages."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anoscan import images, trainset
+from anoscan.errors import InputError
+from anoscan.formats import dicom, nifti
+from anoscan.images import ImageFile, ImageRule
+from anoscan.results import Skipped
+
+Samples = np.ndarray[Any, np.dtype[Any]]
+RNG = np.random.default_rng(0)
+STORED = RNG.integers(0, 4000, (32, 32)).astype(np.uint16)
+
+
+def rule(window: tuple[float, float] | None = (0, 4000), channels: int = 1) -> ImageRule:
+    return ImageRule(size=32, channels=channels, window=window)
+
+
+def values(image: ImageFile, window: tuple[float, float] = (0, 4000)) -> Samples:
+    """Pixels of an image on the scale of a window."""
+    low, high = window
+    pixels = images.decode(image, rule(window)).pixels[0].astype(np.float64)
+    return (pixels + 1) / 2 * (high - low) + low
+
+
+def only(file: Path, window: tuple[float, float] = (0, 4000)) -> Samples:
+    (image,) = images.find([file])
+    return values(image, window)
+
+
+def reason(file: Path) -> str:
+    (image,) = images.find([file])
+    with pytest.raises(InputError) as caught:
+        images.decode(image, rule())
+    return caught.value.message
+
+
+def write_dicom(file: Path, pixels: Samples, syntax: str | None = None, **fields: Any) -> Path:
+    """A DICOM file of frames (rows, columns) or (n, rows, columns), or of RGB ones."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.sequence import Sequence
+
+    def dataset(values: dict[str, Any]) -> Any:
+        made = Dataset()
+        for name, value in values.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                value = Sequence([dataset(item) for item in value])
+            setattr(made, name, value)
+        return made
+
+    colours = 3 if pixels.shape[-1] == 3 else 1
+    shape = pixels.shape[:-1] if colours == 3 else pixels.shape
+    bits = 8 * pixels.dtype.itemsize
+    whole = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7",
+        "SOPInstanceUID": pydicom.uid.generate_uid(),
+        "Modality": "OT",
+        "Rows": shape[-2],
+        "Columns": shape[-1],
+        "SamplesPerPixel": colours,
+        "PhotometricInterpretation": "RGB" if colours == 3 else "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+    }
+    if colours == 3:
+        whole["PlanarConfiguration"] = 0
+    if len(shape) == 3:
+        whole["NumberOfFrames"] = shape[0]
+    made = dataset(whole | fields)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    made.PixelData = pixels.tobytes()
+    if syntax == "rle":
+        made.compress(pydicom.uid.RLELossless)
+    elif syntax is not None:
+        from pydicom.encaps import encapsulate
+
+        made.PixelData = encapsulate([pixels.tobytes()[:100]])
+        made["PixelData"].VR = "OB"
+        made.file_meta.TransferSyntaxUID = syntax
+    made.save_as(file, enforce_file_format=True)
+    return file
+
+
+# --- DICOM --------------------------------------------------------------------------------------
+
+
+def test_values_are_rescaled_to_their_unit_and_keep_it_whatever_the_window(tmp_path: Path) -> None:
+    file = write_dicom(
+        tmp_path / "x.dcm",
+        STORED,
+        Modality="CT",
+        RescaleSlope=2,
+        RescaleIntercept=-1024,
+        WindowCenter=40,
+        WindowWidth=400,
+        BitsStored=12,
+        HighBit=11,
+    )
+    np.testing.assert_allclose(only(file, (-1024, 7000)), STORED * 2.0 - 1024, atol=1e-2)
+    found = trainset.inspect(images.find([file]), size=None, channels=None, workers=1, seed=0)
+    assert found.bit_depths == {"16-bit grey": 1}
+    assert found.rule.window is not None
+    assert found.rule.window[0] < -1000
+
+
+def test_signed_values_stay_signed(tmp_path: Path) -> None:
+    stored = STORED.astype(np.int16) - 2000
+    file = write_dicom(tmp_path / "x.dcm", stored, Modality="CT")
+    np.testing.assert_allclose(only(file, (-2000, 2000)), stored, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("LINEAR", lambda x: (x - 999.5) / 799 + 0.5),
+        ("LINEAR_EXACT", lambda x: (x - 1000) / 800 + 0.5),
+        ("SIGMOID", lambda x: 1 / (1 + np.exp(-4 * (x - 1000) / 800))),
+    ],
+)
+def test_exposures_without_a_unit_are_brought_to_their_window_and_not_cut_off(
+    tmp_path: Path, function: str, expected: Any
+) -> None:
+    file = write_dicom(
+        tmp_path / "x.dcm",
+        STORED,
+        Modality="DX",
+        RescaleSlope=1,
+        RescaleIntercept=0,
+        RescaleType="US",
+        WindowCenter=[1000, 5],
+        WindowWidth=[800, 5],
+        VOILUTFunction=function,
+    )
+    shown = expected(STORED.astype(np.float64))
+    np.testing.assert_allclose(only(file, (-2, 5)), shown, atol=1e-4)
+    # A model that never learned a window takes that of the file from -1 to 1.
+    pixels = images.decode(images.find([file])[0], rule(None)).pixels[0]
+    np.testing.assert_allclose(pixels, np.clip(shown * 2 - 1, -3, 3), atol=1e-4)
+
+
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+    common = {"BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"}
+    plain = write_dicom(tmp_path / "plain.dcm", STORED, **common)
+    np.testing.assert_allclose(only(plain), 4095.0 - STORED, atol=1e-2)
+    scaled = write_dicom(
+        tmp_path / "scaled.dcm", STORED, RescaleSlope=0.5, RescaleIntercept=10, **common
+    )
+    np.testing.assert_allclose(only(scaled), 2047.5 + 20 - (STORED * 0.5 + 10), atol=1e-2)
+    windowed = write_dicom(
+        tmp_path / "windowed.dcm",
+        STORED,
+        WindowCenter=2000,
+        WindowWidth=4000,
+        VOILUTFunction="LINEAR_EXACT",
+        **common,
+    )
+    np.testing.assert_allclose(only(windowed, (0, 1)), 1 - STORED / 4000, atol=1e-4)
+    short = write_dicom(
+        tmp_path / "short.dcm", STORED.astype(np.uint8), PhotometricInterpretation="MONOCHROME1"
+    )
+    pixels = images.decode(images.find([short])[0], rule()).pixels[0]
+    np.testing.assert_allclose(pixels, 1 - STORED.astype(np.uint8) / 127.5, atol=1e-6)
+
+
+def test_padding_is_as_dark_as_the_darkest_of_the_image(tmp_path: Path) -> None:
+    stored = STORED.astype(np.int16) + 100
+    stored[:4] = -2000
+    file = write_dicom(tmp_path / "x.dcm", stored, Modality="CT", PixelPaddingValue=-2000)
+    expected = stored.copy()
+    expected[:4] = stored[4:].min()
+    np.testing.assert_allclose(only(file, (0, 5000)), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("syntax", [None, "rle"])
+def test_frames_are_pages_with_values_of_their_own(tmp_path: Path, syntax: str | None) -> None:
+    frames = np.stack([STORED, STORED // 2, STORED // 4])
+    own = [
+        {"PixelValueTransformationSequence": [{"RescaleSlope": s, "RescaleIntercept": 7}]}
+        for s in (1, 2, 4)
+    ]
+    file = write_dicom(
+        tmp_path / "x.dcm",
+        frames,
+        syntax,
+        Modality="CT",
+        SharedFunctionalGroupsSequence=[{"FrameVOILUTSequence": [{"WindowCenter": 1}]}],
+        PerFrameFunctionalGroupsSequence=own,
+    )
+    found = images.find([file])
+    assert [image.page for image in found] == [1, 2, 3]
+    for image, frame, slope in zip(found, frames, (1, 2, 4), strict=True):
+        np.testing.assert_allclose(values(image, (0, 5000)), frame * slope + 7.0, atol=1e-2)
+
+
+def test_colours_are_read_as_they_are(tmp_path: Path) -> None:
+    colours = RNG.integers(0, 256, (32, 32, 3), np.uint8)
+    file = write_dicom(tmp_path / "x.dcm", colours)
+    pixels = images.decode(images.find([file])[0], rule(None, 3)).pixels
+    np.testing.assert_allclose((pixels + 1) * 127.5, np.moveaxis(colours, 2, 0), atol=1e-4)
+
+
+def test_files_that_scanners_name_without_an_ending_are_found(tmp_path: Path) -> None:
+    for name in ("IM000001", "1.2.840.113619.2"):
+        write_dicom(tmp_path / name, STORED)
+    write_dicom(tmp_path / "DICOMDIR", STORED)
+    (tmp_path / "README").write_text("no image", encoding="utf-8")
+    assert [image.inside for image in images.find([tmp_path])] == ["1.2.840.113619.2", "IM000001"]
+
+
+def test_a_file_without_a_preamble_is_read(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    whole = pydicom.dcmread(write_dicom(tmp_path / "x.dcm", STORED))
+    del whole.file_meta
+    whole.preamble = None
+    bare = tmp_path / "bare.dcm"
+    pydicom.dcmwrite(bare, whole, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert bare.read_bytes()[:2] == b"\x08\0"
+    np.testing.assert_allclose(only(bare), STORED, atol=1e-2)
+
+
+def test_what_cannot_be_read_says_what_is_missing(tmp_path: Path) -> None:
+    lossless = write_dicom(tmp_path / "a.dcm", STORED, "1.2.840.10008.1.2.4.70")
+    assert reason(lossless) == (
+        "is DICOM in lossless JPEG, which needs: pip install 'pylibjpeg[libjpeg]'"
+    )
+    video = write_dicom(tmp_path / "b.dcm", STORED, "1.2.840.10008.1.2.4.102")
+    assert reason(video) == "is DICOM in an encoding that is not read"
+    bomb = write_dicom(tmp_path / "c.dcm", STORED)
+    data = bomb.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"[:20])
+    bomb.write_bytes(data.replace(b"1.2.840.10008.1.2.1.", b"1.2.840.10008.1.2.1.99", 1))
+    assert reason(bomb).startswith("is deflated DICOM")
+    lying = write_dicom(tmp_path / "d.dcm", STORED, Rows=60_000, Columns=60_000)
+    assert reason(lying) == "has too many pixels to be decoded safely"
+    empty = write_dicom(tmp_path / "e.dcm", STORED, NumberOfFrames=10**9)
+    assert reason(empty) == "says that it has 1000000000 frames"
+    holed = write_dicom(tmp_path / "f.dcm", STORED)
+    holed.write_bytes(holed.read_bytes()[:-100])
+    assert reason(holed) == "damaged image"
+
+
+# --- NIfTI --------------------------------------------------------------------------------------
+
+
+def write_nifti(file: Path, voxels: Samples, form: int = 1, **scaling: float) -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    kind = nibabel.Nifti1Image if form == 1 else nibabel.Nifti2Image
+    image = kind(voxels, np.eye(4), dtype=voxels.dtype)
+    if scaling:
+        image.header.set_slope_inter(scaling["slope"], scaling["inter"])
+    image.to_filename(file)
+    return file
+
+
+@pytest.mark.parametrize("form", [1, 2])
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+@pytest.mark.parametrize("kind", ["int16", "uint8", "float32", ">f8"])
+def test_slices_along_the_last_axis_are_pages(
+    tmp_path: Path, form: int, name: str, kind: str
+) -> None:
+    voxels = RNG.integers(0, 200, (20, 30, 5)).astype(kind)
+    file = write_nifti(tmp_path / name, voxels, form)
+
+    found = images.find([tmp_path])
+
+    assert [image.inside for image in found] == [f"{name}/{n}" for n in range(1, 6)]
+    for image, index in zip(found, range(5), strict=True):
+        decoded = images.decode(image, ImageRule(size=32, channels=1, window=(0, 200)))
+        # The first axis runs to the right, the second down.
+        assert (decoded.width, decoded.height) == (20, 30)
+        patch = ImageRule(size=16, channels=1, window=(0, 200), patch=16)
+        whole = images.decode(image, patch).pixels[0]
+        expected = voxels[:, :, index].T.astype(np.float64)
+        scale = 127.5 if kind == "uint8" else 100
+        np.testing.assert_allclose((whole + 1) * scale, expected, atol=1e-3)
+    assert nifti.count(file) == 5
+
+
+def test_scaled_voxels_have_their_values(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(STORED.astype(np.int16)[..., None], np.eye(4))
+    image.header.set_slope_inter(2, -1000)
+    image.to_filename(tmp_path / "x.nii")
+    truth = nibabel.load(tmp_path / "x.nii").get_fdata()[..., 0].T
+    np.testing.assert_allclose(only(tmp_path / "x.nii", (-1000, 9000)), truth, atol=1e-2)
+
+
+def test_one_slice_is_an_image_and_four_axes_are_refused(tmp_path: Path) -> None:
+    flat = write_nifti(tmp_path / "flat.nii", STORED)
+    np.testing.assert_allclose(only(flat), STORED.T, atol=1e-2)
+    film = write_nifti(tmp_path / "film.nii", np.zeros((8, 8, 4, 3), np.int16))
+    assert reason(film) == "is a volume of 8x8x4x3: save one of two or three axes"
+    holed = write_nifti(tmp_path / "holed.nii", np.full((8, 8), np.nan, np.float32))
+    assert reason(holed) == "has NaN or infinite pixels"
+    unreal = write_nifti(tmp_path / "unreal.nii", np.zeros((8, 8), np.complex64))
+    assert reason(unreal).startswith("holds complex64 samples")
+
+
+def test_volumes_that_are_cut_off_or_lie_are_refused(tmp_path: Path) -> None:
+    for name in ("x.nii", "x.nii.gz"):
+        file = write_nifti(tmp_path / name, RNG.integers(0, 999, (32, 32, 4)).astype(np.int16))
+        file.write_bytes(file.read_bytes()[:-2000])
+        last = images.find([file])[-1]
+        with pytest.raises(InputError, match=r"truncated image|damaged image"):
+            images.decode(last, rule())
+    lying = bytearray(write_nifti(tmp_path / "y.nii", STORED).read_bytes())
+    lying[40:48] = np.array([3, 30_000, 30_000, 1000], "<i2").tobytes()
+    (tmp_path / "y.nii").write_bytes(lying)
+    with pytest.raises(InputError, match="too many pixels"):
+        images.decode(images.find([tmp_path / "y.nii"])[0], rule())
+    lying[40:48] = np.array([3, 9000, 9000, 1000], "<i2").tobytes()
+    (tmp_path / "y.nii.gz").write_bytes(gzip.compress(bytes(lying)))
+    with pytest.raises(InputError, match="unpacks to more than 2 GiB"):
+        images.decode(images.find([tmp_path / "y.nii.gz"])[0], rule())
+
+
+def test_packed_slices_are_right_whatever_the_workers(tmp_path: Path) -> None:
+    volumes = [RNG.integers(0, 999, (16, 16, 20)).astype(np.int16) for _ in range(3)]
+    for index, voxels in enumerate(volumes):
+        write_nifti(tmp_path / f"{index}.nii.gz", voxels)
+    files = images.find([tmp_path])
+    random.Random(0).shuffle(files)
+    small = ImageRule(size=16, channels=1, window=(0, 999))
+    for image, result in zip(files, images.stream(files, small, workers=4), strict=True):
+        assert not isinstance(result, Skipped), result
+        voxels = volumes[int(image.inside[0])][:, :, (image.page or 1) - 1]
+        np.testing.assert_allclose((result.pixels[0] + 1) * 499.5, voxels.T, atol=1e-2)
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x.dcm", "x.nii", "x.nii.gz"])
+def test_damaged_files_are_decoded_or_refused_with_a_plain_reason(
+    tmp_path: Path, name: str
+) -> None:
+    volume = RNG.integers(0, 999, (3, 16, 16)).astype(np.int16)
+    source = tmp_path / name
+    whole = (write_dicom if name == "x.dcm" else write_nifti)(source, volume).read_bytes()
+    generator = random.Random(0)
+    reasons = []
+    for attempt in range(100):
+        broken = bytearray(whole)
+        for _ in range(generator.randint(1, 8)):
+            broken[generator.randrange(min(len(broken), 700))] = generator.randrange(256)
+        if attempt % 5 == 0:
+            del broken[generator.randrange(len(broken)) :]
+        file = tmp_path / f"{attempt}-{name}"
+        file.write_bytes(broken)
+        for result in images.stream(images.in_file(name, file, name)[:2], rule(), workers=1):
+            if isinstance(result, Skipped):
+                reasons.append(result.reason)
+    assert reasons
+    assert all(text.isprintable() and len(text) < 100 for text in reasons)
+    assert all(str(tmp_path) not in text for text in reasons)
+
+
+@pytest.mark.parametrize(("name", "package"), [("x.dcm", "pydicom"), ("x.nii", "nibabel")])
+def test_without_the_extra_the_reason_says_how_to_get_it(
+    tmp_path: Path, name: str, package: str
+) -> None:
+    (write_dicom if name == "x.dcm" else write_nifti)(tmp_path / name, STORED)
+    program = (
+        f"import sys; sys.modules['{package}'] = None\n"
+        "from anoscan import images\n"
+        "rule = images.ImageRule(size=32, channels=1, window=None)\n"
+        "for outcome in images.stream(images.find([sys.argv[1]]), rule, workers=1):\n"
+        "    print(outcome.reason)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    extra = "dicom" if package == "pydicom" else "nifti"
+    assert done.stdout.strip().endswith(f"which needs: pip install 'anoscan[{extra}]'")
+    assert not done.stderr
+
+
+def test_first_bytes_and_names_decide() -> None:
+    assert dicom.begins(bytes(128) + b"DICM", "image")
+    assert not dicom.begins(b"\x89PNG\r\n\x1a\n", "image.dcm")
+    assert nifti.begins(b"\x1f\x8b\x08", "brain.nii.gz")
+    assert not nifti.begins(b"\x1f\x8b\x08", "brain.tar.gz")
