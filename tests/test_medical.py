@@ -393,6 +393,13 @@ def test_without_the_extra_the_reason_says_how_to_get_it(
     assert not done.stderr
 
 
+def test_a_dicom_file_that_begins_as_a_tiff_is_read(tmp_path: Path) -> None:
+    file = write_dicom(tmp_path / "x.dcm", STORED)
+    file.write_bytes(b"II*\0" + file.read_bytes()[4:])
+    np.testing.assert_allclose(only(file), STORED, atol=1e-2)
+    assert not dicom.begins(file.read_bytes(), "x.tif")
+
+
 def test_first_bytes_and_names_decide() -> None:
     assert dicom.begins(bytes(128) + b"DICM", "image")
     assert not dicom.begins(b"\x89PNG\r\n\x1a\n", "image.dcm")

@@ -43,7 +43,7 @@ class Reader(Protocol):
         """Decode one of its images; `page` is None for the only one."""
 
 
-READERS: tuple[Reader, ...] = (tiff, npy, dicom, nifti)
+READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti)  # a DICOM file may begin as a TIFF does
 _HEAD = 352  # bytes; NIfTI says what it is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())

@@ -55,9 +55,12 @@ _LACKING = re.compile("missing dependencies|not supported|Unable to de(code|comp
 
 
 def begins(head: bytes, name: str) -> bool:
-    """Whether these are the first bytes of a DICOM file; the preamble may be missing in a .dcm."""
+    """Whether these are the first bytes of a DICOM file; the preamble may be missing in a .dcm.
+
+    Such a file may begin as a TIFF does, and be both: then its name decides.
+    """
     if head[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC:
-        return True
+        return not name.endswith((".tif", ".tiff"))
     return name.endswith(tuple(SUFFIXES.split())) and head[:2] in _GROUPS
 
 
