@@ -68,6 +68,7 @@ ORDER = [
     "sampling",
     "keeper",
     "learn",
+    "trial",
     "detector",
     "drift",
     "saved",

@@ -78,8 +78,8 @@ def test_a_defect_in_an_enlarged_image_is_as_coarse_as_the_image() -> None:
 
 
 def test_sizes_follow_the_side() -> None:
-    assert sensitivity.sizes_for(64) == [2, 4, 8, 16]
-    assert sensitivity.sizes_for(16) == [2, 4]
+    assert sensitivity.sizes_for(64) == [2, 4, 8, 16, 32]
+    assert sensitivity.sizes_for(16) == [2, 4, 8]
 
 
 def cells(**means: float) -> list[SelfTestCell]:
@@ -120,7 +120,7 @@ def report_of(detector: Detector) -> SelfTest:
 def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detector) -> None:
     found = report_of(tested)
     assert found.defects == "synthetic"
-    assert {cell.size for cell in found.cells} == {2, 4}
+    assert {cell.size for cell in found.cells} == {2, 4, 8}
     assert len({cell.kind for cell in found.cells}) >= 4
     for cell in found.cells:
         assert set(cell.auroc) == set(cell.pixel_auroc) == {"anoscan", "pca", "mean_image"}

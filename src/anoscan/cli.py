@@ -376,8 +376,11 @@ def doctor(
     """Say what this machine can do. With a folder: what training on it would mean."""
     from anoscan import doctor as practice
 
+    output = _output(as_json, False)
+    if images:
+        output.note("reading the images, and trying a few steps of training on them ...")
     report = practice.examine(images or [], device=device, precision=precision, workers=workers)
-    _output(as_json, False).emit(report)
+    output.emit(report)
     failed = [check.message for check in report.checks if check.verdict == "fail"]
     if failed:
         raise AnoscanError(" ".join(failed))

@@ -7,27 +7,36 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import anoscan
-from anoscan import images, store, trainset
+from anoscan import census, images, material, store, trainset, trial
 from anoscan.config import TrainConfig
-from anoscan.errors import ModelError
-from anoscan.health import worst
+from anoscan.errors import InputError, ModelError
+from anoscan.health import of_folder, worst
+from anoscan.images import ImageFile
 from anoscan.learn import resolve
 from anoscan.material import FEWEST_IMAGES
 from anoscan.results import DoctorReport, HealthCheck, Skipped
 from anoscan.runtime import Runtime
+from anoscan.tiles import Floats
+from anoscan.trainset import Inspection
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "tifffile",
              "safetensors", "typer", "rich", "platformdirs",
              "imagecodecs", "pydicom", "nibabel")  # fmt: skip
 NEEDED_BYTES = 200_000_000
+TRIED = 256  # images that a trial of training gets, about
+LONG_SECONDS = 6 * 3600
 
 
 def examine(
@@ -123,40 +132,118 @@ def _images(
     files = images.find(folders)
     inspection = trainset.inspect(files, size=None, channels=None, workers=runtime.workers, seed=0)
     config = resolve(TrainConfig(), inspection)
-    skipped = [
-        outcome
-        for outcome in images.stream(files, inspection.rule, workers=runtime.workers)
-        if isinstance(outcome, Skipped)
-    ]
-    readable = len(files) - len(skipped)
-    facts = {
+    read = _read(files, inspection, runtime)
+    counts = census.take(read.digests, read.blank, inspection)
+    checks, parts = _image_checks(read, counts)
+    facts: dict[str, Any] = {
         "found": len(files),
-        "readable": readable,
-        "skipped": len(skipped),
+        "readable": counts.images,
+        "skipped": len(read.skipped),
+        "formats": dict(Counter(file.file.suffix.lower() or "none" for file in files)),
         "sizes": dict(list(inspection.sizes.items())[:5]),
         "bit_depths": inspection.bit_depths,
+        "copies": counts.copies,
+        "constant": counts.blank,
         "model_size": inspection.rule.size,
         "model_channels": inspection.rule.channels,
         "images_shown": config.images_shown,
+        "expected_seconds": None,
+        "expected_memory_gb": None,
+        "expected_device_memory_gb": None,
     }
-    return facts, _image_checks(readable, skipped)
+    if parts is not None:
+        trained, held_out = map(len, parts)
+        found = trial.run(
+            np.stack(read.some),
+            config,
+            inspection.rule,
+            runtime,
+            trained=trained,
+            held_out=held_out,
+        )
+        checks.append(_cost_check(found, read.seconds))
+        facts |= _expected(found, read.seconds)
+    return facts, checks
 
 
-def _image_checks(readable: int, skipped: list[Skipped]) -> list[HealthCheck]:
-    checks = []
-    if readable < FEWEST_IMAGES:
-        message = f"{readable} readable images: training needs at least {FEWEST_IMAGES}."
-        checks.append(_check("images", "fail", float(readable), message))
-    elif readable < 1000:
-        message = f"{readable} readable images: training works, 1,000 or more work better."
-        checks.append(_check("images", "warn", float(readable), message))
-    else:
-        checks.append(_check("images", "ok", float(readable), f"{readable:,} readable images."))
-    if skipped:
-        first = f"{skipped[0].path!r}: {skipped[0].reason}"
-        message = f"{len(skipped)} files cannot be read, the first {first}."
-        checks.append(_check("unreadable", "warn", float(len(skipped)), message))
-    return checks
+@dataclass
+class _Read:
+    """What reading a folder once gave."""
+
+    digests: list[bytes]
+    blank: list[bool]
+    some: list[Floats]
+    skipped: list[Skipped]
+    seconds: float
+
+
+def _read(files: Sequence[ImageFile], inspection: Inspection, runtime: Runtime) -> _Read:
+    start, read = time.monotonic(), _Read([], [], [], [], 0.0)
+    every = -(-len(files) // TRIED)
+    for index, outcome in enumerate(images.stream(files, inspection.rule, workers=runtime.workers)):
+        if isinstance(outcome, Skipped):
+            read.skipped.append(outcome)
+            continue
+        read.digests.append(outcome.digest)
+        read.blank.append(census.is_blank(outcome.pixels))
+        if index % every == 0:
+            read.some.append(outcome.pixels)
+    read.seconds = time.monotonic() - start
+    return read
+
+
+def _image_checks(
+    read: _Read, counts: census.Census
+) -> tuple[list[HealthCheck], tuple[np.ndarray, np.ndarray] | None]:
+    """Checks of the images, and how they would be split; None where they cannot be learned from."""
+    checks: list[HealthCheck] = []
+    if read.skipped:
+        first = f"{read.skipped[0].path!r}: {read.skipped[0].reason}"
+        message = f"{len(read.skipped)} files cannot be read, the first {first}."
+        checks.append(_check("unreadable", "warn", float(len(read.skipped)), message))
+    if counts.images < FEWEST_IMAGES:
+        message = f"{counts.images} readable images: training needs at least {FEWEST_IMAGES}."
+        return [_check("images", "fail", float(counts.images), message), *checks], None
+    config = TrainConfig()
+    try:
+        parts = material.split(read.digests, config.seed, config.held_out)
+    except InputError as error:
+        return [_check("duplicates", "fail", 1.0, f"{error.message} {error.hint}"), *checks], None
+    trained, held_out = map(len, parts)
+    return [*of_folder(counts, trained, held_out, "images"), *checks], parts
+
+
+def _expected(found: trial.Trial, reading: float) -> dict[str, Any]:
+    def gigabytes(size: float | None) -> float | None:
+        return None if size is None else round(size / 1e9, 2)
+
+    seconds = {"reading": reading} | found.seconds
+    seconds["total"] += reading
+    return {
+        "expected_seconds": {part: round(value, 1) for part, value in seconds.items()},
+        "expected_memory_gb": gigabytes(found.memory),
+        "expected_device_memory_gb": gigabytes(found.device_memory),
+    }
+
+
+def _cost_check(found: trial.Trial, reading: float) -> HealthCheck:
+    total, available = found.seconds["total"] + reading, _memory_gb()
+    message = f"Training takes about {_duration(total)} on this machine (a trial of a few steps)"
+    if found.memory is not None:
+        message += f" and {found.memory / 1e9:.1f} GB of memory"
+        if available is not None and found.memory / 1e9 > 0.8 * available:
+            advice = f"{message}, of {available} there are: train at a lower --size."
+            return _check("training", "warn", total, advice)
+    if total > LONG_SECONDS:
+        advice = f"{message}. A GPU, a lower --size or fewer --images-shown make it shorter."
+        return _check("training", "warn", total, advice)
+    return _check("training", "ok", total, f"{message}.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _check(name: str, verdict: Any, value: float | None, message: str) -> HealthCheck:

@@ -27,7 +27,7 @@ from anoscan.scoring import measure as measure_views
 from anoscan.synthetic import KINDS, Mask, defect
 from anoscan.tiles import Floats
 
-FRACTIONS = (32, 16, 8, 4)  # of the side of an image: sizes of defects
+FRACTIONS = (32, 16, 8, 4, 2)  # of the side of an image: sizes of defects
 SMALLEST = 2  # pixels
 MOST_CLEAN = 256  # normals, at most
 FEWEST, MOST = 4, 64  # images with a defect, of each kind and size
@@ -84,7 +84,7 @@ def sizes_for(side: int) -> list[int]:
     """Sizes of defects in images of a side, in pixels, ascending.
 
     >>> sizes_for(64), sizes_for(28)
-    ([2, 4, 8, 16], [2, 4, 7])
+    ([2, 4, 8, 16, 32], [2, 4, 7, 14])
     """
     return sorted({max(SMALLEST, round(side / fraction)) for fraction in FRACTIONS})
 

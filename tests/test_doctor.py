@@ -1,0 +1,145 @@
+"""The doctor says what a training would be like, and what would go wrong, before it is begun."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from anoscan import doctor, reports, trial
+from anoscan.results import DoctorReport, to_json
+from anoscan.runtime import Runtime
+from tests.conftest import Digits
+
+Examine = Callable[..., DoctorReport]
+
+
+def examine(folder: Path) -> DoctorReport:
+    return doctor.examine([folder], device="cpu", precision="float32", workers=1)
+
+
+@pytest.fixture
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trial.Trial({"gan": 60.0, "total": 60.0}, 1e9, None)
+    monkeypatch.setattr(trial, "run", lambda *args, **options: found)
+
+
+def write(folder: Path, images: list[np.ndarray]) -> Path:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:04d}.png")
+    return folder
+
+
+def noise(n: int, height: int = 16, width: int = 16) -> list[np.ndarray]:
+    drawn = np.random.default_rng(n).integers(0, 256, (n, height, width), np.uint8)
+    return list(drawn)
+
+
+def verdicts(report: DoctorReport) -> dict[str, str]:
+    return {check.name: check.verdict for check in report.checks if check.verdict != "ok"}
+
+
+def test_a_trial_gives_time_and_memory_of_each_part(few: Digits) -> None:
+    report = examine(few.normal)
+    assert report.images is not None
+    facts = report.images
+    seconds: dict[str, float] = facts["expected_seconds"]
+    assert list(seconds) == ["reading", "gan", "rotation", "encoder", "calibration", "total"]
+    assert all(value > 0 for part, value in seconds.items() if part != "reading")
+    parts = sum(value for part, value in seconds.items() if part != "total")
+    assert seconds["total"] == pytest.approx(parts, abs=0.5)
+    assert 0.1 < facts["expected_memory_gb"] < 10
+    assert facts["formats"] == {".png": 120}
+    assert (facts["copies"], facts["constant"], facts["readable"]) == (0, 0, 120)
+    check = {check.name: check for check in report.checks}["training"]
+    assert "Training takes about" in check.message
+    json.dumps(to_json(report), allow_nan=False)
+
+
+class Slow:
+    """A stage whose steps take a second each, by a clock of its own."""
+
+    name, slow_down = "slow", 1.0
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now, self.steps = 0.0, list[int]()
+        patch.setattr(time, "monotonic", lambda: self.now)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        self.steps.append(index)
+        # Every eighth step costs more, as one with a penalty does.
+        self.now += 8.0 if index % 8 == 0 else 1.0
+        return {}
+
+
+def test_the_trial_of_a_stage_takes_few_steps_and_whole_cycles_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage: Any = Slow(monkeypatch)
+    cpu = Runtime.resolve("cpu", "float32", 1)
+    expected = trial._expected(stage, 1000, 8, cpu)
+    assert expected == pytest.approx(1000 * 15 / 8)
+    assert len(stage.steps) == 1 + 8, "one to set up; a cycle is longer than the time for trying"
+
+
+def bad_folders() -> dict[str, tuple[list[np.ndarray], dict[str, str]]]:
+    good = noise(600)
+    flat = [np.full((16, 16), grey, np.uint8) for grey in range(40)] * 1
+    return {
+        "copies": (good[:420] + good[:180], {"duplicates": "warn", "calibration": "warn"}),
+        "twenty": (good[:20], {"images": "fail", "calibration": "warn"}),
+        "blank": (flat, {"images": "fail", "calibration": "warn", "constant": "fail"}),
+        "sizes": (good + noise(60, 16, 40), {"sizes": "warn", "calibration": "warn"}),
+        "four": (good[:4], {"images": "fail"}),
+        "same": ([good[0]] * 30, {"duplicates": "fail"}),
+    }
+
+
+@pytest.mark.usefixtures("no_trial")
+@pytest.mark.parametrize("name", ["copies", "twenty", "blank", "sizes", "four", "same"])
+def test_what_would_go_wrong_is_said_before_training(name: str, tmp_path: Path) -> None:
+    images, expected = bad_folders()[name]
+    found = verdicts(examine(write(tmp_path / name, images)))
+    assert {key: found.get(key) for key in expected} == expected
+    assert set(found) - set(expected) <= {"images", "duplicates", "training"}
+
+
+@pytest.mark.usefixtures("no_trial")
+def test_a_good_folder_gets_no_warning_and_what_is_skipped_is_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path / "good", noise(1100))
+    assert verdicts(examine(folder)) == {}
+    (folder / "broken.png").write_bytes(b"no image")
+    report = examine(folder)
+    assert verdicts(report) == {"unreadable": "warn"}
+    assert report.images is not None
+    assert report.images["skipped"] == 1
+
+
+def test_memory_and_time_that_are_not_there_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory_gb", lambda: 2.0)
+
+    def verdict(seconds: float, memory: float) -> str:
+        return doctor._cost_check(trial.Trial({"total": seconds}, memory, None), 1.0).verdict
+
+    assert verdict(60, 1e9) == "ok"
+    assert verdict(60, 1.9e9) == "warn"
+    assert verdict(1e5, 1e9) == "warn"
+
+
+@pytest.mark.usefixtures("no_trial")
+def test_the_report_fits_a_terminal(tmp_path: Path) -> None:
+    console = Console(width=80, record=True)
+    for part in reports.render(examine(write(tmp_path / "n", noise(30)))):
+        console.print(part)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "gan: 60.0" in text
