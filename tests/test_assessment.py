@@ -179,6 +179,17 @@ def test_eval_of_the_layout_needs_no_csv_and_shows_types_pixels_and_models(
     assert document["comparison"] is None
 
 
+def test_plots_are_written_where_asked_and_results_stay_alone_on_stdout(
+    run: Run, model_file: Path, digits: Digits, tmp_path: Path
+) -> None:
+    arguments = ("eval", "--labels", digits.labels, "--model", model_file, "--json")
+    code, out, err = run(*arguments, "--plots", tmp_path / "plots")
+    assert code == 0, err
+    assert json.loads(out)["schema"] == "anoscan.eval/1"
+    assert {"roc.svg", "scores.png"} <= {file.name for file in (tmp_path / "plots").iterdir()}
+    assert f"plots: {tmp_path / 'plots'}" in err
+
+
 def test_masks_that_cannot_be_used_are_listed_and_the_rest_measured(
     run: Run, model_file: Path, layout: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ ORDER = [
     "evaluation",
     "labelled",
     "localisation",
+    "plots",
     "augmentation",
     "architectures",
     "encoders",

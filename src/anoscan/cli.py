@@ -285,6 +285,14 @@ def evaluate(
     discrimination_loss: DiscriminationLoss = "feature",
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
+    plots: Annotated[
+        Path | None,
+        option(
+            help="Write ROC, precision-recall, histograms and confusion there, as PNG and SVG.",
+            metavar="DIR",
+            panel=OUTPUT,
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
@@ -304,6 +312,10 @@ def evaluate(
     score_named(score_name)
     how = Inversion(mapping, discrimination_loss, search_steps, seed)
     _rate(false_alarm_rate)
+    if plots is not None:
+        from anoscan import plots as drawing
+
+        drawing.check()
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [_load(name, device, workers, output) for name in names]
@@ -322,6 +334,9 @@ def evaluate(
     if report.warning:
         output.warn(report.warning)
     output.emit(report)
+    if plots is not None:
+        drawing.write(report, plots)
+        output.note(f"plots: {plots}")
     masks_skipped = report.pixel.skipped if report.pixel else ()
     finish(output, [*report.images.skipped, *masks_skipped])
 
