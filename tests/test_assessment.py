@@ -207,6 +207,19 @@ def test_masks_that_cannot_be_used_are_listed_and_the_rest_measured(
     assert "2 images could not be read" in err
 
 
+def test_masks_that_are_named_and_not_there_are_counted_like_images_that_are_not(
+    run: Run, model_file: Path, digits: Digits
+) -> None:
+    rows = digits.labels.read_text(encoding="utf-8").splitlines()[1:]
+    csv = digits.labels.with_name("lost.csv")
+    csv.write_text("\n".join(["path,label,mask", *(f"{row},no.png" for row in rows)]) + "\n")
+    code, out, _ = run("eval", "--labels", csv, "--model", model_file, "--json")
+    pixel = json.loads(out)["pixel"]
+    assert code == 0
+    assert (pixel["auroc"], pixel["aupro"], pixel["without_mask"]) == (None, None, 150)
+    assert "150 masks are missing" in pixel["undefined"]
+
+
 def test_confusion_and_curves_are_those_of_the_scores(trained: Detector, digits: Digits) -> None:
     report = trained.evaluate(digits.labels)
     at = report.at_threshold

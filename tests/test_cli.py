@@ -597,7 +597,8 @@ def test_labels_are_relative_to_the_csv_or_to_images_when_given(
     check_eval(given.json)
     assert given.json["auroc"] == beside.json["auroc"]
     assert given.json["images"]["unlabelled"] == 0
-    assert given.json["pixel"] is None
+    assert beside.json["pixel"] is None
+    assert given.json["pixel"]["without_mask"] == given.json["images"]["anomalous"]
     lost = run("eval", "--labels", elsewhere, "--model", model_file)
     assert lost.code == 1
     assert "relative to the CSV" in lost.err

@@ -79,12 +79,22 @@ def test_masks_of_the_csv_come_before_those_of_the_folder(root: Path) -> None:
     assert list(masks_by_image(csv, root / "masks").values()) == [
         "masks/c.png",
         "masks/deep/c.bmp",
-        "gone.png",
+        None,
         "masks/deep/c.bmp",
     ]
     plain = gather(csv, None, None)
     assert plain.masks
     assert plain.images[3].mask is None
+
+
+def test_masks_of_the_csv_may_lie_beside_it_when_the_images_do_not(root: Path) -> None:
+    csv = root / "labels.csv"
+    csv.write_text("path,label,mask\na.jpg,1,masks/c.png\nd.tif,1,deep/c.png\n")
+    found = gather(csv, root / "queries", None)
+    assert [item.mask for item in found.images] == [
+        root / "masks/c.png",
+        root / "queries/deep/c.png",
+    ]
 
 
 def test_pixels_are_measured_only_where_there_are_masks(root: Path) -> None:

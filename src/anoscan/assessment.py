@@ -238,8 +238,12 @@ class _Pixels:
     def measure(self) -> None:
         """Make the figures, of all images and of each class."""
         parts = self._parts
+        found = pixel_metrics(list(parts.values()))
+        lost = self._without_mask + len(self._skipped)
+        reason = f"{found.undefined}: {lost} masks are missing or cannot be used"
         self.all: PixelReport = dataclasses.replace(
-            pixel_metrics(list(parts.values())),
+            found,
+            undefined=reason if found.undefined and lost else found.undefined,
             without_mask=self._without_mask,
             skipped=tuple(self._skipped),
         )

@@ -157,8 +157,8 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
     beside = _Masks(masks, files)
     found = []
     for (label, _), image in zip(matched, files, strict=True):
-        named = _named(label.mask, base, masks) if label.mask else beside.of(image)
-        found.append(Labelled(image, label.anomalous, label.cls, named))
+        mask = _named(label.mask, (base, csv.parent, masks)) if label.mask else beside.of(image)
+        found.append(Labelled(image, label.anomalous, label.cls, mask))
     return LabelledSet(
         images=tuple(found),
         missing=len(missing),
@@ -194,10 +194,10 @@ def _folder(path: Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _named(mask: str, base: Path, masks: Path | None) -> Path:
-    """File that a CSV names; where it is missing, the first place that it was looked for."""
-    places = [place / mask for place in (base, masks) if place is not None]
-    return next(filter(evaluation.is_file, places), places[0])
+def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
+    """File that a CSV names, in the first place that has it."""
+    candidates = (place / mask for place in places if place is not None)
+    return next(filter(evaluation.is_file, candidates), None)
 
 
 class _Masks:
