@@ -62,6 +62,7 @@ ORDER = [
     "judgement",
     "album",
     "html_report",
+    "terminal_pictures",
     "yardstick",
     "sensitivity",
     "assessment",

@@ -129,7 +129,7 @@ def test_filters_by_verdict_score_name_and_folder_meet(page: Any) -> None:
     page.fill("#name", "nothing like it")
     assert page.locator("#none").is_visible()
     page.locator("#clear").click()
-    page.wait_for_function("document.querySelector('#none').hidden")
+    page.wait_for_function("() => document.querySelector('#none').hidden")
     assert count(page) == f"{len(NAMES)} images"
 
 
@@ -192,7 +192,7 @@ def test_all_three_views_zoom_together(page: Any) -> None:
     assert "scale(1.5)" in before[0]
     page.locator("#stage .port").first.hover()
     page.mouse.wheel(0, -400)
-    page.wait_for_function("document.querySelector('#zoom').textContent !== '1.5x'")
+    page.wait_for_function("() => document.querySelector('#zoom').textContent !== '1.5x'")
     page.keyboard.press("0")
     assert page.locator("#zoom").text_content() == "1x"
 
@@ -256,7 +256,7 @@ def test_on_a_phone_nothing_runs_out_of_the_window(browser: Any, report: Path) -
     wide = "document.documentElement.scrollWidth"
     for page in opened(browser, report):
         page.set_viewport_size({"width": 360, "height": 740})
-        page.wait_for_function("document.querySelectorAll('#grid li').length > 0")
+        page.wait_for_function("() => document.querySelectorAll('#grid li').length > 0")
         assert page.evaluate(wide) <= 360
         page.locator(".card").first.click()
         assert page.evaluate(wide) <= 360
@@ -278,4 +278,4 @@ def test_pictures_in_a_folder_are_found_from_the_page(browser: Any, tmp_path: Pa
     folder.mkdir()
     path, _ = page_of(["a.png", "b.png"], folder, assets=True)
     for page in opened(browser, path):
-        page.wait_for_function("document.querySelector('.card img').naturalWidth === 40")
+        page.wait_for_function("() => document.querySelector('.card img').naturalWidth === 40")

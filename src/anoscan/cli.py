@@ -65,7 +65,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 
-TABLE_ROWS, DEMO_ROWS = 20, 10
+TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
 # typer does not name the class that all its complaints about wrong usage share.
 _WrongUsage: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -124,6 +124,14 @@ def score(
     ] = None,
     report_file: Report = None,
     report_assets: ReportAssets = False,
+    show: Annotated[
+        bool,
+        option(
+            "--show",
+            help=f"Show the most anomalous images in the terminal: --top, or {SHOWN}.",
+            panel=OUTPUT,
+        ),
+    ] = False,
     nearest: Annotated[
         int,
         typer.Option(
@@ -155,6 +163,8 @@ def score(
         raise UsageError("--json, --jsonl and --csv exclude each other.")
     if top is not None and streams:
         raise UsageError("--top needs all images: not with --jsonl or --csv.")
+    if show and (as_json or streams):
+        raise UsageError("--show goes with the table: not with --json, --jsonl or --csv.")
     if report_file is not None and streams:
         raise UsageError("--report needs all images: not with --jsonl or --csv.")
     if report_assets and report_file is None:
@@ -173,7 +183,9 @@ def score(
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
     with (
-        cli_report.page(report_file, len(files), assets=report_assets) as page,
+        cli_report.Watch(
+            len(files), report_file, assets=report_assets, show=show * (top or SHOWN)
+        ) as watch,
         output.progress(streams=streams) as on_progress,
     ):
         if streams:
@@ -181,19 +193,18 @@ def score(
             terms = detector.score_terms(score_name)
             anomalous, skipped = _stream(outcomes, output, as_csv, terms)
         else:
-            watch = None if page is None else page.add
-            report = detector.score_files(files, on_progress=on_progress, on_image=watch, **options)
+            report = detector.score_files(
+                files, on_progress=on_progress, on_image=watch.on_image, **options
+            )
             anomalous, skipped = report.counts["anomalous"], list(report.skipped)
-        if page is not None:
-            cli_report.write(page, report, detector)
+            watch.write(report, detector)
     if not streams:
         output.emit(_cut(report, top, None if as_json else TABLE_ROWS))
         if report.warning:
             output.warn(report.warning)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
-    if report_file is not None:
-        output.note(f"report: {report_file}")
+    watch.show(output)
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
 
 

@@ -1,10 +1,9 @@
-"""Pages: ``score --report`` while images are scored, ``anoscan report`` of saved results."""
+"""What is to be looked at: ``score --report`` and ``--show``, and ``anoscan report``."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -22,25 +21,73 @@ from anoscan.options import (
 if TYPE_CHECKING:
     from anoscan.detector import Detector
     from anoscan.html_report import HtmlReport
-    from anoscan.results import ScoreReport
+    from anoscan.judgement import OnImage, Seen
+    from anoscan.output import Output
+    from anoscan.results import ImageScore, ScoreReport
+    from anoscan.terminal_pictures import Gallery
 
 
-def page(path: Path | None, images: int, *, assets: bool) -> HtmlReport | nullcontext[None]:
-    """The page that a scoring is to fill, to be used with ``with``; nothing without a path."""
-    if path is None:
-        return nullcontext()
-    from anoscan.html_report import HtmlReport
+class Watch:
+    """What looks at images while they are scored: the page, and pictures for the terminal.
 
-    return HtmlReport(path, images, assets=assets)
+    Parameters
+    ----------
+    images : int
+        How many will come, about.
+    page : path, optional
+        Where the page goes.
+    assets : bool
+        Keep its pictures beside it.
+    show : int
+        How many of the most anomalous images the terminal is to show.
+    """
 
+    def __init__(self, images: int, page: Path | None, *, assets: bool, show: int) -> None:
+        self._page: HtmlReport | None = None
+        self._gallery: Gallery | None = None
+        if show:
+            from anoscan.terminal_pictures import Gallery
 
-def write(page: HtmlReport, report: ScoreReport, detector: Detector) -> None:
-    """Finish the page of a scoring."""
-    from anoscan import results
-    from anoscan.html_report import Background
+            self._gallery = Gallery(show)
+        if page is not None:
+            from anoscan.html_report import HtmlReport
 
-    background = Background(detector.model.metadata, detector.calibration_scores(report.score))
-    page.write(results.to_json(report), background)
+            self._page = HtmlReport(page, images, assets=assets)
+
+    @property
+    def on_image(self) -> OnImage | None:
+        """What is to be called with every image; None where nobody looks."""
+        watching = [watch.add for watch in (self._page, self._gallery) if watch is not None]
+
+        def add(image: ImageScore, seen: Seen) -> None:
+            for watch in watching:
+                watch(image, seen)
+
+        return add if watching else None
+
+    def write(self, report: ScoreReport, detector: Detector) -> None:
+        """Finish the page."""
+        if self._page is None:
+            return
+        from anoscan import results
+        from anoscan.html_report import Background
+
+        scores = detector.calibration_scores(report.score)
+        self._page.write(results.to_json(report), Background(detector.model.metadata, scores))
+
+    def show(self, output: Output) -> None:
+        """Show pictures, and say where the page is."""
+        if self._gallery is not None:
+            output.gallery(self._gallery)
+        if self._page is not None:
+            output.note(f"report: {self._page.path}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._page is not None:
+            self._page.close()
 
 
 def report(

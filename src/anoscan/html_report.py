@@ -222,6 +222,10 @@ class HtmlReport:
             ],
         ]
 
+    def close(self) -> None:
+        """Let go of the pictures."""
+        self._album.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -231,7 +235,7 @@ class HtmlReport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._album.close()
+        self.close()
 
 
 def _upright(region: Region, decoded: Decoded) -> Box:

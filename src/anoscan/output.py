@@ -24,6 +24,7 @@ from anoscan.text import defused, encodable, printable
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
+    from anoscan.terminal_pictures import Gallery
     from anoscan.training import Progress
 
 SKIPPED_SHOWN = 5
@@ -140,6 +141,11 @@ class Output:
         text = json.dumps(results.to_json(image), allow_nan=False, ensure_ascii=True)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+    def gallery(self, gallery: Gallery) -> None:
+        """Show pictures on a terminal, each below its path."""
+        for path, picture in gallery.show(self._out.width):
+            self._show(["", printable(path), picture])
 
     def text(self, message: str) -> None:
         """Print plain text as a result."""

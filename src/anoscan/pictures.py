@@ -18,6 +18,7 @@ from anoscan.errors import InputError
 
 _GAP = 4  # pixels
 _MARGIN = 20  # pixels, for the numbers of rows and columns
+_FEW = 48  # pixels: pictures no larger are enlarged as sharp squares
 _INK = (230, 230, 230)
 _BACKGROUND = (40, 40, 40)
 _SUFFIX = ".residual.png"
@@ -92,6 +93,14 @@ def picture(image: NDArray[np.floating[Any]], side: int) -> Image.Image:
     drawn = _rgb(image)
     drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     return drawn
+
+
+def side_by_side(views: Views, height: int) -> Image.Image:
+    """Three views in a row, each as tall as `height` in pixels and of the query's proportions."""
+    size = (max(1, round(height * views.query.width / views.query.height)), height)
+    small = max(views.query.size) <= _FEW
+    how = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
+    return _row([view.resize(size, how) for view in views])
 
 
 def panel(
