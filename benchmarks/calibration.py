@@ -1,0 +1,182 @@
+"""Do verdicts keep their promises? ``python -m benchmarks.calibration splits|suspects --help``.
+
+``splits`` trains one model a class, then divides normal images that no network saw at random, many
+times, into calibration images and queries. Because the model stays the same, what differs is the
+calibration alone; a second training would only move all scores. ``suspects`` mixes images of
+other classes into the normal ones and asks who finds them. Results are kept and continued as those
+of `benchmarks.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import betabinom, ks_2samp, kstest
+from sklearn.metrics import roc_auc_score
+
+from anoscan import calibration
+from anoscan.detector import Detector
+from anoscan.judgement import Judge
+from anoscan.model import Model
+from anoscan.runtime import Runtime
+from anoscan.scores import DEFAULT_SCORE
+from benchmarks import data
+from benchmarks.cells import Cell, keep, sweep
+from benchmarks.run import _raw_terms
+
+SPLITS = 20
+RATES = (0.01, 0.05, 0.1)
+FDR = 0.1
+ODD = 0.1  # share of anomalies among the queries of the false discovery rate
+SETS = {"fashion-mnist": ("0", "3"), "mnist": ("2",), "elpv": ("64-dev",)}
+SUSPECTS = {"fashion-mnist": ("0.mixed5", "3.mixed5")}
+
+Terms = npt.NDArray[np.float64]
+
+
+def resplit(
+    model: Model, runtime: Runtime, normal: Terms, odd: Terms, splits: int, seed: int
+) -> dict[str, Any]:
+    """Divide normal images at random into calibration and queries, and hold verdicts to their word.
+
+    Given the pool, calibration images and queries change places at random, so that of m normal
+    queries the number above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 -
+    j): wider than a binomial, because the threshold comes from n images only.
+
+    Parameters
+    ----------
+    model : Model
+        Whose calibration is replaced by a part of `normal`.
+    runtime : Runtime
+    normal, odd : ndarray of shape (n, k)
+        Raw terms of images that no network saw.
+    splits, seed : int
+
+    Returns
+    -------
+    dict
+        For each rate the alarms of each split and their exact 95 % interval; p-values of two-sample
+        Kolmogorov-Smirnov tests of calibration and normal queries; shares of false discoveries.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(normal) // 2
+    m = len(normal) - n
+    rates = {rate: max(1, math.floor(rate * (n + 1) + 1e-9)) for rate in RATES}
+    alarms: dict[float, list[int]] = {rate: [] for rate in RATES}
+    uniform, false_share, power = [], [], []
+    strangers = min(len(odd), round(ODD / (1 - ODD) * m))
+    for _ in range(splits):
+        order = rng.permutation(len(normal))
+        yardstick = dataclasses.replace(model.yardstick, terms=normal[order[:n]])
+        judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
+        reference = judge.calibration_scores(DEFAULT_SCORE)
+        scores = judge.scores(normal[order[n:]], DEFAULT_SCORE)
+        for rate in RATES:
+            level = judge.threshold(rate, DEFAULT_SCORE).score
+            alarms[rate].append(int((scores > level).sum()))
+        uniform.append(float(ks_2samp(reference, scores).pvalue))
+        drawn = odd[rng.permutation(len(odd))[:strangers]]
+        both = np.concatenate([scores, judge.scores(drawn, DEFAULT_SCORE)])
+        found = calibration.q_values(calibration.p_values(both, reference)) <= FDR
+        false_share.append(float(found[:m].sum() / max(found.sum(), 1)))
+        power.append(float(found[m:].mean()))
+    return {
+        "calibration_images": n,
+        "normal_queries": m,
+        "rates": {str(rate): _alarms(alarms[rate], n, m, rates[rate]) for rate in RATES},
+        "uniform": {"p_values": uniform, "p_of_p_values": float(kstest(uniform, "uniform").pvalue)},
+        "fdr": {
+            "level": FDR,
+            "false_share": false_share,
+            "mean": float(np.mean(false_share)),
+            "standard_error": float(np.std(false_share, ddof=1) / math.sqrt(splits)),
+            "anomalous_queries": strangers,
+            "found": float(np.mean(power)),
+        },
+    }
+
+
+def _alarms(counts: list[int], n: int, m: int, j: int) -> dict[str, Any]:
+    low, high = (int(x) for x in betabinom.ppf((0.025, 0.975), m, j, n + 1 - j))
+    return {
+        "promised": j / (n + 1),
+        "realised": float(np.mean(counts) / m),
+        "alarms": counts,
+        "interval95": [low, high],
+        "inside": sum(low <= count <= high for count in counts),
+    }
+
+
+def splits(
+    split: data.Split, seed: int, settings: dict[str, Any], many: int = SPLITS
+) -> dict[str, Any]:
+    """Train on a class, pool its held-out and its unseen normal images, and divide the pool."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data.write_folder(split.train, folder / "train")
+        data.write_folder(split.test, folder / "test")
+        start = time.process_time()
+        detector = Detector.train(
+            folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
+        )
+        trained = time.process_time()
+        judge = Judge(detector.model, detector.runtime)
+        terms, _ = _raw_terms(judge, folder / "test")
+    model, odd = detector.model, split.anomalous
+    scores = judge.scores(terms, DEFAULT_SCORE)
+    n, m = len(model.yardstick.terms), int((~odd).sum())
+    shipped = {}
+    for rate in RATES:
+        level = judge.threshold(rate, DEFAULT_SCORE).score
+        j = max(1, math.floor(rate * (n + 1) + 1e-9))
+        shipped[str(rate)] = _alarms([int((scores[~odd] > level).sum())], n, m, j)
+    pool = np.concatenate([model.yardstick.terms, terms[~odd]])
+    return {
+        "auroc": float(roc_auc_score(odd, scores)),
+        "cpu_seconds": trained - start,
+        "as_trained": {"calibration_images": n, "normal_queries": m, "rates": shipped},
+        **resplit(model, detector.runtime, pool, terms[odd], many, seed),
+    }
+
+
+def compute(cell: Cell, command: str) -> dict[str, Any]:
+    """Measure a cell and keep the result with the commit and command that made it."""
+    import torch
+
+    torch.set_num_threads(1)
+    split = data.load(cell.data.removeprefix("calibration/"), cell.cls, seed=cell.seed)
+    return keep(cell, split, splits(split, cell.seed, dict(cell.settings)), command)
+
+
+def main() -> None:
+    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("splits",))
+    parser.add_argument("--data", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images-shown", type=int, default=16_000, help="length of a training")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    options = parser.parse_args()
+    settings = (("images_shown", options.images_shown),)
+    wanted = [
+        Cell(f"calibration/{name}", cls, options.seed, options.what, settings)
+        for name in options.data
+        for cls in SETS[name]
+    ]
+    command = "python -m benchmarks.calibration " + shlex.join(sys.argv[1:])
+    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
+
+
+if __name__ == "__main__":
+    main()
