@@ -24,7 +24,8 @@ import numpy.typing as npt
 from scipy.stats import betabinom, ks_2samp, kstest
 from sklearn.metrics import roc_auc_score
 
-from anoscan import calibration
+from anoscan import calibration, images
+from anoscan import suspects as job
 from anoscan.detector import Detector
 from anoscan.judgement import Judge
 from anoscan.model import Model
@@ -149,30 +150,87 @@ def splits(
     }
 
 
+def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on normal images with strangers among them; find those, drop them, train again."""
+    clean = data.load(split.name, split.cls.partition(".")[0], seed=seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = data.write_folder(split.train, folder / "train")
+        data.write_folder(clean.train, folder / "clean")
+        data.write_folder(split.test, folder / "test")
+        # The strangers were added at the end.
+        strangers = {file.as_posix() for file in files[len(clean.train) :]}
+
+        def measured(detector: Detector) -> dict[str, float]:
+            judge = Judge(detector.model, detector.runtime)
+            terms, _ = _raw_terms(judge, folder / "test")
+            scores = judge.scores(terms, DEFAULT_SCORE)
+            called = scores > judge.threshold(None, DEFAULT_SCORE).score
+            return {
+                "auroc": float(roc_auc_score(split.anomalous, scores)),
+                "false_alarm_rate": float(called[~split.anomalous].mean()),
+                "recall": float(called[split.anomalous].mean()),
+            }
+
+        options = settings | {"seed": seed, "workers": 1}
+        path = folder / "model.safetensors"
+        start = time.process_time()
+        detector = Detector.train(folder / "train", path=path, **options)
+        before = measured(detector)
+        ranking = job.rank(detector, images.find([folder / "train"]), lambda progress: None)
+        odd = np.array([image.path in strangers for image in ranking.report.images])
+        dropping = options | {"without": ranking.worst, "force": True}
+        after = measured(Detector.train(folder / "train", path=path, **dropping))
+        without = measured(Detector.train(folder / "clean", path=path, force=True, **options))
+    lost = without["auroc"] - before["auroc"]
+    return {
+        "auroc": after["auroc"],
+        "cpu_seconds": time.process_time() - start,
+        "strangers": len(strangers),
+        "found_in_first": {
+            str(share): float(odd[: round(share * len(odd))].sum() / odd.sum())
+            for share in (0.05, 0.1, 0.2)
+        },
+        "mixed": before,
+        "dropped": after,
+        "clean": without,
+        "won_back": (after["auroc"] - before["auroc"]) / lost,
+    }
+
+
 def compute(cell: Cell, command: str) -> dict[str, Any]:
     """Measure a cell and keep the result with the commit and command that made it."""
     import torch
 
     torch.set_num_threads(1)
     split = data.load(cell.data.removeprefix("calibration/"), cell.cls, seed=cell.seed)
-    return keep(cell, split, splits(split, cell.seed, dict(cell.settings)), command)
+    measure = {"splits": splits, "suspects": suspects}[cell.method]
+    return keep(cell, split, measure(split, cell.seed, dict(cell.settings)), command)
 
 
 def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("splits",))
-    parser.add_argument("--data", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("what", choices=("splits", "suspects"))
+    parser.add_argument("--data", type=lambda text: text.split(","), help="all by default")
+    parser.add_argument("--classes", type=lambda text: text.split(","), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images-shown", type=int, default=16_000, help="length of a training")
+    parser.add_argument("--images-shown", type=int, help="16,000 for splits by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
-    settings = (("images_shown", options.images_shown),)
+    sets = {"splits": SETS, "suspects": SUSPECTS}[options.what]
+    shown = options.images_shown or {"splits": 16_000}.get(options.what)
     wanted = [
-        Cell(f"calibration/{name}", cls, options.seed, options.what, settings)
-        for name in options.data
-        for cls in SETS[name]
+        Cell(
+            f"calibration/{name}",
+            cls,
+            options.seed,
+            options.what,
+            (("images_shown", shown),) if shown else (),
+        )
+        for name in options.data or sets
+        for cls in options.classes or sets[name]
     ]
     command = "python -m benchmarks.calibration " + shlex.join(sys.argv[1:])
     sweep(wanted, compute, command, jobs=options.jobs, again=options.again)

@@ -73,6 +73,7 @@ ORDER = [
     "trial",
     "detector",
     "drift",
+    "suspects",
     "saved",
     "demo",
     "doctor",

@@ -355,6 +355,7 @@ def evaluate(
 app.command(cls=Command)(cli_sample.sample)
 app.command(cls=Command)(cli_calibration.calibrate)
 app.command(cls=Command)(cli_calibration.drift)
+app.command(cls=Command)(cli_calibration.suspects)
 app.command(cls=Command)(cli_report.report)
 
 

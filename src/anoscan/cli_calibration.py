@@ -1,12 +1,15 @@
-"""The commands ``anoscan calibrate`` and ``anoscan drift``: whether verdicts still hold."""
+"""The commands that look after models and their images: ``calibrate``, ``drift``, ``suspects``."""
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from anoscan import config
 from anoscan.errors import ExitCode, UsageError
 from anoscan.options import Device, Force, Json, Quiet, Workers, finish, option
 
@@ -105,4 +108,59 @@ def drift(
     if not report.fits:
         output.skipped(report.skipped)
         raise typer.Exit(ExitCode.DRIFT)
+    finish(output, report.skipped)
+
+
+def suspects(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES", help="Folders or files of images taken for normal."),
+    ],
+    model: Annotated[
+        str | None,
+        option(
+            help="Name or path of a model that was trained on them.",
+            metavar="MODEL",
+            default="one is trained, and not kept",
+        ),
+    ] = None,
+    images_shown: Annotated[
+        int | None,
+        option(help="Length of that training.", metavar="N", default=str(config.IMAGES_SHOWN)),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of that training.")] = 0,
+    device: Device = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank images taken for normal by how little they look like the others.
+
+    Example: anoscan suspects ./normal_imgs --json
+    """
+    if model is not None and images_shown is not None:
+        raise UsageError("--images-shown is for a training: not with --model.")
+    from anoscan import images as files
+    from anoscan import suspects as job
+    from anoscan.detector import Detector
+    from anoscan.output import Output
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as on_progress, tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            _, ranking = job.train(
+                images,
+                drop=False,
+                on_progress=on_progress,
+                path=Path(folder) / "suspects.safetensors",
+                images_shown=images_shown,
+                seed=seed,
+                device=device,
+                workers=workers,
+            )
+        else:
+            detector = Detector.load(model, device=device, workers=workers)
+            ranking = job.rank(detector, files.find(images), on_progress)
+    report = ranking.report if model else dataclasses.replace(ranking.report, model=None)
+    output.emit(report)
     finish(output, report.skipped)

@@ -153,6 +153,21 @@ def train(
             "score --nearest: not where they are private.",
         ),
     ] = False,
+    clean_report: Annotated[
+        Path | None,
+        option(
+            help="Write all images there as JSON, those most likely to be anomalies first.",
+            metavar="FILE",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    drop_suspects: Annotated[
+        bool,
+        option(
+            "--drop-suspects",
+            help="Then train again without the most suspect tenth; held-out images stay.",
+        ),
+    ] = False,
     resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
     force: Force = False,
     dry_run: Annotated[
@@ -217,6 +232,8 @@ def train(
         force=force,
         resume=resume,
         tensorboard=tensorboard,
+        clean_report=clean_report,
+        drop_suspects=drop_suspects,
         **machine,
     )
     if detector.report is None:
@@ -234,12 +251,26 @@ def _auto_int(option: str, value: str) -> int | None:
     return int(value)
 
 
-def _train(output: Output, images: list[Path], **options: Any) -> Detector:
+def _train(
+    output: Output,
+    images: list[Path],
+    clean_report: Path | None,
+    drop_suspects: bool,
+    **options: Any,
+) -> Detector:
+    from anoscan import suspects
     from anoscan.detector import Detector
 
     with output.progress() as on_progress:
         try:
-            return Detector.train(images, on_progress=on_progress, **options)
+            if clean_report is None and not drop_suspects:
+                return Detector.train(images, on_progress=on_progress, **options)
+            detector, ranking = suspects.train(
+                images, drop=drop_suspects, on_progress=on_progress, **options
+            )
+            if clean_report is not None:
+                output.save(ranking.report, clean_report)
+            return detector
         except TrainingInterrupted as error:
             arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
             command = shlex.join(["anoscan", *arguments, "--resume"])

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Detector:
         precision: str = "auto",
         workers: int | None = None,
         tensorboard: str | Path | None = None,
+        without: Collection[bytes] = (),
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -106,6 +107,8 @@ class Detector:
             See `Runtime.resolve`.
         tensorboard : path, optional
             Folder for TensorBoard's event files, under the name of the model.
+        without : collection of bytes
+            SHA-256 of image files that are not to be trained on; held-out ones stay.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -145,6 +148,7 @@ class Detector:
                 tracker=tracker,
                 on_progress=on_progress,
                 stopping=stopping,
+                without=without,
             )
         detector = cls(learned.model, runtime)
         detector.save(target)

@@ -305,6 +305,11 @@ class Judge:
         chosen = terms[:, self._columns(how.name)]
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
 
+    def among_themselves(self, terms: np.ndarray) -> np.ndarray:
+        """Default scores (n,) of images by their raw terms (n, k), on scales of each other."""
+        columns, weights = self._columns(DEFAULT_SCORE), self._weights(DEFAULT_SCORE)
+        return calibration.cross_fitted_scores(terms[:, columns], weights)
+
     def calibration_scores(self, score: str) -> np.ndarray:
         """Scores (n,) of the calibration images, each on scales fitted without it."""
         self.terms(score)

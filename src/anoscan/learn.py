@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class Learned:
                 found=facts["found"],
                 trained=facts["trained"],
                 held_out=facts["held_out"],
+                dropped=facts["dropped"],
                 patches=config.patches,
                 skipped=self.skipped,
             ),
@@ -146,6 +147,7 @@ def learn(
     tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
+    without: Collection[bytes] = (),
 ) -> Learned:
     """Train on images and calibrate on those held out.
 
@@ -160,6 +162,8 @@ def learn(
         Go on from the checkpoint, which must be of the same images and settings.
     tracker : Tracker
         Told of every stage.
+    without : collection of bytes
+        SHA-256 of image files that are not to be trained on.
 
     Raises
     ------
@@ -180,9 +184,10 @@ def learn(
     material = Material.load(
         files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
+    material = material.without(without)
     pixels, rows = material.pixels, material.rows
     clock.lap("reading")
-    keeper = Keeper(checkpoint, _run_identity(config, material.digests), resume)
+    keeper = Keeper(checkpoint, _run_identity(config, [*material.digests, *without]), resume)
     folder = _of_folder(material, inspection)
     for check in folder:
         if check.verdict != "ok" and check.name != "calibration":
@@ -328,6 +333,7 @@ def _facts(
         "found": len(files),
         "trained": len(material.trained),
         "held_out": len(material.held_out),
+        "dropped": len(material.images) - len(material.trained) - len(material.held_out),
         "skipped": len(material.skipped),
         "sha256": _fingerprint(material.digests),
         "sizes": inspection.sizes,

@@ -5,9 +5,10 @@ Whole images, or random patches of larger ones; either way images are split, nev
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,6 +188,21 @@ class Material:
             rule=rule,
             workers=workers,
         )
+
+    def without(self, dropped: Collection[bytes]) -> Material:
+        """The same, but for images to train on whose digest is among `dropped`.
+
+        Raises
+        ------
+        InputError
+            When too few are left.
+        """
+        if not dropped:
+            return self
+        rows = np.array([row for row in self.trained if self.digests[row] not in dropped], int)
+        if len(rows) < FEWEST_IMAGES:
+            raise InputError(f"without the suspects {len(rows)} images are too few to learn from.")
+        return dataclasses.replace(self, rows=rows, trained=rows)
 
     def some_held_out(self, n: int) -> Floats:
         """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""

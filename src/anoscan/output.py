@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -135,6 +136,11 @@ class Output:
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+    def save(self, report: Any, file: Path) -> None:
+        """Write a result as a JSON document to a file."""
+        text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
+        file.write_text(text + "\n", encoding="utf-8")
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""

@@ -18,6 +18,7 @@ from rich.text import Text
 from anoscan import results, upkeep
 from anoscan.text import printable
 
+SUSPECTS_SHOWN = 20
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _COLOURS = {1: "grey", 3: "RGB"}
 
@@ -45,7 +46,7 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     parts = f" in {images.patches:,} patches" if images.patches is not None else ""
     yield Text(
         f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
-        f"{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
+        f"{_dropped(images)}{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
         f"{_COLOURS[model.channels]}"
     )
     yield Text(
@@ -273,6 +274,22 @@ def _calibrate(report: upkeep.CalibrateReport) -> Iterator[RenderableType]:
     yield Text(f"anomalous is a score above {_at(report.threshold)}")
 
 
+def _dropped(images: results.TrainImages) -> str:
+    return f"{images.dropped:,} dropped as suspects, " if images.dropped else ""
+
+
+def _suspects(report: upkeep.SuspectsReport) -> Iterator[RenderableType]:
+    table = _table("rank", "score", "image", right=("rank", "score"))
+    for image in report.images[:SUSPECTS_SHOWN]:
+        table.add_row(str(image.rank), f"{image.score:.3f}", _cell(image.path))
+    yield table
+    n, shown = len(report.images), min(len(report.images), SUSPECTS_SHOWN)
+    yield Text(
+        f"the {shown:,} most suspect of {n:,} images (--json has all); that an image is odd among "
+        "the others does not make it an anomaly: look at them"
+    )
+
+
 def _drift(report: upkeep.DriftReport) -> Iterator[RenderableType]:
     table = _table("", "distance", "adjusted p", "median then", "median now", "")
     for check in report.checks:
@@ -399,6 +416,7 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.DemoReport: _demo,
     upkeep.CalibrateReport: _calibrate,
     upkeep.DriftReport: _drift,
+    upkeep.SuspectsReport: _suspects,
     results.SampleReport: _sample,
     results.ModelsReport: _models,
     results.DoctorReport: _doctor,

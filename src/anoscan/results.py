@@ -67,12 +67,14 @@ class HealthReport:
 class TrainImages:
     """What became of the images of the training folder.
 
+    `dropped` are suspects that were neither trained on nor held out.
     `patches` counts the parts of them that were trained on; None for whole images.
     """
 
     found: int
     trained: int
     held_out: int
+    dropped: int = 0
     patches: int | None
     skipped: tuple[Skipped, ...]
 

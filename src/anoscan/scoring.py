@@ -22,8 +22,24 @@ from anoscan.tiles import Blender, Grid, worst
 CHUNK = 64
 
 __all__ = [
-    "CHUNK", "DEFAULT_SCORE", "SCORES", "Measured", "Score", "Tiled", "chunks", "fit_terms",
-    "measure", "measure_tiled", "regions", "residual", "score_named", "smooth", "views", "worst",
+    "CHUNK",
+    "DEFAULT_SCORE",
+    "SCORES",
+    "Measured",
+    "Score",
+    "Tiled",
+    "chunks",
+    "fit_sums",
+    "fit_terms",
+    "measure",
+    "measure_tiled",
+    "regions",
+    "residual",
+    "score_named",
+    "smooth",
+    "term_sums",
+    "views",
+    "worst",
 ]  # fmt: skip
 
 
@@ -69,6 +85,13 @@ def fit_terms(
     -------
     dict from the term's name to what its `measure` needs.
     """
+    return fit_sums([term_sums(networks, names, batches)])
+
+
+def term_sums(
+    networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
+) -> dict[str, Tensors]:
+    """What terms add up over normal images, for `fit_sums`; see `fit_terms`."""
     terms: dict[str, Term] = {name: registry.load("terms", name) for name in names}
     totals: dict[str, Tensors] = {name: {} for name in terms}
     with exact_float32():
@@ -77,7 +100,20 @@ def fit_terms(
             for name, term in terms.items():
                 for key, value in term.sums(evidence).items():
                     totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
-        return {name: term.fit(totals[name]) for name, term in terms.items()}
+    return totals
+
+
+def fit_sums(parts: Sequence[dict[str, Tensors]]) -> dict[str, Tensors]:
+    """Terms fitted on the images of all parts together."""
+    fitted = {}
+    with exact_float32():
+        for name in parts[0]:
+            term: Term = registry.load("terms", name)
+            keys = parts[0][name]
+            fitted[name] = term.fit(
+                {key: torch.stack([part[name][key] for part in parts]).sum(0) for key in keys}
+            )
+    return fitted
 
 
 def measure(

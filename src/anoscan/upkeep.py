@@ -43,6 +43,29 @@ class CalibrateReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """One image that was taken for normal. `p_value`: share of the images at least as odd."""
+
+    rank: int
+    path: str
+    score: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectsReport:
+    """Result of ``anoscan suspects``: all images, most suspect first.
+
+    `model` is null where one was trained for the purpose and not kept.
+    """
+
+    schema: ClassVar[str] = "anoscan.suspects/1"
+    model: ModelReference | None
+    images: tuple[Suspect, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftCheck:
     """One number of a batch of images against the calibration images.
 
