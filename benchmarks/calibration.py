@@ -46,7 +46,14 @@ Terms = npt.NDArray[np.float64]
 
 
 def resplit(
-    model: Model, runtime: Runtime, normal: Terms, odd: Terms, splits: int, seed: int
+    model: Model,
+    runtime: Runtime,
+    normal: Terms,
+    odd: Terms,
+    *,
+    strangers: int,
+    splits: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Divide normal images at random into calibration and queries, and hold verdicts to their word.
 
@@ -61,6 +68,8 @@ def resplit(
     runtime : Runtime
     normal, odd : ndarray of shape (n, k)
         Raw terms of images that no network saw.
+    strangers : int
+        Anomalies among the queries of each split.
     splits, seed : int
 
     Returns
@@ -75,7 +84,6 @@ def resplit(
     rates = {rate: max(1, math.floor(rate * (n + 1) + 1e-9)) for rate in RATES}
     alarms: dict[float, list[int]] = {rate: [] for rate in RATES}
     uniform, false_share, power = [], [], []
-    strangers = min(len(odd), round(ODD / (1 - ODD) * m))
     for _ in range(splits):
         order = rng.permutation(len(normal))
         yardstick = dataclasses.replace(model.yardstick, terms=normal[order[:n]])
@@ -146,7 +154,15 @@ def splits(
         "auroc": float(roc_auc_score(odd, scores)),
         "cpu_seconds": trained - start,
         "as_trained": {"calibration_images": n, "normal_queries": m, "rates": shipped},
-        **resplit(model, detector.runtime, pool, terms[odd], many, seed),
+        **resplit(
+            model,
+            detector.runtime,
+            pool,
+            terms[odd],
+            strangers=min(int(odd.sum()), round(ODD / (1 - ODD) * len(pool) / 2)),
+            splits=many,
+            seed=seed,
+        ),
     }
 
 
