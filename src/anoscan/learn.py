@@ -192,8 +192,7 @@ def learn(
     for check in folder:
         if check.verdict != "ok" and check.name != "calibration":
             on_progress(Progress("reading", len(files), len(files), {}, 0.0, check.message))
-    some_held = material.some_held_out(SHOWN)
-    tracker.show(some_held, config.latent_dim, config.seed, runtime.device)
+    tracker.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     networks, rollbacks, turned, game = _train(
         material,
         config,
@@ -223,9 +222,7 @@ def learn(
         "terms": list(fitted),
         "health": to_json(health),
     }
-    kept = None
-    if config.keep_thumbnails:
-        kept = Neighbours.of(networks, pixels, rows, [image.path for image in material.images])
+    kept = _kept(networks, material) if config.keep_thumbnails else None
     model = Model(networks, fitted, held.yardstick, baselines, metadata, kept)
     model = held.complete(model, runtime)
     self_test = sensitivity.measure(model, material, runtime)
@@ -233,6 +230,11 @@ def learn(
     clock.lap("self_test")
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
     return Learned(model, health, self_test, tuple(material.skipped), seconds)
+
+
+def _kept(networks: Networks, material: Material) -> Neighbours:
+    paths = [image.path for image in material.images]
+    return Neighbours.of(networks, material.pixels, material.rows, paths)
 
 
 def _train(
