@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import anoscan
-from anoscan import census, images, material, store, trainset, trial
+from anoscan import census, images, labelled, material, store, trainset, trial
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError, ModelError
 from anoscan.health import of_folder, worst
@@ -129,7 +129,7 @@ def _writable(folder: Path) -> bool:
 def _images(
     folders: Sequence[str | Path], runtime: Runtime
 ) -> tuple[dict[str, Any], list[HealthCheck]]:
-    files = images.find(folders)
+    files = images.find(labelled.training_paths(folders)[0])
     inspection = trainset.inspect(files, size=None, channels=None, workers=runtime.workers, seed=0)
     config = resolve(TrainConfig(), inspection)
     read = _read(files, inspection, runtime)

@@ -19,7 +19,7 @@ from anoscan.results import BestDice, PixelReport
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which regions' overlap counts (MVTec AD)
 RUN = 2**22  # pixels sorted at a time
-_STRIP = 2**22  # pixels enlarged at a time
+_STRIP = 2**20  # pixels looked at at a time
 _LOW = np.uint64(32)  # bits of the region's number, below those of the score
 
 Keys = NDArray[np.unsignedinteger[Any]]
@@ -298,11 +298,12 @@ def _strips(
     scores: NDArray[np.float32], height: int, width: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Parts of a map at (height, width) from the top down, with the row that each begins at."""
+    rows = max(1, _STRIP // width)
     if scores.shape == (height, width):
-        yield 0, scores
+        for top in range(0, height, rows):
+            yield top, scores[top : top + rows]
         return
-    picture, rows = Image.fromarray(scores), max(1, _STRIP // width)
-    unit = scores.shape[0] / height
+    picture, unit = Image.fromarray(scores), scores.shape[0] / height
     for top in range(0, height, rows):
         end = min(top + rows, height)
         box = (0, top * unit, scores.shape[1], end * unit)
