@@ -93,6 +93,14 @@ def test_no_discriminator_has_batchnorm_or_dropout(name: str) -> None:
     assert not any(isinstance(m, kinds) for m in networks(name).discriminator.modules())
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_encoder_starts_on_the_scale_of_the_prior(name: str) -> None:
+    built = networks(name, size=64, width=32)
+    with torch.no_grad():
+        z = built.encoder(torch.rand(16, 1, 64, 64) * 2 - 1)
+    assert 0.1 < z.std() < 2
+
+
 def test_weights_depend_on_the_seed_and_leave_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     first, second = networks("dcgan"), networks("dcgan")

@@ -132,10 +132,11 @@ def discriminator(shape: Shape) -> Discriminator:
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Trunk of the critic with BatchNorm, then a linear layer to the latent."""
+    """Trunk of the critic with BatchNorm, also at its end, then a linear layer to the latent."""
     blocks, flat = _blocks(shape, nn.BatchNorm2d)
-    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
-    return initialise(trunk)
+    # Sums of residuals have no scale of their own: a wide trunk threw latents far off the prior.
+    end = [nn.BatchNorm2d(widths(shape, len(blocks) + 1)[-1]), nn.ReLU(), Flatten()]
+    return initialise(nn.Sequential(*blocks, *end, nn.Linear(flat, shape.latent_dim)))
 
 
 ENTRY = Architecture(generator, discriminator, encoder, paper="Schlegl et al. 2019")
