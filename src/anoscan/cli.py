@@ -40,6 +40,7 @@ from anoscan.options import (
     Rate,
     Report,
     ReportAssets,
+    RoiMask,
     ScoreName,
     SearchSeed,
     SearchSteps,
@@ -113,6 +114,7 @@ def score(
     discrimination_loss: DiscriminationLoss = "feature",
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
+    roi: RoiMask = None,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
@@ -179,7 +181,7 @@ def score(
     }
     output = _output(as_json, quiet)
     files = _files(paths)
-    detector = _load(model, device, workers, output)
+    detector = _load(model, device, workers, roi, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
     with (
@@ -296,6 +298,7 @@ def evaluate(
     discrimination_loss: DiscriminationLoss = "feature",
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
+    roi: RoiMask = None,
     plots: Annotated[
         Path | None,
         option(
@@ -329,7 +332,7 @@ def evaluate(
         drawing.check()
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
-    detector, *others = [_load(name, device, workers, output) for name in names]
+    detector, *others = [_load(name, device, workers, roi, output) for name in names]
     with output.progress() as on_progress:
         report = detector.evaluate(
             labels,
@@ -419,10 +422,12 @@ def _output(as_json: bool, quiet: bool) -> Output:
     return Output(as_json=as_json, quiet=quiet)
 
 
-def _load(model: str | None, device: str, workers: int | None, output: Output) -> Detector:
+def _load(
+    model: str | None, device: str, workers: int | None, roi: Path | None, output: Output
+) -> Detector:
     from anoscan.detector import Detector
 
-    detector = Detector.load(model, device=device, workers=workers)
+    detector = Detector.load(model, device=device, workers=workers, roi=roi)
     if model is None:
         output.note(f"using the model trained last: {detector.reference.name}")
     return detector

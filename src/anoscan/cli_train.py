@@ -82,6 +82,15 @@ def train(
             panel=IMAGES,
         ),
     ] = None,
+    roi: Annotated[
+        str | None,
+        option(
+            help="Mask as large as the images, or stretched over them: black does not count, here "
+            "and in score. auto: leave out borders that are constant in all images.",
+            metavar="auto|MASK",
+            panel=IMAGES,
+        ),
+    ] = None,
     held_out: Annotated[
         float | None,
         setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
@@ -234,6 +243,7 @@ def train(
         tensorboard=tensorboard,
         clean_report=clean_report,
         drop_suspects=drop_suspects,
+        roi=roi,
         **machine,
     )
     if detector.report is None:

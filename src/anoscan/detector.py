@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from anoscan import health, images, labelled, modelfile, recalibration, scoring, store
+from anoscan import health, images, interest, labelled, modelfile, recalibration, scoring, store
 from anoscan.assessment import Conditions, Subject, assess
 from anoscan.config import TrainConfig
 from anoscan.errors import UsageError
@@ -36,6 +36,7 @@ from anoscan.results import (
     Threshold,
     TrainReport,
 )
+from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
 from anoscan.scores import Inversion
@@ -63,9 +64,9 @@ class Detector:
         Of the training that made it; None for a loaded model.
     """
 
-    def __init__(self, model: Model, runtime: Runtime) -> None:
-        self.model, self.runtime = model, runtime
-        self._judge = Judge(model, runtime)
+    def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
+        self.model, self.runtime, self._roi = model, runtime, roi
+        self._judge = Judge(model, runtime, roi)
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
 
@@ -84,6 +85,7 @@ class Detector:
         workers: int | None = None,
         tensorboard: str | Path | None = None,
         without: Collection[bytes] = (),
+        roi: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -109,6 +111,9 @@ class Detector:
             Folder for TensorBoard's event files, under the name of the model.
         without : collection of bytes
             SHA-256 of image files that are not to be trained on; held-out ones stay.
+        roi : path or 'auto', optional
+            Mask (not black where images count), kept in the model; 'auto' leaves out borders that
+            are constant in all images.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -131,6 +136,9 @@ class Detector:
         runtime = Runtime.resolve(device, precision, workers)
         normal, narrowed = labelled.training_paths(paths)
         files = images.find(normal)
+        region = None
+        if roi is not None:
+            region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
         checkpoint = store.checkpoint_path(name)
         record = Record(checkpoint)
         said = f"losses and pictures while it runs: {record.folder}"
@@ -149,6 +157,7 @@ class Detector:
                 on_progress=on_progress,
                 stopping=stopping,
                 without=without,
+                roi=region,
             )
         detector = cls(learned.model, runtime)
         detector.save(target)
@@ -170,8 +179,11 @@ class Detector:
         *,
         device: str = "auto",
         workers: int | None = None,
+        roi: str | Path | None = None,
     ) -> Detector:
         """Read a model by name or path; None is the model trained last.
+
+        With `roi`, a mask, what is outside it counts no more, beside what the model leaves out.
 
         Raises
         ------
@@ -180,7 +192,8 @@ class Detector:
         """
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers)
-        detector = cls(Model.read(path, runtime), runtime)
+        region = None if roi is None else interest.read(Path(roi))
+        detector = cls(Model.read(path, runtime), runtime, region)
         digest = modelfile.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
@@ -391,7 +404,7 @@ class Detector:
         model, decision, skipped = recalibration.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
-        self.model, self._judge = model, Judge(model, self.runtime)
+        self.model, self._judge = model, Judge(model, self.runtime, self._roi)
         self.save(file)
         return CalibrateReport(
             model=self.reference,

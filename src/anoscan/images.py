@@ -26,6 +26,7 @@ from anoscan.formats import DAMAGE, KINDS, Opened
 from anoscan.formats.picture import memory, os_reason
 from anoscan.mismatch import Look, kind
 from anoscan.results import Skipped
+from anoscan.roi import Cover, Roi
 from anoscan.tiles import Canvas, Floats
 
 UPRIGHT = {
@@ -39,7 +40,8 @@ UPRIGHT = {
 }
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
 
-_RULE = {"size", "channels", "window", "patch"}
+_RULE = {"size", "channels", "window"}
+_OPTIONAL = {"patch", "roi"}
 _UNREDUCED = 2**31  # pixels: no JPEG is larger
 
 
@@ -71,18 +73,23 @@ class ImageRule:
 
     Without `patch` an image is stretched to the square of `size`. With it the networks see parts
     of an image: squares of `patch` pixels, at `size` pixels where that is less.
+
+    With `roi`, all outside that region is grey (0) for the networks.
     """
 
     size: int
     channels: int
     window: tuple[float, float] | None
     patch: int | None = None
+    roi: Roi | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Rule as JSON values; `from_dict` takes them back."""
         window = None if self.window is None else list(self.window)
-        whole = {"size": self.size, "channels": self.channels, "window": window}
-        return whole if self.patch is None else whole | {"patch": self.patch}
+        whole: dict[str, Any] = {"size": self.size, "channels": self.channels, "window": window}
+        if self.patch is not None:
+            whole |= {"patch": self.patch}
+        return whole if self.roi is None else whole | {"roi": self.roi.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Any) -> ImageRule:
@@ -93,8 +100,8 @@ class ImageRule:
         ValueError
             For anything that `to_dict` does not write.
         """
-        if not isinstance(values, dict) or set(values) | {"patch"} != _RULE:
-            raise ValueError("an image rule has exactly size, channels, window and maybe patch")
+        if not isinstance(values, dict) or set(values) - _OPTIONAL != _RULE:
+            raise ValueError("an image rule has size, channels, window, and maybe patch and roi")
         size, channels, window = values["size"], values["channels"], values["window"]
         if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
             raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}")
@@ -103,7 +110,9 @@ class ImageRule:
         patch = values.get("patch")
         if patch is not None and (type(patch) is not int or not size <= patch <= LARGEST_PATCH):
             raise ValueError(f"patch must be from {size} to {LARGEST_PATCH}")
-        return cls(size=size, channels=channels, window=_checked_window(window), patch=patch)
+        window, roi = _checked_window(window), values.get("roi")
+        roi = None if roi is None else Roi.from_dict(roi)
+        return cls(size=size, channels=channels, window=window, patch=patch, roi=roi)
 
 
 def _checked_window(window: Any) -> tuple[float, float] | None:
@@ -258,13 +267,14 @@ def _inside(root: Path) -> list[str]:
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def decode(image: ImageFile, rule: ImageRule) -> Decoded:
+def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Decoded:
     """Read one image as `rule` says.
 
     Upright, stretched to the square with antialiasing (an image that has the size already is not
     resampled, nor is one for patches of the size they are seen at), transparency over black.
     Of an animation the first frame. Grey keeps all its levels. Colours of more than 8 bits keep
-    theirs under a rule with a window, but for PNGs, which Pillow reduces to 8 bits.
+    theirs under a rule with a window, but for PNGs, which Pillow reduces to 8 bits. A `cover` takes
+    the place of the rule's own region, outside which all is grey.
 
     Raises
     ------
@@ -279,7 +289,9 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
     )
     try:
         with memory():
-            canvas = _as_ruled(opened, rule)
+            if cover is None and rule.roi is not None:
+                cover = Cover.grey(rule.roi, rule.channels)
+            canvas = _as_ruled(opened, rule, cover)
     except DAMAGE:
         raise InputError("damaged image") from None
     width, height, orientation = opened.width, opened.height, opened.orientation
@@ -298,9 +310,9 @@ def decode(image: ImageFile, rule: ImageRule) -> Decoded:
 
 
 def stream(
-    files: Iterable[ImageFile], rule: ImageRule, *, workers: int
+    files: Iterable[ImageFile], rule: ImageRule, *, workers: int, cover: Cover | None = None
 ) -> Iterator[Decoded | Skipped]:
-    """Decode `files` in `workers` threads; results come in input order.
+    """Decode `files` in `workers` threads; results come in input order. See `decode`.
 
     At most ``4 * workers`` files are ahead of the consumer, so `files` may be endless; of large
     images for patches two, which may fill the memory.
@@ -309,7 +321,7 @@ def stream(
 
     def result(image: ImageFile) -> Decoded | Skipped:
         try:
-            return decode(image, rule)
+            return decode(image, rule, cover)
         except InputError as error:
             return Skipped(path=image.path, reason=error.message)
 
@@ -327,15 +339,38 @@ def stream(
         pool.shutdown(cancel_futures=True)
 
 
-def _as_ruled(opened: Opened, rule: ImageRule) -> Canvas:
+def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
     bands, window = _bands(opened, rule)
     ready = []
-    for band in bands:
+    for place, band in enumerate(bands):
+        if cover is not None:
+            # Before resampling too, or what is outside would run over the edge.
+            fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
+            band = _covered(band, Cover(cover.roi, fill), window, opened.pending)
         image = band.resize(_side(opened, rule), Image.Resampling.BILINEAR)
         if opened.pending != 1:
             image = image.transpose(UPRIGHT[opened.pending])
         ready.append(np.asarray(image))
-    return Canvas(ready[0] if len(ready) == 1 else np.stack(ready, 2), rule.channels, window)
+    samples = ready[0] if len(ready) == 1 else np.stack(ready, 2)
+    return Canvas(samples, rule.channels, window, cover)
+
+
+def _covered(
+    band: Image.Image, cover: Cover, window: tuple[float, float] | None, turned: int
+) -> Image.Image:
+    """Image as stored with the cover over it, whose mask and fill lie upright."""
+    size = band.size[::-1] if turned >= 5 else band.size
+    low, high = window or (0.0, 255.0)
+    levels = (cover.fill + 1) / 2 * (high - low) + low
+    if window is None:
+        levels = levels.round().clip(0, 255).astype(np.uint8)
+    planes = [Image.fromarray(level).resize(size, Image.Resampling.BILINEAR) for level in levels]
+    plain = planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
+    inside = Image.fromarray(cover.roi.part((0, 0), size[::-1], size[::-1]))
+    if turned != 1:
+        back = UPRIGHT[{6: 8, 8: 6}.get(turned, turned)]
+        plain, inside = plain.transpose(back), inside.transpose(back)
+    return Image.composite(band, plain, inside)
 
 
 def _bands(opened: Opened, rule: ImageRule) -> tuple[list[Image.Image], tuple[float, float] | None]:

@@ -19,6 +19,7 @@ from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.model import Model
 from anoscan.neighbours import latent
 from anoscan.results import ImageScore, Neighbour, Region, Skipped, Threshold
+from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.tiles import Canvas, Grid
@@ -84,11 +85,17 @@ class Judge:
     model : Model
     runtime : Runtime
         Where to compute, and how many threads decode.
+    roi : Roi, optional
+        Outside it nothing counts, beside what the model itself leaves out.
     """
 
-    def __init__(self, model: Model, runtime: Runtime) -> None:
+    def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
         self.model, self.runtime = model, runtime
         self._rule = model.rule
+        self._cover = None if roi is None else _normal_outside(model, roi)
+
+    def _stream(self, files: Iterable[ImageFile]) -> Iterator[Decoded | Skipped]:
+        return images.stream(files, self._rule, workers=self.runtime.workers, cover=self._cover)
 
     def terms(self, score: str) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those the model has.
@@ -130,12 +137,18 @@ class Judge:
         """What keeps the held-out normals from being a yardstick of images mapped like this."""
         weights = zip(self.terms(score), self._weights(score), strict=True)
         concerned = any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
-        if how.mapping == "encoder" or not concerned:
-            return None
-        return (
-            "the threshold and the p-values of a score made of reconstructions were set with the "
-            f"encoder mapping: with --mapping {how.mapping} they are no promise."
-        )
+        found = []
+        if how.mapping != "encoder" and concerned:
+            found.append(
+                "the threshold and the p-values of a score made of reconstructions were set with "
+                f"the encoder mapping: with --mapping {how.mapping} they are no promise."
+            )
+        if self._cover is not None:
+            found.append(
+                "the threshold and the p-values were set without --roi: give it to train to have "
+                "them exact."
+            )
+        return " ".join(found) or None
 
     def threshold(
         self, false_alarm_rate: float | None, score: str, how: Inversion = ENCODER
@@ -186,12 +199,12 @@ class Judge:
         """
         self.check(how)
         if self._rule.patch is not None:
-            for outcome in images.stream(files, self._rule, workers=self.runtime.workers):
+            for outcome in self._stream(files):
                 yield [self._measure_tiled(outcome, how, pictures)]
             return
         waiting: list[Decoded | Skipped] = []
         readable = 0
-        for outcome in images.stream(files, self._rule, workers=self.runtime.workers):
+        for outcome in self._stream(files):
             waiting.append(outcome)
             readable += isinstance(outcome, Decoded)
             if readable == batch_size or len(waiting) == 4 * batch_size:
@@ -208,10 +221,15 @@ class Judge:
         measured = scoring.measure(self.model.networks, self.model.fitted, x, how)
         smoothed = scoring.smooth(measured.residual)
         found = iter(zip(measured.terms, measured.x_hat, measured.residual, smoothed, strict=True))
-        return [
-            (outcome, *(next(found) if isinstance(outcome, Decoded) else _NOTHING))
-            for outcome in outcomes
-        ]
+        rows: list[Outcome] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Skipped):
+                rows.append((outcome, *_NOTHING))
+                continue
+            terms, x_hat, residual, oddness = next(found)
+            count = outcome.canvas.counted
+            rows.append((outcome, terms, x_hat, count(residual), count(oddness)))
+        return rows
 
     def _measure_tiled(self, outcome: Decoded | Skipped, how: Inversion, pictures: bool) -> Outcome:
         if isinstance(outcome, Skipped):
@@ -221,8 +239,9 @@ class Judge:
             networks, fitted, outcome, self._rule, self.runtime.device, how, picture=pictures
         )
         found = tiled.measured
-        oddness = self.oddness(tiled.terms, tiled.grid)
-        return outcome, found.terms[0], found.x_hat[0], found.residual[0], oddness
+        count = outcome.canvas.counted
+        oddness = count(self.oddness(tiled.terms, tiled.grid))
+        return outcome, found.terms[0], found.x_hat[0], count(found.residual[0]), oddness
 
     def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
         """Map of the tiles' own scores (`Grid.spread`), from their terms (t, k)."""
@@ -357,6 +376,19 @@ class Judge:
             )
             found[name] = terms[:, 0] if score.raw else crossed
         return found
+
+
+def _normal_outside(model: Model, roi: Roi) -> Cover:
+    """Cover of what the model knows to be normal: its mean image, or the mean of its patches."""
+    rule = model.rule
+    try:
+        both = roi.within(rule.roi)
+    except ValueError:
+        raise InputError("--roi leaves nothing of the region that the model learned.") from None
+    mean = model.baselines.mean.reshape(rule.channels, rule.size, rule.size)
+    if rule.patch is not None:
+        mean = mean.mean((1, 2), keepdims=True)
+    return Cover(both, mean)
 
 
 def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:

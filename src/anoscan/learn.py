@@ -48,6 +48,7 @@ from anoscan.results import (
     TrainReport,
     to_json,
 )
+from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, terms_of
 from anoscan.terms import turn_logits
@@ -148,6 +149,7 @@ def learn(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     without: Collection[bytes] = (),
+    roi: Roi | None = None,
 ) -> Learned:
     """Train on images and calibrate on those held out.
 
@@ -164,6 +166,8 @@ def learn(
         Told of every stage.
     without : collection of bytes
         SHA-256 of image files that are not to be trained on.
+    roi : Roi, optional
+        Outside it nothing counts.
 
     Raises
     ------
@@ -171,14 +175,7 @@ def learn(
         When there are too few readable images.
     TrainingDiverged, TrainingInterrupted
     """
-    inspection = inspect(
-        files,
-        size=config.size,
-        channels=config.channels,
-        workers=runtime.workers,
-        seed=config.seed,
-        patch=config.patch,
-    )
+    inspection = _inspect(files, config, runtime, roi)
     config = resolve(config, inspection)
     clock = _Clock()
     material = Material.load(
@@ -187,7 +184,7 @@ def learn(
     material = material.without(without)
     pixels, rows = material.pixels, material.rows
     clock.lap("reading")
-    keeper = Keeper(checkpoint, _run_identity(config, [*material.digests, *without]), resume)
+    keeper = Keeper(checkpoint, _run_identity(config, material, without), resume)
     folder = _of_folder(material, inspection)
     for check in folder:
         if check.verdict != "ok" and check.name != "calibration":
@@ -348,8 +345,27 @@ def _fingerprint(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def _run_identity(config: TrainConfig, digests: Sequence[bytes]) -> dict[str, Any]:
-    return {"config": config.to_dict(), "images": _fingerprint(digests)}
+def _inspect(
+    files: Sequence[ImageFile], config: TrainConfig, runtime: Runtime, roi: Roi | None
+) -> Inspection:
+    found = inspect(
+        files,
+        size=config.size,
+        channels=config.channels,
+        workers=runtime.workers,
+        seed=config.seed,
+        patch=config.patch,
+    )
+    return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=roi))
+
+
+def _run_identity(
+    config: TrainConfig, material: Material, without: Collection[bytes]
+) -> dict[str, Any]:
+    digests = [*material.digests, *without]
+    identity = {"config": config.to_dict(), "images": _fingerprint(digests)}
+    roi = material.rule.roi
+    return identity if roi is None else identity | {"roi": roi.to_dict()}
 
 
 def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:

@@ -151,6 +151,15 @@ ReportAssets = Annotated[
         panel=OUTPUT,
     ),
 ]
+RoiMask = Annotated[
+    Path | None,
+    option(
+        "--roi",
+        help="Mask as large as the images, or stretched over them: black does not count.",
+        metavar="MASK",
+        panel=IMAGES,
+    ),
+]
 Rate = Annotated[
     float | None,
     option(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anoscan.roi import Cover
+
 Floats = NDArray[np.float32]
 
 WORST = 4  # tiles: with half a side between them, a place in the image lies in four
@@ -32,11 +34,14 @@ class Canvas:
         Grey samples are repeated where this is 3.
     window : (low, high) or None
         Samples that become -1 and 1, linearly on to [-3, 3]; None for 8 bits, where 0 and 255 do.
+    cover : Cover, optional
+        What stands instead of what does not count.
     """
 
     samples: NDArray[np.uint8] | Floats
     channels: int
     window: tuple[float, float] | None
+    cover: Cover | None = None
 
     @property
     def height(self) -> int:
@@ -58,8 +63,16 @@ class Canvas:
         else:
             values = values / 127.5 - 1
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        if self.cover is not None:
+            values = self.cover.over(values, (top, left), (self.height, self.width))
         shape = (self.channels, *values.shape[1:])
         return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
+
+    def counted(self, found: NDArray[Any]) -> NDArray[Any]:
+        """Map (h, w) of any size over it, 0 where it does not count."""
+        if self.cover is None or not found.size:
+            return found
+        return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
 
     def whole(self) -> Floats:
         """All of it, (channels, height, width) float32."""
