@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from anoscan import formats
@@ -341,13 +342,19 @@ def stream(
 
 def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
     bands, window = _bands(opened, rule)
-    ready = []
+    side = _side(opened, rule)
+    ready: list[NDArray[Any]] = []
     for place, band in enumerate(bands):
+        if not isinstance(band, Image.Image):
+            if cover is None and opened.pending == 1 and band.shape == side[::-1]:
+                ready.append(band)  # each copy of a large image counts
+                continue
+            band = Image.fromarray(np.ascontiguousarray(band))
         if cover is not None:
             # Before resampling too, or what is outside would run over the edge.
             fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
             band = _covered(band, Cover(cover.roi, fill), window, opened.pending)
-        image = band.resize(_side(opened, rule), Image.Resampling.BILINEAR)
+        image = band.resize(side, Image.Resampling.BILINEAR)
         if opened.pending != 1:
             image = image.transpose(UPRIGHT[opened.pending])
         ready.append(np.asarray(image))
@@ -373,15 +380,16 @@ def _covered(
     return Image.composite(band, plain, inside)
 
 
-def _bands(opened: Opened, rule: ImageRule) -> tuple[list[Image.Image], tuple[float, float] | None]:
-    """Images that can be resized, one or, of deep colours, three; and their window."""
+def _bands(
+    opened: Opened, rule: ImageRule
+) -> tuple[Sequence[Image.Image | Floats], tuple[float, float] | None]:
+    """Parts of an image that can be resized, one or, of deep colours, three; and their window."""
     picture = opened.picture
     if isinstance(picture, Image.Image):
         return [shallow_image(picture, rule.channels)], None
     if picture.ndim == 3 and rule.channels == 1:
         picture = (picture @ _GREY).astype(np.float32)
-    colours = [picture] if picture.ndim == 2 else np.moveaxis(picture, 2, 0)
-    bands = [Image.fromarray(np.ascontiguousarray(colour)) for colour in colours]
+    bands = [picture] if picture.ndim == 2 else list(np.moveaxis(picture, 2, 0))
     return bands, rule.window or opened.full
 
 
