@@ -168,7 +168,7 @@ def test_eval_of_the_layout_needs_no_csv_and_shows_types_pixels_and_models(
 ) -> None:
     code, out, err = run("eval", layout, "--model", model_file, "--model", model_file)
     assert code == 0, err
-    for words in ("left", "right", "good", "AUPRO", "best Dice (uses labels)", "difference"):
+    for words in ("left", "right", "good", "AUPRO", "best Dice uses labels", "difference"):
         assert words in out
     code, out, _ = run("eval", layout, "--model", model_file, "--json")
     document = json.loads(out)

@@ -190,7 +190,7 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
 
 
 def _pixels(pixel: results.PixelReport) -> Iterator[RenderableType]:
-    table = _table("pixels", "AUROC", "average precision", "AUPRO", "best Dice (uses labels)")
+    table = _table("pixels", "AUROC", "average precision", "AUPRO", "best Dice")
     table.add_row(
         f"{pixel.images:,} images, {pixel.regions:,} regions",
         _number(pixel.auroc),
@@ -199,6 +199,8 @@ def _pixels(pixel: results.PixelReport) -> Iterator[RenderableType]:
         _number(pixel.best_dice.dice if pixel.best_dice else None),
     )
     yield table
+    if pixel.best_dice:
+        yield Text("best Dice uses labels: its threshold was chosen with these very masks")
     if pixel.undefined:
         yield Text(f"undefined: {printable(pixel.undefined)}")
     if pixel.without_mask:
