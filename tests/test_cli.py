@@ -124,7 +124,9 @@ TRAINED_MODEL = REFERENCE | {
     "architecture", "objective", "encoder", "mapping", "size", "patch_size",
     "channels", "latent_dim",
 }  # fmt: skip
-SCORE = {"schema", "model", "mapping", "threshold", "counts", "images", "skipped", "warning"}
+SCORE = {
+    "schema", "model", "score", "mapping", "threshold", "counts", "images", "skipped", "warning",
+}  # fmt: skip
 THRESHOLD = {"score", "false_alarm_rate", "effective_rate", "calibration_images", "warning"}
 IMAGE = {
     "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "regions", "residual",

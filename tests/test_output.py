@@ -86,6 +86,7 @@ IMAGE = ImageScore(
 )
 SCORE = ScoreReport(
     model=REFERENCE,
+    score="calibrated",
     mapping="encoder",
     threshold=Threshold(
         score=3.0,
