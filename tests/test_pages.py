@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from anoscan import cli
+from anoscan import cli, material
+from anoscan.images import ImageFile
 from tests.conftest import Digits
 
 Run = Callable[..., tuple[int, str]]
@@ -141,3 +143,22 @@ def test_doctor_and_train_take_stacks_for_their_images(
     code, out = run("train", tmp_path / "set", "--name", "stack", "--json", *short)
     assert code == 0
     assert json.loads(out)["images"]["found"] == 40
+
+
+def test_pages_of_a_file_are_held_out_together_where_there_are_enough_files() -> None:
+    def pages(files: int, each: int) -> tuple[list[ImageFile], list[bytes]]:
+        names = [(f"{n}.tif", page) for n in range(files) for page in range(1, each + 1)]
+        found = [ImageFile(f"{name}/{page}", Path(name), name, page) for name, page in names]
+        return found, [f"{name}{page}".encode() for name, page in names]
+
+    many, digests = pages(30, 10)
+    rows, held = material.split(material.together(many, digests), 0, 0.1)
+    assert len(held) == 50  # as few as are held out of any folder
+    assert {many[row].file for row in rows}.isdisjoint(many[row].file for row in held)
+    renamed = [replace(image, file=Path("x", image.file)) for image in many]
+    assert material.together(renamed, digests) == material.together(many, digests)
+
+    few, digests = pages(3, 100)
+    assert material.together(few, digests) == digests
+    plain = [replace(image, page=None) for image in many]
+    assert material.together(plain, digests) == digests

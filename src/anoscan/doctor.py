@@ -170,6 +170,7 @@ def _images(
 class _Read:
     """What reading a folder once gave."""
 
+    images: list[ImageFile]
     digests: list[bytes]
     blank: list[bool]
     some: list[Floats]
@@ -178,12 +179,13 @@ class _Read:
 
 
 def _read(files: Sequence[ImageFile], inspection: Inspection, runtime: Runtime) -> _Read:
-    start, read = time.monotonic(), _Read([], [], [], [], 0.0)
+    start, read = time.monotonic(), _Read([], [], [], [], [], 0.0)
     every = -(-len(files) // TRIED)
     for index, outcome in enumerate(images.stream(files, inspection.rule, workers=runtime.workers)):
         if isinstance(outcome, Skipped):
             read.skipped.append(outcome)
             continue
+        read.images.append(outcome.image)
         read.digests.append(outcome.digest)
         read.blank.append(census.is_blank(outcome.pixels))
         if index % every == 0:
@@ -206,7 +208,8 @@ def _image_checks(
         return [_check("images", "fail", float(counts.images), message), *checks], None
     config = TrainConfig()
     try:
-        parts = material.split(read.digests, config.seed, config.held_out)
+        alike = material.together(read.images, read.digests)
+        parts = material.split(alike, config.seed, config.held_out)
     except InputError as error:
         return [_check("duplicates", "fail", 1.0, f"{error.message} {error.hint}"), *checks], None
     trained, held_out = map(len, parts)

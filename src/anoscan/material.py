@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from anoscan.trainset import ImageArray, allocate
 
 FEWEST_IMAGES = 8
 FEWEST_HELD_OUT = 50
+LARGEST_STACK = 1 / 8  # of all images, in one file, that may be held out as a whole
 UNSEEN = 512  # patches of held-out images, at most
 
 OnRead = Callable[[int, int], None]
@@ -105,7 +107,7 @@ class Material:
         """
         if config.patches is None:
             array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
-            train, held = _split(array.digests, skipped, config)
+            train, held = _split(array.images, array.digests, skipped, config)
             return cls(
                 array.pixels,
                 rows=train,
@@ -120,7 +122,7 @@ class Material:
                 workers=workers,
             )
         images, digests, looks, skipped = _read(files, rule, workers, on_progress)
-        train, held = _split(digests, skipped, config)
+        train, held = _split(images, digests, skipped, config)
         some = held[:UNSEEN]
         unseen = len(some) * (UNSEEN // len(some))
         parts = [(train, config.patches), (some, unseen)]
@@ -265,8 +267,27 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
     return np.sort(np.array(order[end:])), np.sort(np.array(order[:end]))
 
 
+def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[bytes]:
+    """What `split` is to keep on one side: copies, and the pages of a file, which are alike.
+
+    Where a file holds more than `LARGEST_STACK` of all images, pages go their own ways: there are
+    too few files to hold one out.
+    """
+    pages: dict[Path, list[bytes]] = {}
+    for image, digest in zip(images, digests, strict=True):
+        if image.page is not None:
+            pages.setdefault(image.file, []).append(digest)
+    if any(len(some) > LARGEST_STACK * len(digests) for some in pages.values()):
+        return list(digests)
+    whole = {file: hashlib.sha256(b"".join(sorted(some))).digest() for file, some in pages.items()}
+    return [
+        digest if image.page is None else whole[image.file]
+        for image, digest in zip(images, digests, strict=True)
+    ]
+
+
 def _split(
-    digests: list[bytes], skipped: list[Skipped], config: TrainConfig
+    images: list[ImageFile], digests: list[bytes], skipped: list[Skipped], config: TrainConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     if len(digests) < FEWEST_IMAGES:
         first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
@@ -275,7 +296,7 @@ def _split(
             f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
             hint=first,
         )
-    return split(digests, config.seed, config.held_out)
+    return split(together(images, digests), config.seed, config.held_out)
 
 
 def _read(
