@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import images, interest
+from anoscan import images, interest, reports
 from anoscan.detector import Detector
 from anoscan.errors import InputError
 from anoscan.images import ImageFile, ImageRule
@@ -43,6 +43,10 @@ def test_a_region_survives_its_json_form_and_lies_over_images_of_any_size() -> N
     large = roi.part((0, 0), (80, 80), (80, 80))
     np.testing.assert_array_equal(large, INSIDE.repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(roi.part((16, 8), (30, 50), (80, 80)), large[16:46, 8:58])
+
+
+def test_the_bits_of_a_region_are_not_shown_to_people() -> None:
+    assert reports._plain(Roi.of(INSIDE).to_dict()) == "a mask of 40x40"
 
 
 def test_a_large_mask_is_thinned_out() -> None:

@@ -403,6 +403,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         if "message" in value:
             return f"{value.get('name')}: {value['message']}"
+        if set(value) == {"bits", "height", "width"}:
+            return f"a mask of {value['width']}x{value['height']}"
         return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
