@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anoscan import images, modelfile, registry, scoring
+from anoscan import images, modelfile, registry
 from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.material import split
@@ -370,14 +370,3 @@ def test_scoring_streams_from_an_endless_source(trained: Detector, digits: Digit
     first = [next(stream) for _ in range(20)]
     assert not any(isinstance(item, Skipped) for item in first)
     assert len({item.score for item in first if isinstance(item, ImageScore)}) == 1
-
-
-def test_smoothing_and_regions_find_the_blob() -> None:
-    residual = np.zeros((1, 32, 32), np.float32)
-    residual[0, 10:14, 20:25] = 1
-    (region,) = scoring.regions(scoring.smooth(residual)[0], 0.3)
-    left, top, right, bottom, peak = region
-    assert (left, right) == (20, 25)
-    assert (top, bottom) == (10, 14)
-    assert peak == pytest.approx(scoring.smooth(residual).max())
-    assert scoring.regions(np.zeros((4, 4)), 0.5) == []

@@ -85,9 +85,9 @@ def by_name(report: ScoreReport) -> dict[str, Any]:
     return {Path(image.path).name: image for image in report.images}
 
 
-def centre_lies_in(region: Any, left: int, top: int) -> bool:
-    x, y = left + PLANT / 2, top + PLANT / 2
-    return region.x <= x < region.x + region.width and region.y <= y < region.y + region.height
+def lies_in_plant(region: Any, left: int, top: int) -> bool:
+    x, y = region.x + region.width / 2, region.y + region.height / 2
+    return left <= x <= left + PLANT and top <= y <= top + PLANT
 
 
 # --- the whole way ------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_a_foreign_patch_is_found_first_and_so_is_its_place(
     assert [Path(image.path).name[:5] for image in report.images] == ["plant"] * 4 + ["clean"] * 4
     for name, (left, top) in texture.plants.items():
         worst = by_name(report)[name].regions[0]
-        assert centre_lies_in(worst, left, top), name
+        assert lies_in_plant(worst, left, top), name
         assert worst.width * worst.height < 0.75 * PIECE**2
 
 
@@ -201,7 +201,7 @@ def test_regions_are_in_pixels_of_the_file_as_stored(
     turned = detector.score(tmp_path / "turned.png", false_alarm_rate=0.25).images[0]
     straight = detector.score(texture.queries / name, false_alarm_rate=0.25).images[0]
     assert turned.score == straight.score
-    assert centre_lies_in(turned.regions[0], top, PIECE - left - PLANT)
+    assert lies_in_plant(turned.regions[0], top, PIECE - left - PLANT)
 
 
 def test_the_picture_shows_the_whole_image_at_its_own_size(

@@ -33,6 +33,8 @@ from anoscan.options import (
     DiscriminationLoss,
     Json,
     Mapping,
+    Maps,
+    MapsFormat,
     Model,
     Models,
     Precision,
@@ -45,10 +47,15 @@ from anoscan.options import (
     SearchSeed,
     SearchSteps,
     Workers,
+    atlas,
     finish,
     option,
 )
-from anoscan.scores import DEFAULT_SCORE, Inversion, score_named
+from anoscan.scores import (
+    DEFAULT_SCORE,
+    Inversion,
+    score_named,
+)
 
 if TYPE_CHECKING:
     from anoscan.detector import Detector
@@ -143,6 +150,8 @@ def score(
             "with --residuals, show them too.",
         ),
     ] = 0,
+    maps: Maps = None,
+    maps_format: MapsFormat = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
@@ -176,6 +185,7 @@ def score(
         "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
         "false_alarm_rate": _rate(false_alarm_rate),
         "residuals": residuals,
+        "maps": atlas(maps, maps_format),
         "nearest": nearest,
         "batch_size": batch_size,
     }
@@ -207,6 +217,8 @@ def score(
     if residuals is not None:
         output.note(f"pictures: {residuals}")
     watch.show(output)
+    if maps is not None:
+        output.note(f"maps: {maps}")
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
 
 

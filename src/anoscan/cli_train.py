@@ -91,6 +91,16 @@ def train(
             panel=IMAGES,
         ),
     ] = None,
+    align: Annotated[
+        str | None,
+        setting(
+            "align",
+            "Whether anomaly maps compare a place with the same place of the normal images; auto "
+            "asks held-out ones.",
+            "|".join(config.ALIGNMENTS),
+            panel=IMAGES,
+        ),
+    ] = None,
     held_out: Annotated[
         float | None,
         setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
@@ -203,6 +213,7 @@ def train(
     given: dict[str, Any] = {
         "patches": patches,
         "patch_size": patch_size,
+        "align": align,
         "held_out": held_out,
         "architecture": architecture,
         "objective": objective,

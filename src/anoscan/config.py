@@ -14,6 +14,7 @@ PROGRESSIVE_FROM = 128  # side from which ``--architecture auto`` is progressive
 PATCH_SIZE, LARGEST_PATCH = 64, 4096
 FEWEST_PATCHES = 8
 DEVICES = ("auto", "cpu", "cuda", "mps")
+ALIGNMENTS = ("auto", "on", "off")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FALSE_ALARM_RATE = 0.01
 IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
@@ -43,6 +44,7 @@ class TrainConfig:
     latent_dim: int = 64
     width: int = 32  # channels of the widest-resolution layer; deeper layers double it
     ema_images: int = 10_000  # half-life of the generator's moving average, in images shown
+    align: str = "auto"  # whether anomaly maps compare a place with the same place of others
     held_out: float = 0.1  # share of the images kept from every network, for calibration
     seed: int = 0
     keep_thumbnails: bool = False  # keep small copies and the paths of training images
@@ -65,6 +67,7 @@ class TrainConfig:
         _optional_int("--ema-images", self.ema_images, 1, None)
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
         self._check_patches()
+        self._check_align()
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
         if not 0 < self.held_out < 1:
@@ -114,6 +117,12 @@ class TrainConfig:
                 f"--size {seen} is more than --patch-size {patch}.",
                 hint="Patches are made smaller, never larger: give a lower --size.",
             )
+
+    def _check_align(self) -> None:
+        if self.align not in ALIGNMENTS:
+            raise UsageError(f"--align must be one of {', '.join(ALIGNMENTS)}. Got {self.align!r}.")
+        if self.align == "on" and self.patches is not None:
+            raise UsageError("--align on does not go with --patches: patches are never aligned.")
 
     @property
     def patch(self) -> int | None:

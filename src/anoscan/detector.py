@@ -18,6 +18,7 @@ import numpy as np
 
 from anoscan import health, images, interest, labelled, modelfile, recalibration, scoring, store
 from anoscan.assessment import Conditions, Subject, assess
+from anoscan.atlas import Atlas
 from anoscan.config import TrainConfig
 from anoscan.errors import UsageError
 from anoscan.images import ImageFile
@@ -208,6 +209,7 @@ class Detector:
         top: int | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
+        maps: Atlas | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
     ) -> ScoreReport:
@@ -249,6 +251,7 @@ class Detector:
             false_alarm_rate=false_alarm_rate,
             residuals=residuals,
             nearest=nearest,
+            maps=maps,
             batch_size=batch_size,
             on_progress=on_progress,
         )
@@ -263,6 +266,7 @@ class Detector:
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
+        maps: Atlas | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -277,6 +281,7 @@ class Detector:
             false_alarm_rate=false_alarm_rate,
             residuals=residuals,
             nearest=nearest,
+            maps=maps,
             batch_size=batch_size,
             on_progress=on_progress,
             on_image=on_image,
@@ -310,6 +315,7 @@ class Detector:
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
+        maps: Atlas | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -325,7 +331,13 @@ class Detector:
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
         how, pictures = Inversion.of(mapping), bool(residuals or on_image)
-        for batch in self._judge.measured(files, batch_size, how, pictures=pictures):
+
+        def on_tiles(measured: int, tiles: int) -> None:
+            on_progress(Progress("scoring", done, total, {}, 0.0, tiles=(measured, tiles)))
+
+        for batch in self._judge.measured(
+            files, batch_size, how, pictures=pictures, atlas=maps, on_tiles=on_tiles
+        ):
             for decoded, terms, x_hat, residual, oddness in batch:
                 done += 1
                 if isinstance(decoded, Skipped):
@@ -335,8 +347,11 @@ class Detector:
                 if residuals is not None:
                     picture = self._judge.draw(decoded, x_hat, residual, Path(residuals), nearest)
                     result = dataclasses.replace(result, residual=picture)
+                if maps is not None:
+                    files_of = self._judge.chart(decoded, oddness, levels, maps)
+                    result = dataclasses.replace(result, maps=files_of)
                 if on_image is not None:
-                    on_image(result, self._judge.seen(decoded, x_hat, residual))
+                    on_image(result, self._judge.seen(decoded, x_hat, residual, oddness))
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
 

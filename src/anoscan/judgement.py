@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anoscan import calibration, images, pictures, registry, scoring
+from anoscan import calibration, images, pictures, regions, registry, scoring
+from anoscan.atlas import Atlas
 from anoscan.baselines import NAMES
 from anoscan.config import SMALLEST_SIZE, rate_in_range
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.model import Model
 from anoscan.neighbours import latent
-from anoscan.results import ImageScore, Neighbour, Region, Skipped, Threshold
+from anoscan.results import ImageScore, Neighbour, Skipped, Threshold
 from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
+from anoscan.scoring import OnTiles
 from anoscan.tiles import Canvas, Grid
 
 
@@ -49,7 +51,7 @@ class Seen:
 
     decoded: Decoded
     x_hat: np.ndarray
-    residual: np.ndarray
+    anomaly_map: np.ndarray
     scale: float
     rule: ImageRule
 
@@ -59,19 +61,23 @@ class Seen:
         The query has its own resolution where that is finer than what the networks see.
         """
         small = self._canvas.reduced(2 * side)
-        return pictures.views(small, self.x_hat, self.residual, self.scale, side=side)
+        return pictures.views(small, self.x_hat, self.anomaly_map, self.scale, side=side)
 
     @cached_property
     def _canvas(self) -> Canvas:
-        decoded, rule = self.decoded, self.rule
-        if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:
-            return decoded.canvas
-        # A rule of patches as large as they are seen keeps the pixels of the file.
-        own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
-        try:
-            return images.decode(decoded.image, own).canvas
-        except InputError:  # narrower than a patch, or gone by now
-            return decoded.canvas
+        return own_canvas(self.decoded, self.rule)
+
+
+def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
+    """The image at its own resolution, where that is finer than what the networks see."""
+    if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:
+        return decoded.canvas
+    # A rule of patches as large as they are seen keeps the pixels of the file.
+    own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
+    try:
+        return images.decode(decoded.image, own).canvas
+    except InputError:  # narrower than a patch, or gone by now
+        return decoded.canvas
 
 
 OnImage = Callable[[ImageScore, Seen], None]
@@ -172,7 +178,7 @@ class Judge:
         """Levels that images and regions must exceed to be called anomalous.
 
         That for regions is the oddness that the worst place of a normal image exceeds at the
-        false-alarm rate: of residuals smoothed, or of the scores of tiles.
+        false-alarm rate.
         """
         if nearest and self.model.neighbours is None:
             raise ModelError(
@@ -191,16 +197,24 @@ class Judge:
         how: Inversion = ENCODER,
         *,
         pictures: bool = True,
+        atlas: Atlas | None = None,
+        on_tiles: OnTiles | None = None,
     ) -> Iterator[list[Outcome]]:
         """Batches of (decoded, terms (k,), reconstruction, residual, oddness), in input order.
 
         The oddness says where in the image: a map (h, w), as fine as there is use for. Without
-        `pictures`, reconstruction and residual of large images are empty.
+        `pictures`, reconstruction and residual of large images are empty. The `atlas` takes the
+        rows of their maps; `on_tiles` is told how far one is.
         """
         self.check(how)
+        if atlas is not None and self.model.maps is None:
+            raise ModelError(
+                "this model was trained before there were anomaly maps.",
+                hint="Train it again, or use --residuals.",
+            )
         if self._rule.patch is not None:
             for outcome in self._stream(files):
-                yield [self._measure_tiled(outcome, how, pictures)]
+                yield [self._measure_tiled(outcome, how, pictures, atlas, on_tiles)]
             return
         waiting: list[Decoded | Skipped] = []
         readable = 0
@@ -218,9 +232,10 @@ class Judge:
         if not pixels:
             return [(outcome, *_NOTHING) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        measured = scoring.measure(self.model.networks, self.model.fitted, x, how)
-        smoothed = scoring.smooth(measured.residual)
-        found = iter(zip(measured.terms, measured.x_hat, measured.residual, smoothed, strict=True))
+        model = self.model
+        measured = scoring.measure(model.networks, model.fitted, x, how, model.maps)
+        arrays = (measured.terms, measured.x_hat, measured.residual, measured.oddness)
+        found = iter(zip(*arrays, strict=True))
         rows: list[Outcome] = []
         for outcome in outcomes:
             if isinstance(outcome, Skipped):
@@ -231,20 +246,36 @@ class Judge:
             rows.append((outcome, terms, x_hat, count(residual), count(oddness)))
         return rows
 
-    def _measure_tiled(self, outcome: Decoded | Skipped, how: Inversion, pictures: bool) -> Outcome:
+    def _measure_tiled(
+        self,
+        outcome: Decoded | Skipped,
+        how: Inversion,
+        pictures: bool,
+        atlas: Atlas | None,
+        on_tiles: OnTiles | None,
+    ) -> Outcome:
         if isinstance(outcome, Skipped):
             return (outcome, *_NOTHING)
-        networks, fitted = self.model.networks, self.model.fitted
         tiled = scoring.measure_tiled(
-            networks, fitted, outcome, self._rule, self.runtime.device, how, picture=pictures
+            self.model.networks,
+            self.model.fitted,
+            outcome,
+            self._rule,
+            self.runtime.device,
+            how,
+            picture=pictures,
+            maps=self.model.maps,
+            on_rows=None if atlas is None else atlas.spool(outcome.canvas),
+            on_tiles=on_tiles,
         )
         found = tiled.measured
         count = outcome.canvas.counted
-        oddness = count(self.oddness(tiled.terms, tiled.grid))
+        mapped = self.model.maps is not None
+        oddness = count(found.oddness[0] if mapped else self.oddness(tiled.terms, tiled.grid))
         return outcome, found.terms[0], found.x_hat[0], count(found.residual[0]), oddness
 
     def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
-        """Map of the tiles' own scores (`Grid.spread`), from their terms (t, k)."""
+        """Map of the tiles' own scores (`Grid.spread`), for a model without maps."""
         return grid.spread(self.scores(terms, DEFAULT_SCORE))
 
     def baseline(self, decoded: Decoded) -> np.ndarray:
@@ -269,12 +300,23 @@ class Judge:
             q_value=None,
             verdict="anomalous" if value > levels.image else "normal",
             terms=self._named_terms(terms, score_named(levels.score)),
-            regions=_regions(decoded, oddness, levels.region),
+            regions=regions.find(
+                decoded, oddness, levels.region, self.model.yardstick.region_peaks
+            ),
             residual=None,
             percentiles=self._percentiles(terms, levels.score),
             mismatch=None if looks is None else looks.reasons(decoded.look),
             nearest=self._nearest(decoded, levels.nearest),
         )
+
+    def chart(
+        self, decoded: Decoded, oddness: np.ndarray, levels: Levels, atlas: Atlas
+    ) -> dict[str, str]:
+        """Write the files of an image's map; returns their paths by form."""
+        if self.model.maps is None:
+            raise RuntimeError("measured refuses an atlas without maps")
+        canvas = own_canvas(decoded, self._rule) if atlas.drawn else decoded.canvas
+        return atlas.write(decoded, canvas, oddness, levels.region, self.model.maps.scale)
 
     def _percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
         columns = self._columns(score)
@@ -293,8 +335,12 @@ class Judge:
             values = self._scales[how.name].standardise(values[None])[0]
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
-    def seen(self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray) -> Seen:
+    def seen(
+        self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, oddness: np.ndarray
+    ) -> Seen:
         """What can be drawn of an image, from what `measured` gave."""
+        if self.model.maps is not None:
+            return Seen(decoded, x_hat, oddness, self.model.maps.scale.brightest, self._rule)
         return Seen(decoded, x_hat, residual, self.model.yardstick.picture_scale, self._rule)
 
     def draw(
@@ -407,20 +453,3 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
         f"none of the {len(skipped)} images can be read.",
         hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
     )
-
-
-def _regions(decoded: Decoded, oddness: np.ndarray, level: float) -> tuple[Region, ...]:
-    height, width = oddness.shape
-    found = []
-    for left, top, right, bottom, peak in scoring.regions(oddness, level):
-        x, y, w, h = images.stored_box(
-            left / width,
-            top / height,
-            right / width,
-            bottom / height,
-            width=decoded.width,
-            height=decoded.height,
-            orientation=decoded.orientation,
-        )
-        found.append(Region(x=x, y=y, width=w, height=h, score=peak))
-    return tuple(found)

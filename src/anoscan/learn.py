@@ -21,6 +21,7 @@ from torch import Tensor
 
 import anoscan
 from anoscan import census, checkup, registry, sensitivity, yardstick
+from anoscan import maps as anomaly_maps
 from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
@@ -32,6 +33,7 @@ from anoscan.joint import JointStage
 from anoscan.keeper import Keeper
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
+from anoscan.maps import Maps
 from anoscan.material import Material
 from anoscan.model import Model, describe, fresh_networks
 from anoscan.neighbours import Neighbours
@@ -51,7 +53,7 @@ from anoscan.results import (
 from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, terms_of
-from anoscan.terms import turn_logits
+from anoscan.terms import Tensors, turn_logits
 from anoscan.terms.rotation import certainty
 from anoscan.tracking import MOST as SHOWN
 from anoscan.tracking import Tracker
@@ -59,6 +61,7 @@ from anoscan.training import Batches, OnProgress, Progress, Stage, run
 from anoscan.trainset import Inspection, inspect
 
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
+MAPS_SAMPLE = 1024  # images, or patches, whose places say what is usual anywhere
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
 # learned by heart, or not at all (textures, discs), only wears the features down. Of many images
 # little can be learned by heart: there anything above guessing says more than nothing.
@@ -123,6 +126,7 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         size=inspection.rule.size,
         channels=inspection.rule.channels,
         patch_size=inspection.rule.patch,
+        align=config.align if inspection.rule.patch is None else "off",
         architecture=architecture_for(inspection.rule.size)
         if config.architecture == "auto"
         else config.architecture,
@@ -203,7 +207,8 @@ def learn(
     batches = chunks(rows, pixels.__getitem__, runtime.device)
     fitted = fit_terms(networks, terms_of(turned=turned), batches)
     baselines = Baselines.fit(pixels, rows, config.seed)
-    held = yardstick.measure(networks, fitted, baselines, material, config.seed, runtime)
+    maps = _maps(networks, fitted, material, config, runtime)
+    held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
     health = examine(
         folder,
         Findings(
@@ -217,10 +222,11 @@ def learn(
     metadata = describe(config, inspection.rule, held.yardstick, runtime) | {
         "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
+        "maps": maps.described(),
         "health": to_json(health),
     }
     kept = _kept(networks, material) if config.keep_thumbnails else None
-    model = Model(networks, fitted, held.yardstick, baselines, metadata, kept)
+    model = Model(networks, fitted, held.yardstick, baselines, metadata, kept, maps)
     model = held.complete(model, runtime)
     self_test = sensitivity.measure(model, material, runtime)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
@@ -323,6 +329,25 @@ def _of_folder(material: Material, inspection: Inspection) -> tuple[HealthCheck,
     counts = census.take(material.digests, blank, inspection)
     of = "images" if material.rule.patch is None else "patches"
     return of_folder(counts, len(material.rows), len(material.held_out), of)
+
+
+def _maps(
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    material: Material,
+    config: TrainConfig,
+    runtime: Runtime,
+) -> Maps:
+    read = material.pixels.__getitem__
+    some = material.rows[:: max(1, len(material.rows) // MAPS_SAMPLE)][:MAPS_SAMPLE]
+    unseen = material.unseen[: anomaly_maps.MOST_HELD_OUT]
+    return anomaly_maps.fit(
+        networks,
+        fitted["local"],
+        lambda: chunks(some, read, runtime.device),
+        lambda: chunks(unseen, read, runtime.device),
+        align={"auto": None, "on": True, "off": False}[config.align],
+    )
 
 
 def _facts(

@@ -20,6 +20,7 @@ from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError
 from anoscan.images import Decoded, ImageFile, ImageRule, stream
+from anoscan.maps import Maps
 from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.runtime import stream as random_stream
@@ -218,18 +219,21 @@ class Material:
         fitted: dict[str, Tensors],
         baselines: Baselines,
         device: torch.device,
+        maps: Maps | None,
     ) -> Iterator[HeldOut]:
         """Held-out images, measured just as queries are."""
         if self.rule.patch is not None:
             for decoded in self._large(len(self.held_out)):
-                tiled = measure_tiled(networks, fitted, decoded, self.rule, device, picture=False)
+                tiled = measure_tiled(
+                    networks, fitted, decoded, self.rule, device, picture=False, maps=maps
+                )
                 means = [baselines.scores(x)["mean_image"] for x in views(decoded, self.rule)]
                 mean = np.concatenate(means).mean(keepdims=True)
                 yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
             return
         for start in range(0, len(self.held_out), CHUNK):
             x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])
-            found = measure(networks, fitted, torch.from_numpy(x).to(device))
+            found = measure(networks, fitted, torch.from_numpy(x).to(device), maps=maps)
             error = np.square(x - found.x_hat).mean((1, 2, 3))
             level = float(np.quantile(found.residual, 0.999))
             yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)

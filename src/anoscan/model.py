@@ -23,6 +23,7 @@ from anoscan.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate
 from anoscan.encoders import Encoder
 from anoscan.errors import AnoscanError, ModelError
 from anoscan.images import ImageRule
+from anoscan.maps import Maps
 from anoscan.mismatch import Looks
 from anoscan.neighbours import Neighbours
 from anoscan.runtime import Runtime, seeded
@@ -59,6 +60,7 @@ class Model:
     baselines: Baselines
     metadata: dict[str, Any]
     neighbours: Neighbours | None = None
+    maps: Maps | None = None  # models made before there were any have none
 
     @property
     def config(self) -> TrainConfig:
@@ -103,6 +105,8 @@ class Model:
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
         for term, stats in self.fitted.items():
             tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
+        if self.maps is not None:
+            tensors |= {f"maps/{key}": value for key, value in self.maps.stored().items()}
         return modelfile.save(path, tensors, self.metadata)
 
     @classmethod
@@ -166,7 +170,11 @@ class Model:
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
         kept = Neighbours.of_tensors(tensors)
-        return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept)
+        maps = None
+        if "maps" in metadata:
+            own = {k: v.to(runtime.device) for k, v in _under(tensors, "maps").items()}
+            maps = Maps.restored(own, metadata["maps"], fitted["local"])
+        return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept, maps)
 
 
 def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None:

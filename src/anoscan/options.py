@@ -15,16 +15,20 @@ from typer.core import TyperCommand
 
 from anoscan import registry
 from anoscan.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
-from anoscan.errors import ExitCode
+from anoscan.errors import ExitCode, UsageError
 from anoscan.scores import (
+    DEFAULT_MAP_FORMS,
     DEFAULT_SCORE,
     DISCRIMINATION_LOSSES,
+    MAP_FORMS,
     MAPPINGS,
     SCORES,
     STEPS,
+    map_forms,
 )
 
 if TYPE_CHECKING:
+    from anoscan.atlas import Atlas
     from anoscan.output import Output
     from anoscan.results import Skipped
 
@@ -83,7 +87,8 @@ def choice(name: str, family: str, auto: str = "") -> Any:
     return setting(name, " ".join(entries), "NAME")
 
 
-def _listed(choices: dict[str, str]) -> str:
+def listed(choices: dict[str, str]) -> str:
+    """Choices and what they are, as sentences."""
     return " ".join(f"{name}: {summary}." for name, summary in choices.items())
 
 
@@ -172,7 +177,7 @@ ScoreName = Annotated[
     str,
     option(
         "--score",
-        help=_listed({score.name: score.summary for score in SCORES.values()}),
+        help=listed({score.name: score.summary for score in SCORES.values()}),
         metavar="|".join(SCORES),
         default=DEFAULT_SCORE,
     ),
@@ -181,7 +186,7 @@ Mapping = Annotated[
     str,
     option(
         help="How an image gets its latent, which decides residuals and the scores paper and "
-        "anogan. " + _listed(MAPPINGS),
+        "anogan. " + listed(MAPPINGS),
         metavar="|".join(MAPPINGS),
         default="encoder",
     ),
@@ -189,7 +194,7 @@ Mapping = Annotated[
 DiscriminationLoss = Annotated[
     str,
     option(
-        help="What a search asks of the discriminator. " + _listed(DISCRIMINATION_LOSSES),
+        help="What a search asks of the discriminator. " + listed(DISCRIMINATION_LOSSES),
         metavar="|".join(DISCRIMINATION_LOSSES),
         default="feature",
     ),
@@ -202,6 +207,16 @@ SearchSteps = Annotated[
         default=", ".join(f"{steps} for {mapping}" for mapping, steps in STEPS.items()),
     ),
 ]
+Maps = Annotated[Path | None, option(metavar="DIR", help="Write anomaly maps there.", panel=OUTPUT)]
+MapsFormat = Annotated[
+    str | None,
+    option(
+        metavar="LIST",
+        help=f"Forms of the maps, with commas. {listed(MAP_FORMS)}",
+        default=DEFAULT_MAP_FORMS,
+        panel=OUTPUT,
+    ),
+]
 SearchSeed = Annotated[
     int,
     typer.Option(
@@ -212,6 +227,18 @@ SearchSeed = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+
+
+def atlas(folder: Path | None, forms: str | None) -> Atlas | None:
+    """What writes the maps that --maps and --maps-format ask for."""
+    if folder is None:
+        if forms is not None:
+            raise UsageError("--maps-format needs --maps DIR.")
+        return None
+    wanted = map_forms(forms or DEFAULT_MAP_FORMS)
+    from anoscan.atlas import Atlas
+
+    return Atlas(folder, wanted)
 
 
 def finish(

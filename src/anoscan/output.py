@@ -262,6 +262,8 @@ class _Bars:
 
 
 def _facts(progress: Progress) -> Iterator[str]:
+    if progress.tiles is not None:
+        yield f"tile {progress.tiles[0]:,} of {progress.tiles[1]:,}"
     if progress.images_per_second:
         yield f"{progress.images_per_second:,.0f}/s"
     for name, value in progress.losses.items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ _FEW = 48  # pixels: pictures no larger are enlarged as sharp squares
 _INK = (230, 230, 230)
 _BACKGROUND = (40, 40, 40)
 _SUFFIX = ".residual.png"
+MAP_SUFFIXES = {
+    "overlay": ".overlay.png",
+    "side-by-side": ".side-by-side.png",
+    "npy": ".map.npy",
+    "tiff": ".map.tiff",
+    "mask": ".mask.png",
+}
 
 # Nine anchors of matplotlib's inferno: lightness rises evenly, also for the colour-blind.
 _ANCHORS = (
@@ -79,9 +86,7 @@ def views(
         # The worst of a block stands for it: a small defect must not be averaged away.
         anomaly_map = _blocks(anomaly_map, side).max((-3, -1))
         reconstruction = _blocks(reconstruction, 2 * side).mean((-3, -1))
-    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
-    coloured = Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
-    drawn = (_rgb(query), _rgb(reconstruction), coloured)
+    drawn = (_rgb(query), _rgb(reconstruction), coloured(anomaly_map, scale))
     if side is not None:
         for picture in drawn:
             picture.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -100,7 +105,7 @@ def side_by_side(views: Views, height: int) -> Image.Image:
     size = (max(1, round(height * views.query.width / views.query.height)), height)
     small = max(views.query.size) <= _FEW
     how = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
-    return _row([view.resize(size, how) for view in views])
+    return row([view.resize(size, how) for view in views])
 
 
 def panel(
@@ -128,7 +133,42 @@ def panel(
         Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
     """
     drawn = [*views(query, reconstruction, anomaly_map, scale), *map(_rgb, like)]
-    return _row([_zoom(picture, zoom_to) for picture in drawn])
+    return row([_zoom(picture, zoom_to) for picture in drawn])
+
+
+def coloured(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Image.Image:
+    """Map (h, w) in colours, from black at 0 to the brightest at `scale`."""
+    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
+    return Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
+
+
+def overlay(
+    query: NDArray[np.floating[Any]],
+    anomaly_map: NDArray[np.floating[Any]],
+    scale: float,
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Query, map in colours, and the query with the map over it, all of the query's size.
+
+    Parameters
+    ----------
+    query : ndarray, (channels, height, width) float
+        Values in [-1, 1]; what lies outside is clipped.
+    anomaly_map : ndarray, (h, w) float
+        Of the same field. What is at most half the scale leaves the query as it is.
+    scale : float
+        Value with the brightest colour.
+    """
+    image = _rgb(query)
+    if max(anomaly_map.shape) > max(image.size):
+        # The worst of a block stands for it: a small defect must not be averaged away.
+        anomaly_map = _blocks(anomaly_map, max(image.size)).max((-3, -1))
+    values = Image.fromarray(anomaly_map.astype(np.float32))
+    values = values.resize(image.size, Image.Resampling.BILINEAR)
+    numbers = np.asarray(values)
+    colours = coloured(numbers, scale)
+    opacity = np.clip(numbers / max(scale, 1e-30) * 2 - 1, 0, 0.75)
+    alpha = Image.fromarray((np.nan_to_num(opacity) * 255).round().astype(np.uint8))
+    return image, colours, Image.composite(colours, image, alpha)
 
 
 def sheet(rows: Sequence[Image.Image]) -> Image.Image:
@@ -140,7 +180,7 @@ def sheet(rows: Sequence[Image.Image]) -> Image.Image:
         When there are none.
     """
     turned = [row.transpose(Image.Transpose.TRANSPOSE) for row in rows]
-    return _row(turned).transpose(Image.Transpose.TRANSPOSE)
+    return row(turned).transpose(Image.Transpose.TRANSPOSE)
 
 
 def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
@@ -161,7 +201,7 @@ def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) 
         When there are none.
     """
     cells = [_zoom(_rgb(image), zoom_to) for image in images]
-    return sheet([_row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
+    return sheet([row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
 
 
 def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
@@ -189,7 +229,12 @@ def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write `image` whole or not at all, with the folders above it.
+    """Write `image`; see `save`."""
+    save(path, lambda file: image.save(file, format="PNG"))
+
+
+def save(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all, with the folders above it.
 
     Raises
     ------
@@ -200,7 +245,8 @@ def save_png(image: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            image.save(temporary, format="PNG")
+            with temporary.open("xb") as file:
+                write(file)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -211,8 +257,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         ) from None
 
 
-def output_path(folder: Path, inside: str) -> Path:
-    """Where the residual picture of an image goes: `folder` mirrors the input tree.
+def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:
+    """Where a file made of an image goes: `folder` mirrors the input tree.
 
     Different values of `inside` give different paths, and all of them lie in `folder`: what is no
     plain name ('..', a drive letter, control characters) is written as ``%`` and its hexadecimal
@@ -224,13 +270,13 @@ def output_path(folder: Path, inside: str) -> Path:
     *parents, name = inside.split("/")
     for parent in parents:
         folder = folder / _parent_name(parent)
-    return folder / (_plain(name) + _SUFFIX)
+    return folder / (_plain(name) + suffix)
 
 
 def _parent_name(part: str) -> str:
     plain = _plain(part)
     # The picture of "a.png" must not want the name of the folder "a.png.residual.png".
-    if plain.lower().endswith(_SUFFIX):
+    if plain.lower().endswith((_SUFFIX, *MAP_SUFFIXES.values())):
         return f"{plain[:-1]}%{ord(plain[-1]):02X}"
     return plain
 
@@ -266,7 +312,14 @@ def _zoom(image: Image.Image, side: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _row(pictures: Sequence[Image.Image]) -> Image.Image:
+def row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures beside each other, aligned at the top.
+
+    Raises
+    ------
+    ValueError
+        When there are none.
+    """
     if not pictures:
         raise ValueError("no pictures")
     width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)

@@ -124,8 +124,9 @@ def on_normals(
     material = Material.of_normals(
         files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
     )
+    networks, fitted, maps = model.networks, model.fitted, model.maps
     held = yardstick.measure(
-        model.networks, model.fitted, model.baselines, material, config.seed, runtime
+        networks, fitted, model.baselines, material, maps, config.seed, runtime
     )
     event = {
         "action": "calibrate",

@@ -153,13 +153,20 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A box in pixels of the query image as stored, with the peak of the anomaly map inside."""
+    """A box in pixels of the query image as stored, with the peak of the anomaly map inside.
+
+    `area` is the number of pixels of the image in the region; `p_value` the share of held-out
+    normals, and this image, whose map has such a peak anywhere.
+    Both are null in results that older versions saved.
+    """
 
     x: int
     y: int
     width: int
     height: int
     score: float
+    area: int | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +184,7 @@ class ImageScore:
     `percentiles` say of each term which share of the calibration images, in percent, has less of
     it. `mismatch` says what sets the image apart from all normal ones but for its content, and
     does not decide the verdict. `nearest` are the normal images most like it, where asked for.
+    `maps` are the files written of its anomaly map, by their form; null where none was asked for.
     """
 
     rank: int | None
@@ -191,6 +199,7 @@ class ImageScore:
     percentiles: dict[str, float] = field(default_factory=dict)
     mismatch: tuple[str, ...] | None = None
     nearest: tuple[Neighbour, ...] | None = None
+    maps: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,15 @@ def score_named(name: str) -> Score:
     return SCORES[name]
 
 
+MAP_FORMS = {
+    "overlay": "PNG of the image with its map over it",
+    "side-by-side": "PNG of the image, the map, and both",
+    "npy": "the map as a NumPy array",
+    "tiff": "the map as a 32-bit TIFF",
+    "mask": "PNG that is white inside the regions",
+}
+DEFAULT_MAP_FORMS = "overlay,npy"
+
 MAPPINGS = {
     "encoder": "one pass",
     "search": "gradient descent from a random latent, as in AnoGAN; needs no encoder",
@@ -119,3 +128,17 @@ class Inversion:
 
 
 ENCODER = Inversion()
+
+
+def map_forms(text: str) -> tuple[str, ...]:
+    """Forms of maps from a list with commas, each once.
+
+    Raises
+    ------
+    UsageError
+        When the list is empty or one of them does not exist.
+    """
+    forms = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not forms or not set(forms) <= set(MAP_FORMS):
+        raise UsageError(f"--maps-format must be some of {', '.join(MAP_FORMS)}. Got {text!r}.")
+    return forms

@@ -14,12 +14,15 @@ from anoscan import registry
 from anoscan.architectures import Networks
 from anoscan.images import Decoded, ImageRule
 from anoscan.latent_search import latents
+from anoscan.maps import Maps
 from anoscan.runtime import exact_float32
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
-from anoscan.tiles import Blender, Grid, worst
+from anoscan.tiles import Blender, Floats, Grid, Reduced, worst
 
 CHUNK = 64
+OnRows = Callable[[int, Floats], None]
+OnTiles = Callable[[int, int], None]
 
 __all__ = [
     "CHUNK",
@@ -33,7 +36,6 @@ __all__ = [
     "fit_terms",
     "measure",
     "measure_tiled",
-    "regions",
     "residual",
     "score_named",
     "smooth",
@@ -56,12 +58,15 @@ class Measured:
         Absolute difference of image and reconstruction, mean over channels.
     trust : ndarray of shape (n, k), float64
         What each image says of how far each term can be trusted; see `Term`.
+    oddness : ndarray of shape (n, s, s), float32
+        Anomaly maps, or smoothed residuals of a model without any.
     """
 
     terms: np.ndarray
     x_hat: np.ndarray
     residual: np.ndarray
     trust: np.ndarray
+    oddness: np.ndarray
 
 
 def terms_of(*, turned: bool) -> tuple[str, ...]:
@@ -117,9 +122,13 @@ def fit_sums(parts: Sequence[dict[str, Tensors]]) -> dict[str, Tensors]:
 
 
 def measure(
-    networks: Networks, fitted: dict[str, Tensors], x: Tensor, how: Inversion = ENCODER
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    x: Tensor,
+    how: Inversion = ENCODER,
+    maps: Maps | None = None,
 ) -> Measured:
-    """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
+    """Terms, reconstructions and maps of images (n, c, s, s) in [-1, 1], on the networks' device.
 
     The columns of the terms are in the order of `fitted`.
     """
@@ -129,11 +138,13 @@ def measure(
         columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
         one = columns[0].new_ones(len(x))
         trusts = [term.trust(evidence) if term.trust else one for term in terms.values()]
+        residuals = residual(evidence).cpu().numpy()
         return Measured(
             torch.stack(columns, 1).cpu().numpy(),
             evidence.x_hat.cpu().numpy(),
-            residual(evidence).cpu().numpy(),
+            residuals,
             torch.stack(trusts, 1).cpu().numpy(),
+            smooth(residuals) if maps is None else maps.measure(evidence),
         )
 
 
@@ -160,7 +171,8 @@ class Tiled:
     ----------
     measured : Measured
         Of the image: terms (1, k), those of its oddest tiles (`tiles.worst`); x_hat (1, c, h, w)
-        and residual (1, h, w), blended; trust (1, k), the tiles' mean.
+        and residual (1, h, w), blended; trust (1, k), the tiles' mean; oddness, blended and
+        `tiles.Reduced`, or empty without maps.
     terms : ndarray of shape (t, k), float64
         Of each tile, in reading order.
     grid : Grid
@@ -186,6 +198,9 @@ def measure_tiled(
     how: Inversion = ENCODER,
     *,
     picture: bool,
+    maps: Maps | None = None,
+    on_rows: OnRows | None = None,
+    on_tiles: OnTiles | None = None,
 ) -> Tiled:
     """Measure a large image in tiles, a fixed number at a time, never beside those of another.
 
@@ -193,26 +208,40 @@ def measure_tiled(
     ----------
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
+    maps : Maps, optional
+    on_rows : callable, optional
+        Called with (top, rows (h, width)) of the anomaly map, from the top down.
+    on_tiles : callable, optional
+        Called with how many tiles are measured, and how many there are.
     """
     canvas, grid = decoded.canvas, _grid(decoded, rule)
     channels = (1 + rule.channels) * picture
-    blender = Blender(grid, channels)
+    blender = Blender(grid, channels + (maps is not None))
     drawn = np.empty((channels, canvas.height, canvas.width), np.float32)
+    oddness = Reduced(canvas.height, canvas.width)
     # Filled in place: what torch allocated would be kept, between all that it lets go.
     terms, trusts = np.empty((2, len(grid), len(fitted)))
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
-        measured = measure(networks, fitted, torch.from_numpy(tiles).to(device), how)
+        measured = measure(networks, fitted, torch.from_numpy(tiles).to(device), how, maps)
         start, end = end, end + len(tiles)
         terms[start:end], trusts[start:end] = measured.terms, measured.trust
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))
         levels.append(np.quantile(measured.residual, 0.999))
-        if picture:
-            layers = np.concatenate([measured.residual[:, None], measured.x_hat], 1)
-            for top, rows in blender.add(layers):
-                drawn[:, top : top + rows.shape[1]] = rows
+        layers = [measured.residual[:, None], measured.x_hat] * picture
+        layers += [measured.oddness[:, None]] * (maps is not None)
+        for top, rows in blender.add(np.concatenate(layers, 1)) if layers else []:
+            drawn[:, top : top + rows.shape[1]] = rows[:channels]
+            if maps is not None:
+                counted = canvas.counted_rows(top, rows[-1])
+                oddness.add(top, counted)
+                if on_rows is not None:
+                    on_rows(top, counted)
+        if on_tiles is not None:
+            on_tiles(end, len(grid))
     shown = drawn[:1] if picture else np.empty((1, 0, 0), np.float32)
-    whole = Measured(worst(terms)[None], drawn[None, 1:], shown, trusts.mean(0)[None])
+    found = oddness.picture[None] if maps is not None else np.empty((1, 0, 0), np.float32)
+    whole = Measured(worst(terms)[None], drawn[None, 1:], shown, trusts.mean(0)[None], found)
     return Tiled(whole, terms, grid, float(squares.mean()), float(np.mean(levels)))
 
 
@@ -234,21 +263,3 @@ def smooth(residuals: np.ndarray) -> np.ndarray:
     """Residuals (n, s, s) blurred by one pixel, so that a region is more than a noisy pixel."""
     blurred: np.ndarray = ndimage.gaussian_filter(residuals, sigma=(0, 1, 1), mode="nearest")
     return blurred
-
-
-def regions(smoothed: np.ndarray, level: float) -> list[tuple[int, int, int, int, float]]:
-    """Connected parts of a smoothed residual (s, s) above a level, worst first.
-
-    Returns
-    -------
-    list of (left, top, right, bottom, peak)
-        In pixels of the map, right and bottom exclusive; 8-connected.
-    """
-    labels, count = ndimage.label(smoothed > level, structure=np.ones((3, 3)))
-    boxes = ndimage.find_objects(labels)
-    peaks = ndimage.maximum(smoothed, labels, range(1, count + 1)) if count else []
-    found = [
-        (box[1].start, box[0].start, box[1].stop, box[0].stop, float(peak))
-        for box, peak in zip(boxes, peaks, strict=True)
-    ]
-    return sorted(found, key=lambda region: -region[4])

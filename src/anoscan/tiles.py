@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 WORST = 4  # tiles: with half a side between them, a place in the image lies in four
 TRIES = 3  # places drawn for a crop that would be blank
 FINENESS = 8  # cells along a tile, in a picture of one number a tile
+LARGEST_MAP = 4096  # cells along a map that is kept whole
 BLANK = 2 / 127.5  # between the extremes of a crop: two levels of 8 bits
 
 
@@ -73,6 +74,13 @@ class Canvas:
         if self.cover is None or not found.size:
             return found
         return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
+
+    def counted_rows(self, top: int, rows: Floats) -> Floats:
+        """Rows (h, width) of a map as large as it is, from `top`, 0 where it does not count."""
+        if self.cover is None:
+            return rows
+        inside = self.cover.roi.part((top, 0), rows.shape[:2], (self.height, self.width))
+        return np.where(inside, rows, np.float32(0))
 
     def whole(self) -> Floats:
         """All of it, (channels, height, width) float32."""
@@ -238,6 +246,38 @@ class Blender:
         self._band = np.roll(self._band, top - end, axis=1)
         self._band[:, self.grid.side - (end - top) :] = 0
         return top, rows
+
+
+def block_side(height: int, width: int) -> int:
+    """Pixels that a cell of a `Reduced` picture stands for, along one side."""
+    return -(-max(height, width) // LARGEST_MAP)
+
+
+class Reduced:
+    """The highest of each square block of a picture that comes in rows.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the picture.
+
+    Attributes
+    ----------
+    block : int
+        Side of a block: 1 up to `LARGEST_MAP` pixels a side.
+    picture : ndarray, (height / block, width / block) rounded up, float32
+        What came so far; -inf where nothing did.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.block = block_side(height, width)
+        shape = (-(-height // self.block), -(-width // self.block))
+        self.picture: Floats = np.full(shape, -np.inf, np.float32)
+
+    def add(self, top: int, rows: Floats) -> None:
+        """Take rows (h, width) of the picture that begin at `top`."""
+        columns = np.maximum.reduceat(rows, np.arange(0, rows.shape[1], self.block), axis=1)
+        np.maximum.at(self.picture, (top + np.arange(len(rows))) // self.block, columns)
 
 
 def _coverage(length: int, starts: Sequence[int], ramp: NDArray[np.float64]) -> NDArray[Any]:

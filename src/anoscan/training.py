@@ -32,7 +32,10 @@ MOST_ROLLBACKS = 3  # a stage: each one quarters the learning rate
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage of training is. `losses` are means since the last report."""
+    """Where a stage of training is. `losses` are means since the last report.
+
+    `tiles` says of a large image how many of its tiles are measured, and how many there are.
+    """
 
     stage: str
     images: int
@@ -40,6 +43,7 @@ class Progress:
     losses: dict[str, float]
     images_per_second: float
     note: str | None = None
+    tiles: tuple[int, int] | None = None
 
 
 OnProgress = Callable[[Progress], None]

@@ -15,11 +15,12 @@ from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.calibration import tile_moments
 from anoscan.judgement import Judge
+from anoscan.maps import Maps
 from anoscan.material import Material
 from anoscan.mismatch import Looks
 from anoscan.model import Model, Yardstick
 from anoscan.runtime import Runtime
-from anoscan.scoring import Tiled, chunks, smooth
+from anoscan.scoring import Tiled, chunks
 from anoscan.scoring import measure as measure_views
 from anoscan.terms import Tensors
 
@@ -48,6 +49,8 @@ class HeldAgainst:
             return model
         moments = np.stack([tile_moments(image.terms) for image in self.large])
         yardstick = dataclasses.replace(self.yardstick, tiles=moments)
+        if model.maps is not None:
+            return dataclasses.replace(model, yardstick=yardstick)
         judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
         peaks = np.sort([judge.oddness(image.terms, image.grid).max() for image in self.large])
         return dataclasses.replace(
@@ -60,21 +63,22 @@ def measure(
     fitted: dict[str, Tensors],
     baselines: Baselines,
     material: Material,
+    maps: Maps | None,
     seed: int,
     runtime: Runtime,
 ) -> HeldAgainst:
     """Measure the held-out images of `material`, and how far each term can be trusted."""
     terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
-    for held in material.measured(networks, fitted, baselines, runtime.device):
+    for held in material.measured(networks, fitted, baselines, runtime.device, maps):
         terms.append(held.measured.terms)
         trusts.append(held.measured.trust)
         levels.append(held.level)
         errors.append(held.error)
         mean_errors.append(held.mean_error)
-        if held.tiled is None:
-            peaks.append(smooth(held.measured.residual).max(axis=(1, 2)))
-        else:
+        if held.measured.oddness.size:
+            peaks.append(held.measured.oddness.max(axis=(1, 2)))
+        if held.tiled is not None:
             large.append(held.tiled)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)

@@ -50,11 +50,11 @@ def fit(total: Tensors) -> Tensors:
         mean = total[f"sum{i}"] / count
         covariance = total[f"outer{i}"] / count - mean[..., :, None] * mean[..., None, :]
         fitted[f"mean{i}"] = mean.float()
-        fitted[f"whiten{i}"] = _whitening(covariance, float(count)).float()
+        fitted[f"whiten{i}"] = whitening(covariance, float(count)).float()
     return fitted
 
 
-def _whitening(covariance: Tensor, count: float) -> Tensor:
+def whitening(covariance: Tensor, count: float) -> Tensor:
     """Inverse Cholesky factors (h, w, c, c), transposed, of covariances shrunk to their mean."""
     channels = covariance.shape[-1]
     shared = covariance.mean((0, 1))

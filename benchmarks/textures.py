@@ -1,0 +1,152 @@
+"""How well maps of models of patches find what is foreign in brick, grass and gravel.
+
+Patches of the left columns train. In the other columns, cut in three, discs of the other two
+textures or small defects are planted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import skimage.data
+from PIL import Image
+
+from anoscan.atlas import Atlas
+from anoscan.detector import Detector
+from anoscan.localisation import PixelScores, pixel_metrics
+from benchmarks.cells import RESULTS
+from benchmarks.defects import defective
+
+NAMES = ("brick", "grass", "gravel")
+TRAIN_COLUMNS = 320  # of 512
+PIECES = (5, 4)  # that the training columns are cut into, so that some can be held out
+TESTS = 3
+DIAMETERS = (48, 64)
+DEFECTS = 3  # in a test image
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Planted = tuple[Pixels, Mask]
+
+
+def texture(name: str) -> Pixels:
+    """A texture (512, 512) that scikit-image ships."""
+    pixels: Pixels = np.asarray(getattr(skimage.data, name)(), np.uint8)
+    return pixels
+
+
+def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -> Planted:
+    """Image with one disc of each donor, and where they are."""
+    planted, mask = image.copy(), np.zeros(image.shape, np.bool_)
+    height = image.shape[0] // len(donors)
+    for number, (donor, diameter) in enumerate(zip(donors, DIAMETERS, strict=True)):
+        rows, columns = np.indices((diameter, diameter)) - (diameter - 1) / 2
+        disc = np.hypot(rows, columns) <= diameter / 2
+        top = number * height + int(rng.integers(max(height - diameter, 0) + 1))
+        left = int(rng.integers(image.shape[1] - diameter + 1))
+        from_top = int(rng.integers(donor.shape[0] - diameter + 1))
+        from_left = int(rng.integers(donor.shape[1] - diameter + 1))
+        place = (slice(top, top + diameter), slice(left, left + diameter))
+        cut = donor[from_top : from_top + diameter, from_left : from_left + diameter]
+        planted[place][disc] = cut[disc]
+        mask[place] |= disc
+    return planted, mask
+
+
+def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
+    """Image with a few small defects, and where they are."""
+    mask = np.zeros(image.shape, np.bool_)
+    for _ in range(DEFECTS):
+        found = defective(image, rng, donor)
+        image, mask = found.image, mask | found.mask
+    return image, mask
+
+
+def tests(name: str, seed: int) -> dict[str, list[Planted]]:
+    """Test images by what was planted; nothing in them was trained on."""
+    rng = np.random.default_rng(seed)
+    parts = np.array_split(texture(name)[:, TRAIN_COLUMNS:], TESTS)
+    donors = [texture(other)[:, TRAIN_COLUMNS:] for other in NAMES if other != name]
+    return {
+        "foreign": [foreign(part, donors, rng) for part in parts],
+        "defects": [faulty(part, donors[0], rng) for part in parts],
+    }
+
+
+def pieces(name: str) -> list[Pixels]:
+    """Parts of the training columns, to be learned from or held out."""
+    rows = np.array_split(texture(name)[:, :TRAIN_COLUMNS], PIECES[0])
+    return [part for row in rows for part in np.array_split(row, PIECES[1], axis=1)]
+
+
+def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dict[str, Any]:
+    """Pixel metrics of the maps of some images."""
+    folder.mkdir(parents=True)
+    for number, (image, _) in enumerate(planted):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    report = detector.score(folder, maps=Atlas(folder.with_name(f"{folder.name}-maps"), ("npy",)))
+    with PixelScores() as pixels:
+        for found in report.images:
+            if found.maps is None:
+                raise RuntimeError("maps were asked for")
+            _, mask = planted[int(Path(found.path).stem)]
+            pixels.add(np.load(found.maps["npy"]), mask)
+        metrics = pixel_metrics([pixels])
+    return {"auroc": metrics.auroc, "aupro": metrics.aupro}
+
+
+def run(
+    name: str, seed: int, settings: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train on one texture and measure it."""
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch)
+        (base / "normal").mkdir()
+        for number, part in enumerate(pieces(name)):
+            Image.fromarray(part).save(base / "normal" / f"{number:02}.png")
+        path = base / "model.safetensors"
+        detector = Detector.train(base / "normal", path=path, seed=seed, **settings)
+        found = {
+            kind: measure(detector, planted, base / kind)
+            for kind, planted in tests(name, seed).items()
+        }
+    result = {"texture": name, "seed": seed, "settings": settings, **found}
+    result["cpu_seconds"] = round(time.process_time() - start)
+    say(f"{name} seed {seed}: {json.dumps(found)}\n")
+    return result
+
+
+def main() -> None:
+    """Measure the textures named, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=NAMES, choices=[*NAMES, []])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images-shown", type=int, default=8000)
+    given = parser.parse_args()
+    shown = given.images_shown
+    settings = {
+        "patches": 4000,
+        "patch_size": 64,
+        "images_shown": shown,
+        "rotation_images_shown": 0,
+        "encoder_images_shown": shown // 2,
+    }
+    for name in given.names:
+        result = run(name, given.seed, settings, sys.stderr.write)
+        target = RESULTS / "textures" / f"{name}-seed{given.seed}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

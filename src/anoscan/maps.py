@@ -1,0 +1,335 @@
+"""Anomaly maps: how odd each place of an image is, in standard deviations of held-out normals.
+
+Every place is described by a few layers, each the logarithm of a distance: of the discriminator's
+features at that place from those of normal images (a Gaussian a block; PaDiM, Defard et al. 2021,
+arXiv 2011.08785, with the GAN's own discriminator), of those features from the reconstruction's,
+and of the pixels from the reconstruction's. Layers are smoothed; where images are not aligned, over
+wider neighbourhoods too. One more Gaussian, of the layers on held-out normals, makes
+one number of them: a layer counts as far as normals agree in it, and what is calmer than normals
+are is odd too.
+
+Where normal images are aligned, a place is compared with the same place of other images, otherwise
+with all places. Which of the two holds is decided by which Gaussians expect the features of
+held-out normals more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from anoscan.architectures import Networks
+from anoscan.runtime import exact_float32
+from anoscan.terms import Evidence, Tensors, gather, gaussian_sums
+from anoscan.terms.local import BLOCKS, places, whitening
+
+Floats = NDArray[np.float32]
+Batches = Callable[[], Iterable[Tensor]]
+
+LAYER_SHRINKAGE = 0.01  # of the Gaussian of layers
+LEAST_SPREAD = 0.02  # of a layer: one that never differs must not decide alone
+FEWEST_PLACES = 8  # along the side of a block that says where
+EDGE = 2  # places that the padding of the convolutions reaches
+FLOOR = 0.1  # of a usual distance: what is closer says no more
+# Standard deviations of the smoothing of layers, and of the map itself, in sides of a view, by
+# whether images are aligned: a texture shows in a neighbourhood, a part out of place at its place.
+NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
+LAST_BLUR = {True: 1 / 32, False: 1 / 16}
+BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neighbours are alike
+SHRUNK = 8  # images that what is usual everywhere counts as, for one place
+MOST_HELD_OUT = 256  # images, or patches
+PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How raw maps become standard deviations, and what of them is shown.
+
+    `mean` and `deviation` are of the pixels of held-out normals. `level` is what a share of
+    `PIXEL_RATE` of them exceeds, in standard deviations; the brightest colour is twice that.
+    """
+
+    mean: float
+    deviation: float
+    level: float
+
+    @property
+    def brightest(self) -> float:
+        """Value with the brightest colour: a normal image looks calm."""
+        return 2 * self.level
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What maps are made with.
+
+    Parameters
+    ----------
+    tensors : dict
+        ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
+        ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
+        ``centre`` and ``spread`` (m, s, s), and ``whiten`` (m, m), of the layers.
+    aligned : bool
+        Whether places have Gaussians of their own.
+    scale : Scale
+    """
+
+    tensors: Tensors
+    aligned: bool
+    scale: Scale
+
+    def measure(self, evidence: Evidence) -> Floats:
+        """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
+        raw = np.stack([_combined(layers, self) for layers in _layers(evidence, self)])
+        standard: Floats = ((raw - self.scale.mean) / self.scale.deviation).astype(np.float32)
+        return standard
+
+    def stored(self) -> dict[str, Tensor]:
+        """Tensors that `restored` does not find elsewhere in the model."""
+        own = not self.aligned
+        return {k: v for k, v in self.tensors.items() if own or not _is_of_places(k)}
+
+    def described(self) -> dict[str, Any]:
+        """JSON values for `restored`."""
+        scale = self.scale
+        return {
+            "aligned": self.aligned,
+            "mean": scale.mean,
+            "deviation": scale.deviation,
+            "level": scale.level,
+        }
+
+    @classmethod
+    def restored(cls, tensors: Tensors, described: dict[str, Any], local: Tensors) -> Maps:
+        """From what `stored` and `described` gave, and the fitted term ``local``.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When something is missing or of the wrong kind.
+        """
+        aligned = described["aligned"]
+        values = [float(described[name]) for name in ("mean", "deviation", "level")]
+        if not isinstance(aligned, bool) or not np.isfinite(values).all() or values[1] <= 0:
+            raise ValueError("the description of the maps is not one")
+        if not {"centre", "spread", "whiten"} <= set(tensors):
+            raise ValueError("the Gaussian of the maps is missing")
+        return cls(tensors | (local if aligned else {}), aligned, Scale(*values))
+
+
+def fit(
+    networks: Networks, local: Tensors, training: Batches, held_out: Batches, align: bool | None
+) -> Maps:
+    """Learn what is usual at a place.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    local : dict
+        The fitted term ``local``: Gaussians of every place.
+    training : callable
+        Gives batches (n, c, s, s) of normal images, or some of them, that networks learned from.
+    held_out : callable
+        Gives batches of normal images that they did not.
+    align : bool or None
+        Whether places have Gaussians of their own; None decides.
+    """
+    with exact_float32():
+        anywhere = _fit_blocks(networks, training())
+        own = {k: v for k, v in local.items() if _is_of_places(k)}
+        if align is None:
+            align = _expectation(networks, own, held_out()) > _expectation(
+                networks, anywhere, held_out()
+            )
+        usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
+        maps = Maps((own if align else anywhere) | usual, align, Scale(0.0, 1.0, 1.0))
+        gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
+        maps = Maps(maps.tensors | gaussian, align, maps.scale)
+        raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
+    mean, deviation = float(raw.mean()), max(float(raw.std()), 1e-6)
+    level = (float(np.quantile(raw, 1 - PIXEL_RATE)) - mean) / deviation
+    return Maps(maps.tensors, align, Scale(mean, deviation, max(level, 1e-3)))
+
+
+def _is_of_places(name: str) -> bool:
+    return name.startswith(("mean", "whiten")) and name[-1].isdigit()
+
+
+def _gathered(networks: Networks, x: Tensor) -> Evidence:
+    return gather(networks, x, networks.encoder(x))
+
+
+def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
+    """One Gaussian a block for all places, and the mean squares of residuals."""
+    sums: dict[str, Tensors] = {}
+    for batch in batches:
+        evidence = _gathered(networks, batch)
+        parts = {"": _pixel_squares(evidence).mean((1, 2), keepdim=False)[:, None]}
+        for i, (f, f_hat) in enumerate(_pairs(evidence)):
+            parts[str(i)] = (f - f_hat).double().square().mean((2, 3))
+            vectors = places(f).flatten(0, 2)
+            _add(sums.setdefault(f"places{i}", {}), gaussian_sums(vectors))
+        for name, squares in parts.items():
+            count = squares.new_tensor(float(len(squares)))
+            _add(sums.setdefault(f"usual{name}", {}), {"count": count, "sum": squares.sum(0)})
+    fitted: Tensors = {}
+    for name, total in sums.items():
+        if name.startswith("places"):
+            mean = total["sum"] / total["count"]
+            covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
+            fitted[f"mean{name[-1]}"] = mean.float()
+            alone = whitening(covariance[None, None], float(total["count"]))
+            fitted[f"whiten{name[-1]}"] = alone[0, 0].float()
+        else:
+            mean = total["sum"] / total["count"]
+            fitted[name] = (mean + FLOOR * mean.mean() + 1e-8).float()
+    return fitted
+
+
+def _add(total: Tensors, more: Tensors) -> None:
+    for key, value in more.items():
+        total[key] = total[key] + value if key in total else value
+
+
+def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor]) -> float:
+    """Mean log-likelihood of features under the Gaussians of blocks, a number a channel."""
+    likelihoods, images = 0.0, 0
+    for batch in batches:
+        for i, f in enumerate(_fine(networks.discriminator.features(batch))):
+            whiten = blocks[f"whiten{i}"].double()
+            volume = whiten.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
+            for distance in _distances(f, blocks, i):
+                likelihood = volume.expand_as(distance) - distance / 2
+                # At the edge every image has the padding in common, aligned or not.
+                edge = EDGE if min(likelihood.shape) > 2 * EDGE else 0
+                inner = likelihood[edge : len(likelihood) - edge, edge : len(likelihood) - edge]
+                likelihoods += float(inner.mean())
+        images += len(batch)
+    return likelihoods / images
+
+
+def _fine(features: list[Tensor]) -> list[Tensor]:
+    """The finest blocks: the others see most of the image from anywhere."""
+    fine = [block for block in features[:BLOCKS] if block.shape[-1] >= FEWEST_PLACES]
+    return fine or features[:1]
+
+
+def _pairs(evidence: Evidence) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(_fine(evidence.features), _fine(evidence.features_hat), strict=True)
+
+
+def _pixel_squares(evidence: Evidence) -> Tensor:
+    return (evidence.x - evidence.x_hat).double().square().mean(1)
+
+
+def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
+    """Mean squared whitened coordinate at every place (h, w) of each image of a block."""
+    mean, whiten = blocks[f"mean{i}"].double(), blocks[f"whiten{i}"].double()
+    product = "hwc,hwcd->hwd" if whiten.ndim == 4 else "hwc,cd->hwd"
+    # One image at a time: no image's map may depend on how many are measured with it.
+    return [
+        torch.einsum(product, places(image[None])[0] - mean, whiten).square().mean(2)
+        for image in block
+    ]
+
+
+def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
+    """Layers (m, s, s) of each image."""
+    tensors, side = maps.tensors, evidence.x.shape[-1]
+    found = [list(_pixel_squares(evidence)[:, None] / tensors["usual"].double())]
+    found[0] = [square[0] for square in found[0]]
+    for i, (f, f_hat) in enumerate(_pairs(evidence)):
+        # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
+        inner = _own if maps.aligned else _without_edge
+        found.append([inner(distance) for distance in _distances(f, tensors, i)])
+        usual = tensors[f"usual{i}"].double()[:, None, None]
+        squares = (f - f_hat).double().square()
+        found.append([inner((square / usual).mean(0)) for square in squares])
+    for one in zip(*found, strict=True):
+        grown = [_enlarged((layer + FLOOR).log(), side) for layer in one]
+        yield np.concatenate(
+            [_smoothed(np.stack(grown), share) for share in NEIGHBOURHOODS[maps.aligned]]
+        )
+
+
+def _own(layer: Tensor) -> Tensor:
+    return layer
+
+
+def _without_edge(layer: Tensor) -> Tensor:
+    if min(layer.shape) < FEWEST_PLACES:
+        return layer
+    inner = layer[None, None, 1:-1, 1:-1]
+    return torch.nn.functional.pad(inner, (1, 1, 1, 1), mode="replicate")[0, 0]
+
+
+def _enlarged(layer: Tensor, side: int) -> Floats:
+    grown = torch.nn.functional.interpolate(
+        layer.float()[None, None], size=(side, side), mode="bilinear", align_corners=False
+    )
+    numbers: Floats = grown[0, 0].cpu().numpy()
+    return numbers
+
+
+def _smoothed(layers: Floats, share: float) -> Floats:
+    sigma = share * layers.shape[-1]
+    smooth: Floats = ndimage.gaussian_filter(layers, (0, sigma, sigma), mode="nearest")
+    return smooth
+
+
+def _fit_layers(maps: Maps, evidence: Callable[[], Iterable[Evidence]]) -> Tensors:
+    """Centre, spread and whitening of the layers of normal images."""
+    count, total, squares = 0, np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
+    for layers in _all_layers(maps, evidence()):
+        count, total, squares = count + 1, total + layers, squares + np.square(layers)
+    mean = _of_place(total / count, count, maps.aligned)
+    # Of two images the square of the mean can come out above the mean of the squares.
+    variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, maps.aligned)
+    spread = np.sqrt(variance + LEAST_SPREAD**2)
+    outer = np.zeros((len(mean), len(mean)))
+    for layers in _all_layers(maps, evidence()):
+        flat = ((layers - mean) / spread).reshape(len(layers), -1)
+        outer += flat @ flat.T / flat.shape[1]
+    mixed = outer / count + LAYER_SHRINKAGE * np.diag(outer.diagonal() / count + 1e-6)
+    whiten = np.linalg.inv(np.linalg.cholesky(mixed)).T
+    numbers = {"centre": mean, "spread": spread, "whiten": whiten}
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in numbers.items()}
+
+
+def _all_layers(maps: Maps, evidence: Iterable[Evidence]) -> Iterable[NDArray[np.float64]]:
+    for some in evidence:
+        for layers in _layers(some, maps):
+            yield layers.astype(np.float64)
+
+
+def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:
+    """What is usual at a place (m, s, s), from means over `count` images."""
+    if aligned:
+        sigma = BLUR * field.shape[-1]
+        own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")
+    else:
+        # Nothing tells places apart but how near the edge they are, where networks see padding.
+        turned = [np.rot90(field, k, (1, 2)) for k in range(4)]
+        own = np.mean([*turned, *(t[:, ::-1] for t in turned)], 0)
+    everywhere = field.mean((1, 2), keepdims=True)
+    mixed: NDArray[np.float64] = (count * own + SHRUNK * everywhere) / (count + SHRUNK)
+    return mixed
+
+
+def _combined(layers: Floats, maps: Maps) -> Floats:
+    """Raw map (s, s) of one image: log of its Mahalanobis distance at every place, smoothed."""
+    centre, spread, whiten = (
+        maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
+    )
+    whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
+    raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
+    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
+    return smooth

@@ -1,0 +1,305 @@
+"""Anomaly maps: where an image is odd, calibrated, and as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from anoscan import atlas, cli, maps, modelfile, pictures, tiles
+from anoscan.atlas import Atlas, Rows
+from anoscan.detector import Detector
+from anoscan.errors import ModelError, UsageError
+from anoscan.images import Decoded, ImageFile
+from anoscan.judgement import Judge
+from anoscan.maps import Scale
+from anoscan.regions import find
+from anoscan.scores import MAP_FORMS, map_forms
+from anoscan.tiles import Canvas
+from tests.conftest import Digits
+
+
+def image(height: int, width: int, orientation: int = 1) -> Decoded:
+    samples = np.zeros((height, width), np.uint8)
+    stored = (width, height) if orientation < 5 else (height, width)
+    file = ImageFile("folder/a.png", Path("a.png"), "folder/a.png")
+    return Decoded(file, Canvas(samples, 1, None), *stored, orientation, b"", None)  # type: ignore[arg-type]
+
+
+def spotted(digits: Digits, folder: Path, n: int) -> list[tuple[Path, tuple[int, int]]]:
+    """Normal scans with a bright square of 3x3 pixels in the corner of each that is darkest."""
+    folder.mkdir()
+    found = []
+    for path in sorted(digits.normal.iterdir())[:n]:
+        pixels = np.array(Image.open(path))
+        corners = {(y, x): pixels[y : y + 3, x : x + 3].sum() for y in (0, 5) for x in (0, 5)}
+        y, x = min(corners, key=lambda corner: corners[corner])
+        pixels[y : y + 3, x : x + 3] = 255
+        Image.fromarray(pixels).save(folder / path.name)
+        found.append((folder / path.name, (x, y)))
+    return found
+
+
+# --- what a map says ----------------------------------------------------------------------------
+
+
+def test_a_planted_spot_is_the_highest_place_of_the_map_of_most_images(
+    trained: Detector, digits: Digits, tmp_path: Path
+) -> None:
+    places = spotted(digits, tmp_path / "spots", 20)
+    out = tmp_path / "maps"
+    trained.score(tmp_path / "spots", maps=Atlas(out, ("npy",)))
+    hits = 0
+    for path, (x, y) in places:
+        found = np.load(out / f"{path.name}.map.npy")
+        assert found.shape == (8, 8)
+        row, column = np.unravel_index(found.argmax(), found.shape)
+        hits += y - 1 <= row <= y + 3 and x - 1 <= column <= x + 3
+    assert hits >= 14
+
+
+def test_maps_of_normal_images_are_calm(trained: Detector, digits: Digits, tmp_path: Path) -> None:
+    assert trained.model.maps is not None
+    out = tmp_path / "maps"
+    trained.score(digits.queries, maps=Atlas(out, ("npy",)))
+    normal = digits.labels.read_text(encoding="utf-8").splitlines()[1:]
+    values = np.concatenate(
+        [
+            np.load(out / f"{Path(line[:-2]).name}.map.npy").ravel()
+            for line in normal
+            if line.endswith(",0")
+        ]
+    )
+    assert abs(np.median(values)) < 0.5
+    assert (values > trained.model.maps.scale.level).mean() < 0.03
+    assert (values > trained.model.maps.scale.brightest).mean() < 0.002
+
+
+def test_a_loaded_model_gives_the_same_maps_in_any_company(
+    trained: Detector, model_file: Path, digits: Digits
+) -> None:
+    loaded = Detector.load(model_file, workers=1)
+    together = trained.score(digits.queries, false_alarm_rate=0.3)
+    alone = loaded.score(digits.queries, false_alarm_rate=0.3, batch_size=1)
+    for one, other in zip(together.images, alone.images, strict=True):
+        assert one.path == other.path
+        # Reconstructions differ in the last bit where a batch is multiplied at once.
+        for a, b in zip(one.regions, other.regions, strict=True):
+            assert dataclasses.replace(a, score=0) == dataclasses.replace(b, score=0)
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+    assert any(r.regions for r in alone.images)
+
+
+def test_whether_images_are_aligned_is_decided_by_held_out_ones(trained: Detector) -> None:
+    model = trained.model
+    rng = np.random.default_rng(0)
+    # A texture without any place: every image is another part of the same noise.
+    noise = rng.normal(0, 0.5, (160, 1, 32, 32)).astype(np.float32).clip(-1, 1)
+    whole = np.repeat(np.repeat(noise, 2, 2), 2, 3)[:, :, : model.rule.size, : model.rule.size]
+    parts = torch.from_numpy(np.ascontiguousarray(whole))
+    fitted = maps.fit(
+        model.networks,
+        local_of(model.networks, parts[:120]),
+        lambda: [parts[:120]],
+        lambda: [parts[120:]],
+        align=None,
+    )
+    assert not fitted.aligned
+    assert trained.model.maps is not None
+    assert trained.model.maps.aligned
+
+
+def local_of(networks: object, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    from anoscan.scoring import fit_terms
+
+    return fit_terms(networks, ["local"], [x])["local"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("align", ["on", "off"])
+def test_alignment_can_be_chosen_and_is_kept(
+    few: Digits, tmp_path: Path, quick: dict[str, int], align: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    Detector.train(few.normal, path=path, align=align, rotation_images_shown=0, **quick)
+    metadata = modelfile.read_metadata(path)
+    assert metadata["maps"]["aligned"] is (align == "on")
+    assert Detector.load(path).score(few.queries).images
+
+
+def test_patches_are_never_aligned() -> None:
+    from anoscan.config import TrainConfig
+
+    with pytest.raises(UsageError, match="never aligned"):
+        TrainConfig(patches=100, align="on")
+    with pytest.raises(UsageError, match="--align"):
+        TrainConfig(align="maybe")
+
+
+def test_a_model_without_maps_scores_as_ever_and_says_what_it_lacks(
+    trained: Detector, digits: Digits, tmp_path: Path
+) -> None:
+    tensors, metadata = modelfile.load(Path(trained.reference.path))
+    older = tmp_path / "older.safetensors"
+    metadata = {k: v for k, v in metadata.items() if k not in ("maps", "format")}
+    modelfile.save(older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata)
+    detector = Detector.load(older)
+    before = [(r.path, r.score) for r in trained.score(digits.queries).images]
+    assert [(r.path, r.score) for r in detector.score(digits.queries).images] == before
+    with pytest.raises(ModelError, match="before there were anomaly maps"):
+        detector.score(digits.queries, maps=Atlas(tmp_path / "maps", ("npy",)))
+
+
+# --- regions ------------------------------------------------------------------------------------
+
+
+def test_a_region_has_a_box_an_area_a_peak_and_a_p_value_in_pixels_of_the_image() -> None:
+    oddness = np.zeros((10, 20), np.float32)
+    oddness[2:4, 3:8] = 2
+    oddness[3, 7] = 5
+    oddness[8, 18] = 1  # not above the level
+    decoded = dataclasses.replace(image(10, 20), width=40, height=20)
+    (region,) = find(decoded, oddness, 1.0, np.array([1.0, 4.5, 6.0]))
+    assert (region.x, region.y, region.width, region.height) == (6, 4, 10, 4)
+    assert (region.area, region.score, region.p_value) == (40, 5.0, 0.5)
+
+
+def test_regions_come_worst_first_and_touching_corners_are_one() -> None:
+    oddness = np.zeros((8, 8), np.float32)
+    oddness[0, 0], oddness[1, 1], oddness[5, 5] = 2, 3, 4
+    found = find(image(8, 8), oddness, 1.0, np.array([1.0]))
+    assert [region.score for region in found] == [4, 3]
+    assert (found[1].width, found[1].height, found[1].area) == (2, 2, 2)
+    assert find(image(8, 8), oddness, 9.0, np.array([1.0])) == ()
+
+
+def test_regions_of_a_reduced_map_are_in_full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "LARGEST_MAP", 4)
+    full = np.zeros((10, 10), np.float32)
+    full[9, 4] = 7
+    reduced = tiles.Reduced(10, 10)
+    reduced.add(0, full[:7])
+    reduced.add(7, full[7:])
+    assert reduced.picture.shape == (4, 4)
+    assert reduced.picture[3, 1] == 7
+    assert reduced.picture.sum() == 7
+    (region,) = find(image(10, 10), reduced.picture, 1.0, np.array([1.0]))
+    assert (region.x, region.y, region.width, region.height) == (3, 9, 3, 1)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_all_forms_are_written_and_agree(trained: Detector, digits: Digits, tmp_path: Path) -> None:
+    for path, _ in spotted(digits, tmp_path / "spots", 3):
+        with Image.open(path) as small:
+            small.resize((16, 16)).save(path)
+    report = trained.score(
+        tmp_path / "spots", maps=Atlas(tmp_path / "maps", tuple(MAP_FORMS)), false_alarm_rate=0.3
+    )
+    for found in report.images:
+        assert found.maps is not None
+        assert list(found.maps) == list(MAP_FORMS)
+        array = np.load(found.maps["npy"])
+        assert array.dtype == np.float32
+        assert np.array_equal(array, tifffile.imread(found.maps["tiff"]))
+        with Image.open(found.maps["mask"]) as drawn:
+            mask = np.asarray(drawn)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert (mask == 255).sum() == sum(region.area or 0 for region in found.regions)
+        with Image.open(found.maps["overlay"]) as drawn:
+            assert drawn.size == (16, 16)
+        with Image.open(found.maps["side-by-side"]) as drawn:
+            assert drawn.size == (3 * 16 + 2 * 4, 16)
+
+
+def test_a_map_has_the_resolution_of_its_image(trained: Detector, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 24), np.uint8)).save(tmp_path / "tall.png")
+    report = trained.score(tmp_path / "tall.png", maps=Atlas(tmp_path / "maps", ("npy", "overlay")))
+    written = report.images[0].maps
+    assert written is not None
+    assert np.load(written["npy"]).shape == (40, 24)
+    with Image.open(written["overlay"]) as drawn:
+        assert drawn.size == (24, 40)
+
+
+def test_enlarged_strips_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
+    rows = Rows(lambda top, end: small[top:end], small.shape, (50, 33))
+    whole = np.concatenate([strip for _, strip in rows.strips(50)])
+    cut = np.concatenate([strip for _, strip in rows.strips(3)])
+    assert np.array_equal(whole, cut)
+    expected = Image.fromarray(small).resize((33, 50), Image.Resampling.BILINEAR)
+    assert np.abs(whole - np.asarray(expected)).max() < 1e-5
+
+
+def test_rows_of_a_large_image_wait_on_disk_and_are_written_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "LARGEST_MAP", 8)
+    monkeypatch.setattr(atlas, "STRIP", 60)
+    full = np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)
+    decoded, reduced = image(30, 20), tiles.Reduced(30, 20)
+    book = Atlas(tmp_path, ("npy", "tiff", "mask"))
+    take = book.spool(decoded.canvas)
+    assert take is not None
+    for top in range(0, 30, 7):
+        reduced.add(top, full[top : top + 7])
+        take(top, full[top : top + 7])
+    found = book.write(decoded, decoded.canvas, reduced.picture, 0.5, Scale(0, 1, 1))
+    assert np.array_equal(np.load(found["npy"]), full)
+    assert np.array_equal(tifffile.imread(found["tiff"]), full)
+    assert np.array_equal(np.asarray(Image.open(found["mask"])) == 255, full > 0.5)
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
+        "a.png.map.npy", "a.png.map.tiff", "a.png.mask.png",
+    ]  # fmt: skip
+
+
+def test_an_overlay_leaves_calm_places_as_they_are_and_colours_odd_ones() -> None:
+    query, odd = np.zeros((1, 6, 6)), np.zeros((6, 6))
+    odd[4, 4] = 10
+    plain, _, both = pictures.overlay(query, odd, 10.0)
+    assert both.getpixel((0, 0)) == plain.getpixel((0, 0))
+    assert both.getpixel((4, 4)) != plain.getpixel((4, 4))
+
+
+def test_forms_are_checked_before_anything_is_scored() -> None:
+    assert map_forms("npy, overlay,npy") == ("npy", "overlay")
+    for wrong in ("", "png", "npy;mask"):
+        with pytest.raises(UsageError, match="--maps-format"):
+            map_forms(wrong)
+
+
+def test_the_command_writes_maps_and_names_them(
+    model_file: Path,
+    digits: Digits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    query = sorted(digits.queries.iterdir())[0]
+    command = ["anoscan", "score", str(query), "--model", str(model_file), "--json"]
+    monkeypatch.setattr("sys.argv", [*command, "--maps", str(tmp_path / "m")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    (found,) = json.loads(capsys.readouterr().out)["images"]
+    assert list(found["maps"]) == ["overlay", "npy"]
+    assert all(Path(path).is_file() for path in found["maps"].values())
+    monkeypatch.setattr("sys.argv", [*command, "--maps-format", "npy"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+
+
+def test_regions_are_those_of_the_map(trained: Detector) -> None:
+    judge = Judge(trained.model, trained.runtime)
+    levels = judge.levels(0.1, "calibrated")
+    assert trained.model.maps is not None
+    assert len(trained.model.yardstick.region_peaks) == len(trained.model.yardstick.terms)
+    assert levels.region in trained.model.yardstick.region_peaks
