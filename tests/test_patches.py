@@ -353,9 +353,9 @@ def test_few_large_images_are_decoded_ahead(
     folder = noise(tmp_path / "n", 20, (20, 20))
     begun: list[str] = []
 
-    def counting(image: ImageFile, rule: ImageRule) -> Any:
+    def counting(image: ImageFile, rule: ImageRule, *more: Any) -> Any:
         begun.append(image.path)
-        return decode(image, rule)
+        return decode(image, rule, *more)
 
     monkeypatch.setattr(images, "decode", counting)
     rule = ImageRule(size=16, channels=1, window=None, patch=16)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import pytest
@@ -113,8 +114,8 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
 
-    def full(self: Image.Image, file: Path, **_: str) -> None:
-        file.write_bytes(b"half")
+    def full(self: Image.Image, file: IO[bytes], **_: str) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
