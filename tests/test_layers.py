@@ -74,6 +74,7 @@ ORDER = [
     "recalibration",
     "sampling",
     "keeper",
+    "folds",
     "learn",
     "trial",
     "detector",

@@ -164,6 +164,17 @@ def train(
             metavar="FILE",
         ),
     ] = None,
+    calibration_folds: Annotated[
+        int | None,
+        setting(
+            "calibration_folds",
+            "Where images are few: calibrate on those trained on too, in so many folds; each "
+            "trains all but the GAN again.",
+            "K",
+            default="held-out images alone",
+            panel=IMAGES,
+        ),
+    ] = None,
     keep_thumbnails: Annotated[
         bool,
         option(
@@ -215,6 +226,7 @@ def train(
         "patch_size": patch_size,
         "align": align,
         "held_out": held_out,
+        "calibration_folds": calibration_folds,
         "architecture": architecture,
         "objective": objective,
         "encoder": encoder,

@@ -47,6 +47,7 @@ class TrainConfig:
     align: str = "auto"  # whether anomaly maps compare a place with the same place of others
     held_out: float = 0.1  # share of the images kept from every network, for calibration
     seed: int = 0
+    calibration_folds: int | None = None  # calibrate on the training images too, in so many folds
     keep_thumbnails: bool = False  # keep small copies and the paths of training images
 
     def __post_init__(self) -> None:
@@ -96,6 +97,11 @@ class TrainConfig:
     def _check_patches(self) -> None:
         _optional_int("--patches", self.patches, FEWEST_PATCHES, None)
         _optional_int("--patch-size", self.patch_size, SMALLEST_SIZE, LARGEST_PATCH)
+        _optional_int("--calibration-folds", self.calibration_folds, 2, 100)
+        if self.patches is not None and self.calibration_folds is not None:
+            raise UsageError(
+                "--calibration-folds does not go with --patches.", hint="It is for whole images."
+            )
         if self.patches is not None and self.keep_thumbnails:
             raise UsageError(
                 "--keep-thumbnails does not go with --patches.", hint="It is for whole images."

@@ -27,6 +27,7 @@ from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
 from anoscan.checkup import Game
 from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
+from anoscan.folds import Folds
 from anoscan.health import Findings, Watch, examine, of_folder
 from anoscan.images import ImageFile
 from anoscan.joint import JointStage
@@ -189,26 +190,20 @@ def learn(
     pixels, rows = material.pixels, material.rows
     clock.lap("reading")
     keeper = Keeper(checkpoint, _run_identity(config, material, without), resume)
-    folder = _of_folder(material, inspection)
+    folder = _of_folder(material, inspection, config)
     for check in folder:
         if check.verdict != "ok" and check.name != "calibration":
             on_progress(Progress("reading", len(files), len(files), {}, 0.0, check.message))
     tracker.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
-    networks, rollbacks, turned, game = _train(
-        material,
-        config,
-        runtime,
-        keeper,
-        tracker,
-        on_progress,
-        stopping,
-        clock,
+    networks, rollbacks, after, game = _train(
+        material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
     batches = chunks(rows, pixels.__getitem__, runtime.device)
-    fitted = fit_terms(networks, terms_of(turned=turned), batches)
+    fitted = fit_terms(networks, terms_of(turned=after.turned), batches)
     baselines = Baselines.fit(pixels, rows, config.seed)
     maps = _maps(networks, fitted, material, config, runtime)
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
+    held = dataclasses.replace(held, yardstick=after.extend(held.yardstick, list(fitted)))
     health = examine(
         folder,
         Findings(
@@ -249,10 +244,10 @@ def _train(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
-) -> tuple[Networks, int, bool, Game]:
+) -> tuple[Networks, int, Folds, Game]:
     """All stages.
 
-    Returns frozen networks, how often training went back, whether turns were learned, and how the
+    Returns frozen networks, how often training went back, what folds would start from, and how the
     game stood in the end.
     """
     networks = fresh_networks(config, material.rule)
@@ -301,6 +296,7 @@ def _train(
     watch = Watch(on_progress, look)
     go(gan, config.images_shown, batch, watch, generator=trained.generator, **looks)
     game = look(checkup.SAMPLES)
+    after_gan = copy.deepcopy(trained)
     if config.rotation_images_shown:
         pupil = copy.deepcopy(trained.discriminator)
         steps = math.ceil(config.rotation_images_shown / (2 * batch))
@@ -313,7 +309,8 @@ def _train(
     if not pairs:
         encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
         go(encoder, config.encoder_images_shown, batch, mirror=mirror)
-    return trained.frozen(), keeper.rollbacks, turned, game
+    folds = Folds(after_gan, turned, few, material, config, runtime, on_progress, stopping)
+    return trained.frozen(), keeper.rollbacks, folds, game
 
 
 @torch.no_grad()
@@ -324,11 +321,14 @@ def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float
     return float(torch.cat(found).mean())
 
 
-def _of_folder(material: Material, inspection: Inspection) -> tuple[HealthCheck, ...]:
+def _of_folder(
+    material: Material, inspection: Inspection, config: TrainConfig
+) -> tuple[HealthCheck, ...]:
     blank = map(census.is_blank, material.pixels)
     counts = census.take(material.digests, blank, inspection)
     of = "images" if material.rule.patch is None else "patches"
-    return of_folder(counts, len(material.rows), len(material.held_out), of)
+    calibrating = len(material.held_out) + len(material.rows) * bool(config.calibration_folds)
+    return of_folder(counts, len(material.rows), calibrating, of)
 
 
 def _maps(

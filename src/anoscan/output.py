@@ -36,6 +36,7 @@ _STAGES = {
     "gan": "learning normal",
     "rotation": "learning turns",
     "encoder": "learning to map",
+    "folds": "calibrating in folds",
     "scoring": "scoring",
 }
 _LOSSES = {

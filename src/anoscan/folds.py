@@ -1,0 +1,118 @@
+"""Calibration by folds, where normal images are few: those trained on are calibrated on too.
+
+Each fold of them is measured by an encoder, a rotation stage and terms that learned from the other
+folds alone (cross-conformal prediction, Vovk 2015, arXiv 1208.0806). One thing stays shared: the
+GAN saw all of them, and took what it can from that.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from anoscan import registry
+from anoscan.adversarial import TurnStage
+from anoscan.architectures import Networks
+from anoscan.config import TrainConfig
+from anoscan.mapping import EncoderStage
+from anoscan.mappings import Mapping
+from anoscan.material import Material
+from anoscan.model import Yardstick
+from anoscan.runtime import Runtime
+from anoscan.runtime import stream as random_stream
+from anoscan.scoring import chunks, fit_terms, measure
+from anoscan.training import Batches, OnProgress, Position, Stage, run
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Everything that folds are trained with.
+
+    Parameters
+    ----------
+    after_gan : Networks
+        As the GAN stage left them, the encoder not trained yet (but with the GAN, under `bigan`).
+    turned : bool
+        Whether the rotation stage was kept; then each fold has one of its own.
+    few : bool
+        Whether the discriminator learns gently; as in the training.
+    """
+
+    after_gan: Networks
+    turned: bool
+    few: bool
+    material: Material
+    config: TrainConfig
+    runtime: Runtime
+    on_progress: OnProgress
+    stopping: Callable[[], bool]
+
+    def extend(self, yardstick: Yardstick, names: list[str]) -> Yardstick:
+        """Yardstick with the terms of the images trained on too, where that was asked for.
+
+        Regions keep the level of the held-out images.
+        """
+        if self.config.calibration_folds is None:
+            return yardstick
+        rows = self.material.rows
+        count = min(self.config.calibration_folds, len(rows))
+        draw = torch.randperm(len(rows), generator=random_stream(self.config.seed, "folds"))
+        order = rows[draw.numpy()]
+        terms = [yardstick.terms]
+        for number in range(count):
+            inside = np.sort(order[number::count])
+            networks = self._trained(number, np.setdiff1d(rows, inside))
+            terms.append(self._measured(networks, names, np.setdiff1d(rows, inside), inside))
+        return dataclasses.replace(yardstick, terms=np.concatenate(terms))
+
+    def _trained(self, number: int, rows: np.ndarray) -> Networks:
+        """Networks of a fold: all that comes after the GAN, learned from `rows`."""
+        config, batch = self.config, self.config.batch_size
+        networks = copy.deepcopy(self.after_gan)
+
+        def batches(name: str, size: int) -> Batches:
+            called = f"{name}-fold{number}"
+            device = self.runtime.device
+            return Batches(self.material.pixels, rows, size, config.seed, called, device)
+
+        if self.turned:
+            steps = math.ceil((config.rotation_images_shown or 0) / (2 * batch))
+            pupil = networks.discriminator
+            shown = batches("rotation", 2 * batch)
+            stage = TurnStage(pupil, shown, steps, config, self.runtime, few=self.few)
+            self._run(stage, steps, 2 * batch)
+        mapping: Mapping = registry.load("mappings", config.mapping)
+        if mapping.loss is not None:
+            steps = math.ceil((config.encoder_images_shown or 0) / batch)
+            encoder = EncoderStage(
+                networks, mapping, batches("encoder", batch), config, self.runtime
+            )
+            self._run(encoder, steps, batch)
+        return networks.frozen()
+
+    def _run(self, stage: Stage, steps: int, images_per_step: int) -> None:
+        run(
+            stage,
+            steps=steps,
+            images_per_step=images_per_step,
+            position=Position(),
+            on_progress=lambda now: self.on_progress(dataclasses.replace(now, stage="folds")),
+            # Folds are not kept: a resumed run trains them again.
+            checkpoint=lambda where: None,
+            stopping=self.stopping,
+        )
+
+    def _measured(
+        self, networks: Networks, names: list[str], rows: np.ndarray, inside: np.ndarray
+    ) -> np.ndarray:
+        """Raw terms (n, k) of a fold."""
+        read, device = self.material.pixels.__getitem__, self.runtime.device
+        fitted = fit_terms(networks, names, chunks(rows, read, device))
+        found = [measure(networks, fitted, x).terms for x in chunks(inside, read, device)]
+        return np.concatenate(found)
