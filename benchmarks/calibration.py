@@ -1,10 +1,11 @@
-"""Do verdicts keep their promises? ``python -m benchmarks.calibration splits|suspects --help``.
+"""Do verdicts keep their promises? ``python -m benchmarks.calibration WHAT --help``.
 
 ``splits`` trains one model a class, then divides normal images that no network saw at random, many
 times, into calibration images and queries. Because the model stays the same, what differs is the
-calibration alone; a second training would only move all scores. ``suspects`` mixes images of
-other classes into the normal ones and asks who finds them. Results are kept and continued as those
-of `benchmarks.run`.
+calibration alone; a second training would only move all scores. ``folds`` trains on few images and calibrates
+on all of them, and counts false alarms among unseen ones. ``suspects`` mixes images of other
+classes into the normal ones and asks who finds them. Results are kept and continued as those of
+`benchmarks.run`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ RATES = (0.01, 0.05, 0.1)
 FDR = 0.1
 ODD = 0.1  # share of anomalies among the queries of the false discovery rate
 SETS = {"fashion-mnist": ("0", "3"), "mnist": ("2",), "elpv": ("64-dev",)}
+FEW = {"fashion-mnist": ("0.first200",)}
+FOLDS = 5
 SUSPECTS = {"fashion-mnist": ("0.mixed5", "3.mixed5")}
 
 Terms = npt.NDArray[np.float64]
@@ -143,17 +146,11 @@ def splits(
         terms, _ = _raw_terms(judge, folder / "test")
     model, odd = detector.model, split.anomalous
     scores = judge.scores(terms, DEFAULT_SCORE)
-    n, m = len(model.yardstick.terms), int((~odd).sum())
-    shipped = {}
-    for rate in RATES:
-        level = judge.threshold(rate, DEFAULT_SCORE).score
-        j = max(1, math.floor(rate * (n + 1) + 1e-9))
-        shipped[str(rate)] = _alarms([int((scores[~odd] > level).sum())], n, m, j)
     pool = np.concatenate([model.yardstick.terms, terms[~odd]])
     return {
         "auroc": float(roc_auc_score(odd, scores)),
         "cpu_seconds": trained - start,
-        "as_trained": {"calibration_images": n, "normal_queries": m, "rates": shipped},
+        "as_trained": _as_trained(judge, scores[~odd]),
         **resplit(
             model,
             detector.runtime,
@@ -164,6 +161,43 @@ def splits(
             seed=seed,
         ),
     }
+
+
+def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
+    """False alarms among the scores (m,) of unseen normal images, the model as it is."""
+    n, m, found = len(judge.model.yardstick.terms), len(normal), {}
+    for rate in RATES:
+        level = judge.threshold(rate, DEFAULT_SCORE).score
+        j = max(1, math.floor(rate * (n + 1) + 1e-9))
+        found[str(rate)] = _alarms([int((normal > level).sum())], n, m, j)
+    return {"calibration_images": n, "normal_queries": m, "rates": found}
+
+
+def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on few images, calibrate on all of them in folds; the same on held-out ones alone."""
+    found: dict[str, Any] = {"folds": FOLDS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data.write_folder(split.train, folder / "train")
+        data.write_folder(split.test, folder / "test")
+        start = time.process_time()
+        options = settings | {"seed": seed, "workers": 1, "calibration_folds": FOLDS}
+        detector = Detector.train(folder / "train", path=folder / "model.safetensors", **options)
+        found["cpu_seconds"] = time.process_time() - start
+        judge = Judge(detector.model, detector.runtime)
+        terms, _ = _raw_terms(judge, folder / "test")
+    scores, odd = judge.scores(terms, DEFAULT_SCORE), split.anomalous
+    found["auroc"] = float(roc_auc_score(odd, scores))
+    found["all_images"] = _as_trained(judge, scores[~odd])
+    # The held-out images come first; the folds of the others follow.
+    yardstick = detector.model.yardstick
+    held = yardstick.terms[: detector.model.metadata["training_data"]["held_out"]]
+    alone = dataclasses.replace(
+        detector.model, yardstick=dataclasses.replace(yardstick, terms=held)
+    )
+    judge = Judge(alone, detector.runtime)
+    found["held_out_alone"] = _as_trained(judge, judge.scores(terms[~odd], DEFAULT_SCORE))
+    return found
 
 
 def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -220,14 +254,14 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     split = data.load(cell.data.removeprefix("calibration/"), cell.cls, seed=cell.seed)
-    measure = {"splits": splits, "suspects": suspects}[cell.method]
+    measure = {"splits": splits, "folds": folds, "suspects": suspects}[cell.method]
     return keep(cell, split, measure(split, cell.seed, dict(cell.settings)), command)
 
 
 def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("splits", "suspects"))
+    parser.add_argument("what", choices=("splits", "folds", "suspects"))
     parser.add_argument("--data", type=lambda text: text.split(","), help="all by default")
     parser.add_argument("--classes", type=lambda text: text.split(","), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -235,7 +269,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
-    sets = {"splits": SETS, "suspects": SUSPECTS}[options.what]
+    sets = {"splits": SETS, "folds": FEW, "suspects": SUSPECTS}[options.what]
     shown = options.images_shown or {"splits": 16_000}.get(options.what)
     wanted = [
         Cell(
