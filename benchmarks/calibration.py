@@ -2,10 +2,10 @@
 
 ``splits`` trains one model a class, then divides normal images that no network saw at random, many
 times, into calibration images and queries. Because the model stays the same, what differs is the
-calibration alone; a second training would only move all scores. ``folds`` trains on few images and calibrates
-on all of them, and counts false alarms among unseen ones. ``suspects`` mixes images of other
-classes into the normal ones and asks who finds them. Results are kept and continued as those of
-`benchmarks.run`.
+calibration alone; a second training would only move all scores. ``folds`` trains on few images,
+calibrates on all of them, and counts false alarms among unseen ones. ``suspects`` mixes images of
+other classes into the normal ones and asks who finds them. Results are kept and continued as those
+of `benchmarks.run`.
 """
 
 from __future__ import annotations
