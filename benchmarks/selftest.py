@@ -1,8 +1,10 @@
 """Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
 
-Twelve classes, two trainings of each: one short, one sixteen times as long. A class agrees when the
-self-test, which knows no labels, prefers the training that real labels prefer. Results are kept
-and continued as those of `benchmarks.run`.
+Two trainings of each class: one short, one sixteen times as long. A class agrees when the
+self-test, which knows no labels, prefers the training that real labels prefer. The self-test's
+number is the mean of its AUROC of images and of pixels: longer training shows in where a defect is
+before it shows in whether there is one. That was settled on Fashion-MNIST 2, which does not count.
+Results are kept and continued as those of `benchmarks.run`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from benchmarks import data, run
 from benchmarks.cells import Cell, keep, sweep
 
 CLASSES = {"fashion-mnist": "24589", "mnist": "3478", "cifar-10": "578"}
+SETTLED_ON = ("fashion-mnist", "2")
 LENGTHS = {"short": 500, "long": 8000}  # images shown
 TRAIN, TEST = 3400, 300  # images of a class; test images, normal and anomalous each
 
@@ -64,6 +67,11 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     return keep(cell, split, {key: found[key] for key in wanted} | told, command)
 
 
+def overall(result: dict[str, Any]) -> float:
+    """What the self-test makes of a model, in one number."""
+    return float((result["self_test"]["anoscan"] + result["self_test_pixel"]["anoscan"]) / 2)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown table, a row a class."""
     by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -76,10 +84,12 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for (name, cls), pair in by_class.items():
         labels = [pair[length]["auroc"] for length in LENGTHS]
-        tested = [pair[length]["self_test"]["anoscan"] for length in LENGTHS]
+        tested = [overall(pair[length]) for length in LENGTHS]
         agree = (labels[1] > labels[0]) == (tested[1] > tested[0])
+        word = "yes" if agree else "**no**"
         figures = " | ".join(f"{value:.3f}" for value in labels + tested)
-        lines.append(f"| {name} | {cls} | {figures} | {'yes' if agree else '**no**'} |")
+        settled = (name, cls) == SETTLED_ON
+        lines.append(f"| {name} | {cls} | {figures} | {'not counted' if settled else word} |")
     return "\n".join(lines) + "\n"
 
 

@@ -163,12 +163,12 @@ def test_the_nearest_point_is_found() -> None:
 class Told:
     """A watch, and all that it passed on."""
 
-    def __init__(self, *games: Game) -> None:
+    def __init__(self, *games: Game, total: int = 10_000) -> None:
         self.seen: list[Progress] = []
         self.games = iter(games)
         self.watch = Watch(self.seen.append, lambda images: next(self.games))
-        for images in range(0, 1001, 20):
-            self.watch(Progress("gan", images, 1000, {"generator": 1.0}, 100.0))
+        for images in range(0, total + 1, total // 50):
+            self.watch(Progress("gan", images, total, {"generator": 1.0}, 100.0))
 
     @property
     def notes(self) -> list[str]:
@@ -181,6 +181,10 @@ def test_a_collapse_is_said_once_while_the_game_is_on() -> None:
     assert "mode collapse" in told.notes[0]
     assert len(told.seen) == 51 + 1
     assert next(told.games, None) is None, "the second half is looked at in four places"
+
+
+def test_a_game_of_a_second_is_not_watched() -> None:
+    assert Told(*[Game(0.01, 0.9, 0.1)] * 4, total=1000).notes == []
 
 
 def test_a_good_game_is_not_talked_about() -> None:

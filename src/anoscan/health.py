@@ -17,6 +17,7 @@ from anoscan.training import OnProgress, Progress
 
 WATCHED = 8  # parts of the game; after each of the second half of them it is looked at
 WATCH_SAMPLES = 64
+WATCHED_FROM = 4000  # images shown in all: a shorter game is over before anyone could act
 # Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
 OVERPOWERED = 0.999
 VARIED = 0.4
@@ -69,7 +70,7 @@ class Watch:
         """Pass a report of progress on, and look at the game now and then."""
         self.tell(progress)
         part = WATCHED * progress.images // max(progress.total_images, 1)
-        if not self.seen < part < WATCHED:
+        if not self.seen < part < WATCHED or progress.total_images < WATCHED_FROM:
             return
         self.seen = part
         found = self.look(WATCH_SAMPLES)
