@@ -6,7 +6,6 @@ starting. `examine` adds what only a finished training can show.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,7 +76,10 @@ class Watch:
         for check in (_diversity(found.diversity), *_discriminator(found)):
             if check.verdict != "ok" and check.name not in self.told:
                 self.told.add(check.name)
-                self.tell(dataclasses.replace(progress, losses={}, note=f"so far: {check.message}"))
+                note = f"so far: {check.message}"
+                self.tell(
+                    Progress(progress.stage, progress.images, progress.total_images, {}, 0.0, note)
+                )
 
 
 def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[HealthCheck, ...]:

@@ -217,6 +217,8 @@ class Lines:
         """Take a report of how far a stage is."""
         if progress.note:
             self._note(f"{_STAGES[progress.stage]}: {progress.note}")
+            if not progress.images_per_second:  # a note alone
+                return
         now = self._clock()
         if progress.images != progress.total_images and now - self._told < LINE_SECONDS:
             return
