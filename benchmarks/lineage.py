@@ -38,7 +38,7 @@ from benchmarks.cells import Cell, keep, sweep
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
 # A step costs four times as much at twice the side: these fit an hour of one core together.
-SIZES = {"64": 8_000, "128": 8_000, "256": 4_000}  # of solar cells: images shown in each stage
+SIZES = {"64": 8_000, "128": 4_000, "256": 2_000}  # of solar cells: images shown in each stage
 
 # The stages after the GAN keep their length, so that a row differs in its GAN alone.
 _LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}

@@ -94,12 +94,14 @@ def lineage(data: str) -> str:
     """Markdown table of a set's rows of `benchmarks.lineage`, one choice changed in each."""
     found = load(f"lineage/{data}")
     classes = sorted({cls for by_class in found.values() for cls in by_class})
-    titles = [data, *classes, "mean", "sd over seeds", *_ALONE, "PCA", "seeds", "CPU s"]
+    titles = [data, *classes, "mean", "sd over seeds", *_ALONE, "PCA", *_HEALTH]
+    titles += ["seeds", "CPU s"]
     names = sorted(found, key=lambda name: (name != "default", name))
     return _markdown(titles, [_lineage_row(name, found[name], classes) for name in names])
 
 
 _ALONE = ("paper", "anogan", "pixel", "latent")
+_HEALTH = ("diversity", "reconstruction")
 
 
 def _lineage_row(
@@ -109,8 +111,8 @@ def _lineage_row(
     results = [r for rows in by_class.values() for r in rows]
     columns = [[r["auroc_by_term"][term] for r in results] for term in _ALONE]
     columns.append([r["auroc_of_own_baselines"]["pca"] for r in results])
-    complete = all(by_class.get(cls) for cls in classes)
-    means = [f"{np.mean(column):.3f}" if complete else "-" for column in columns]
+    columns += [[r["health_values"][check] for r in results] for check in _HEALTH]
+    means = [f"{np.mean(column):.3f}" for column in columns]
     return [*head, *means, seeds, seconds]
 
 
