@@ -1,10 +1,11 @@
 """Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
 
-Two trainings of each class: one short, one sixteen times as long. A class agrees when the
-self-test, which knows no labels, prefers the training that real labels prefer. The self-test's
-number is the mean of its AUROC of images and of pixels: longer training shows in where a defect is
-before it shows in whether there is one. That was settled on Fashion-MNIST 2, which does not count.
-Results are kept and continued as those of `benchmarks.run`.
+Two trainings of each class: one of a hundred images shown, one of four thousand. A class agrees
+when the self-test, which knows no labels, prefers the training that real labels prefer. Both get
+the same defects. The self-test's number is the mean of its AUROC of images and of pixels: longer
+training shows in where a defect is before it shows in whether there is one. That was settled on
+Fashion-MNIST 2, which is not among the classes. Results are kept and continued as those of
+`benchmarks.run`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,25 @@ import dataclasses
 import json
 import shlex
 import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
+from anoscan import images, sensitivity
 from anoscan.detector import Detector
-from benchmarks import data, run
+from anoscan.material import Material
+from benchmarks import data
 from benchmarks.cells import Cell, keep, sweep
 
-CLASSES = {"fashion-mnist": "24589", "mnist": "3478", "cifar-10": "578"}
-SETTLED_ON = ("fashion-mnist", "2")
-LENGTHS = {"short": 500, "long": 8000}  # images shown
-TRAIN, TEST = 3400, 300  # images of a class; test images, normal and anomalous each
+CLASSES = {"fashion-mnist": "4589", "mnist": "3478", "cifar-10": "57"}
+LENGTHS = {"short": 100, "long": 4000}  # images shown
+TRAIN, TEST = 2000, 300  # images of a class; test images, normal and anomalous each
+DEFECTS = 24  # of each kind and size
 
 
 def smaller(split: data.Split) -> data.Split:
@@ -50,21 +57,37 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     """Train and score one model, and keep what labels and self-test say of it."""
     torch.set_num_threads(1)
     split = smaller(data.load(cell.data.removeprefix("selftest-"), cell.cls, seed=cell.seed))
-    told: dict[str, Any] = {}
-
-    def look(detector: Detector) -> None:
-        assert detector.report is not None
-        assert detector.report.self_test is not None
-        seconds = detector.report.seconds
-        told.update(
-            self_test=detector.report.self_test.auroc,
-            self_test_pixel=detector.report.self_test.pixel_auroc,
-            self_test_share=seconds["self_test"] / seconds["total"],
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as name:
+        train, test = Path(name) / "train", Path(name) / "test"
+        data.write_folder(split.train, train)
+        data.write_folder(split.test, test)
+        detector = Detector.train(
+            train,
+            path=Path(name) / "model.safetensors",
+            seed=cell.seed,
+            workers=1,
+            **dict(cell.settings),
         )
-
-    found = run.anoscan(split, cell.seed, dict(cell.settings), look)
-    wanted = ("auroc", "auroc_of_own_baselines", "cpu_seconds", "config")
-    return keep(cell, split, {key: found[key] for key in wanted} | told, command)
+        material = Material.load(
+            images.find([train]),
+            detector.model.rule,
+            detector.model.config,
+            workers=1,
+            on_progress=lambda done, total: None,
+        )
+        scored = sorted(detector.score(test).images, key=lambda image: image.path)
+    tested = sensitivity.measure(detector.model, material, detector.runtime, wanted=DEFECTS)
+    assert detector.report is not None
+    seconds = detector.report.seconds
+    found = {
+        "auroc": float(roc_auc_score(split.anomalous, [image.score for image in scored])),
+        "cpu_seconds": time.process_time() - start,
+        "self_test": tested.auroc,
+        "self_test_pixel": tested.pixel_auroc,
+        "self_test_share": seconds["self_test"] / seconds["total"],
+    }
+    return keep(cell, split, found, command)
 
 
 def overall(result: dict[str, Any]) -> float:
@@ -86,10 +109,8 @@ def table(results: list[dict[str, Any]]) -> str:
         labels = [pair[length]["auroc"] for length in LENGTHS]
         tested = [overall(pair[length]) for length in LENGTHS]
         agree = (labels[1] > labels[0]) == (tested[1] > tested[0])
-        word = "yes" if agree else "**no**"
         figures = " | ".join(f"{value:.3f}" for value in labels + tested)
-        settled = (name, cls) == SETTLED_ON
-        lines.append(f"| {name} | {cls} | {figures} | {'not counted' if settled else word} |")
+        lines.append(f"| {name} | {cls} | {figures} | {'yes' if agree else '**no**'} |")
     return "\n".join(lines) + "\n"
 
 

@@ -48,16 +48,25 @@ class _Told:
     maps: dict[str, np.ndarray]
 
 
-def measure(model: Model, material: Material, runtime: Runtime) -> SelfTest:
+def measure(
+    model: Model, material: Material, runtime: Runtime, *, wanted: int | None = None
+) -> SelfTest:
     """Test a model on defects put into the held-out images of its training, or parts of them.
 
-    Costs a few per cent of the training: the number of images follows its length.
+    The same images and seed give the same defects, so that models of one folder can be compared.
+
+    Parameters
+    ----------
+    wanted : int, optional
+        Images with a defect, of each kind and size. By default as many as the length of the
+        training allows: it should cost a few per cent of that.
     """
     judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[material.unseen[:MOST_CLEAN]])
     clean = _told(judge, views).scores
     sizes = sizes_for(side)
-    wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
+    if wanted is None:
+        wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
     cells = []
     for number, (kind, size) in enumerate((kind, size) for kind in KINDS for size in sizes):
         rng = np.random.default_rng(stream(model.config.seed, "defects", number).initial_seed())
