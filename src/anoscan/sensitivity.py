@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
@@ -189,7 +189,10 @@ def _cell(
 
 
 def _auroc(truth: np.ndarray, scores: np.ndarray) -> float:
-    return float(roc_auc_score(truth, scores))
+    """AUROC by ranks (Mann and Whitney): many small ones, for which scikit-learn's is slow."""
+    odd = truth.astype(bool)
+    n, m = int(odd.sum()), int((~odd).sum())
+    return float((rankdata(scores)[odd].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:
