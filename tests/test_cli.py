@@ -127,14 +127,17 @@ TRAINED_MODEL = REFERENCE | {
 SCORE = {
     "schema", "model", "score", "mapping", "threshold", "counts", "images", "skipped", "warning",
 }  # fmt: skip
-THRESHOLD = {"score", "false_alarm_rate", "effective_rate", "calibration_images", "warning"}
+THRESHOLD = {
+    "score", "false_alarm_rate", "effective_rate", "calibration_images", "uses_labels", "warning",
+}  # fmt: skip
 IMAGE = {
-    "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "regions", "residual",
+    "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "percentiles", "mismatch",
+    "nearest", "regions", "residual", "maps",
 }  # fmt: skip
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
-    "at_threshold", "baselines", "terms", "pixel", "classes", "curves", "comparison", "mapping",
-    "warning",
+    "at_threshold", "threshold_uses_labels", "baselines", "terms", "pixel", "classes", "curves",
+    "comparison", "mapping", "warning",
 }  # fmt: skip
 
 
@@ -142,7 +145,9 @@ def check_train(document: Any) -> None:
     assert document["schema"] == "anoscan.train/1"
     assert set(document) == TRAIN
     assert set(document["model"]) == TRAINED_MODEL
-    assert set(document["images"]) == {"found", "trained", "held_out", "patches", "skipped"}
+    assert set(document["images"]) == {
+        "found", "trained", "held_out", "patches", "dropped", "skipped",
+    }  # fmt: skip
     assert {"gan", "encoder"} <= set(document["images_shown"])
     assert {"gan", "encoder", "calibration", "total"} <= set(document["seconds"])
     assert set(document["health"]) == {"verdict", "checks"}
