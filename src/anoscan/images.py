@@ -349,7 +349,7 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
             if cover is None and opened.pending == 1 and band.shape == side[::-1]:
                 ready.append(band)  # each copy of a large image counts
                 continue
-            band = Image.fromarray(np.ascontiguousarray(band))
+            band = Image.fromarray(np.ascontiguousarray(band, np.float32))
         if cover is not None:
             # Before resampling too, or what is outside would run over the edge.
             fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
@@ -382,7 +382,7 @@ def _covered(
 
 def _bands(
     opened: Opened, rule: ImageRule
-) -> tuple[Sequence[Image.Image | Floats], tuple[float, float] | None]:
+) -> tuple[Sequence[Image.Image | NDArray[Any]], tuple[float, float] | None]:
     """Parts of an image that can be resized, one or, of deep colours, three; and their window."""
     picture = opened.picture
     if isinstance(picture, Image.Image):

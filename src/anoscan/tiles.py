@@ -30,7 +30,7 @@ class Canvas:
 
     Parameters
     ----------
-    samples : ndarray, (height, width) or (height, width, 3), uint8 or float32
+    samples : ndarray, (height, width) or (height, width, 3), uint8, uint16 or float32
     channels : int
         Grey samples are repeated where this is 3.
     window : (low, high) or None
@@ -39,7 +39,7 @@ class Canvas:
         What stands instead of what does not count.
     """
 
-    samples: NDArray[np.uint8] | Floats
+    samples: NDArray[np.uint8] | NDArray[np.uint16] | Floats
     channels: int
     window: tuple[float, float] | None
     cover: Cover | None = None

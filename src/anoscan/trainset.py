@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
@@ -138,7 +140,7 @@ def _opened(image: ImageFile) -> Opened:
         return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
 
 
-def _samples(samples: Floats) -> Floats:
+def _samples(samples: NDArray[Any]) -> Floats:
     flat = samples.ravel()
     step = -(-flat.size // _INSPECTED_PIXELS)
     # A step that shares no factor with a row, or every sample could come from one column.

@@ -28,6 +28,7 @@ from PIL import Image
 from anoscan.errors import InputError
 
 Floats = NDArray[np.float32]
+Deep = NDArray[np.uint16] | NDArray[np.float32]
 
 LARGEST_FILE = 2 * 1024**3  # bytes of a file that is read whole
 # What decoders raise on damaged files, by their source and by fuzzing them.
@@ -57,7 +58,7 @@ class Opened:
     ----------
     picture : Image or ndarray
         8 bits: an image of Pillow, in any of its modes. More: samples (height, width) or (height,
-        width, 3), float32, finite.
+        width, 3), uint16 or float32, finite.
     width, height : int
         Of the image as stored.
     digest : bytes
@@ -70,7 +71,7 @@ class Opened:
         EXIF's, 1 to 8; `pending` is what of it is still to be applied.
     """
 
-    picture: Image.Image | Floats
+    picture: Image.Image | Deep
     width: int
     height: int
     digest: bytes = b""
@@ -131,8 +132,13 @@ def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
     return samples[..., 0] if samples.shape[2] == 1 else samples
 
 
-def finite(samples: NDArray[Any]) -> Floats:
-    """Samples as float32, which must be finite: there is nothing that a hole could stand for."""
+def finite(samples: NDArray[Any]) -> Deep:
+    """Samples as float32, which must be finite: there is nothing that a hole could stand for.
+
+    Whole numbers of 16 bits stay as they are: of a large image, each byte a pixel counts.
+    """
+    if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
+        return np.ascontiguousarray(samples, np.uint16)
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(samples, np.float32)
     # Both ends say it of all between them, without a mask as large as a large image.
@@ -149,9 +155,11 @@ def check_size(width: int, height: int) -> None:
         raise InputError("has too many pixels to be decoded safely")
 
 
-def digest_of(picture: Image.Image | Floats) -> bytes:
-    """SHA-256 of the samples of one page."""
+def digest_of(picture: Image.Image | Deep) -> bytes:
+    """SHA-256 of the samples of one page, deep ones as float32."""
     samples = np.asarray(picture)
+    if samples.dtype == np.uint16:
+        samples = samples.astype(np.float32)
     found = hashlib.sha256(f"{samples.dtype} {samples.shape}".encode())
     found.update(np.ascontiguousarray(samples).data)
     return found.digest()

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from anoscan.errors import InputError
@@ -18,7 +19,7 @@ from anoscan.formats.picture import (
     DAMAGE,
     DAMAGED,
     KINDS,
-    Floats,
+    Deep,
     Opened,
     check_size,
     finite,
@@ -32,6 +33,7 @@ SUFFIXES = ".png .jpg .jpeg .bmp .webp .gif .ppm .pgm .pnm .pbm"
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION, _BITS, _SAMPLE_FORMAT = 0x0112, 0x0102, 0x0153
+_BAND = 2**22  # pixels that are taken over at a time
 _CUT = re.compile("truncated|not enough image data|EOF")
 
 
@@ -95,14 +97,29 @@ def loses_depth(image: Image.Image) -> bool:
     return max(bits, default=8) > 8 and image.mode not in _DEEP_MODES
 
 
-def _deep(image: Image.Image) -> Floats:
+def _deep(image: Image.Image) -> Deep:
     with _plain_reasons():
-        samples = np.asarray(image)
+        samples = _samples(image)
     if image.mode == "I" and image.format == "TIFF":
         formats, bits = (image.tag_v2.get(tag, (1,)) for tag in (_SAMPLE_FORMAT, _BITS))  # type: ignore[attr-defined]
         if tuple(formats) == (1,) and tuple(bits) == (32,):
             samples = samples.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     return finite(samples)
+
+
+def _samples(image: Image.Image) -> NDArray[Any]:
+    """Samples (height, width), a few rows at a time: Pillow copies twice on the way."""
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    if rows >= height:
+        return np.asarray(image)
+    samples: NDArray[Any] | None = None
+    for top in range(0, height, rows):
+        band = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+        if samples is None:
+            samples = np.empty((height, width), band.dtype)
+        samples[top : top + len(band)] = band
+    return np.asarray(samples)
 
 
 def _depth(image: Image.Image) -> str:
