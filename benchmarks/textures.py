@@ -129,7 +129,7 @@ def run(
 def main() -> None:
     """Measure the textures named, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=NAMES, choices=[*NAMES, []])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int, default=8000)
     given = parser.parse_args()
@@ -141,7 +141,9 @@ def main() -> None:
         "rotation_images_shown": 0,
         "encoder_images_shown": shown // 2,
     }
-    for name in given.names:
+    if unknown := set(given.names) - set(NAMES):
+        parser.error(f"no texture is named {sorted(unknown)[0]}")
+    for name in given.names or NAMES:
         result = run(name, given.seed, settings, sys.stderr.write)
         target = RESULTS / "textures" / f"{name}-seed{given.seed}.json"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from skimage import data
 
 from anoscan import cli, images, modelfile, selftest
+from anoscan.atlas import Atlas
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
@@ -214,6 +215,24 @@ def test_the_picture_shows_the_whole_image_at_its_own_size(
         assert picture.size == (3 * wide.shape[1] + 2 * 4, wide.shape[0])
         shown = np.asarray(picture.convert("L"))[:, : wide.shape[1]]
     assert np.array_equal(shown, wide)
+
+
+def test_the_map_of_a_normal_image_has_no_period_at_the_distance_of_tiles(tmp_path: Path) -> None:
+    folder = noise(tmp_path / "n", 10, (40, 40))
+    detector = Detector.train(folder, path=tmp_path / "m.safetensors", **QUICK)
+    side, pitch = 512, 8
+    query = noise(tmp_path / "q", 1, (side, side))
+    written = detector.score(query, maps=Atlas(tmp_path / "o", ("npy",))).images[0].maps
+    assert written is not None
+    found = np.load(written["npy"])
+    for turned in (found, found.T):
+        # Means down parts of the columns: what lies in columns adds up, what is chance does not.
+        profiles = turned.reshape(8, side // 8, side).mean(1)
+        power = np.square(np.abs(np.fft.rfft(profiles - profiles.mean(1, keepdims=True)))).mean(0)
+        for harmonic in (1, 2, 3):
+            at = harmonic * side // pitch
+            beside = np.r_[power[at - 12 : at - 2], power[at + 3 : at + 13]]
+            assert power[at] < 5 * beside.mean()
 
 
 def test_eval_and_sample_work_with_a_model_of_patches(

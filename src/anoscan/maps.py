@@ -42,6 +42,9 @@ FLOOR = 0.1  # of a usual distance: what is closer says no more
 # whether images are aligned: a texture shows in a neighbourhood, a part out of place at its place.
 NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
 LAST_BLUR = {True: 1 / 32, False: 1 / 16}
+HALVED = 64  # pixels along a view from which every second one says enough
+COARSENESS = 1.5  # cells that a standard deviation of the smoothing has, at least
+TRUNCATED = 3.0  # standard deviations after which it ends
 BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neighbours are alike
 SHRUNK = 8  # images that what is usual everywhere counts as, for one place
 MOST_HELD_OUT = 256  # images, or patches
@@ -50,14 +53,12 @@ PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
 
 @dataclass(frozen=True)
 class Scale:
-    """How raw maps become standard deviations, and what of them is shown.
+    """What of a map is shown.
 
-    `mean` and `deviation` are of the pixels of held-out normals. `level` is what a share of
-    `PIXEL_RATE` of them exceeds, in standard deviations; the brightest colour is twice that.
+    `level` is what a share of `PIXEL_RATE` of the pixels of held-out normals exceeds, in standard
+    deviations; the brightest colour is twice that.
     """
 
-    mean: float
-    deviation: float
     level: float
 
     @property
@@ -75,7 +76,8 @@ class Maps:
     tensors : dict
         ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
         ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
-        ``centre`` and ``spread`` (m, s, s), and ``whiten`` (m, m), of the layers.
+        ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
+        ``place_mean`` and ``place_spread`` (s, s) of raw maps.
     aligned : bool
         Whether places have Gaussians of their own.
     scale : Scale
@@ -87,8 +89,11 @@ class Maps:
 
     def measure(self, evidence: Evidence) -> Floats:
         """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
-        raw = np.stack([_combined(layers, self) for layers in _layers(evidence, self)])
-        standard: Floats = ((raw - self.scale.mean) / self.scale.deviation).astype(np.float32)
+        side = evidence.x.shape[-1]
+        combined = (_combined(layers, self) for layers in _layers(evidence, self))
+        raw = np.stack([_enlarged(torch.from_numpy(one), side) for one in combined])
+        mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
+        standard: Floats = (raw - mean) / spread
         return standard
 
     def stored(self) -> dict[str, Tensor]:
@@ -98,13 +103,7 @@ class Maps:
 
     def described(self) -> dict[str, Any]:
         """JSON values for `restored`."""
-        scale = self.scale
-        return {
-            "aligned": self.aligned,
-            "mean": scale.mean,
-            "deviation": scale.deviation,
-            "level": scale.level,
-        }
+        return {"aligned": self.aligned, "level": self.scale.level}
 
     @classmethod
     def restored(cls, tensors: Tensors, described: dict[str, Any], local: Tensors) -> Maps:
@@ -115,13 +114,12 @@ class Maps:
         KeyError, TypeError, ValueError
             When something is missing or of the wrong kind.
         """
-        aligned = described["aligned"]
-        values = [float(described[name]) for name in ("mean", "deviation", "level")]
-        if not isinstance(aligned, bool) or not np.isfinite(values).all() or values[1] <= 0:
+        aligned, level = described["aligned"], float(described["level"])
+        if not isinstance(aligned, bool) or not (np.isfinite(level) and level > 0):
             raise ValueError("the description of the maps is not one")
-        if not {"centre", "spread", "whiten"} <= set(tensors):
+        if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
             raise ValueError("the Gaussian of the maps is missing")
-        return cls(tensors | (local if aligned else {}), aligned, Scale(*values))
+        return cls(tensors | (local if aligned else {}), aligned, Scale(level))
 
 
 def fit(
@@ -150,13 +148,21 @@ def fit(
                 networks, anywhere, held_out()
             )
         usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
-        maps = Maps((own if align else anywhere) | usual, align, Scale(0.0, 1.0, 1.0))
+        unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
+        maps = Maps((own if align else anywhere) | usual | unscaled, align, Scale(1.0))
         gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
         maps = Maps(maps.tensors | gaussian, align, maps.scale)
         raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
-    mean, deviation = float(raw.mean()), max(float(raw.std()), 1e-6)
-    level = (float(np.quantile(raw, 1 - PIXEL_RATE)) - mean) / deviation
-    return Maps(maps.tensors, align, Scale(mean, deviation, max(level, 1e-3)))
+    # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
+    n, raw = len(raw), raw.astype(np.float64)
+    mean = _of_place(raw.mean(0)[None], n, align)[0]
+    spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, align)[0] + 1e-6)
+    level = float(np.quantile((raw - mean) / spread, 1 - PIXEL_RATE))
+    placed = {
+        "place_mean": torch.from_numpy(mean.astype(np.float32)),
+        "place_spread": torch.from_numpy(spread.astype(np.float32)),
+    }
+    return Maps(maps.tensors | placed, align, Scale(max(level, 1e-3)))
 
 
 def _is_of_places(name: str) -> bool:
@@ -242,10 +248,12 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Layers (m, s, s) of each image."""
+    """Layers (m, g, g) of each image, on a grid as fine as the finest block where that is fine."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
-    found = [list(_pixel_squares(evidence)[:, None] / tensors["usual"].double())]
-    found[0] = [square[0] for square in found[0]]
+    pixels = _pixel_squares(evidence) / tensors["usual"].double()
+    if side >= HALVED and side % 2 == 0:
+        pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
+    found = [list(pixels)]
     for i, (f, f_hat) in enumerate(_pairs(evidence)):
         # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
         inner = _own if maps.aligned else _without_edge
@@ -280,9 +288,21 @@ def _enlarged(layer: Tensor, side: int) -> Floats:
 
 
 def _smoothed(layers: Floats, share: float) -> Floats:
-    sigma = share * layers.shape[-1]
-    smooth: Floats = ndimage.gaussian_filter(layers, (0, sigma, sigma), mode="nearest")
-    return smooth
+    """Layers (m, s, s) with a Gaussian over them, on a grid as coarse as it allows."""
+    side = layers.shape[-1]
+    sigma, step = share * side, 1
+    while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
+        step *= 2
+    cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
+    blur = (0, sigma / step, sigma / step)
+    smooth: Floats = ndimage.gaussian_filter(cells, blur, mode="nearest", truncate=TRUNCATED)
+    if step == 1:
+        return smooth
+    grown = torch.nn.functional.interpolate(
+        torch.from_numpy(smooth)[None], size=(side, side), mode="bilinear", align_corners=False
+    )
+    numbers: Floats = grown[0].numpy()
+    return numbers
 
 
 def _fit_layers(maps: Maps, evidence: Callable[[], Iterable[Evidence]]) -> Tensors:
@@ -311,21 +331,21 @@ def _all_layers(maps: Maps, evidence: Iterable[Evidence]) -> Iterable[NDArray[np
 
 
 def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:
-    """What is usual at a place (m, s, s), from means over `count` images."""
-    if aligned:
-        sigma = BLUR * field.shape[-1]
-        own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")
-    else:
+    """What is usual at a place (m, g, g), from means over `count` images."""
+    if not aligned:
         # Nothing tells places apart but how near the edge they are, where networks see padding.
         turned = [np.rot90(field, k, (1, 2)) for k in range(4)]
-        own = np.mean([*turned, *(t[:, ::-1] for t in turned)], 0)
+        alike: NDArray[np.float64] = np.mean([*turned, *(t[:, ::-1] for t in turned)], 0)
+        return alike
+    sigma = BLUR * field.shape[-1]
+    own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")
     everywhere = field.mean((1, 2), keepdims=True)
     mixed: NDArray[np.float64] = (count * own + SHRUNK * everywhere) / (count + SHRUNK)
     return mixed
 
 
 def _combined(layers: Floats, maps: Maps) -> Floats:
-    """Raw map (s, s) of one image: log of its Mahalanobis distance at every place, smoothed."""
+    """Raw map (g, g) of one image: log of its Mahalanobis distance at every place, smoothed."""
     centre, spread, whiten = (
         maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
     )
