@@ -213,7 +213,8 @@ def _findings(
     if beaten:
         found.append(
             f"{_NAMES[best]} does better on your data where defects are small: a mean AUROC of "
-            f"{auroc[best]:.2f} on the synthetic ones, against {auroc[OWN]:.2f}."
+            f"{auroc[best]:.2f} on the synthetic ones, against {auroc[OWN]:.2f}. That says nothing "
+            f"of images that are odd as a whole."
         )
     if beaten or sees_from is None:
         found.append(_advice(model, trained, scale))
