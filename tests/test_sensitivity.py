@@ -154,9 +154,9 @@ def test_a_self_test_costs_little_and_says_the_same_again(
     )
     measured, measure = [], sensitivity.measure_views
 
-    def count(networks: object, fitted: object, x: np.ndarray) -> object:
+    def count(networks: object, fitted: object, x: np.ndarray, maps: object) -> object:
         measured.append(len(x))
-        return measure(networks, fitted, x)  # type: ignore[arg-type]
+        return measure(networks, fitted, x, maps=maps)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sensitivity, "measure_views", count)
     assert sensitivity.measure(model, material, tested.runtime) == report_of(tested)

@@ -146,14 +146,14 @@ def _told(judge: Judge, views: Floats) -> _Told:
     model = judge.model
     terms, maps = [], []
     for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
-        measured = measure_views(model.networks, model.fitted, x)
+        measured = measure_views(model.networks, model.fitted, x, maps=model.maps)
         terms.append(measured.terms)
-        maps.append(measured.residual)
+        maps.append(measured.oddness)
     residuals = _baseline_residuals(model.baselines, views)
-    residuals[OWN] = np.concatenate(maps)
     scores = model.baselines.scores(views)
     scores[OWN] = judge.scores(np.concatenate(terms), DEFAULT_SCORE)
-    return _Told(scores, {name: smooth(residual) for name, residual in residuals.items()})
+    smoothed = {name: smooth(residual) for name, residual in residuals.items()}
+    return _Told(scores, smoothed | {OWN: np.concatenate(maps)})
 
 
 def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.ndarray]:
