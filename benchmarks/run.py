@@ -59,6 +59,7 @@ def anoscan(
         terms, own = _raw_terms(judge, folder / "test")
         scored = time.process_time()
     assert detector.report is not None
+    assert detector.report.self_test is not None
     model, odd = detector.model, split.anomalous
     scores = {name: judge.scores(terms, name) for name in SCORES}
     level = judge.threshold(FALSE_ALARM_RATE, "calibrated").score
@@ -77,6 +78,8 @@ def anoscan(
         "cpu_seconds_scoring": scored - trained,
         "health": detector.report.health.verdict,
         "health_values": {check.name: check.value for check in detector.report.health.checks},
+        "self_test": detector.report.self_test.auroc,
+        "self_test_pixel": detector.report.self_test.pixel_auroc,
         "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
         "config": model.metadata["config"],
     }

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
 
 from anoscan import modelfile, reports, sensitivity
 from anoscan.detector import Detector
@@ -103,12 +102,6 @@ def test_the_smallest_size_seen_lies_between_those_that_were_tried() -> None:
     assert sensitivity.smallest_seen(cells(s4=0.65, s8=0.85)) == pytest.approx(4 * 2**0.5)
     # Seen by luck at a small size, and not at a larger one: not seen.
     assert sensitivity.smallest_seen(cells(s2=0.8, s4=0.6, s8=0.75)) == 8
-
-
-def test_the_area_under_the_curve_is_that_of_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    truth, scores = rng.integers(0, 2, 200), rng.integers(0, 20, 200) / 7
-    assert sensitivity._auroc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
 
 
 @pytest.fixture(scope="module")
