@@ -37,8 +37,9 @@ from benchmarks.cells import Cell, keep, sweep
 
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
-# A step costs four times as much at twice the side: these fit an hour of one core together.
-SIZES = {"64": 8_000, "128": 4_000, "256": 2_000}  # of solar cells: images shown in each stage
+# A step of full size costs twice as much at twice the side: these fit an hour of one core together.
+SIZES = {"64": 32_000, "128": 32_000, "256": 24_000}  # of solar cells: images shown in the game
+SIZES_WIDTH = 16
 
 # The stages after the GAN keep their length, so that a row differs in its GAN alone.
 _LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}
@@ -93,8 +94,10 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def lengths(size: str) -> tuple[tuple[str, Any], ...]:
     """Settings of a training at a size of `SIZES`."""
-    stages = ("images_shown", "rotation_images_shown", "encoder_images_shown")
-    return tuple((stage, SIZES[size]) for stage in stages)
+    shown = SIZES[size]
+    stages = {"rotation_images_shown": shown // 4, "encoder_images_shown": shown // 4}
+    given = {"size": int(size), "width": SIZES_WIDTH, "images_shown": shown} | stages
+    return tuple(sorted(given.items()))
 
 
 def sheet_path(cell: Cell) -> Path:
