@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from anoscan import atlas, cli, maps, modelfile, pictures, tiles
+from anoscan import atlas, cli, drift, images, maps, modelfile, pictures, tiles
 from anoscan.atlas import Atlas, Rows
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, UsageError
 from anoscan.images import Decoded, ImageFile
 from anoscan.judgement import Judge
-from anoscan.maps import Scale
+from anoscan.maps import Maps, Scale
 from anoscan.regions import find
 from anoscan.scores import MAP_FORMS, map_forms
 from anoscan.tiles import Canvas
@@ -306,6 +306,38 @@ def test_regions_are_those_of_the_map(trained: Detector) -> None:
     assert trained.model.maps is not None
     assert len(trained.model.yardstick.region_peaks) == len(trained.model.yardstick.terms)
     assert levels.region in trained.model.yardstick.region_peaks
+
+
+# --- maps that nobody asked for -----------------------------------------------------------------
+
+
+def test_scores_are_the_same_bit_for_bit_without_maps_which_are_then_not_made(
+    trained: Detector, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(trained.model, trained.runtime)
+    files = images.find([digits.queries])[:80]
+
+    def outcomes(mapped: bool) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+        batches = judge.measured(files, 64, pictures=False, mapped=mapped)
+        rows = [row for batch in batches for row in batch]
+        return np.stack([terms for _, terms, *_ in rows]), [row[-1].shape for row in rows]
+
+    with_maps, shapes = outcomes(mapped=True)
+    assert (0, 0) not in shapes
+    monkeypatch.setattr(Maps, "measure", None)
+    without, shapes = outcomes(mapped=False)
+    assert set(shapes) == {(0, 0)}
+    assert without.tobytes() == with_maps.tobytes()
+
+
+def test_labels_without_masks_ask_for_no_maps(
+    trained: Detector, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Maps, "measure", None)
+    report = trained.evaluate(digits.labels)
+    assert report.pixel is None
+    assert report.auroc is not None
+    assert drift.compare(trained, [digits.queries], lambda progress: None).checks
 
 
 # --- large images -------------------------------------------------------------------------------

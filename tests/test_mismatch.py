@@ -4,11 +4,13 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from anoscan import judgement, neighbours
 from anoscan.cli import main
 from anoscan.detector import Detector
 from anoscan.errors import ModelError
@@ -170,9 +172,16 @@ def test_a_training_image_is_its_own_nearest_neighbour(keeper: Detector, few: Di
             assert np.abs(shown - middle).mean() < 2
 
 
-def test_pictures_show_the_nearest_training_images(
-    keeper: Detector, few: Digits, tmp_path: Path
+def test_pictures_show_the_nearest_training_images_which_are_looked_for_once(
+    keeper: Detector, few: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+
+    def latent(*given: Any) -> np.ndarray:
+        asked.append(given)
+        return neighbours.latent(*given)
+
+    monkeypatch.setattr(judgement, "latent", latent)
     query = sorted(few.queries.iterdir())[0]
     plain = keeper.score([query], residuals=tmp_path / "plain").images[0].residual
     more = keeper.score([query], residuals=tmp_path / "more", nearest=2).images[0].residual
@@ -180,6 +189,7 @@ def test_pictures_show_the_nearest_training_images(
     assert more is not None
     with Image.open(plain) as first, Image.open(more) as second:
         assert second.width > first.width * 1.5
+    assert len(asked) == 1
 
 
 def test_nothing_of_training_images_is_kept_unasked(trained: Detector, digits: Digits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,9 +148,9 @@ def test_a_self_test_costs_little_and_says_the_same_again(
     )
     measured, measure = [], sensitivity.measure_views
 
-    def count(networks: object, fitted: object, x: np.ndarray, maps: object) -> object:
+    def count(networks: object, fitted: object, x: np.ndarray, **how: Any) -> object:
         measured.append(len(x))
-        return measure(networks, fitted, x, maps=maps)  # type: ignore[arg-type]
+        return measure(networks, fitted, x, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sensitivity, "measure_views", count)
     assert sensitivity.measure(model, material, tested.runtime) == report_of(tested)

@@ -110,7 +110,8 @@ class _Measured:
         judge = subject.judge
         files = [item.image for item in given.images]
         by_path = {item.image.path: item for item in given.images}
-        batches = judge.measured(files, conditions.batch_size, conditions.how, pictures=False)
+        size, how = conditions.batch_size, conditions.how
+        batches = judge.measured(files, size, how, pictures=False, mapped=given.masks)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None
             for decoded, row, _, _, oddness in chain.from_iterable(batches):

@@ -286,7 +286,10 @@ class Detector:
             on_progress=on_progress,
             on_image=on_image,
         ):
-            (skipped if isinstance(outcome, Skipped) else scored).append(outcome)  # type: ignore[arg-type]
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+            else:
+                scored.append(outcome)
         if not scored:
             raise nothing_readable(skipped)
         ordered = ranked(scored)
@@ -343,9 +346,10 @@ class Detector:
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                result = self._judge.judge(decoded, terms, oddness, levels)
+                near = self._judge.nearest(decoded, levels)
+                result = self._judge.judge(decoded, terms, oddness, levels, near)
                 if residuals is not None:
-                    picture = self._judge.draw(decoded, x_hat, residual, Path(residuals), nearest)
+                    picture = self._judge.draw(decoded, x_hat, residual, near, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
                 if maps is not None:
                     files_of = self._judge.chart(decoded, oddness, levels, maps)

@@ -47,7 +47,7 @@ def compare(
     judge = Judge(detector.model, detector.runtime)
     terms, looks, skipped, unlike = [], [], [], 0
     known = detector.model.yardstick.looks
-    for batch in judge.measured(files, CHUNK, pictures=False):
+    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
                 skipped.append(decoded)

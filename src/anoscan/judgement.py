@@ -18,8 +18,8 @@ from anoscan.config import SMALLEST_SIZE, rate_in_range
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.model import Model
-from anoscan.neighbours import latent
-from anoscan.results import ImageScore, Neighbour, Skipped, Threshold
+from anoscan.neighbours import Nearest, latent
+from anoscan.results import ImageScore, Skipped, Threshold
 from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
@@ -197,14 +197,15 @@ class Judge:
         how: Inversion = ENCODER,
         *,
         pictures: bool = True,
+        mapped: bool = True,
         atlas: Atlas | None = None,
         on_tiles: OnTiles | None = None,
     ) -> Iterator[list[Outcome]]:
         """Batches of (decoded, terms (k,), reconstruction, residual, oddness), in input order.
 
-        The oddness says where in the image: a map (h, w), as fine as there is use for. Without
-        `pictures`, reconstruction and residual of large images are empty. The `atlas` takes the
-        rows of their maps; `on_tiles` is told how far one is.
+        The oddness says where in the image: a map (h, w), as fine as there is use for; it is empty
+        unless `mapped`. Without `pictures`, reconstruction and residual of large images are empty.
+        The `atlas` takes the rows of their maps; `on_tiles` is told how far one is.
         """
         self.check(how)
         if atlas is not None and self.model.maps is None:
@@ -214,7 +215,7 @@ class Judge:
             )
         if self._rule.patch is not None:
             for outcome in self._stream(files):
-                yield [self._measure_tiled(outcome, how, pictures, atlas, on_tiles)]
+                yield [self._measure_tiled(outcome, how, pictures, mapped, atlas, on_tiles)]
             return
         waiting: list[Decoded | Skipped] = []
         readable = 0
@@ -222,18 +223,20 @@ class Judge:
             waiting.append(outcome)
             readable += isinstance(outcome, Decoded)
             if readable == batch_size or len(waiting) == 4 * batch_size:
-                yield self._measure(waiting, how)
+                yield self._measure(waiting, how, mapped)
                 waiting, readable = [], 0
         if waiting:
-            yield self._measure(waiting, how)
+            yield self._measure(waiting, how, mapped)
 
-    def _measure(self, outcomes: list[Decoded | Skipped], how: Inversion) -> list[Outcome]:
+    def _measure(
+        self, outcomes: list[Decoded | Skipped], how: Inversion, mapped: bool
+    ) -> list[Outcome]:
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
             return [(outcome, *_NOTHING) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
         model = self.model
-        measured = scoring.measure(model.networks, model.fitted, x, how, model.maps)
+        measured = scoring.measure(model.networks, model.fitted, x, how, model.maps, mapped=mapped)
         arrays = (measured.terms, measured.x_hat, measured.residual, measured.oddness)
         found = iter(zip(*arrays, strict=True))
         rows: list[Outcome] = []
@@ -251,6 +254,7 @@ class Judge:
         outcome: Decoded | Skipped,
         how: Inversion,
         pictures: bool,
+        mapped: bool,
         atlas: Atlas | None,
         on_tiles: OnTiles | None,
     ) -> Outcome:
@@ -264,15 +268,15 @@ class Judge:
             self.runtime.device,
             how,
             picture=pictures,
-            maps=self.model.maps,
+            maps=self.model.maps if mapped else None,
             on_rows=None if atlas is None else atlas.spool(outcome.canvas),
             on_tiles=on_tiles,
         )
         found = tiled.measured
-        count = outcome.canvas.counted
-        mapped = self.model.maps is not None
-        oddness = count(found.oddness[0] if mapped else self.oddness(tiled.terms, tiled.grid))
-        return outcome, found.terms[0], found.x_hat[0], count(found.residual[0]), oddness
+        count, oddness = outcome.canvas.counted, found.oddness[0]
+        if mapped and self.model.maps is None:
+            oddness = self.oddness(tiled.terms, tiled.grid)
+        return outcome, found.terms[0], found.x_hat[0], count(found.residual[0]), count(oddness)
 
     def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
         """Map of the tiles' own scores (`Grid.spread`), for a model without maps."""
@@ -286,7 +290,12 @@ class Judge:
         )
 
     def judge(
-        self, decoded: Decoded, terms: np.ndarray, oddness: np.ndarray, levels: Levels
+        self,
+        decoded: Decoded,
+        terms: np.ndarray,
+        oddness: np.ndarray,
+        levels: Levels,
+        nearest: Nearest,
     ) -> ImageScore:
         """Result of one image from its raw terms (k,) and oddness (h, w); no rank yet."""
         value = float(self.scores(terms[None], levels.score)[0])
@@ -306,7 +315,7 @@ class Judge:
             residual=None,
             percentiles=self._percentiles(terms, levels.score),
             mismatch=None if looks is None else looks.reasons(decoded.look),
-            nearest=self._nearest(decoded, levels.nearest),
+            nearest=nearest.named,
         )
 
     def chart(
@@ -323,11 +332,12 @@ class Judge:
         below = (self.model.yardstick.terms[:, columns] < terms[columns]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
 
-    def _nearest(self, decoded: Decoded, k: int) -> tuple[Neighbour, ...] | None:
+    def nearest(self, decoded: Decoded, levels: Levels) -> Nearest:
+        """The training images most like an image, as many as are to be named."""
         kept = self.model.neighbours
-        if not k or kept is None:
-            return None
-        return kept.named(latent(self.model.networks, decoded.pixels), k)
+        if not levels.nearest or kept is None:
+            return Nearest()
+        return kept.nearest(latent(self.model.networks, decoded.pixels), levels.nearest)
 
     def _named_terms(self, terms: np.ndarray, how: Score) -> dict[str, float]:
         values = terms[self._columns(how.name)]
@@ -348,17 +358,14 @@ class Judge:
         decoded: Decoded,
         x_hat: np.ndarray,
         residual: np.ndarray,
+        nearest: Nearest,
         folder: Path,
-        nearest: int = 0,
     ) -> str:
         """Write query | reconstruction | residual under `folder`; returns the path.
 
         On the right of them stand the `nearest` training images.
         """
-        kept, like = self.model.neighbours, np.empty(0)
-        if nearest and kept is not None:
-            z = latent(self.model.networks, decoded.pixels)
-            like = kept.thumbnails[kept.nearest(z, nearest)] / 127.5 - 1
+        like = nearest.thumbnails / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
         scale = self.model.yardstick.picture_scale
         pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale, like=like), target)

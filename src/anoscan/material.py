@@ -233,7 +233,8 @@ class Material:
             return
         for start in range(0, len(self.held_out), CHUNK):
             x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])
-            found = measure(networks, fitted, torch.from_numpy(x).to(device), maps=maps)
+            views_of = torch.from_numpy(x).to(device)
+            found = measure(networks, fitted, views_of, maps=maps, mapped=True)
             error = np.square(x - found.x_hat).mean((1, 2, 3))
             level = float(np.quantile(found.residual, 0.999))
             yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)

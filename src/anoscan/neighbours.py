@@ -7,7 +7,7 @@ keep them (``train --keep-thumbnails``).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -59,25 +59,14 @@ class Neighbours:
             np.concatenate(latents), np.concatenate(thumbnails), tuple(paths[row] for row in rows)
         )
 
-    def nearest(self, latent: np.ndarray, k: int) -> list[int]:
-        """Rows of the k training images nearest to a latent (d,), nearest first."""
-        distances = self._distances(latent)
-        rows: list[int] = np.argsort(distances, kind="stable")[:k].tolist()
-        return rows
-
-    def named(self, latent: np.ndarray, k: int) -> tuple[Neighbour, ...]:
-        """The k nearest training images as results."""
-        distances = self._distances(latent)
-        return tuple(
-            Neighbour(path=self.paths[row], distance=float(distances[row]))
-            for row in self.nearest(latent, k)
-        )
-
-    def _distances(self, latent: np.ndarray) -> np.ndarray:
-        between: np.ndarray = np.linalg.norm(
+    def nearest(self, latent: np.ndarray, k: int) -> Nearest:
+        """The k training images nearest to a latent (d,), nearest first."""
+        distances = np.linalg.norm(
             self.latents.astype(np.float64) - latent.astype(np.float64), axis=1
         )
-        return between
+        rows = np.argsort(distances, kind="stable")[:k]
+        named = (Neighbour(path=self.paths[row], distance=float(distances[row])) for row in rows)
+        return Nearest(tuple(named), self.thumbnails[rows])
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of a model file; `of_tensors` takes them back."""
@@ -106,6 +95,14 @@ class Neighbours:
         if not fit or not len(latents) == len(thumbnails) == len(paths) > 0:
             raise ValueError("latents, thumbnails and paths of training images do not agree")
         return cls(latents, thumbnails, tuple(map(str, paths)))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The training images nearest to a query, nearest first: named, and as thumbnails."""
+
+    named: tuple[Neighbour, ...] | None = None
+    thumbnails: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 def latent(networks: Networks, pixels: Floats) -> np.ndarray:

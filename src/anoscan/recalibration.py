@@ -191,7 +191,7 @@ def _labelled(
     files = [item.image for item in given]
     judge = Judge(model, runtime)
     terms, odd, skipped = [], [], []
-    for batch in judge.measured(files, CHUNK, pictures=False):
+    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
                 skipped.append(decoded)

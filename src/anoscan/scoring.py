@@ -59,7 +59,7 @@ class Measured:
     trust : ndarray of shape (n, k), float64
         What each image says of how far each term can be trusted; see `Term`.
     oddness : ndarray of shape (n, s, s), float32
-        Anomaly maps, or smoothed residuals of a model without any.
+        Anomaly maps, or smoothed residuals of a model without any; empty where not wanted.
     """
 
     terms: np.ndarray
@@ -127,10 +127,13 @@ def measure(
     x: Tensor,
     how: Inversion = ENCODER,
     maps: Maps | None = None,
+    *,
+    mapped: bool = False,
 ) -> Measured:
-    """Terms, reconstructions and maps of images (n, c, s, s) in [-1, 1], on the networks' device.
+    """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
 
-    The columns of the terms are in the order of `fitted`.
+    The columns of the terms are in the order of `fitted`. With `mapped` the oddness of places is
+    measured too: by `maps`, or as residuals where there are none.
     """
     with exact_float32():
         evidence = gather(networks, x, latents(networks, x, how))
@@ -144,8 +147,12 @@ def measure(
             evidence.x_hat.cpu().numpy(),
             residuals,
             torch.stack(trusts, 1).cpu().numpy(),
-            smooth(residuals) if maps is None else maps.measure(evidence),
+            _oddness(evidence, residuals, maps) if mapped else np.empty((len(x), 0, 0), np.float32),
         )
+
+
+def _oddness(evidence: Evidence, residuals: np.ndarray, maps: Maps | None) -> np.ndarray:
+    return smooth(residuals) if maps is None else maps.measure(evidence)
 
 
 def views(decoded: Decoded, rule: ImageRule) -> Iterator[np.ndarray]:
@@ -223,7 +230,8 @@ def measure_tiled(
     terms, trusts = np.empty((2, len(grid), len(fitted)))
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
-        measured = measure(networks, fitted, torch.from_numpy(tiles).to(device), how, maps)
+        x = torch.from_numpy(tiles).to(device)
+        measured = measure(networks, fitted, x, how, maps, mapped=maps is not None)
         start, end = end, end + len(tiles)
         terms[start:end], trusts[start:end] = measured.terms, measured.trust
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))

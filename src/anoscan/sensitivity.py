@@ -146,7 +146,7 @@ def _told(judge: Judge, views: Floats) -> _Told:
     model = judge.model
     terms, maps = [], []
     for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
-        measured = measure_views(model.networks, model.fitted, x, maps=model.maps)
+        measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=True)
         terms.append(measured.terms)
         maps.append(measured.oddness)
     residuals = _baseline_residuals(model.baselines, views)
