@@ -207,6 +207,17 @@ def test_train_score_and_eval_find_the_odd_digit_better_than_the_baselines(digit
 # --- train --------------------------------------------------------------------------------------
 
 
+def test_a_report_of_suspects_that_cannot_be_written_is_refused_before_the_training(
+    run: Run, few: Digits, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "suspects.json"):
+        result = run("train", few.normal, "--clean-report", place)
+        assert result.code == 2
+        assert f"--clean-report {place} cannot be written" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_options_come_before_the_config_file_and_that_before_the_defaults(
     run: Run, few: Digits, tmp_path: Path
 ) -> None:

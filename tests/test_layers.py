@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "registry",
     "text",
+    "writing",
     "results",
     "upkeep",
     "config",

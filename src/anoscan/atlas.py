@@ -21,6 +21,7 @@ from anoscan.images import Decoded
 from anoscan.maps import Scale
 from anoscan.pictures import MAP_SUFFIXES
 from anoscan.tiles import Canvas, block_side
+from anoscan.writing import replacing
 
 LONGEST = 2048  # pixels a side of a picture
 STRIP = 2**22  # pixels of a map that are in memory at a time
@@ -60,7 +61,7 @@ class Atlas:
             "side-by-side",
         }:
             return None
-        spool = self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+        spool = self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see write
         return lambda top, rows: rows.tofile(spool)
 
     def write(
@@ -106,9 +107,11 @@ class Atlas:
                 pictures.save_png(pictures.row(drawn), targets["side-by-side"])
         rows = self._rows(decoded, oddness)
         if "npy" in targets:
-            pictures.save(targets["npy"], lambda file: _write_npy(file, rows))
+            with replacing(targets["npy"]) as file:
+                _write_npy(file, rows)
         if "tiff" in targets:
-            pictures.save(targets["tiff"], lambda file: _write_tiff(file, rows))
+            with replacing(targets["tiff"]) as file:
+                _write_tiff(file, rows)
         if "mask" in targets:
             pictures.save_png(_mask(rows, level), targets["mask"])
         if self._spool is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anoscan import config
+from anoscan import config, writing
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.options import (
@@ -256,6 +256,8 @@ def train(
     if dry_run:
         _dry_run(images, chosen, machine, output)
         return
+    if clean_report is not None:
+        writing.check(clean_report, "--clean-report")
     detector = _train(
         output,
         images,

@@ -11,12 +11,9 @@ import base64
 import datetime
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -28,16 +25,16 @@ from PIL import Image
 import anoscan
 from anoscan import images
 from anoscan.album import NAMES, Album, Draw
-from anoscan.errors import InputError, UsageError
+from anoscan.errors import UsageError
 from anoscan.images import Decoded
 from anoscan.judgement import Seen
 from anoscan.results import ImageScore, Region
 from anoscan.text import printable
+from anoscan.writing import replacing
 
 SCHEMA = "anoscan.score/1"
 _FIRST = 60  # images whose pictures come before the script: the first screens
 _BINS = 44
-_SWAPPED = {6: 8, 8: 6}  # orientations that are not their own inverse
 
 Box = tuple[float, float, float, float]
 
@@ -165,21 +162,9 @@ class HtmlReport:
             "rest": self._pictures(inline[_FIRST:]),
             "images_from": "data:" if folder is None else "'self' data: file:",
         }
-        temporary = self.path.parent / f".{secrets.token_hex(8)}.tmp"
-        try:
-            try:
-                with temporary.open("w", encoding="utf-8") as stream:
-                    for chunk in _render(context):
-                        stream.write(chunk)
-                temporary.replace(self.path)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written: {error.strerror or error}.",
-                hint="Choose a folder that can be written to and has room.",
-            ) from None
+        with replacing(self.path) as stream:
+            for chunk in _render(context):
+                stream.write(chunk.encode("utf-8"))
 
     def _pictures(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
         for number in numbers:
@@ -229,12 +214,7 @@ class HtmlReport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
 
@@ -250,7 +230,7 @@ def _upright(region: Region, decoded: Decoded) -> Box:
         (region.y + region.height) / size[1],
         width=width,
         height=height,
-        orientation=_SWAPPED.get(turn, turn),
+        orientation=images.TURNED_BACK[turn],
     )
     return left / width, top / height, wide / width, high / height
 
@@ -451,8 +431,12 @@ def _version(metadata: Mapping[str, Any]) -> str | None:
 def _health(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Verdict, name and message of each check of the training."""
     checks = _part(metadata, "health").get("checks")
+
+    def said(check: Mapping[str, Any], key: str) -> str:
+        return printable(str(check.get(key, "")))
+
     return [
-        tuple(printable(str(check.get(key, ""))) for key in ("verdict", "name", "message"))  # type: ignore[misc]
+        (said(check, "verdict"), said(check, "name"), said(check, "message"))
         for check in (checks if isinstance(checks, list) else [])
         if isinstance(check, dict)
     ]

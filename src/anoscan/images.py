@@ -39,6 +39,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}  # of what is upright
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
 
 _RULE = {"size", "channels", "window"}
@@ -375,7 +376,7 @@ def _covered(
     plain = planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
     inside = Image.fromarray(cover.roi.part((0, 0), size[::-1], size[::-1]))
     if turned != 1:
-        back = UPRIGHT[{6: 8, 8: 6}.get(turned, turned)]
+        back = UPRIGHT[TURNED_BACK[turned]]
         plain, inside = plain.transpose(back), inside.transpose(back)
     return Image.composite(band, plain, inside)
 

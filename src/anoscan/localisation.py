@@ -48,7 +48,7 @@ class PixelScores:
     def __enter__(self) -> PixelScores:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from anoscan import writing
 from anoscan.errors import ModelError
 
 if TYPE_CHECKING:
@@ -129,34 +129,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Stream whose content becomes the file `path` at the end, or leaves no trace on an error.
-
-    Missing folders are made.
+def replacing(path: Path) -> AbstractContextManager[BinaryIO]:
+    """Stream whose content becomes the model file `path`; see `writing.replacing`.
 
     Raises
     ------
     ModelError
         When the system refuses the write.
     """
-    # Not the name of the model: with a suffix it could become too long for the file system.
-    temporary = path.parent / f".anoscan-{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelError(
-            f"cannot write {path}: {error.strerror or error}.",
-            hint="Check that the folder can be written to and the disk has room.",
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return writing.replacing(path, ModelError, durable=True)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from rich.text import Text
 from anoscan import reports, results
 from anoscan.errors import AnoscanError
 from anoscan.text import defused, encodable, printable
+from anoscan.writing import replacing
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -139,9 +140,16 @@ class Output:
         sys.stdout.flush()
 
     def save(self, report: Any, file: Path) -> None:
-        """Write a result as a JSON document to a file."""
+        """Write a result as a JSON document to a file.
+
+        Raises
+        ------
+        InputError
+            When it cannot be written.
+        """
         text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
-        file.write_text(text + "\n", encoding="utf-8")
+        with replacing(file) as stream:
+            stream.write(text.encode("ascii") + b"\n")
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from anoscan.errors import InputError
+from anoscan.writing import replacing
 
 _GAP = 4  # pixels
 _MARGIN = 20  # pixels, for the numbers of rows and columns
@@ -229,32 +228,15 @@ def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write `image`; see `save`."""
-    save(path, lambda file: image.save(file, format="PNG"))
-
-
-def save(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file whole or not at all, with the folders above it.
+    """Write `image` whole or not at all, with the folders above it.
 
     Raises
     ------
     InputError
         When it cannot be written there.
     """
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Choose a folder that can be written to and has room.",
-        ) from None
+    with replacing(path) as file:
+        image.save(file, format="PNG")
 
 
 def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:

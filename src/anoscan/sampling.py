@@ -23,12 +23,12 @@ from anoscan.errors import InputError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule, decode, find, named
 from anoscan.images import stream as decoded_stream
 from anoscan.model import Model
-from anoscan.modelfile import replacing
 from anoscan.results import ModelReference, SampleReport, Skipped, TuringTest
 from anoscan.runtime import Runtime, exact_float32, stream
 from anoscan.scoring import CHUNK
 from anoscan.text import defused, encodable
 from anoscan.tiles import TRIES, Floats
+from anoscan.writing import replacing
 
 SAMPLES = 64
 MOST_SAMPLES = 4096

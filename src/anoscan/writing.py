@@ -1,0 +1,68 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from anoscan.errors import AnoscanError, InputError, UsageError
+
+_HINT = "Choose a folder that can be written to and has room."
+
+
+@contextmanager
+def replacing(
+    path: Path, failure: type[AnoscanError] = InputError, *, durable: bool = False
+) -> Iterator[BinaryIO]:
+    """Stream whose content becomes the file `path` at the end, or leaves no trace on an error.
+
+    Missing folders are made.
+
+    Parameters
+    ----------
+    path : Path
+    failure : type
+        What to raise when the system refuses the write.
+    durable : bool
+        Whether the file must outlast a loss of power right afterwards, which takes a moment.
+    """
+    # Not the name of the file: with a suffix it could become too long for the file system.
+    temporary = path.parent / f".anoscan-{secrets.token_hex(8)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as stream:
+            yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise failure(f"cannot write {path}: {error.strerror or error}.", hint=_HINT) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check(path: Path, option: str) -> None:
+    """Refuse a file that could not be written, before the long job that it is the result of.
+
+    Raises
+    ------
+    UsageError
+        Which names the option.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{option} {path} cannot be written: {reason}.", hint=_HINT) from None
