@@ -39,7 +39,8 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, float]:
         raise RuntimeError(f"{architecture} {size}: exit status {status}")
     millions = dict.fromkeys(NETWORKS, 0.0)
     with safe_open(folder / "models" / model.name, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118  no mapping
+        names: list[str] = file.keys()
+        for name in names:
             part = name.split("/")[0]
             if part in millions:
                 millions[part] += float(np.prod(file.get_slice(name).get_shape())) / 1e6

@@ -14,6 +14,7 @@ from PIL import Image
 
 from anoscan import formats
 from anoscan.errors import InputError
+from anoscan.formats import Opened
 from anoscan.images import ImageFile, named, shallow_image
 from anoscan.roi import LARGEST, Roi
 
@@ -31,7 +32,6 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # of rows, colu
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: np.rot90(x),
 }
-_LOSSY = 128  # of 255: a JPEG is not exactly black where nothing is marked
 
 
 def chosen(roi: str | Path, files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
@@ -53,12 +53,10 @@ def read(file: Path) -> Roi:
     InputError
         When it cannot be read, or nothing is inside.
     """
-    image = named(str(file), file, file.name)
     try:
-        opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
+        opened, least = stored_mask(file)
         picture = opened.picture
         if isinstance(picture, Image.Image):
-            least = _LOSSY if picture.format == "JPEG" else 1
             inside = np.asarray(shallow_image(picture, 1).convert("L")) >= least
         else:
             inside = picture != 0 if picture.ndim == 2 else (picture != 0).any(2)
@@ -69,6 +67,21 @@ def read(file: Path) -> Roi:
         raise InputError(
             f"--roi {file} is black: nothing would count.", hint="White marks what counts."
         ) from None
+
+
+def stored_mask(file: Path) -> tuple[Opened, int]:
+    """A mask as it is stored, and the grey level from which it marks.
+
+    In a JPEG, which is nowhere exactly black, that is half of the brightest; otherwise 1.
+
+    Raises
+    ------
+    InputError
+        Whose message is the bare reason, without the path.
+    """
+    image = named(str(file), file, file.name)
+    opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
+    return opened, 128 if getattr(opened.picture, "format", None) == "JPEG" else 1
 
 
 # --- borders ------------------------------------------------------------------------------------

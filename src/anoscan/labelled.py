@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anoscan import evaluation, formats, images
+from anoscan import evaluation, images, interest
 from anoscan.errors import InputError, UsageError
 from anoscan.images import Decoded, ImageFile
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 LAYOUT = "test/good, test/<type> and maybe ground_truth/<type>/<name>_mask.png"
 _TRAIN, _TEST, _MASKS = Path("train", "good"), "test", "ground_truth"
-_LOSSY = 128  # of 255: a JPEG is not exactly black where nothing is marked
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,11 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
     InputError
         Whose message is the bare reason, without the path.
     """
-    found = images.named(str(file), file, file.name)
-    opened = formats.read(found.file, found.page, draft_side=2**31, deep=True)
+    opened, least = interest.stored_mask(file)
     picture = opened.picture
     if not isinstance(picture, Image.Image):
         deep = picture != 0
         picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
-    lossy = picture.format == "JPEG"
     if picture.mode in ("LA", "PA", "RGBA"):
         picture = picture.convert("RGB" if picture.mode == "RGBA" else "L")
     stored, turned = (decoded.width, decoded.height), decoded.orientation >= 5
@@ -139,8 +136,7 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
             f"mask of {picture.width}x{picture.height} pixels for an image of "
             f"{upright[0]}x{upright[1]}"
         )
-    samples = np.asarray(picture)
-    marked = np.asarray(samples >= _LOSSY if lossy else samples != 0, np.bool_)
+    marked = np.asarray(np.asarray(picture) >= least, np.bool_)
     return np.asarray(marked.any(2), np.bool_) if marked.ndim == 3 else marked
 
 

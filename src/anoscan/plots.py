@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,11 @@ def check() -> None:
     ------
     UsageError
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if find_spec("matplotlib") is None:
         raise UsageError(
             "--plots: Matplotlib is not installed.",
             hint="Install it: python -m pip install 'anoscan[plots]'",
-        ) from None
+        )
 
 
 def write(report: EvalReport, folder: Path) -> list[Path]:

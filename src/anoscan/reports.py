@@ -31,8 +31,7 @@ def render(report: Any) -> Iterator[RenderableType]:
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(columns))
     for column in columns:
-        side = "right" if column in right else "left"
-        table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def _expected(stage: Stage, steps: int, cycle: int, runtime: Runtime) -> float:
     for place in PLACES:
         first = int(place * steps) // cycle * cycle
         for index in range(first, first + cycle):
-            spent += _timed(lambda index=index: stage.step(index), runtime)  # type: ignore[misc]
+            spent += _timed(partial(stage.step, index), runtime)
             taken += 1
         if spent > SECONDS:
             break

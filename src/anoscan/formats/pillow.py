@@ -101,8 +101,8 @@ def _deep(image: Image.Image) -> Deep:
     with _plain_reasons():
         samples = _samples(image)
     if image.mode == "I" and image.format == "TIFF":
-        formats, bits = (image.tag_v2.get(tag, (1,)) for tag in (_SAMPLE_FORMAT, _BITS))  # type: ignore[attr-defined]
-        if tuple(formats) == (1,) and tuple(bits) == (32,):
+        tags = getattr(image, "tag_v2", {})
+        if (tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))) == ((1,), (32,)):
             samples = samples.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     return finite(samples)
 

@@ -15,6 +15,8 @@ from anoscan.architectures import Discriminator, spread
 
 Penalty = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
+NEGATIVE_LOSSES = "negative losses are normal for a WGAN: the discriminator's is minus a distance"
+
 
 @dataclass(frozen=True)
 class Objective:

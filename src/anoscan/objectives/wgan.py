@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anoscan.objectives import Objective
+from anoscan.objectives import NEGATIVE_LOSSES, Objective
 
 CLIP = 0.01
 
@@ -49,5 +49,5 @@ ENTRY = Objective(
     learning_rate=2e-4,
     betas=(0.0, 0.99),
     paper="Arjovsky et al. 2017",
-    note="negative losses are normal for a WGAN: the discriminator's is minus a distance",
+    note=NEGATIVE_LOSSES,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from anoscan.objectives import Objective, squared_gradient_norm
+from anoscan.objectives import NEGATIVE_LOSSES, Objective, squared_gradient_norm
 
 LAMBDA = 10.0
 
@@ -47,5 +47,5 @@ ENTRY = Objective(
     learning_rate=2e-4,
     betas=(0.0, 0.9),
     paper="Gulrajani et al. 2017",
-    note="negative losses are normal for a WGAN: the discriminator's is minus a distance",
+    note=NEGATIVE_LOSSES,
 )
