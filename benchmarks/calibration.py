@@ -34,7 +34,7 @@ from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE
 from benchmarks import data
 from benchmarks.cells import Cell, keep, sweep
-from benchmarks.run import _raw_terms
+from benchmarks.run import raw_terms, train
 
 SPLITS = 20
 RATES = (0.01, 0.05, 0.1)
@@ -133,27 +133,18 @@ def splits(
     split: data.Split, seed: int, settings: dict[str, Any], many: int = SPLITS
 ) -> dict[str, Any]:
     """Train on a class, pool its held-out and its unseen normal images, and divide the pool."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data.write_folder(split.train, folder / "train")
-        data.write_folder(split.test, folder / "test")
-        start = time.process_time()
-        detector = Detector.train(
-            folder / "train", path=folder / "model.safetensors", seed=seed, workers=1, **settings
-        )
-        trained = time.process_time()
-        judge = Judge(detector.model, detector.runtime)
-        terms, _ = _raw_terms(judge, folder / "test")
-    model, odd = detector.model, split.anomalous
+    done = train(split, seed, settings)
+    judge, terms = done.judge, done.terms
+    model, odd = done.detector.model, split.anomalous
     scores = judge.scores(terms, DEFAULT_SCORE)
     pool = np.concatenate([model.yardstick.terms, terms[~odd]])
     return {
         "auroc": float(roc_auc_score(odd, scores)),
-        "cpu_seconds": trained - start,
+        "cpu_seconds": done.seconds,
         "as_trained": _as_trained(judge, scores[~odd]),
         **resplit(
             model,
-            detector.runtime,
+            done.detector.runtime,
             pool,
             terms[odd],
             strangers=min(int(odd.sum()), round(ODD / (1 - ODD) * len(pool) / 2)),
@@ -175,17 +166,9 @@ def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
 
 def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train on few images, calibrate on all of them in folds; the same on held-out ones alone."""
-    found: dict[str, Any] = {"folds": FOLDS}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data.write_folder(split.train, folder / "train")
-        data.write_folder(split.test, folder / "test")
-        start = time.process_time()
-        options = settings | {"seed": seed, "workers": 1, "calibration_folds": FOLDS}
-        detector = Detector.train(folder / "train", path=folder / "model.safetensors", **options)
-        found["cpu_seconds"] = time.process_time() - start
-        judge = Judge(detector.model, detector.runtime)
-        terms, _ = _raw_terms(judge, folder / "test")
+    done = train(split, seed, settings | {"calibration_folds": FOLDS})
+    detector, judge, terms = done.detector, done.judge, done.terms
+    found: dict[str, Any] = {"folds": FOLDS, "cpu_seconds": done.seconds}
     scores, odd = judge.scores(terms, DEFAULT_SCORE), split.anomalous
     found["auroc"] = float(roc_auc_score(odd, scores))
     found["all_images"] = _as_trained(judge, scores[~odd])
@@ -213,7 +196,7 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
 
         def measured(detector: Detector) -> dict[str, float]:
             judge = Judge(detector.model, detector.runtime)
-            terms, _ = _raw_terms(judge, folder / "test")
+            terms, _ = raw_terms(judge, folder / "test")
             scores = judge.scores(terms, DEFAULT_SCORE)
             called = scores > judge.threshold(None, DEFAULT_SCORE).score
             return {

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,68 @@ def anoscan(
     settings: dict[str, Any],
     look: Callable[[Detector], None] = lambda detector: None,
 ) -> dict[str, Any]:
-    """Train through the public class on a folder of PNGs, score a folder of others.
+    """All figures of a trained detector; see `train`."""
+    done = train(split, seed, settings, look)
+    judge, terms, own = done.judge, done.terms, done.own
+    assert done.detector.report is not None
+    assert done.detector.report.self_test is not None
+    model, odd = done.detector.model, split.anomalous
+    scores = {name: judge.scores(terms, name) for name in SCORES}
+    level = judge.threshold(FALSE_ALARM_RATE, "calibrated").score
+    called = scores["calibrated"] > level
+    return {
+        "auroc": _auroc(odd, scores["calibrated"]),
+        "auroc_by_term": {
+            name: _auroc(odd, column) for name, column in zip(model.fitted, terms.T, strict=True)
+        },
+        "auroc_by_score": {name: _auroc(odd, scores[name]) for name in ("paper", "anogan")},
+        "auroc_of_own_baselines": {name: _auroc(odd, values) for name, values in own.items()},
+        "auroc_of_ablation": ablation(model, terms, odd),
+        "false_alarm_rate": float(called[~odd].mean()),
+        "recall": float(called[odd].mean()),
+        "cpu_seconds": done.seconds,
+        "cpu_seconds_scoring": done.seconds_scoring,
+        "health": done.detector.report.health.verdict,
+        "health_values": {check.name: check.value for check in done.detector.report.health.checks},
+        "self_test": done.detector.report.self_test.auroc,
+        "self_test_pixel": done.detector.report.self_test.pixel_auroc,
+        "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
+        "config": model.metadata["config"],
+    }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A detector, and what it said of a test set.
+
+    Parameters
+    ----------
+    detector : Detector
+    judge : Judge
+        Of its model.
+    terms : ndarray of shape (n, k)
+        Raw terms of the test images.
+    own : dict
+        Scores (n,) of these images by each baseline of the model.
+    seconds, seconds_scoring : float
+        CPU time of the training and of the rest.
+    """
+
+    detector: Detector
+    judge: Judge
+    terms: npt.NDArray[np.float64]
+    own: dict[str, npt.NDArray[np.float64]]
+    seconds: float
+    seconds_scoring: float
+
+
+def train(
+    split: data.Split,
+    seed: int,
+    settings: dict[str, Any],
+    look: Callable[[Detector], None] = lambda detector: None,
+) -> Trained:
+    """Train through the public class on a folder of PNGs, and measure a folder of others.
 
     `look` is shown the detector when it is trained.
     """
@@ -56,42 +118,18 @@ def anoscan(
         trained = time.process_time()
         look(detector)
         judge = Judge(detector.model, detector.runtime)
-        terms, own = _raw_terms(judge, folder / "test")
+        terms, own = raw_terms(judge, folder / "test")
         scored = time.process_time()
-    assert detector.report is not None
-    assert detector.report.self_test is not None
-    model, odd = detector.model, split.anomalous
-    scores = {name: judge.scores(terms, name) for name in SCORES}
-    level = judge.threshold(FALSE_ALARM_RATE, "calibrated").score
-    called = scores["calibrated"] > level
-    return {
-        "auroc": _auroc(odd, scores["calibrated"]),
-        "auroc_by_term": {
-            name: _auroc(odd, column) for name, column in zip(model.fitted, terms.T, strict=True)
-        },
-        "auroc_by_score": {name: _auroc(odd, scores[name]) for name in ("paper", "anogan")},
-        "auroc_of_own_baselines": {name: _auroc(odd, values) for name, values in own.items()},
-        "auroc_of_ablation": ablation(model, terms, odd),
-        "false_alarm_rate": float(called[~odd].mean()),
-        "recall": float(called[odd].mean()),
-        "cpu_seconds": trained - start,
-        "cpu_seconds_scoring": scored - trained,
-        "health": detector.report.health.verdict,
-        "health_values": {check.name: check.value for check in detector.report.health.checks},
-        "self_test": detector.report.self_test.auroc,
-        "self_test_pixel": detector.report.self_test.pixel_auroc,
-        "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
-        "config": model.metadata["config"],
-    }
+    return Trained(detector, judge, terms, own, trained - start, scored - trained)
 
 
-def _raw_terms(
+def raw_terms(
     judge: Judge, folder: Path
 ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
     """Raw terms (n, k) of the images of a folder by name, and what the model's baselines say."""
     files = sorted(images.find([folder]), key=lambda image: image.path)
     rows, pixels = [], []
-    for batch in judge.measured(files, 64):
+    for batch in judge.measured(files, 64, pictures=False, mapped=False):
         for outcome, terms, *_ in batch:
             if isinstance(outcome, Skipped):
                 raise RuntimeError(f"{outcome.path}: {outcome.reason}")
