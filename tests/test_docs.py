@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import anoscan
 from anoscan import registry
@@ -54,6 +55,35 @@ def test_every_command_and_option_is_documented(name: str, options: set[str]) ->
     assert f"`{name}" in CLI
     missing = {option for option in options if not re.search(rf"`{option}\b", CLI)}
     assert not missing
+
+
+OTHERS = {"--help", "--version", "--install-completion", "--show-completion", "--logdir"}
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))
+def test_no_document_names_an_option_that_there_is_not(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text(encoding="utf-8")))
+    named -= set().union(*(options for _, options in commands()), OTHERS)
+    others = "python -m benchmarks" in page.read_text(encoding="utf-8")
+    assert not {option for option in named if not (others and _of_benchmarks(option))}
+
+
+def _of_benchmarks(option: str) -> bool:
+    files = (ROOT / "benchmarks").glob("*.py")
+    return any(f'"{option}"' in file.read_text(encoding="utf-8") for file in files)
+
+
+@pytest.mark.parametrize("name", ["anoscan", *(name for name, _ in commands())])
+def test_help_fits_eighty_columns_and_names_arguments_as_they_are_typed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, [*name.split()[1:], "--help"], prog_name="anoscan")
+    assert shown.exit_code == 0
+    assert shown.output.startswith(f"Usage: {name} [OPTIONS]")
+    assert max(map(len, shown.output.splitlines())) <= 80
+    # What Typer would write of types, and of summaries that are too long for their line.
+    assert not re.search(r"<|\{|\[\[|\w\.\.\.$", shown.output.split("\n", 1)[1], re.MULTILINE)
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -287,7 +287,7 @@ def evaluate(
     images: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[IMAGES]",
+            metavar="IMAGES",
             help="What paths in the CSV are relative to; or a folder laid out like MVTec AD, "
             "which needs no CSV. [default: the CSV's folder]",
         ),
@@ -408,7 +408,7 @@ def demo(
 def doctor(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGES]", help="A folder, to see what training on it would mean."),
+        typer.Argument(metavar="IMAGES", help="A folder, to see what training on it would mean."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",

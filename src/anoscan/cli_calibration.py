@@ -21,7 +21,7 @@ def calibrate(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[IMAGES]", help="Folders or files of new normal images, not trained on."
+            metavar="IMAGES", help="Folders or files of new normal images, not trained on."
         ),
     ] = None,
     false_alarm_rate: Annotated[
@@ -56,9 +56,11 @@ def calibrate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Set a model's scales and threshold anew from new normal images, without training.
+    """Set a model's scales and threshold anew, without training.
 
-    For a new camera or a new batch of slides. Example: anoscan calibrate bolts ./new_normals
+    From normal images that it was not trained on: of a new camera, or a new batch of slides.
+
+    Example: anoscan calibrate bolts ./new_normals
     """
     if not images and labels is None and false_alarm_rate is None:
         if miss_cost is None and target_recall is None:
@@ -85,7 +87,7 @@ def drift(
     model: Named,
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER", help="Folders or files of recent, mostly normal images."),
+        typer.Argument(metavar="IMAGES", help="Folders or files of recent, mostly normal images."),
     ],
     device: Device = "auto",
     workers: Workers = None,
@@ -134,7 +136,7 @@ def suspects(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank images taken for normal by how little they look like the others.
+    """Rank images taken for normal: the likeliest anomalies first.
 
     Example: anoscan suspects ./normal_imgs --json
     """

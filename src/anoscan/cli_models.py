@@ -45,7 +45,7 @@ def list_models(as_json: Json = False) -> None:
 def show(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Name or path. [default: the one trained last]"),
+        typer.Argument(metavar="MODEL", help="Name or path. [default: the one trained last]"),
     ] = None,
     as_json: Json = False,
 ) -> None:

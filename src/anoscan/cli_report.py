@@ -11,7 +11,6 @@ from anoscan.options import (
     OUTPUT,
     BatchSize,
     Device,
-    Model,
     Quiet,
     ReportAssets,
     Workers,
@@ -104,13 +103,18 @@ def report(
         ),
     ] = None,
     assets: ReportAssets = False,
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        option(metavar="MODEL", help="Name or path of the model.", default="the results name it"),
+    ] = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a page of saved results: images by score, to be filtered and looked at.
+    """Write an HTML page of the results that score --json wrote.
+
+    It shows the images by score, to be filtered and looked at.
 
     Example: anoscan report results.json
     """

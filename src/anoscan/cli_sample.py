@@ -15,7 +15,7 @@ FOLDER = "anoscan-samples"
 def sample(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Name or path. [default: the one trained last]"),
+        typer.Argument(metavar="MODEL", help="Name or path. [default: the one trained last]"),
     ] = None,
     folder: Annotated[
         Path,
@@ -40,7 +40,9 @@ def sample(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw what a model takes for normal: generated images, and ways between them.
+    """Draw what a model takes for normal.
+
+    Generated images, ways between them, and a sheet of real and generated ones to tell apart.
 
     Example: anoscan sample bolts --turing ./normal_imgs
     """

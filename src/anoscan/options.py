@@ -39,16 +39,31 @@ _DEFAULTS = TrainConfig().to_dict()
 
 
 class Command(TyperCommand):
-    """Command whose plain-text help has a section for each panel of options."""
+    """Command whose plain-text help has a section for each panel of options.
+
+    Arguments are named as they are typed, whatever the version of Typer makes of their types.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Options, then the arguments: PATH for one, PATH... for several, [PATH] for none too."""
+        pieces = ["[OPTIONS]"]
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'...' * (parameter.nargs != 1)}"
+                pieces.append(name if parameter.required else f"[{name}]")
+        return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options, each under the title of its panel."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            title = getattr(parameter, "rich_help_panel", None) or (
-                "Arguments" if parameter.param_type_name == "argument" else "Options"
-            )
-            if record := parameter.get_help_record(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            if parameter.param_type_name == "argument":
+                sections.setdefault("Arguments", []).append((parameter.metavar or "", record[1]))
+            else:
+                title = getattr(parameter, "rich_help_panel", None) or "Options"
                 sections.setdefault(title, []).append(record)
         for title, rows in sections.items():
             with formatter.section(title):
