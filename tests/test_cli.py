@@ -312,7 +312,7 @@ def test_wrong_train_options_are_one_line_on_stderr(
     assert result.out == ""
     assert said in result.err
     assert "Traceback" not in result.err
-    errors = [line for line in result.err.splitlines() if "reading images" not in line]
+    errors = [line for line in result.err.splitlines() if "while the training runs" not in line]
     assert len(errors) == 1, result.err
 
 

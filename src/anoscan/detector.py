@@ -142,7 +142,7 @@ class Detector:
             region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
         checkpoint = store.checkpoint_path(name)
         record = Record(checkpoint)
-        said = f"losses and pictures while it runs: {record.folder}"
+        said = f"losses and pictures while the training runs: {record.folder}"
         for note in filter(None, (narrowed, said)):
             on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
         events = None if tensorboard is None else Path(tensorboard) / name

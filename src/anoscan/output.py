@@ -224,7 +224,7 @@ class Lines:
     def __call__(self, progress: Progress) -> None:
         """Take a report of how far a stage is."""
         if progress.note:
-            self._note(f"{_STAGES[progress.stage]}: {progress.note}")
+            self._note(_noted(progress))
             if not progress.images_per_second:  # a note alone
                 return
         now = self._clock()
@@ -267,9 +267,15 @@ class _Bars:
             total = progress.total_images or None
             self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=total, facts="")
         if progress.note:
-            self._note(f"{_STAGES[stage]}: {progress.note}")
+            self._note(_noted(progress))
         facts = " ".join(_facts(progress))
         self._bars.update(self._tasks[stage], completed=progress.images, facts=facts)
+
+
+def _noted(progress: Progress) -> str:
+    """What a stage notes, after its name; what is said before the first one needs none."""
+    told = progress.note or ""
+    return told if progress.stage == "reading" else f"{_STAGES[progress.stage]}: {told}"
 
 
 def _facts(progress: Progress) -> Iterator[str]:
