@@ -348,7 +348,7 @@ def test_a_stack_of_many_pages_is_read_without_reading_the_whole_file_again(
 ) -> None:
     samples = RNG.integers(0, 99, (200, 16, 16)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "x.tif", samples, photometric="minisblack")
-    monkeypatch.setattr(tiff, "read_file", None)
+    monkeypatch.setattr(tiff, "open_file", None)
     monkeypatch.setattr(Path, "read_bytes", None)
     found = images.find([tmp_path])
     results = list(images.stream(found, ImageRule(size=16, channels=1, window=(0, 99)), workers=4))

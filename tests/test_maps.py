@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from anoscan import atlas, cli, drift, images, maps, modelfile, pictures, tiles
 from anoscan.atlas import Atlas, Rows
@@ -338,65 +335,3 @@ def test_labels_without_masks_ask_for_no_maps(
     assert report.pixel is None
     assert report.auroc is not None
     assert drift.compare(trained, [digits.queries], lambda progress: None).checks
-
-
-# --- large images -------------------------------------------------------------------------------
-
-SIDE = 10_000
-PLANT = (7_321, 2_468, 60)  # left, top, side
-MEMORY = 1.5 * 2**30
-
-
-def woven(side: int, seed: int) -> np.ndarray:
-    """A texture of 16 bits without a period, made a few rows at a time."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        ndimage.gaussian_filter(rng.normal(size=(min(500, side), side)).astype(np.float32), 1.5)
-        for _ in range(-(-side // 500))
-    ]
-    return np.concatenate([(20_000 + 30_000 * row).astype(np.uint16) for row in rows])[:side]
-
-
-@pytest.mark.slow
-def test_a_huge_image_is_mapped_in_bounded_memory_and_its_defect_is_the_first_region(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "normal").mkdir()
-    for number in range(12):
-        tifffile.imwrite(tmp_path / "normal" / f"{number:02}.tiff", woven(300, number))
-    settings = {"images_shown": 640, "encoder_images_shown": 320, "rotation_images_shown": 0}
-    model = tmp_path / "m.safetensors"
-    Detector.train(tmp_path / "normal", path=model, patches=600, patch_size=64, width=4, **settings)
-    left, top, side = PLANT
-    huge = woven(SIDE, 99)
-    huge[top : top + side, left : left + side] = woven(side, 5)[::-1] // 4 + 30_000
-    tifffile.imwrite(tmp_path / "huge.tiff", huge)
-    del huge
-    command = [
-        sys.executable, "-m", "anoscan", "score", str(tmp_path / "huge.tiff"),
-        "--model", str(model), "--json",
-        "--maps", str(tmp_path / "maps"), "--maps-format", ",".join(MAP_FORMS),
-    ]  # fmt: skip
-    program = (
-        "import resource, subprocess, sys\n"
-        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True, check=True)\n"
-        "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
-        "print(peak)\nprint(done.stderr, file=sys.stderr)\nprint(done.stdout)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=True
-    )
-    peak, document = done.stdout.split("\n", 1)
-    assert int(peak) * 1024 < MEMORY
-    assert " tile " in done.stderr
-    (found,) = json.loads(document)["images"]
-    worst = found["regions"][0]
-    assert left - 32 <= worst["x"] + worst["width"] / 2 <= left + side + 32
-    assert top - 32 <= worst["y"] + worst["height"] / 2 <= top + side + 32
-    array = np.load(found["maps"]["npy"], mmap_mode="r")
-    assert array.shape == (SIDE, SIDE)
-    with tifffile.TiffFile(found["maps"]["tiff"]) as pages:
-        assert pages.pages[0].shape == (SIDE, SIDE)  # type: ignore[union-attr]
-    row, column = np.unravel_index(array.argmax(), array.shape)
-    assert top - 32 <= row <= top + side + 32
-    assert left - 32 <= column <= left + side + 32

@@ -195,7 +195,8 @@ def _write_tiff(file: IO[bytes], rows: Rows) -> None:
 
 
 def _mask(rows: Rows, level: float) -> Image.Image:
-    mask = np.empty(rows.size, np.uint8)
+    height, width = rows.size
+    mask = Image.new("L", (width, height))
     for top, strip in rows.strips():
-        mask[top : top + len(strip)] = np.where(strip > level, 255, 0)
-    return Image.fromarray(mask)
+        mask.paste(Image.fromarray(np.where(strip > level, np.uint8(255), np.uint8(0))), (0, top))
+    return mask

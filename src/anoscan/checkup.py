@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -111,6 +110,8 @@ def game(
     images: int,
 ) -> Game:
     """Look at a game, under way or over; the networks are left as they are."""
+    from sklearn.metrics import roc_auc_score
+
     seed = config.seed
     some = material.pixels[_some(material.rows, images, seed)]
     at_rest = copy.deepcopy(generator).eval()

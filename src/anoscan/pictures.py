@@ -41,13 +41,9 @@ _ANCHORS = (
     (249, 203, 53),
     (252, 255, 164),
 )
-_COLOURS = np.stack(
-    [
-        np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), range(len(_ANCHORS)), band)
-        for band in zip(*_ANCHORS, strict=True)
-    ],
-    axis=1,
-).round()
+_INDEX = np.linspace(0, len(_ANCHORS) - 1, 256)
+_BANDS = [np.interp(_INDEX, range(len(_ANCHORS)), band) for band in zip(*_ANCHORS, strict=True)]
+_COLOURS = np.stack(_BANDS, axis=1).round().astype(np.uint8)
 
 # What some file system refuses in a name, and what would be read back as an escape.
 _ESCAPED = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]|%(?=[0-9A-Fa-f]{2}|~)')
@@ -138,7 +134,7 @@ def panel(
 def coloured(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Image.Image:
     """Map (h, w) in colours, from black at 0 to the brightest at `scale`."""
     share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
-    return Image.fromarray(_COLOURS[(share * 255).round().astype(int)].astype(np.uint8))
+    return Image.fromarray(_COLOURS[(share * 255).round().astype(np.uint8)])
 
 
 def overlay(

@@ -38,8 +38,10 @@ def find(
     labels, count = ndimage.label(oddness > level, structure=np.ones((3, 3)))
     if not count:
         return ()
-    highest = np.array(ndimage.maximum(oddness, labels, range(1, count + 1)), np.float64)
-    cells, boxes = np.bincount(labels.ravel())[1:], ndimage.find_objects(labels)
+    boxes, inside = ndimage.find_objects(labels), labels > 0
+    owner, highest = labels[inside] - 1, np.full(count, -np.inf)
+    np.maximum.at(highest, owner, oddness[inside])
+    cells = np.bincount(owner)
     down, across = _extent(decoded, oddness)
     found = []
     for row in range(count):

@@ -8,7 +8,6 @@ than a patch makes them differ, its distance is noise. Such a term gets little w
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from anoscan import registry
 from anoscan.architectures import Networks
@@ -50,6 +49,8 @@ def trust(
         task, 0 where that is negative. The root, because a patch is a narrow idea of an anomaly:
         a term that hardly sees patches may still see what is odd as a whole.
     """
+    from sklearn.metrics import roc_auc_score
+
     n = min(len(pixels), MOST_IMAGES)
     pasted, changed = _pasted(networks, fitted, pixels[:n], seed)
     values = []

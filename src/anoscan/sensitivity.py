@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
@@ -167,6 +166,8 @@ def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.nda
 def _cell(
     kind: str, size: int, clean: dict[str, np.ndarray], told: _Told, masks: Mask
 ) -> SelfTestCell:
+    from sklearn.metrics import roc_auc_score
+
     n = len(masks)
     truth = np.repeat([0, 1], [len(clean[OWN]), n])
     inside = masks.ravel()

@@ -355,6 +355,9 @@ def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
     """He initialisation of every convolution and linear layer, biases zero; returns `network`."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # Weights to be read from a file: torch would load its compiler to draw nothing.
+            if module.weight.is_meta:
+                continue
             nn.init.kaiming_normal_(module.weight, a=slope)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

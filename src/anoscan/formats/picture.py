@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from anoscan.errors import InputError
 Floats = NDArray[np.float32]
 Deep = NDArray[np.uint16] | NDArray[np.float32]
 
-LARGEST_FILE = 2 * 1024**3  # bytes of a file that is read whole
+LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read whole
 # What decoders raise on damaged files, by their source and by fuzzing them.
 DAMAGE = (
     OSError,
@@ -135,7 +135,7 @@ def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
 def finite(samples: NDArray[Any]) -> Deep:
     """Samples as float32, which must be finite: there is nothing that a hole could stand for.
 
-    Whole numbers of 16 bits stay as they are: of a large image, each byte a pixel counts.
+    Whole numbers of 16 bits stay as they are.
     """
     if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
         return np.ascontiguousarray(samples, np.uint16)
@@ -165,15 +165,24 @@ def digest_of(picture: Image.Image | Deep) -> bytes:
     return found.digest()
 
 
-def read_file(file: Path) -> bytes:
-    """All bytes of a regular file; InputError with the bare reason when there are none."""
+@contextmanager
+def open_file(file: Path) -> Iterator[tuple[IO[bytes], bytes]]:
+    """A regular file, open at its begin, and its SHA-256; InputError when it has no bytes.
+
+    It is never in memory as a whole: of a large image, each byte a pixel counts.
+    """
     with reasons():
-        if regular(file).st_size > LARGEST_FILE:
+        size = regular(file).st_size
+        if size > LARGEST_FILE:
             raise InputError("file is larger than 2 GiB")
-        data = file.read_bytes()
-    if not data:
-        raise InputError("empty file")
-    return data
+        if not size:
+            raise InputError("empty file")
+        source = file.open("rb")
+    with source:
+        with reasons():
+            digest = hashlib.file_digest(source, "sha256").digest()
+            source.seek(0)
+        yield source, digest
 
 
 def regular(file: Path) -> os.stat_result:

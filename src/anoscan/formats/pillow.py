@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from anoscan.formats.picture import (
     check_size,
     finite,
     memory,
-    read_file,
+    open_file,
     silence,
 )
 
@@ -47,8 +45,8 @@ class Undecodable(InputError):
 
 def read(file: Path, draft_side: int) -> Opened:
     """Decode the first frame; a huge JPEG no larger than it takes for `draft_side`."""
-    data = read_file(file)
-    return loaded(identified(io.BytesIO(data)), draft_side, hashlib.sha256(data).digest())
+    with open_file(file) as (source, digest):
+        return loaded(identified(source), draft_side, digest)
 
 
 def identified(source: IO[bytes]) -> Image.Image:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import io
 import logging
 import math
@@ -28,7 +27,7 @@ from anoscan.formats.picture import (
     check_size,
     damage,
     of_samples,
-    read_file,
+    open_file,
     reasons,
     regular,
 )
@@ -68,8 +67,8 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
         Whether colours keep more than 8 bits.
     """
     if page is None:
-        data = read_file(file)
-        return _decoded(io.BytesIO(data), draft_side, deep, hashlib.sha256(data).digest())
+        with open_file(file) as (source, digest):
+            return _decoded(source, draft_side, deep, digest)
     with reasons():
         raw = _Page(file, _directories(file)[page - 1])
     with io.BufferedReader(raw) as source:
