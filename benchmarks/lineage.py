@@ -38,7 +38,7 @@ from benchmarks.cells import Cell, keep, sweep
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
 # A step of full size costs twice as much at twice the side: these fit an hour of one core together.
-SIZES = {"64": 32_000, "128": 32_000, "256": 24_000}  # of solar cells: images shown in the game
+SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}  # of solar cells: images shown in the game
 SIZES_WIDTH = 16
 
 # The stages after the GAN keep their length, so that a row differs in its GAN alone.
