@@ -300,6 +300,7 @@ def test_every_setting_has_an_option(run: Run) -> None:
         (["--device", "abacus"], 2, "--device must be one of"),
         (["--name", "a/b"], 2, "'a/b' cannot name a model"),
         (["--frobnicate"], 2, "No such option: --frobnicate"),
+        (["--architecture", "vgg"], 2, "--architecture must be one of auto, dcgan, "),
         (["--resume"], 1, "no checkpoint"),
         (["--config", "missing.json"], 1, "--config missing.json: No such file"),
     ],
@@ -312,7 +313,8 @@ def test_wrong_train_options_are_one_line_on_stderr(
     assert result.out == ""
     assert said in result.err
     assert "Traceback" not in result.err
-    errors = [line for line in result.err.splitlines() if "while the training runs" not in line]
+    progress = ("reading images", "losses and pictures while")
+    errors = [line for line in result.err.splitlines() if not line.startswith(progress)]
     assert len(errors) == 1, result.err
 
 
@@ -354,7 +356,7 @@ def test_training_says_little_in_a_log_and_nothing_when_quiet(run: Run, few: Dig
 
 
 def test_an_interrupted_training_keeps_a_checkpoint_and_says_how_to_go_on(
-    few: Digits, tmp_path: Path
+    run: Run, few: Digits
 ) -> None:
     process = anoscan("train", few.normal, "--images-shown", 10**7, "--name", "two words")
     assert process.stderr is not None
@@ -370,6 +372,14 @@ def test_an_interrupted_training_keeps_a_checkpoint_and_says_how_to_go_on(
     assert f"anoscan train {few.normal} --images-shown 10000000 --name 'two words' --resume" in err
     checkpoint = Path(os.environ["ANOSCAN_HOME"]) / "checkpoints" / "two words.safetensors"
     assert checkpoint.is_file()
+    anew = run("train", few.normal, *SMALL, "--name", "two words")
+    assert anew.code == 0
+    assert "an unfinished training of 'two words' starts anew" in anew.err
+    assert not checkpoint.exists()
+
+
+def test_a_mistyped_command_is_answered_with_the_one_it_looks_like(run: Run) -> None:
+    assert "Did you mean 'train'? See " in run("trian").err
 
 
 # --- score --------------------------------------------------------------------------------------

@@ -459,7 +459,8 @@ def _run() -> int:
         sys.stdout.flush()
     except _WrongUsage as error:
         command = error.ctx.command_path if error.ctx else "anoscan"
-        message = error.format_message().rstrip(".") + "."
+        message = error.format_message()
+        message = message if message.endswith("?") else message.rstrip(".") + "."
         return _fail(UsageError(message, hint=f"See {command} --help."))
     except AnoscanError as error:
         return _fail(error)

@@ -51,8 +51,7 @@ class TrainConfig:
     keep_thumbnails: bool = False  # keep small copies and the paths of training images
 
     def __post_init__(self) -> None:
-        if self.architecture != "auto":
-            registry.check("architectures", self.architecture)
+        registry.check("architectures", self.architecture, "auto")
         registry.check("objectives", self.objective)
         registry.check("encoders", self.encoder)
         registry.check("mappings", self.mapping)

@@ -143,7 +143,10 @@ class Detector:
         checkpoint = store.checkpoint_path(name)
         record = Record(checkpoint)
         said = f"losses and pictures while the training runs: {record.folder}"
-        for note in filter(None, (narrowed, said)):
+        anew = None
+        if checkpoint.exists() and not resume:
+            anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
+        for note in filter(None, (narrowed, anew, said)):
             on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
         events = None if tensorboard is None else Path(tensorboard) / name
         tracker = Tracker(record, resume=resume, tensorboard=events)

@@ -45,18 +45,19 @@ def summary(family: str, name: str) -> str:
     return description(family, name).partition("\n")[0]
 
 
-def check(family: str, name: str) -> str:
-    """Return `name` when the family has it.
+def check(family: str, name: str, *others: str) -> str:
+    """Return `name` when the family has it, or it is one of the `others`.
 
     Raises
     ------
     UsageError
         Naming the choices there are.
     """
-    if name not in names(family):
+    known = (*others, *names(family))
+    if name not in known:
         option = family.removesuffix("s")
         raise UsageError(
-            f"--{option} must be one of {', '.join(names(family))}. Got {name!r}.",
+            f"--{option} must be one of {', '.join(known)}. Got {name!r}.",
             hint=f"anoscan train --help describes each {option}.",
         )
     return name

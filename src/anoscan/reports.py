@@ -159,8 +159,8 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
     images, at = report.images, report.at_threshold
     yield Text(
         f"{images.normal:,} normal and {images.anomalous:,} anomalous images; "
-        f"{len(images.skipped):,} skipped, {images.missing:,} labels without an image, "
-        f"{images.unlabelled:,} images without a label"
+        f"{len(images.skipped):,} skipped; labels without an image: {images.missing:,}, "
+        f"images without a label: {images.unlabelled:,}"
     )
     table = _table("detector", "AUROC", "95 % interval", "average precision")
     table.add_row(

@@ -43,7 +43,7 @@ def replacing(
                 os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise failure(f"cannot write {path}: {error.strerror or error}.", hint=_HINT) from error
+        raise failure(f"cannot write {path}: {_reason(error)}.", hint=_HINT) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -64,5 +64,11 @@ def check(path: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        reason = error.strerror or error
+        reason = _reason(error)
         raise UsageError(f"{option} {path} cannot be written: {reason}.", hint=_HINT) from None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError):  # by mkdir, which was told that a folder may be there
+        return f"{error.filename} is no folder"
+    return error.strerror or str(error)
