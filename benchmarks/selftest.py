@@ -6,12 +6,16 @@ the same defects. The self-test's number is the mean of its AUROC of images and 
 training shows in where a defect is before it shows in whether there is one. That was settled on
 Fashion-MNIST 2, which is not among the classes. Results are kept and continued as those of
 `benchmarks.run`.
+
+``--kept`` trains nothing: it compares every two models of a class and seed among the kept cells of
+`benchmarks.run` and `benchmarks.lineage` which labels tell apart by a hundredth of AUROC or more.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shlex
 import sys
@@ -28,12 +32,13 @@ from anoscan import images, sensitivity
 from anoscan.detector import Detector
 from anoscan.material import Material
 from benchmarks import data
-from benchmarks.cells import Cell, keep, sweep
+from benchmarks.cells import RESULTS, Cell, keep, sweep
 
 CLASSES = {"fashion-mnist": "4589", "mnist": "3478", "cifar-10": "57"}
 LENGTHS = {"short": 100, "long": 4000}  # images shown
 TRAIN, TEST = 2000, 300  # images of a class; test images, normal and anomalous each
 DEFECTS = 24  # of each kind and size
+APART = 0.01  # AUROC by labels, from which on one of two models is the better one
 
 
 def smaller(split: data.Split) -> data.Split:
@@ -114,12 +119,61 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Kept cells with a self-test, by set, class and seed; a model that is there twice once."""
+    found: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("**/*-seed*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "self_test_pixel" in result and not result["data"].startswith("selftest-"):
+            key = (Path(result["data"]).name, result["cls"], result["seed"])
+            found.setdefault(key, {})[result["auroc"]] = result
+    return {key: list(models.values()) for key, models in found.items()}
+
+
+def comparisons(models: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
+    """The better and the worse of every two models by labels, and whether the self-test agrees.
+
+    The better one's name comes first. Models that differ by less than `APART` are not compared.
+    """
+    found = []
+    ordered = sorted(models, key=lambda model: -float(model["auroc"]))
+    for better, worse in itertools.combinations(ordered, 2):
+        if better["auroc"] - worse["auroc"] >= APART:
+            names = _name(better), _name(worse)
+            found.append((*names, overall(better) > overall(worse)))
+    return found
+
+
+def _name(result: dict[str, Any]) -> str:
+    return "default" if result["method"] == "anoscan" else str(result["method"])
+
+
+def table_of_kept() -> str:
+    """Markdown table: for every better and worse model how often the self-test agrees."""
+    counts: dict[tuple[str, str, str], list[bool]] = {}
+    for (data_name, *_), models in kept().items():
+        for better, worse, agrees in comparisons(models):
+            counts.setdefault((data_name, better, worse), []).append(agrees)
+    lines = ["| set | better by labels | worse | classes and seeds | agree |", "|---" * 5 + "|"]
+    lines += [
+        f"| {' | '.join(key)} | {len(agreed)} | {sum(agreed)} |"
+        for key, agreed in sorted(counts.items())
+    ]
+    everything = [agrees for agreed in counts.values() for agrees in agreed]
+    lines.append(f"| **all** | | | {len(everything)} | {sum(everything)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Compute what is missing, a line each; JSON of all on stdout, the table on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    parser.add_argument("--kept", action="store_true", help="compare models measured before")
     options = parser.parse_args()
+    if options.kept:
+        sys.stdout.write(table_of_kept())
+        return
     wanted = [
         Cell(f"selftest-{name}", cls, 0, method, (("images_shown", shown),))
         for name, classes in CLASSES.items()

@@ -258,8 +258,7 @@ def test_a_dry_run_prints_settings_that_config_takes_back_and_writes_nothing(
     ("options", "named"),
     [
         ([], "dcgan"),
-        (["--size", 127], "dcgan"),
-        (["--size", 128], "progressive"),
+        (["--size", 255], "dcgan"),
         (["--size", 256, "--architecture", "auto"], "progressive"),
         (["--size", 256, "--architecture", "mlp"], "mlp"),
     ],

@@ -10,7 +10,7 @@ from anoscan import registry
 from anoscan.errors import UsageError
 
 SMALLEST_SIZE, LARGEST_SIZE = 16, 512
-PROGRESSIVE_FROM = 128  # side from which ``--architecture auto`` is progressive
+PROGRESSIVE_FROM = 256  # side from which ``--architecture auto`` is progressive
 PATCH_SIZE, LARGEST_PATCH = 64, 4096
 FEWEST_PATCHES = 8
 DEVICES = ("auto", "cpu", "cuda", "mps")

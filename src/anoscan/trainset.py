@@ -25,7 +25,7 @@ from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.tiles import Floats
 
-_LARGEST_AUTO_SIZE = 64
+_LARGEST_AUTO_SIZE = 128
 _INSPECTED = 512
 _INSPECTED_PIXELS = 16_384  # of one deep image
 IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
@@ -71,7 +71,7 @@ def inspect(
     """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
 
     A `size` of None becomes `patch`, or for whole images the median of the longer sides, rounded
-    to a multiple of 4, from 16 to 64; `channels` None becomes 1 where no image has a colour, else
+    to a multiple of 4, from 16 to 128; `channels` None becomes 1 where no image has a colour, else
     3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples, or their
     ends where these lie close.
 

@@ -1,4 +1,4 @@
-"""Strided convolutions, fast and good up to 64x64: the networks of AnoGAN, scaled by width.
+"""Strided convolutions, fast and good up to 128x128: the networks of AnoGAN, scaled by width.
 
 Radford et al. 2015, "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks" (arXiv 1511.06434), as AnoGAN uses it (Schlegl et al. 2017, arXiv
