@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anoscan import census, checkup, health
+from anoscan.baselines import Baselines
 from anoscan.census import Census
 from anoscan.checkup import Checkup, Game
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import InputError
 from anoscan.health import Findings, Watch
+from anoscan.images import ImageRule
+from anoscan.model import fresh_networks
 from anoscan.results import Health, HealthReport
 from anoscan.training import Progress
 from tests.conftest import Digits
@@ -284,3 +287,51 @@ def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:
     found = checkup.game(Blob(), Blob(), material, TrainConfig(latent_dim=4), images=64)
     assert found.diversity == 0
     assert found.separated == 1
+
+
+class Pixels:
+    """Pixels of a training that count how many are read at a time."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape, self.most = pixels, pixels.shape, 0
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.most = max(self.most, len(rows))
+        found: np.ndarray = self.pixels[rows]
+        return found
+
+
+def checked_up(side: int, monkeypatch: pytest.MonkeyPatch, most_pixels: int) -> tuple[Any, int]:
+    """A checkup of untrained networks on noise, and how many images it read at a time."""
+    monkeypatch.setattr(checkup, "MOST_PIXELS", most_pixels)
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(-1, 1, (300, 1, side, side)).astype(np.float32)
+    counting = Pixels(pixels)
+    material: Any = SimpleNamespace(
+        pixels=counting, rows=np.arange(200), unseen=np.arange(200, 300)
+    )
+    config = TrainConfig(latent_dim=4, width=4, architecture="dcgan", size=side, channels=1)
+    networks = fresh_networks(config, ImageRule(size=side, channels=1, window=None)).frozen()
+    baselines = Baselines.fit(pixels, np.arange(200), 0)
+    return checkup.examine(networks, baselines, material, config), counting.most
+
+
+def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    side = 16
+    whole, most = checked_up(side, monkeypatch, checkup.SAMPLES * side**2)
+    assert most == 200
+    sparing, most = checked_up(side, monkeypatch, 40 * side**2)
+    assert most == 64, "thumbnails are made of a chunk at a time"
+    assert sparing.copied == whole.copied
+    assert sparing.twins == whole.twins
+    assert sparing.gap != whole.gap
+    assert sparing.gap == pytest.approx(whole.gap, rel=0.1)
+    assert sparing.pca == pytest.approx(whole.pca, rel=0.1)
+    assert sparing.inversion == pytest.approx(whole.inversion, rel=0.1)
+
+
+@pytest.mark.parametrize(("side", "images"), [(16, 512), (128, 512), (256, 128), (512, 32)])
+def test_up_to_128_pixels_as_many_images_are_looked_at_as_ever(side: int, images: int) -> None:
+    assert checkup.in_full(checkup.SAMPLES, side) == images

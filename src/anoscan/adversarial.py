@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -277,8 +277,15 @@ def turn_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, 
 
 def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) -> Tensor:
     """Images (n, c, s, s) in [-1, 1] from latents of a named stream; the generator in eval mode."""
+    return torch.cat(list(samples(generator, n, latent_dim, seed, name)))
+
+
+@torch.no_grad()
+def samples(
+    generator: nn.Module, n: int, latent_dim: int, seed: int, name: str
+) -> Iterator[Tensor]:
+    """The images of `sample`, a few at a time: all at once can take many gigabytes."""
     z = torch.randn(n, latent_dim, generator=stream(seed, name))
     device = next(generator.parameters()).device
-    # A few at a time: at 256 pixels a side hundreds in one pass would take many gigabytes.
-    with torch.no_grad():
-        return torch.cat([generator(part.to(device)).float() for part in torch.split(z, SAMPLED)])
+    for part in torch.split(z, SAMPLED):
+        yield generator(part.to(device)).float()

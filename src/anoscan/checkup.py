@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan.adversarial import sample
+from anoscan.adversarial import sample, samples
 from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
@@ -23,6 +23,7 @@ from anoscan.scoring import chunks
 from anoscan.tiles import Floats
 
 SAMPLES = 512  # generated images looked at, and at most as many real ones of each kind
+MOST_PIXELS = SAMPLES * 128 * 128  # of images that are looked at in full; of larger ones, fewer are
 NEIGHBOURS = 8192  # training images that a nearest one is looked for among, at most
 THUMBNAIL = 16  # side at which images are compared
 TWIN = 0.002  # of the usual squared distance from the mean: less apart are twins
@@ -59,19 +60,19 @@ def examine(
     networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
 ) -> Checkup:
     """Look at generated, training and held-out images side by side."""
-    seed = config.seed
-    some = material.pixels[_some(material.rows, SAMPLES, seed)]
-    held = material.pixels[_some(material.unseen, SAMPLES, seed)]
-    fake = sample(networks.generator, SAMPLES, config.latent_dim, seed, "checkup").cpu().numpy()
-    known = thumbnails(material.pixels[_some(material.rows, NEIGHBOURS, seed)])
-    unknown = thumbnails(held)
+    seed, full = config.seed, in_full(SAMPLES, material.pixels.shape[-1])
+    some = material.pixels[_some(material.rows, full, seed)]
+    held = material.pixels[_some(material.unseen, full, seed)]
+    fake, drawn = _generated(networks.generator, config, full)
+    known = _thumbnails_of(material, _some(material.rows, NEIGHBOURS, seed))
+    unknown = _thumbnails_of(material, _some(material.unseen, SAMPLES, seed))
     to_unknown, _ = nearest(unknown, known)
     spread = float(np.square(known - known.mean(0)).sum(1).mean())
     variance = float(fake.var(0).mean())
     missed = baselines.scores(held)
     return Checkup(
         pca=float(missed["pca"].mean()) / max(float(missed["mean_image"].mean()), 1e-12),
-        copied=copied(thumbnails(fake), known, unknown),
+        copied=copied(drawn, known, unknown),
         twins=float((to_unknown < TWIN * spread).mean()),
         gap=_missed(networks, held) / max(_missed(networks, some), 1e-12),
         inversion=_missed(networks, fake) / max(variance, 1e-12),
@@ -112,7 +113,7 @@ def game(
     """Look at a game, under way or over; the networks are left as they are."""
     from sklearn.metrics import roc_auc_score
 
-    seed = config.seed
+    seed, images = config.seed, in_full(images, material.pixels.shape[-1])
     some = material.pixels[_some(material.rows, images, seed)]
     at_rest = copy.deepcopy(generator).eval()
     fake = sample(at_rest, images, config.latent_dim, seed, "game").cpu().numpy()
@@ -129,6 +130,29 @@ def game(
         separated=float(roc_auc_score(truth, np.concatenate([real, of_fake]))),
         by_heart=float(np.clip((real.mean() - of_held.mean()) / margin, 0, 1)),
     )
+
+
+def in_full(images: int, side: int) -> int:
+    """How many of so many images of a side are looked at in full."""
+    return min(images, MOST_PIXELS // side**2)
+
+
+def _generated(generator: nn.Module, config: TrainConfig, full: int) -> tuple[Floats, np.ndarray]:
+    """Generated images (full, c, s, s), and thumbnails of these and others, `SAMPLES` in all."""
+    kept, small, missing = [], [], full
+    for images in samples(generator, SAMPLES, config.latent_dim, config.seed, "checkup"):
+        part = images.cpu().numpy()
+        small.append(thumbnails(part))
+        if missing:
+            kept.append(part[:missing])
+            missing -= len(kept[-1])
+    return np.concatenate(kept), np.concatenate(small)
+
+
+def _thumbnails_of(material: Material, rows: np.ndarray) -> np.ndarray:
+    cpu = torch.device("cpu")
+    parts = chunks(rows, material.pixels.__getitem__, cpu)
+    return np.concatenate([thumbnails(part.numpy()) for part in parts])
 
 
 def thumbnails(images: Floats) -> np.ndarray:
