@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy.stats import betabinom, ks_2samp, kstest
 from sklearn.metrics import roc_auc_score
 
-from anoscan import calibration, images
+from anoscan import calibration
 from anoscan import suspects as job
 from anoscan.detector import Detector
 from anoscan.judgement import Judge
@@ -210,11 +210,12 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
         start = time.process_time()
         detector = Detector.train(folder / "train", path=path, **options)
         before = measured(detector)
-        ranking = job.rank(detector, images.find([folder / "train"]), lambda progress: None)
-        odd = np.array([image.path in strangers for image in ranking.report.images])
-        dropping = options | {"without": ranking.worst, "force": True}
+        ranking = job.rank(detector, [folder / "train"], lambda progress: None)
+        odd = np.array([image.path in strangers for image in ranking.images])
+        options["force"] = True
+        dropping = options | {"drop_suspects": True}
         after = measured(Detector.train(folder / "train", path=path, **dropping))
-        without = measured(Detector.train(folder / "clean", path=path, force=True, **options))
+        without = measured(Detector.train(folder / "clean", path=path, **options))
     lost = without["auroc"] - before["auroc"]
     return {
         "auroc": after["auroc"],

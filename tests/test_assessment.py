@@ -266,4 +266,4 @@ def test_training_on_the_layout_takes_the_good_images_and_says_so(
     assert detector.report is not None
     assert detector.report.images.found == 40
     assert detector.reference.name == "digits"
-    assert any("train/good is learned from" in note for note in notes)
+    assert any("train/good is used" in note for note in notes)

@@ -71,6 +71,7 @@ ORDER = [
     "terminal_pictures",
     "yardstick",
     "sensitivity",
+    "suspicion",
     "assessment",
     "recalibration",
     "sampling",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from anoscan import cli, images, modelfile, selftest
+from anoscan import cli, drift, images, modelfile, selftest
 from anoscan.atlas import Atlas
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
@@ -233,6 +234,67 @@ def test_the_map_of_a_normal_image_has_no_period_at_the_distance_of_tiles(tmp_pa
             at = harmonic * side // pitch
             beside = np.r_[power[at - 12 : at - 2], power[at + 3 : at + 13]]
             assert power[at] < 5 * beside.mean()
+
+
+def walls(folder: Path, *, factor: float = 1, offset: int = 0) -> Path:
+    """Two dozen other pieces of the wall, perhaps as another lamp shows them."""
+    folder.mkdir()
+    brick = data.brick()
+    for number in range(24):
+        y, x = 16 + 64 * (number // 6), 16 + 64 * (number % 6)
+        piece = brick[y : y + 96, x : x + 96] * factor + offset
+        Image.fromarray(piece.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_a_model_of_patches_is_calibrated_on_large_images(
+    detector: Detector, texture: Texture, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.safetensors"
+    shutil.copy(detector.reference.path, path)
+    own = Detector.load(path, workers=1)
+    dark = walls(tmp_path / "dark", factor=0.4)
+    before = own.score(dark, false_alarm_rate=0.25)
+    assert before.counts["anomalous"] > 12
+    report = own.calibrate([dark])
+    assert report.images == 24
+    loaded = Detector.load(path, workers=1)
+    yardstick = loaded.model.yardstick
+    assert yardstick.tiles is not None
+    assert len(yardstick.tiles) == len(yardstick.terms) == len(yardstick.region_peaks) == 24
+    after = loaded.score(dark, false_alarm_rate=0.25)
+    assert after.counts["anomalous"] <= 8
+    for terms in (yardstick.terms, loaded.calibration_scores()):
+        assert np.isfinite(terms).all()
+
+
+def test_drift_of_large_images_is_found_and_their_size_is_none_of_it(
+    detector: Detector, tmp_path: Path
+) -> None:
+    own = Detector.load(detector.reference.path, workers=1)
+    own.save(tmp_path / "own.safetensors")
+    own.calibrate([walls(tmp_path / "walls")])
+    same = drift.compare(own, [tmp_path / "walls"], lambda progress: None)
+    assert same.fits, same.advice
+    assert same.counts == {"compared": 24, "mismatch": 0, "skipped": 0}
+    dark = walls(tmp_path / "dark", factor=0.4)
+    found = drift.compare(own, [dark], lambda progress: None)
+    assert not found.fits
+    assert {"score", "brightness"} <= {check.name for check in found.checks if check.drifted}
+
+
+def test_an_image_of_another_kind_is_a_mismatch_to_a_model_of_patches(
+    detector: Detector, texture: Texture, tmp_path: Path
+) -> None:
+    shutil.copy(texture.queries / "clean0.png", tmp_path)
+    Image.new("RGB", (PIECE, PIECE), (255, 250, 240)).save(tmp_path / "white.png")
+    Image.fromarray(data.brick()).save(tmp_path / "whole.png")
+    found = by_name(detector.score(tmp_path))
+    assert found["clean0.png"].mismatch is None
+    assert any("in colour" in reason for reason in found["white.png"].mismatch)
+    assert any("bright" in reason for reason in found["white.png"].mismatch)
+    # Larger than any piece that it learned from.
+    assert found["whole.png"].mismatch
 
 
 def test_eval_and_sample_work_with_a_model_of_patches(

@@ -68,6 +68,7 @@ def test_new_normals_set_the_threshold_and_the_history_says_so(
     after = loaded.score(half[1::2])
     assert after.counts["anomalous"] <= 5
     assert report.images == len(half[::2]) == after.threshold.calibration_images
+    assert report.warning is None
     assert report.previous.name == "own"
     assert report.model.path == str(loaded.reference.path)
     assert [event["action"] for event in loaded.model.metadata["history"]] == ["calibrate"]
@@ -84,7 +85,8 @@ def test_calibrating_on_the_held_out_images_of_the_training_changes_nothing(
 ) -> None:
     held = sorted(digits.normal.iterdir())
     before = own.model.yardstick
-    own.calibrate(held)
+    report = own.calibrate(held)
+    assert "trained on" in (report.warning or "")
     after = own.model.yardstick
     rows = {tuple(row) for row in np.round(after.terms, 6).tolist()}
     assert {tuple(row) for row in np.round(before.terms, 6).tolist()} <= rows
@@ -221,3 +223,38 @@ def test_a_model_that_does_not_fit_has_an_exit_code_of_its_own(
     code, out, _ = run(capsys, monkeypatch, "drift", path, str(pale))
     assert code == 5
     assert "no longer fits" in out
+
+
+def mvtec(folder: Path, train: Path, unseen: Path) -> Path:
+    """Images laid out like MVTec AD; the defects are images that are wholly white."""
+    shutil.copytree(train, folder / "train" / "good")
+    shutil.copytree(unseen, folder / "test" / "good")
+    (folder / "test" / "white").mkdir()
+    for number in range(60):
+        Image.new("L", (8, 8), 255).save(folder / "test" / "white" / f"{number}.png")
+    return folder
+
+
+def test_of_a_root_like_mvtec_calibrate_uses_train_good_and_drift_test_good(
+    own: Detector,
+    unseen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = mvtec(tmp_path / "root", paler(unseen, tmp_path / "pale"), unseen)
+    path = own.reference.path
+    code, out, err = run(capsys, monkeypatch, "drift", path, str(root), "--json")
+    assert code == 0
+    assert json.loads(out)["counts"]["compared"] == 150
+    assert "only " + (root / "test/good").as_posix() + " is used" in err
+    code, out, err = run(capsys, monkeypatch, "calibrate", path, str(root), "--json")
+    assert code == 0
+    assert json.loads(out)["images"] == 150
+    assert "only " + (root / "train/good").as_posix() + " is used" in err
+    # Calibrated on pale images it was: now those that are not pale are the odd ones.
+    assert run(capsys, monkeypatch, "drift", path, str(root))[0] == 5
+    shutil.rmtree(root / "test" / "good")
+    code, _, err = run(capsys, monkeypatch, "drift", path, str(root))
+    assert code == 1
+    assert "has no test/good" in err

@@ -77,8 +77,8 @@ def calibrate(
         report = detector.calibrate(
             images or [], target, name=name, force=force, on_progress=on_progress
         )
-    if report.threshold.warning:
-        output.warn(report.threshold.warning)
+    for warning in filter(None, (report.warning, report.threshold.warning)):
+        output.warn(warning)
     output.emit(report)
     finish(output, report.skipped)
 
@@ -142,7 +142,6 @@ def suspects(
     """
     if model is not None and images_shown is not None:
         raise UsageError("--images-shown is for a training: not with --model.")
-    from anoscan import images as files
     from anoscan import suspects as job
     from anoscan.detector import Detector
     from anoscan.output import Output
@@ -150,7 +149,7 @@ def suspects(
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as on_progress, tempfile.TemporaryDirectory() as folder:
         if model is None:
-            _, ranking = job.train(
+            _, report = job.train(
                 images,
                 drop=False,
                 on_progress=on_progress,
@@ -162,7 +161,6 @@ def suspects(
             )
         else:
             detector = Detector.load(model, device=device, workers=workers)
-            ranking = job.rank(detector, files.find(images), on_progress)
-    report = ranking.report if model else dataclasses.replace(ranking.report, model=None)
-    output.emit(report)
+            report = job.rank(detector, images, on_progress)
+    output.emit(report if model else dataclasses.replace(report, model=None))
     finish(output, report.skipped)

@@ -195,7 +195,7 @@ def train(
         bool,
         option(
             "--drop-suspects",
-            help="Then train again without the most suspect tenth; held-out images stay.",
+            help="Fit what counts as usual without the most suspect fifth of the images.",
         ),
     ] = False,
     resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
@@ -300,11 +300,11 @@ def _train(
         try:
             if clean_report is None and not drop_suspects:
                 return Detector.train(images, on_progress=on_progress, **options)
-            detector, ranking = suspects.train(
+            detector, report = suspects.train(
                 images, drop=drop_suspects, on_progress=on_progress, **options
             )
             if clean_report is not None:
-                output.save(ranking.report, clean_report)
+                output.save(report, clean_report)
             return detector
         except TrainingInterrupted as error:
             arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]

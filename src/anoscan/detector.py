@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
 from anoscan.scores import Inversion
+from anoscan.suspicion import Suspicion
 from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
 from anoscan.upkeep import CalibrateReport
@@ -63,6 +64,8 @@ class Detector:
         Name, path and SHA-256 of the model file.
     report : TrainReport or None
         Of the training that made it; None for a loaded model.
+    suspicion : Suspicion or None
+        Of that training's images, where suspects were dropped.
     """
 
     def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
@@ -70,6 +73,7 @@ class Detector:
         self._judge = Judge(model, runtime, roi)
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
+        self.suspicion: Suspicion | None = None
 
     @classmethod
     def train(
@@ -85,7 +89,7 @@ class Detector:
         precision: str = "auto",
         workers: int | None = None,
         tensorboard: str | Path | None = None,
-        without: Collection[bytes] = (),
+        drop_suspects: bool = False,
         roi: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
@@ -110,8 +114,9 @@ class Detector:
             See `Runtime.resolve`.
         tensorboard : path, optional
             Folder for TensorBoard's event files, under the name of the model.
-        without : collection of bytes
-            SHA-256 of image files that are not to be trained on; held-out ones stay.
+        drop_suspects : bool
+            Rank the images when the networks are trained (`suspicion` of the detector), and fit
+            what counts as usual without the most suspect ones. Held-out images stay.
         roi : path or 'auto', optional
             Mask (not black where images count), kept in the model; 'auto' leaves out borders that
             are constant in all images.
@@ -160,13 +165,14 @@ class Detector:
                 tracker=tracker,
                 on_progress=on_progress,
                 stopping=stopping,
-                without=without,
+                drop_suspects=drop_suspects,
                 roi=region,
             )
         detector = cls(learned.model, runtime)
         detector.save(target)
         checkpoint.unlink(missing_ok=True)
         record = record.move(Record(target))
+        detector.suspicion = learned.suspicion
         detector.report = learned.report(detector.reference, record, runtime)
         return detector
 
@@ -414,7 +420,8 @@ class Detector:
         Parameters
         ----------
         paths : sequence of paths
-            New normal images that were not trained on; with none only the rate is set.
+            New normal images that were not trained on; with none only the rate is set. Of a
+            folder laid out like MVTec AD, ``train/good`` is used.
         target : Target, optional
             What sets the false-alarm rate of verdicts from now on.
         name, force
@@ -422,7 +429,10 @@ class Detector:
         """
         before = self.reference
         file = store.unused(name, force=force) if name else Path(before.path)
-        normals = images.find(list(paths)) if paths else []
+        normal, narrowed = labelled.training_paths(paths)
+        normals = images.find(normal) if normal else []
+        if narrowed:
+            on_progress(Progress("reading", 0, len(normals), {}, 0.0, narrowed))
         model, decision, skipped = recalibration.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
@@ -432,6 +442,7 @@ class Detector:
             model=self.reference,
             previous=before,
             images=len(model.yardstick.terms) if paths else None,
+            warning=recalibration.reservation(model) if paths else None,
             threshold=self.threshold(),
             decision=decision,
             uses_labels=model.uses_labels,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp
 
-from anoscan import calibration, images
+from anoscan import calibration, images, labelled
 from anoscan.detector import Detector
 from anoscan.errors import InputError
 from anoscan.judgement import Judge, nothing_readable
@@ -38,12 +38,18 @@ def compare(
     test, and p-values adjusted for their number (Holm 1979). A difference counts when it is
     certain and large: a batch of thousands shows differences that no verdict feels.
 
+    Of a folder laid out like MVTec AD, ``test/good`` is compared: its training images would look
+    tamer than any other, and its defects are no drift.
+
     Raises
     ------
     InputError
         When nothing can be read.
     """
-    files = images.find(list(paths))
+    found, narrowed = labelled.unseen_paths(paths)
+    files = images.find(found)
+    if narrowed:
+        on_progress(Progress("reading", 0, len(files), {}, 0.0, narrowed))
     judge = Judge(detector.model, detector.runtime)
     terms, looks, skipped, unlike = [], [], [], 0
     known = detector.model.yardstick.looks

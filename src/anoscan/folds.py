@@ -53,10 +53,11 @@ class Folds:
     on_progress: OnProgress
     stopping: Callable[[], bool]
 
-    def extend(self, yardstick: Yardstick, names: list[str]) -> Yardstick:
+    def extend(self, yardstick: Yardstick, names: list[str], usual: np.ndarray) -> Yardstick:
         """Yardstick with the terms of the images trained on too, where that was asked for.
 
-        Regions keep the level of the held-out images.
+        Terms are fitted on the `usual` rows alone, but measured on all: without the others the
+        threshold would be too low. Regions keep the level of the held-out images.
         """
         if self.config.calibration_folds is None:
             return yardstick
@@ -68,7 +69,7 @@ class Folds:
         for number in range(count):
             inside = np.sort(order[number::count])
             networks = self._trained(number, np.setdiff1d(rows, inside))
-            terms.append(self._measured(networks, names, np.setdiff1d(rows, inside), inside))
+            terms.append(self._measured(networks, names, np.setdiff1d(usual, inside), inside))
         return dataclasses.replace(yardstick, terms=np.concatenate(terms))
 
     def _trained(self, number: int, rows: np.ndarray) -> Networks:

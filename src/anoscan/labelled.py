@@ -20,7 +20,8 @@ from anoscan.images import Decoded, ImageFile
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 LAYOUT = "test/good, test/<type> and maybe ground_truth/<type>/<name>_mask.png"
-_TRAIN, _TEST, _MASKS = Path("train", "good"), "test", "ground_truth"
+_TRAIN, _UNSEEN = Path("train", "good"), Path("test", "good")
+_TEST, _MASKS = "test", "ground_truth"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
 
 
 def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
-    """Folders to learn from: of one that is laid out like MVTec AD, ``train/good`` alone.
+    """Folders of normal images: of one that is laid out like MVTec AD, ``train/good`` alone.
 
     Returns
     -------
@@ -90,16 +91,45 @@ def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]
     note : str or None
         What a user should know of it.
     """
+    return _narrowed(paths, _TRAIN)
+
+
+def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
+    """Folders of normal images that no training saw: ``test/good`` of one laid out like MVTec AD.
+
+    Returns
+    -------
+    paths, note
+        As of `training_paths`.
+
+    Raises
+    ------
+    InputError
+        When there is no ``test/good``.
+    """
+    for path in map(Path, paths):
+        if _laid_out(path) and not (path / _UNSEEN).is_dir():
+            raise InputError(
+                f"{path} is laid out like MVTec AD, but has no {_UNSEEN.as_posix()}.",
+                hint="Name the folder of the images themselves.",
+            )
+    return _narrowed(paths, _UNSEEN)
+
+
+def _laid_out(folder: Path) -> bool:
+    return (folder / _TRAIN).is_dir() and (folder / _TEST).is_dir()
+
+
+def _narrowed(paths: Sequence[str | Path], part: Path) -> tuple[list[Path], str | None]:
     found, narrowed = [], []
     for path in map(Path, paths):
-        good = path / _TRAIN
-        if good.is_dir() and (path / _TEST).is_dir():
-            narrowed.append(good.as_posix())
-            path = good
+        if _laid_out(path):
+            path = path / part
+            narrowed.append(path.as_posix())
         found.append(path)
     if not narrowed:
         return found, None
-    return found, f"laid out like MVTec AD: only {' and '.join(narrowed)} is learned from"
+    return found, f"laid out like MVTec AD: only {' and '.join(narrowed)} is used"
 
 
 def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:

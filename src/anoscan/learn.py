@@ -1,7 +1,7 @@
 """How a folder of normal images becomes a model: the stages of training, in order.
 
-images -> split -> GAN -> rotation -> encoder -> terms -> calibration -> baselines -> health
--> self-test
+images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms -> calibration -> baselines
+-> health -> self-test
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import anoscan
-from anoscan import census, checkup, registry, sensitivity, yardstick
+from anoscan import census, checkup, registry, sensitivity, suspicion, yardstick
 from anoscan import maps as anomaly_maps
 from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
@@ -54,6 +54,7 @@ from anoscan.results import (
 from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.scoring import chunks, fit_terms, terms_of
+from anoscan.suspicion import Suspicion
 from anoscan.terms import Tensors, turn_logits
 from anoscan.terms.rotation import certainty
 from anoscan.tracking import MOST as SHOWN
@@ -77,6 +78,7 @@ class Learned:
     health: HealthReport
     self_test: SelfTest
     skipped: tuple[Skipped, ...]
+    suspicion: Suspicion | None  # of the images, where suspects were dropped
     seconds: dict[str, float]
 
     def report(self, saved: ModelReference, record: Record, runtime: Runtime) -> TrainReport:
@@ -153,7 +155,7 @@ def learn(
     tracker: Tracker,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
-    without: Collection[bytes] = (),
+    drop_suspects: bool = False,
     roi: Roi | None = None,
 ) -> Learned:
     """Train on images and calibrate on those held out.
@@ -169,8 +171,8 @@ def learn(
         Go on from the checkpoint, which must be of the same images and settings.
     tracker : Tracker
         Told of every stage.
-    without : collection of bytes
-        SHA-256 of image files that are not to be trained on.
+    drop_suspects : bool
+        Fit what counts as usual without the most suspect images; networks learn from all.
     roi : Roi, optional
         Outside it nothing counts.
 
@@ -186,10 +188,10 @@ def learn(
     material = Material.load(
         files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
-    material = material.without(without)
-    pixels, rows = material.pixels, material.rows
+    if drop_suspects:
+        suspicion.check(len(material.images), patches=config.patches is not None)
     clock.lap("reading")
-    keeper = Keeper(checkpoint, _run_identity(config, material, without), resume)
+    keeper = Keeper(checkpoint, _run_identity(config, material), resume)
     folder = _of_folder(material, inspection, config)
     for check in folder:
         if check.verdict != "ok" and check.name != "calibration":
@@ -198,12 +200,19 @@ def learn(
     networks, rollbacks, after, game = _train(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
-    batches = chunks(rows, pixels.__getitem__, runtime.device)
-    fitted = fit_terms(networks, terms_of(turned=after.turned), batches)
+    names = terms_of(turned=after.turned)
+    suspected = None
+    if drop_suspects:
+        suspected = _suspected(networks, names, material, config, runtime)
+        material = material.without(suspected.worst)
+        clock.lap("suspects")
+    pixels, rows = material.pixels, material.rows
+    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
     baselines = Baselines.fit(pixels, rows, config.seed)
     maps = _maps(networks, fitted, material, config, runtime)
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
-    held = dataclasses.replace(held, yardstick=after.extend(held.yardstick, list(fitted)))
+    extended = after.extend(held.yardstick, list(fitted), usual=rows)
+    held = dataclasses.replace(held, yardstick=extended)
     health = examine(
         folder,
         Findings(
@@ -227,7 +236,25 @@ def learn(
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     clock.lap("self_test")
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
-    return Learned(model, health, self_test, tuple(material.skipped), seconds)
+    return Learned(model, health, self_test, tuple(material.skipped), suspected, seconds)
+
+
+def _suspected(
+    networks: Networks,
+    names: Sequence[str],
+    material: Material,
+    config: TrainConfig,
+    runtime: Runtime,
+) -> Suspicion:
+    """All images, by a model that holds none of them suspect yet."""
+    pixels, rows = material.pixels, material.rows
+    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
+    baselines = Baselines.fit(pixels, rows, config.seed)
+    held = yardstick.measure(networks, fitted, baselines, material, None, config.seed, runtime)
+    metadata = describe(config, material.rule, held.yardstick, runtime)
+    model = Model(networks, fitted, held.yardstick, baselines, metadata)
+    found = suspicion.scores(model, runtime, pixels)
+    return Suspicion(material.images, material.digests, found, material.skipped)
 
 
 def _kept(networks: Networks, material: Material) -> Neighbours:
@@ -384,11 +411,8 @@ def _inspect(
     return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=roi))
 
 
-def _run_identity(
-    config: TrainConfig, material: Material, without: Collection[bytes]
-) -> dict[str, Any]:
-    digests = [*material.digests, *without]
-    identity = {"config": config.to_dict(), "images": _fingerprint(digests)}
+def _run_identity(config: TrainConfig, material: Material) -> dict[str, Any]:
+    identity = {"config": config.to_dict(), "images": _fingerprint(material.digests)}
     roi = material.rule.roi
     return identity if roi is None else identity | {"roi": roi.to_dict()}
 

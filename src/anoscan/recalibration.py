@@ -146,6 +146,17 @@ def on_normals(
     return _noted(changed, event), tuple(material.skipped)
 
 
+def reservation(model: Model) -> str | None:
+    """What is wrong with the images that a model was calibrated on last."""
+    last = [event for event in model.metadata["history"] if event["action"] == "calibrate"][-1]
+    if last["sha256"] != model.metadata.get("training_data", {}).get("sha256"):
+        return None
+    return (
+        "these are the images that the model was trained on: they look tamer to it than any "
+        "other, so the threshold is too low. Calibrate on normal images that it never saw."
+    )
+
+
 def _by_labels(
     model: Model, target: Target, labels: Path, runtime: Runtime
 ) -> tuple[Decision, tuple[Skipped, ...]]:

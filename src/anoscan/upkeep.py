@@ -28,13 +28,14 @@ class Decision:
 class CalibrateReport:
     """Result of ``anoscan calibrate``. `decision` is null where the rate was left as it was.
 
-    `previous` is the model as it was before.
+    `previous` is the model as it was before. `warning` says what is wrong with the images.
     """
 
     schema: ClassVar[str] = "anoscan.calibrate/1"
     model: ModelReference
     previous: ModelReference
     images: int | None
+    warning: str | None
     threshold: Threshold
     decision: Decision | None
     uses_labels: bool
