@@ -67,7 +67,7 @@ class HealthReport:
 class TrainImages:
     """What became of the images of the training folder.
 
-    `dropped` are suspects that were neither trained on nor held out.
+    `dropped` are suspects: networks saw them, but what counts as usual was fitted without.
     `patches` counts the parts of them that were trained on; None for whole images.
     """
 
