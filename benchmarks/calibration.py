@@ -37,6 +37,7 @@ from benchmarks.cells import Cell, keep, sweep
 from benchmarks.run import raw_terms, train
 
 SPLITS = 20
+PERMUTATIONS = 2000
 RATES = (0.01, 0.05, 0.1)
 FDR = 0.1
 ODD = 0.1  # share of anomalies among the queries of the false discovery rate
@@ -106,7 +107,7 @@ def resplit(
         "calibration_images": n,
         "normal_queries": m,
         "rates": {str(rate): _alarms(alarms[rate], n, m, rates[rate]) for rate in RATES},
-        "uniform": {"p_values": uniform, "p_of_p_values": float(kstest(uniform, "uniform").pvalue)},
+        "uniform": _uniform(uniform, n, m, rng),
         "fdr": {
             "level": FDR,
             "false_share": false_share,
@@ -115,6 +116,25 @@ def resplit(
             "anomalous_queries": strangers,
             "found": float(np.mean(power)),
         },
+    }
+
+
+def _uniform(found: list[float], n: int, m: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Kolmogorov-Smirnov p-values of many divisions, and whether they are such as they should be.
+
+    Of finite samples these p-values come in steps, and are not quite uniform. So they are also
+    compared with those of random divisions of ranks, which are what exact p-values would give.
+    """
+    exact = [
+        float(ks_2samp(order[:n], order[n:]).pvalue)
+        for order in (rng.permutation(n + m) for _ in range(PERMUTATIONS))
+    ]
+    return {
+        "p_values": found,
+        "p_of_p_values": float(kstest(found, "uniform").pvalue),
+        "p_against_permutations": float(ks_2samp(found, exact).pvalue),
+        "mean": float(np.mean(found)),
+        "mean_of_permutations": float(np.mean(exact)),
     }
 
 
@@ -129,10 +149,9 @@ def _alarms(counts: list[int], n: int, m: int, j: int) -> dict[str, Any]:
     }
 
 
-def splits(
-    split: data.Split, seed: int, settings: dict[str, Any], many: int = SPLITS
-) -> dict[str, Any]:
+def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train on a class, pool its held-out and its unseen normal images, and divide the pool."""
+    many = settings.pop("splits", SPLITS)
     done = train(split, seed, settings)
     judge, terms = done.judge, done.terms
     model, odd = done.detector.model, split.anomalous
@@ -250,19 +269,16 @@ def main() -> None:
     parser.add_argument("--classes", type=lambda text: text.split(","), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int, help="16,000 for splits by default")
+    parser.add_argument("--splits", type=int, help=f"divisions of splits, {SPLITS} by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
     sets = {"splits": SETS, "folds": FEW, "suspects": SUSPECTS}[options.what]
     shown = options.images_shown or {"splits": 16_000}.get(options.what)
+    given = {"images_shown": shown, "splits": options.splits}
+    settings = tuple((key, value) for key, value in given.items() if value)
     wanted = [
-        Cell(
-            f"calibration/{name}",
-            cls,
-            options.seed,
-            options.what,
-            (("images_shown", shown),) if shown else (),
-        )
+        Cell(f"calibration/{name}", cls, options.seed, options.what, settings)
         for name in options.data or sets
         for cls in options.classes or sets[name]
     ]

@@ -246,14 +246,17 @@ def _suspected(
     config: TrainConfig,
     runtime: Runtime,
 ) -> Suspicion:
-    """All images, by a model that holds none of them suspect yet."""
+    """All images, by a model that holds none of them suspect yet.
+
+    Held-out images do not vouch for others: they would look tamer than images to come.
+    """
     pixels, rows = material.pixels, material.rows
     fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
     baselines = Baselines.fit(pixels, rows, config.seed)
     held = yardstick.measure(networks, fitted, baselines, material, None, config.seed, runtime)
     metadata = describe(config, material.rule, held.yardstick, runtime)
     model = Model(networks, fitted, held.yardstick, baselines, metadata)
-    found = suspicion.scores(model, runtime, pixels)
+    found = suspicion.scores(model, runtime, pixels, rows)
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 

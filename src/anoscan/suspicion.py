@@ -79,15 +79,18 @@ def check(images: int, *, patches: bool) -> None:
         )
 
 
-def scores(model: Model, runtime: Runtime, pixels: Floats) -> np.ndarray:
+def scores(
+    model: Model, runtime: Runtime, pixels: Floats, rows: np.ndarray | None = None
+) -> np.ndarray:
     """How suspect images (n, c, s, s) are that a model was trained on, (n,).
 
     Twice: what a term takes for usual comes from the images of other folds, in the second round
     without those that the first one suspected, so that a few strangers cannot vouch for each
-    other.
+    other. With `rows` it comes from these images alone.
     """
     n = len(pixels)
-    judge, usual = Judge(model, runtime), np.ones(n, dtype=bool)
+    judge, usual = Judge(model, runtime), np.zeros(n, dtype=bool)
+    usual[slice(None) if rows is None else rows] = True
     first = judge.among_themselves(_cross_fitted(model, runtime, pixels, usual))
     usual[np.argsort(-first, kind="stable")[: _share(n)]] = False
     return judge.among_themselves(_cross_fitted(model, runtime, pixels, usual))
