@@ -200,18 +200,15 @@ def learn(
     networks, rollbacks, after, game = _train(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
-    names = terms_of(turned=after.turned)
-    suspected = None
+    names, suspected = terms_of(turned=after.turned), None
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, runtime)
         material = material.without(suspected.worst)
         clock.lap("suspects")
-    pixels, rows = material.pixels, material.rows
-    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
-    baselines = Baselines.fit(pixels, rows, config.seed)
+    fitted, baselines = _fitted(networks, names, material, config, runtime)
     maps = _maps(networks, fitted, material, config, runtime)
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
-    extended = after.extend(held.yardstick, list(fitted), usual=rows)
+    extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, yardstick=extended)
     health = examine(
         folder,
@@ -239,6 +236,18 @@ def learn(
     return Learned(model, health, self_test, tuple(material.skipped), suspected, seconds)
 
 
+def _fitted(
+    networks: Networks,
+    names: Sequence[str],
+    material: Material,
+    config: TrainConfig,
+    runtime: Runtime,
+) -> tuple[dict[str, Tensors], Baselines]:
+    pixels, rows = material.pixels, material.rows
+    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
+    return fitted, Baselines.fit(pixels, rows, config.seed)
+
+
 def _suspected(
     networks: Networks,
     names: Sequence[str],
@@ -250,13 +259,11 @@ def _suspected(
 
     Held-out images do not vouch for others: they would look tamer than images to come.
     """
-    pixels, rows = material.pixels, material.rows
-    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
-    baselines = Baselines.fit(pixels, rows, config.seed)
+    fitted, baselines = _fitted(networks, names, material, config, runtime)
     held = yardstick.measure(networks, fitted, baselines, material, None, config.seed, runtime)
     metadata = describe(config, material.rule, held.yardstick, runtime)
     model = Model(networks, fitted, held.yardstick, baselines, metadata)
-    found = suspicion.scores(model, runtime, pixels, rows)
+    found = suspicion.scores(model, runtime, material.pixels, material.rows)
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 
