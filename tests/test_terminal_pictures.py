@@ -74,7 +74,7 @@ def test_on_a_terminal_the_top_images_follow_the_table(model_file: Path, few: Di
     environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
     environment.pop("NO_COLOR", None)
     running = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment
     )
     os.close(theirs)
     output = b""
@@ -83,7 +83,9 @@ def test_on_a_terminal_the_top_images_follow_the_table(model_file: Path, few: Di
             output += data
     except OSError:  # what Linux says when the other end is closed
         pass
-    assert running.wait() == 0
+    _, errors = running.communicate()
+    assert running.returncode == 0
+    assert b"Traceback" not in errors  # though this terminal answers no question
     os.close(ours)
 
     text = output.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import importlib.util
 import itertools
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -62,6 +63,8 @@ class Gallery:
 
     def show(self, columns: int) -> Iterator[tuple[str, RenderableType]]:
         """Paths and pictures, the most anomalous first, for a terminal of so many columns."""
+        # A terminal that does not say how large its characters are is no matter for a traceback.
+        logging.getLogger("textual_image").setLevel(logging.ERROR)
         # Not at the top: it asks the terminal what it can do, and waits for the answer.
         from textual_image.renderable import Image as Shown
 
