@@ -25,8 +25,8 @@ from skimage import data
 
 from anoscan import images
 from anoscan.html_report import Background, HtmlReport
-from anoscan.judgement import Seen
 from anoscan.results import ImageScore, Region
+from anoscan.seen import Seen
 
 SIDE, CROPS = 300, 150
 RULE = images.ImageRule(size=64, channels=1, window=None)

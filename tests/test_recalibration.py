@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from anoscan import calibration, drift
+from anoscan.atlas import Atlas
 from anoscan.cli import main
 from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.judgement import Judge
+from anoscan.maps import Scale
 from anoscan.recalibration import Target
 from tests.conftest import Digits
 
@@ -78,6 +80,24 @@ def test_new_normals_set_the_threshold_and_the_history_says_so(
         assert value.equal(weights[key])
     with pytest.raises(ModelError, match="exists already"):
         own.calibrate(half[::2], name="pale")
+
+
+def test_new_normals_set_the_scale_of_maps(own: Detector, unseen: Path, tmp_path: Path) -> None:
+    half = sorted(paler(unseen, tmp_path / "pale").iterdir())
+
+    def shown(detector: Detector, name: str) -> tuple[np.ndarray, Scale]:
+        assert detector.model.maps is not None
+        report = detector.score(half[1::2], maps=Atlas(tmp_path / name, ("npy",)))
+        values = [np.load(image.maps["npy"]) for image in report.images if image.maps]
+        return np.stack(values), detector.model.maps.scale
+
+    odd, before = shown(own, "before")
+    assert (odd > before.level).mean() > 0.1
+    own.calibrate(half[::2], name="pale")
+    calm, after = shown(Detector.load("pale"), "after")
+    assert abs(np.median(calm)) < 0.5
+    assert (calm > after.level).mean() < 0.03
+    assert own.model.metadata["maps"]["level"] == after.level
 
 
 def test_calibrating_on_the_held_out_images_of_the_training_changes_nothing(

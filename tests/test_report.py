@@ -22,9 +22,9 @@ from anoscan.cli import app
 from anoscan.errors import InputError, UsageError
 from anoscan.html_report import Background, HtmlReport, chart
 from anoscan.images import ImageFile, ImageRule
-from anoscan.judgement import Seen
 from anoscan.pictures import Views
 from anoscan.results import ImageScore, Region
+from anoscan.seen import Seen
 from tests.conftest import Digits
 
 HOSTILE = (

@@ -114,7 +114,7 @@ class _Measured:
         batches = judge.measured(files, size, how, pictures=False, mapped=given.masks)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None
-            for decoded, row, _, _, oddness in chain.from_iterable(batches):
+            for decoded, row, _, _, oddness, _ in chain.from_iterable(batches):
                 done += 1
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
@@ -164,7 +164,7 @@ class _Measured:
             undefined=found.undefined,
             at_threshold=evaluation.at_threshold(scores, anomalous, level),
             baselines=self._aurocs(BASELINE_NAMES, self.baselines),
-            terms=self._aurocs(tuple(judge.model.fitted), self.values),
+            terms=self._aurocs(judge.columns, self.values),
             pixel=self.pixels.all if self.pixels else None,
             classes=self._classes(scores, anomalous, level),
             curves=evaluation.curves(scores, anomalous),

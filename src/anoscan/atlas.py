@@ -1,13 +1,14 @@
 """Anomaly maps as files: pictures for people, arrays for programs.
 
-Files are upright and have the resolution of the image, pictures up to `LONGEST` pixels a side. The
-map of a large image is never in memory as a whole: its rows wait in a temporary file.
+Files are upright and have the resolution of the image, pictures up to `LARGEST_PICTURE` pixels a
+side. The map of a large image is never in memory as a whole: its rows wait in a temporary file.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -15,20 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anoscan import pictures
+from anoscan import pictures, resampling
 from anoscan.errors import UsageError
 from anoscan.images import Decoded
 from anoscan.maps import Scale
 from anoscan.pictures import MAP_SUFFIXES
-from anoscan.tiles import Canvas, block_side
+from anoscan.resampling import Read
+from anoscan.tiles import LARGEST_PICTURE, Canvas, block_side
 from anoscan.writing import replacing
 
-LONGEST = 2048  # pixels a side of a picture
 STRIP = 2**22  # pixels of a map that are in memory at a time
 _ROWS_A_STRIP = 64  # of a TIFF
 
 Floats = NDArray[np.float32]
-Read = Callable[[int, int], Floats]
 
 
 class Atlas:
@@ -100,7 +100,7 @@ class Atlas:
             for form in self._forms
         }
         if self.drawn:
-            drawn = pictures.overlay(canvas.reduced(LONGEST), oddness, scale.brightest)
+            drawn = pictures.overlay(canvas.reduced(LARGEST_PICTURE), oddness, scale.brightest)
             if "overlay" in targets:
                 pictures.save_png(drawn[2], targets["overlay"])
             if "side-by-side" in targets:
@@ -123,7 +123,8 @@ class Atlas:
         turned = decoded.orientation >= 5
         size = (decoded.width, decoded.height) if turned else (decoded.height, decoded.width)
         if self._spool is None:
-            return Rows(lambda top, end: oddness[top:end], oddness.shape, size)
+            height, width = oddness.shape
+            return Rows(lambda top, end: oddness[top:end], (height, width), size)
         shape, spool = (decoded.canvas.height, decoded.canvas.width), self._spool
 
         def read(top: int, end: int) -> Floats:
@@ -133,8 +134,9 @@ class Atlas:
         return Rows(read, shape, size)
 
 
+@dataclass(frozen=True)
 class Rows:
-    """A map enlarged to the size of its image, a few rows at a time.
+    """A map at the size of its image, a few rows at a time.
 
     Parameters
     ----------
@@ -146,31 +148,14 @@ class Rows:
         Height and width of the image.
     """
 
-    def __init__(self, read: Read, shape: tuple[int, ...], size: tuple[int, int]) -> None:
-        self._read, self._shape, self.size = read, shape, size
+    read: Read
+    shape: tuple[int, int]
+    size: tuple[int, int]
 
     def strips(self, most: int | None = None) -> Iterator[tuple[int, Floats]]:
         """All rows from the top down, with the number of the first of each strip."""
-        height, width = self.size
-        many = most or max(1, STRIP // width)
-        for top in range(0, height, many):
-            yield top, self._strip(top, min(top + many, height))
-
-    def _strip(self, top: int, end: int) -> Floats:
-        height, width = self.size
-        if self._shape == self.size:
-            return self._read(top, end)
-        # Bilinear, from the rows that count and no others, so that strips meet without a seam.
-        unit = self._shape[0] / height
-        places = np.clip((np.arange(top, end) + 0.5) * unit - 0.5, 0, self._shape[0] - 1)
-        first = int(places[0])
-        some = self._read(first, min(int(places[-1]) + 2, self._shape[0]))
-        wide = Image.fromarray(np.ascontiguousarray(some))
-        across = np.asarray(wide.resize((width, len(some)), Image.Resampling.BILINEAR))
-        above = places.astype(int) - first
-        below, share = np.minimum(above + 1, len(some) - 1), (places % 1)[:, None]
-        mixed: Floats = (across[above] * (1 - share) + across[below] * share).astype(np.float32)
-        return mixed
+        rows = most or max(1, STRIP // self.size[1])
+        yield from resampling.strips(self.read, self.shape, self.size, rows)
 
 
 def _write_npy(file: IO[bytes], rows: Rows) -> None:

@@ -43,12 +43,14 @@ from anoscan.options import (
     Report,
     ReportAssets,
     RoiMask,
+    Scales,
     ScoreName,
     SearchSeed,
     SearchSteps,
     Workers,
     atlas,
     finish,
+    load,
     option,
 )
 from anoscan.scores import (
@@ -58,7 +60,6 @@ from anoscan.scores import (
 )
 
 if TYPE_CHECKING:
-    from anoscan.detector import Detector
     from anoscan.images import ImageFile
     from anoscan.output import Output
     from anoscan.results import ImageScore, ScoreReport, Skipped
@@ -122,6 +123,7 @@ def score(
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
     roi: RoiMask = None,
+    scales: Scales = None,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
@@ -191,7 +193,7 @@ def score(
     }
     output = _output(as_json, quiet)
     files = _files(paths)
-    detector = _load(model, device, workers, roi, output)
+    detector = load(model, device, workers, roi, scales, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
     with (
@@ -311,6 +313,7 @@ def evaluate(
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
     roi: RoiMask = None,
+    scales: Scales = None,
     plots: Annotated[
         Path | None,
         option(
@@ -344,7 +347,7 @@ def evaluate(
         drawing.check()
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
-    detector, *others = [_load(name, device, workers, roi, output) for name in names]
+    detector, *others = [load(name, device, workers, roi, scales, output) for name in names]
     with output.progress() as on_progress:
         report = detector.evaluate(
             labels,
@@ -432,17 +435,6 @@ def _output(as_json: bool, quiet: bool) -> Output:
     from anoscan.output import Output
 
     return Output(as_json=as_json, quiet=quiet)
-
-
-def _load(
-    model: str | None, device: str, workers: int | None, roi: Path | None, output: Output
-) -> Detector:
-    from anoscan.detector import Detector
-
-    detector = Detector.load(model, device=device, workers=workers, roi=roi)
-    if model is None:
-        output.note(f"using the model trained last: {detector.reference.name}")
-    return detector
 
 
 def main() -> NoReturn:

@@ -20,9 +20,10 @@ from anoscan.options import (
 if TYPE_CHECKING:
     from anoscan.detector import Detector
     from anoscan.html_report import HtmlReport
-    from anoscan.judgement import OnImage, Seen
+    from anoscan.judgement import OnImage
     from anoscan.output import Output
     from anoscan.results import ImageScore, ScoreReport
+    from anoscan.seen import Seen
     from anoscan.terminal_pictures import Gallery
 
 

@@ -40,7 +40,7 @@ from anoscan.results import (
 from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
-from anoscan.scores import Inversion
+from anoscan.scores import FINEST, Inversion
 from anoscan.suspicion import Suspicion
 from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
@@ -68,9 +68,15 @@ class Detector:
         Of that training's images, where suspects were dropped.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
-        self.model, self.runtime, self._roi = model, runtime, roi
-        self._judge = Judge(model, runtime, roi)
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        roi: Roi | None = None,
+        scales: tuple[int, ...] = FINEST,
+    ) -> None:
+        self.model, self.runtime, self._views = model, runtime, (roi, scales)
+        self._judge = Judge(model, runtime, roi, scales)
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
@@ -190,10 +196,12 @@ class Detector:
         device: str = "auto",
         workers: int | None = None,
         roi: str | Path | None = None,
+        scales: tuple[int, ...] = FINEST,
     ) -> Detector:
         """Read a model by name or path; None is the model trained last.
 
         With `roi`, a mask, what is outside it counts no more, beside what the model leaves out.
+        With `scales`, keys of `scores.SCALES`, large images are measured at all of them.
 
         Raises
         ------
@@ -203,7 +211,7 @@ class Detector:
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers)
         region = None if roi is None else interest.read(Path(roi))
-        detector = cls(Model.read(path, runtime), runtime, region)
+        detector = cls(Model.read(path, runtime), runtime, region, scales)
         digest = modelfile.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
@@ -348,15 +356,22 @@ class Detector:
             on_progress(Progress("scoring", done, total, {}, 0.0, tiles=(measured, tiles)))
 
         for batch in self._judge.measured(
-            files, batch_size, how, pictures=pictures, atlas=maps, on_tiles=on_tiles
+            files,
+            batch_size,
+            how,
+            pictures=pictures,
+            levels=levels,
+            atlas=maps,
+            on_tiles=on_tiles,
         ):
-            for decoded, terms, x_hat, residual, oddness in batch:
+            for outcome in batch:
+                decoded, _, x_hat, residual, oddness, _ = outcome
                 done += 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
                 near = self._judge.nearest(decoded, levels)
-                result = self._judge.judge(decoded, terms, oddness, levels, near)
+                result = self._judge.judge(decoded, outcome, levels, near)
                 if residuals is not None:
                     picture = self._judge.draw(decoded, x_hat, residual, near, Path(residuals))
                     result = dataclasses.replace(result, residual=picture)
@@ -436,7 +451,7 @@ class Detector:
         model, decision, skipped = recalibration.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
-        self.model, self._judge = model, Judge(model, self.runtime, self._roi)
+        self.model, self._judge = model, Judge(model, self.runtime, *self._views)
         self.save(file)
         return CalibrateReport(
             model=self.reference,

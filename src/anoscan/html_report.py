@@ -27,8 +27,8 @@ from anoscan import images
 from anoscan.album import NAMES, Album, Draw
 from anoscan.errors import UsageError
 from anoscan.images import Decoded
-from anoscan.judgement import Seen
 from anoscan.results import ImageScore, Region
+from anoscan.seen import Seen
 from anoscan.text import printable
 from anoscan.writing import replacing
 

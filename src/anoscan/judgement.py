@@ -11,20 +11,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anoscan import calibration, images, pictures, regions, registry, scoring
+from anoscan import calibration, images, pictures, regions, registry, scales, scoring
 from anoscan.atlas import Atlas
 from anoscan.baselines import NAMES
-from anoscan.config import SMALLEST_SIZE, rate_in_range
+from anoscan.config import rate_in_range
 from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.images import Decoded, ImageFile, ImageRule
+from anoscan.images import Decoded, ImageFile
 from anoscan.model import Model
 from anoscan.neighbours import Nearest, latent
-from anoscan.results import ImageScore, Skipped, Threshold
+from anoscan.regions import Finder
+from anoscan.results import ImageScore, Region, Skipped, Threshold
 from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime
-from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
-from anoscan.scoring import OnTiles
-from anoscan.tiles import Canvas, Grid
+from anoscan.scores import (
+    DEFAULT_SCORE,
+    ENCODER,
+    FINEST,
+    SCORES,
+    Inversion,
+    Score,
+    at_scale,
+    score_named,
+    term_of,
+)
+from anoscan.scoring import OnRows, OnTiles
+from anoscan.seen import Outcome, Seen, own_canvas
+from anoscan.tiles import LARGEST_PICTURE, Floats, Grid, block_side
 
 
 @dataclass(frozen=True)
@@ -40,46 +52,6 @@ class Levels:
     nearest: int = 0
 
 
-# Of one image: terms (k,), reconstruction, residual, oddness.
-Outcome = tuple[Decoded | Skipped, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-_NOTHING = (np.empty(0),) * 4
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One image as the model saw it, ready to be drawn."""
-
-    decoded: Decoded
-    x_hat: np.ndarray
-    anomaly_map: np.ndarray
-    scale: float
-    rule: ImageRule
-
-    def views(self, side: int) -> pictures.Views:
-        """Query, reconstruction and map, none with a side over `side` pixels.
-
-        The query has its own resolution where that is finer than what the networks see.
-        """
-        small = self._canvas.reduced(2 * side)
-        return pictures.views(small, self.x_hat, self.anomaly_map, self.scale, side=side)
-
-    @cached_property
-    def _canvas(self) -> Canvas:
-        return own_canvas(self.decoded, self.rule)
-
-
-def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
-    """The image at its own resolution, where that is finer than what the networks see."""
-    if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:
-        return decoded.canvas
-    # A rule of patches as large as they are seen keeps the pixels of the file.
-    own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
-    try:
-        return images.decode(decoded.image, own).canvas
-    except InputError:  # narrower than a patch, or gone by now
-        return decoded.canvas
-
-
 OnImage = Callable[[ImageScore, Seen], None]
 
 
@@ -93,11 +65,26 @@ class Judge:
         Where to compute, and how many threads decode.
     roi : Roi, optional
         Outside it nothing counts, beside what the model itself leaves out.
+    steps : tuple of int
+        Keys of `scores.SCALES`, the finest first; more than that for models of patches only.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        Names of all terms that are measured.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        roi: Roi | None = None,
+        steps: tuple[int, ...] = FINEST,
+    ) -> None:
         self.model, self.runtime = model, runtime
-        self._rule = model.rule
+        self._rule, self._steps = model.rule, steps
+        self._coarse, self._yardstick = model.at(steps)
+        self.columns = tuple(at_scale(name, step) for step in steps for name in model.fitted)
         self._cover = None if roi is None else _normal_outside(model, roi)
 
     def _stream(self, files: Iterable[ImageFile]) -> Iterator[Decoded | Skipped]:
@@ -110,6 +97,8 @@ class Judge:
         ------
         ModelError
             When the model has no term that the score could be made of.
+        UsageError
+            When it is not in units that several scales share.
         """
         chosen = score_named(score)
         if not self._has(chosen):
@@ -117,7 +106,13 @@ class Judge:
                 f"this model was trained before there was --score {score}.",
                 hint="Train it again, or use --score calibrated.",
             )
-        return tuple(name for name in chosen.weights if name in self.model.fitted)
+        if chosen.raw and self._coarse:
+            raise UsageError(f"--scales needs a score in units that scales share: not {score}.")
+        return self._names(score)
+
+    def _names(self, score: str) -> tuple[str, ...]:
+        present = [name for name in score_named(score).weights if name in self.model.fitted]
+        return tuple(at_scale(name, step) for step in self._steps for name in present)
 
     def _has(self, score: Score) -> bool:
         return any(name in self.model.fitted for name, weight in score.weights.items() if weight)
@@ -141,7 +136,7 @@ class Judge:
 
     def reservation(self, score: str, how: Inversion) -> str | None:
         """What keeps the held-out normals from being a yardstick of images mapped like this."""
-        weights = zip(self.terms(score), self._weights(score), strict=True)
+        weights = zip(map(term_of, self.terms(score)), self._weights(score), strict=True)
         concerned = any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
         found = []
         if how.mapping != "encoder" and concerned:
@@ -185,7 +180,7 @@ class Judge:
                 "--nearest: this model keeps nothing of its training images.",
                 hint="Train with --keep-thumbnails.",
             )
-        peaks = self.model.yardstick.region_peaks
+        peaks = self._yardstick.region_peaks
         threshold = self.threshold(false_alarm_rate, score)
         region = calibration.threshold(peaks, threshold.false_alarm_rate)[0]
         return Levels(score, threshold.score, region, nearest)
@@ -198,14 +193,15 @@ class Judge:
         *,
         pictures: bool = True,
         mapped: bool = True,
+        levels: Levels | None = None,
         atlas: Atlas | None = None,
         on_tiles: OnTiles | None = None,
     ) -> Iterator[list[Outcome]]:
-        """Batches of (decoded, terms (k,), reconstruction, residual, oddness), in input order.
+        """Batches of outcomes in input order.
 
-        The oddness says where in the image: a map (h, w), as fine as there is use for; it is empty
-        unless `mapped`. Without `pictures`, reconstruction and residual of large images are empty.
-        The `atlas` takes the rows of their maps; `on_tiles` is told how far one is.
+        Their oddness is empty unless `mapped`. Without `pictures`, reconstruction and residual of
+        large images are empty. With `levels`, regions of large images are found in every row of
+        their maps, which the `atlas` takes too; `on_tiles` is told how far one is.
         """
         self.check(how)
         if atlas is not None and self.model.maps is None:
@@ -215,7 +211,16 @@ class Judge:
             )
         if self._rule.patch is not None:
             for outcome in self._stream(files):
-                yield [self._measure_tiled(outcome, how, pictures, mapped, atlas, on_tiles)]
+                if isinstance(outcome, Skipped):
+                    yield [Outcome(outcome)]
+                    continue
+                spool = None if atlas is None else atlas.spool(outcome.canvas)
+                wanted = (pictures, mapped, levels, spool)
+                try:
+                    found = self._measure_tiled(outcome, how, *wanted, on_tiles)
+                except InputError as error:  # too small for one of the scales
+                    found = Outcome(Skipped(path=outcome.image.path, reason=error.message))
+                yield [found]
             return
         waiting: list[Decoded | Skipped] = []
         readable = 0
@@ -233,7 +238,7 @@ class Judge:
     ) -> list[Outcome]:
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
-            return [(outcome, *_NOTHING) for outcome in outcomes]
+            return [Outcome(outcome) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
         model = self.model
         measured = scoring.measure(model.networks, model.fitted, x, how, model.maps, mapped=mapped)
@@ -242,41 +247,52 @@ class Judge:
         rows: list[Outcome] = []
         for outcome in outcomes:
             if isinstance(outcome, Skipped):
-                rows.append((outcome, *_NOTHING))
+                rows.append(Outcome(outcome))
                 continue
             terms, x_hat, residual, oddness = next(found)
             count = outcome.canvas.counted
-            rows.append((outcome, terms, x_hat, count(residual), count(oddness)))
+            rows.append(Outcome(outcome, terms, x_hat, count(residual), count(oddness)))
         return rows
 
     def _measure_tiled(
         self,
-        outcome: Decoded | Skipped,
+        decoded: Decoded,
         how: Inversion,
         pictures: bool,
         mapped: bool,
-        atlas: Atlas | None,
+        levels: Levels | None,
+        spool: OnRows | None,
         on_tiles: OnTiles | None,
     ) -> Outcome:
-        if isinstance(outcome, Skipped):
-            return (outcome, *_NOTHING)
-        tiled = scoring.measure_tiled(
+        canvas, finder = decoded.canvas, None
+        maps = self.model.maps if mapped else None
+        if maps and levels and block_side(canvas.height, canvas.width) > 1:
+            finder = Finder(levels.region)
+        takers = [take for take in (finder and finder.add, spool) if take]
+
+        def on_rows(top: int, rows: Floats) -> None:
+            for take in takers:
+                take(top, rows)
+
+        tiled = scales.measure(
             self.model.networks,
             self.model.fitted,
-            outcome,
+            decoded,
             self._rule,
             self.runtime.device,
             how,
+            scales=self._coarse,
             picture=pictures,
-            maps=self.model.maps if mapped else None,
-            on_rows=None if atlas is None else atlas.spool(outcome.canvas),
+            maps=maps,
+            on_rows=on_rows,
             on_tiles=on_tiles,
         )
         found = tiled.measured
-        count, oddness = outcome.canvas.counted, found.oddness[0]
-        if mapped and self.model.maps is None:
+        oddness = found.oddness[0]
+        if mapped and maps is None:
             oddness = self.oddness(tiled.terms, tiled.grid)
-        return outcome, found.terms[0], found.x_hat[0], count(found.residual[0]), count(oddness)
+        residual, oddness = canvas.counted(found.residual[0]), canvas.counted(oddness)
+        return Outcome(decoded, found.terms[0], found.x_hat[0], residual, oddness, finder)
 
     def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
         """Map of the tiles' own scores (`Grid.spread`), for a model without maps."""
@@ -290,17 +306,13 @@ class Judge:
         )
 
     def judge(
-        self,
-        decoded: Decoded,
-        terms: np.ndarray,
-        oddness: np.ndarray,
-        levels: Levels,
-        nearest: Nearest,
+        self, decoded: Decoded, outcome: Outcome, levels: Levels, nearest: Nearest
     ) -> ImageScore:
-        """Result of one image from its raw terms (k,) and oddness (h, w); no rank yet."""
+        """Result of one image from what was measured of it; no rank yet."""
+        terms = outcome.terms
         value = float(self.scores(terms[None], levels.score)[0])
         reference = self._calibration_scores[levels.score]
-        looks = self.model.yardstick.looks
+        looks = self._yardstick.looks
         return ImageScore(
             rank=None,
             path=decoded.image.path,
@@ -309,14 +321,19 @@ class Judge:
             q_value=None,
             verdict="anomalous" if value > levels.image else "normal",
             terms=self._named_terms(terms, score_named(levels.score)),
-            regions=regions.find(
-                decoded, oddness, levels.region, self.model.yardstick.region_peaks
-            ),
+            regions=self._regions(decoded, outcome, levels.region),
             residual=None,
             percentiles=self._percentiles(terms, levels.score),
             mismatch=None if looks is None else looks.reasons(decoded.look),
             nearest=nearest.named,
         )
+
+    def _regions(self, decoded: Decoded, outcome: Outcome, level: float) -> tuple[Region, ...]:
+        peaks = self._yardstick.region_peaks
+        if outcome.finder is None:
+            return regions.find(decoded, outcome.oddness, level, peaks)
+        extent = (decoded.canvas.height, decoded.canvas.width)
+        return outcome.finder.found(decoded, extent, peaks)
 
     def chart(
         self, decoded: Decoded, oddness: np.ndarray, levels: Levels, atlas: Atlas
@@ -329,7 +346,7 @@ class Judge:
 
     def _percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
         columns = self._columns(score)
-        below = (self.model.yardstick.terms[:, columns] < terms[columns]).mean(0)
+        below = (self._yardstick.terms[:, columns] < terms[columns]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
 
     def nearest(self, decoded: Decoded, levels: Levels) -> Nearest:
@@ -351,7 +368,7 @@ class Judge:
         """What can be drawn of an image, from what `measured` gave."""
         if self.model.maps is not None:
             return Seen(decoded, x_hat, oddness, self.model.maps.scale.brightest, self._rule)
-        return Seen(decoded, x_hat, residual, self.model.yardstick.picture_scale, self._rule)
+        return Seen(decoded, x_hat, residual, self._yardstick.picture_scale, self._rule)
 
     def draw(
         self,
@@ -367,8 +384,9 @@ class Judge:
         """
         like = nearest.thumbnails / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
-        scale = self.model.yardstick.picture_scale
-        pictures.save_png(pictures.panel(decoded.pixels, x_hat, residual, scale, like=like), target)
+        scale = self._yardstick.picture_scale
+        query = decoded.canvas.reduced(LARGEST_PICTURE)
+        pictures.save_png(pictures.panel(query, x_hat, residual, scale, like=like), target)
         return target.as_posix()
 
     def scores(self, terms: np.ndarray, score: str) -> np.ndarray:
@@ -388,20 +406,19 @@ class Judge:
         return self._calibration_scores[score]
 
     def _columns(self, score: str) -> list[int]:
-        present = list(self.model.fitted)
-        return [present.index(name) for name in self.terms(score)]
+        return [self.columns.index(name) for name in self._names(score)]
 
     def _weights(self, score: str) -> np.ndarray:
         """How much each column counts: what the score gives it, as far as it can be trusted."""
         chosen = score_named(score).weights
-        given = np.array([chosen[name] for name in self.terms(score)], dtype=np.float64)
-        trusted: np.ndarray = self.model.yardstick.trust[self._columns(score)] * given
+        given = np.array([chosen[term_of(name)] for name in self._names(score)], dtype=np.float64)
+        trusted: np.ndarray = self._yardstick.trust[self._columns(score)] * given
         # Where nothing can be trusted, nothing can be preferred.
         return trusted if trusted.any() else given
 
     @cached_property
     def _scales(self) -> dict[str, calibration.Scale]:
-        terms, tiles = self.model.yardstick.terms, self.model.yardstick.tiles
+        terms, tiles = self._yardstick.terms, self._yardstick.tiles
         found = {}
         for name, score in SCORES.items():
             if not self._has(score):
@@ -421,7 +438,7 @@ class Judge:
             if not self._has(score):
                 continue
             columns, weights = self._columns(name), self._weights(name)
-            terms, tiles = self.model.yardstick.terms[:, columns], self.model.yardstick.tiles
+            terms, tiles = self._yardstick.terms[:, columns], self._yardstick.tiles
             crossed = (
                 calibration.cross_fitted_scores(terms, weights)
                 if tiles is None

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from anoscan import resampling
 from anoscan.results import BestDice, PixelReport
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which regions' overlap counts (MVTec AD)
@@ -298,14 +298,9 @@ def _strips(
     scores: NDArray[np.float32], height: int, width: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Parts of a map at (height, width) from the top down, with the row that each begins at."""
-    rows = max(1, _STRIP // width)
-    if scores.shape == (height, width):
-        for top in range(0, height, rows):
-            yield top, scores[top : top + rows]
-        return
-    picture, unit = Image.fromarray(scores), scores.shape[0] / height
-    for top in range(0, height, rows):
-        end = min(top + rows, height)
-        box = (0, top * unit, scores.shape[1], end * unit)
-        size = (width, end - top)
-        yield top, np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+
+    def read(top: int, end: int) -> NDArray[np.float32]:
+        return scores[top:end]
+
+    size, rows = (scores.shape[0], scores.shape[1]), max(1, _STRIP // width)
+    return resampling.strips(read, size, (height, width), rows)

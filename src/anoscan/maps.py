@@ -85,7 +85,7 @@ class Maps:
 
     tensors: Tensors
     aligned: bool
-    scale: Scale
+    scale: Scale = Scale(1.0)
 
     def measure(self, evidence: Evidence) -> Floats:
         """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
@@ -148,10 +148,28 @@ def fit(
                 networks, anywhere, held_out()
             )
         usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
-        unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
-        maps = Maps((own if align else anywhere) | usual | unscaled, align, Scale(1.0))
+        return calibrated(networks, Maps((own if align else anywhere) | usual, align), held_out)
+
+
+def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
+    """Maps with what normal images say of layers, of places and of colours.
+
+    What was learned from training images stays: Gaussians of blocks, usual residuals, and whether
+    images are aligned.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    maps : Maps
+    held_out : callable
+        Gives batches (n, c, s, s) of normal images that networks did not learn from.
+    """
+    unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
+    align, maps = maps.aligned, Maps(maps.tensors | unscaled, maps.aligned)
+    with exact_float32():
         gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
-        maps = Maps(maps.tensors | gaussian, align, maps.scale)
+        maps = Maps(maps.tensors | gaussian, align)
         raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
     # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
     n, raw = len(raw), raw.astype(np.float64)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from anoscan.maps import Maps
 from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.runtime import stream as random_stream
+from anoscan.scales import measured_coarser
 from anoscan.scoring import CHUNK, Measured, Tiled, measure, measure_tiled, views
 from anoscan.terms import Tensors
 from anoscan.tiles import TRIES, Floats
@@ -43,7 +44,8 @@ class HeldOut:
 
     `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
     `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
-    for a large image, which comes alone.
+    for a large image, which comes alone, and `coarse` what it is at those coarser scales that it is
+    large enough for.
     """
 
     measured: Measured
@@ -51,6 +53,7 @@ class HeldOut:
     mean_error: np.ndarray
     level: float
     tiled: Tiled | None = None
+    coarse: dict[int, Tiled] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,9 @@ class Material:
                 )
                 means = [baselines.scores(x)["mean_image"] for x in views(decoded, self.rule)]
                 mean = np.concatenate(means).mean(keepdims=True)
-                yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
+                error = np.array([tiled.error])
+                coarse = measured_coarser(networks, fitted, decoded, self.rule, device, maps)
+                yield HeldOut(tiled.measured, error, mean, tiled.level, tiled, coarse)
             return
         for start in range(0, len(self.held_out), CHUNK):
             x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])

@@ -16,15 +16,18 @@ import numpy as np
 
 import anoscan
 from anoscan import calibration, labelled, trainset, yardstick
+from anoscan.architectures import Networks
 from anoscan.config import rate_in_range
 from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, nothing_readable
+from anoscan.maps import MOST_HELD_OUT, Maps, calibrated
 from anoscan.material import Material
 from anoscan.model import Model
 from anoscan.results import Skipped
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE
+from anoscan.scoring import chunks
 from anoscan.upkeep import Decision
 
 CHUNK = 64
@@ -124,7 +127,8 @@ def on_normals(
     material = Material.of_normals(
         files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
     )
-    networks, fitted, maps = model.networks, model.fitted, model.maps
+    networks, fitted = model.networks, model.fitted
+    maps = model.maps and _maps_of(model.maps, networks, material, runtime)
     held = yardstick.measure(
         networks, fitted, model.baselines, material, maps, config.seed, runtime
     )
@@ -142,7 +146,9 @@ def on_normals(
         "picture_scale": held.yardstick.picture_scale,
         "kinds": [] if looks is None else list(looks.kinds),
     }
-    changed = held.complete(dataclasses.replace(model, metadata=metadata), runtime)
+    if maps is not None:
+        metadata["maps"] = maps.described()
+    changed = held.complete(dataclasses.replace(model, metadata=metadata, maps=maps), runtime)
     return _noted(changed, event), tuple(material.skipped)
 
 
@@ -155,6 +161,11 @@ def reservation(model: Model) -> str | None:
         "these are the images that the model was trained on: they look tamer to it than any "
         "other, so the threshold is too low. Calibrate on normal images that it never saw."
     )
+
+
+def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtime) -> Maps:
+    read, unseen = material.pixels.__getitem__, material.unseen[:MOST_HELD_OUT]
+    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device))
 
 
 def _by_labels(

@@ -18,9 +18,9 @@ from anoscan.detector import Detector
 from anoscan.errors import AnoscanError, InputError, ModelError
 from anoscan.html_report import SCHEMA, Background, HtmlReport
 from anoscan.images import ImageFile, ImageRule
-from anoscan.judgement import Seen
 from anoscan.results import ImageScore, Region
-from anoscan.scores import DEFAULT_SCORE, MAPPINGS, SCORES
+from anoscan.scores import DEFAULT_SCORE, MAPPINGS, SCORES, scales_of
+from anoscan.seen import Seen
 from anoscan.training import OnProgress
 
 Warn = Callable[[str], None]
@@ -137,9 +137,10 @@ def detector(
     ModelError
         When `model` is given and cannot be used.
     """
-    said = document["model"]
+    said, rows = document["model"], document["images"]
+    scales = scales_of(rows[0]["terms"] if rows else ())
     if model is not None:
-        found = Detector.load(model, device=device, workers=workers)
+        found = Detector.load(model, device=device, workers=workers, scales=scales)
         if found.reference.sha256 != said.get("sha256"):
             warn("the model is not the one that gave these scores: pictures may not fit them.")
         return found
@@ -147,7 +148,7 @@ def detector(
         try:
             path = store.resolve(str(place))
             if place and modelfile.digest(path) == said.get("sha256"):
-                return Detector.load(path, device=device, workers=workers)
+                return Detector.load(path, device=device, workers=workers, scales=scales)
         except (AnoscanError, OSError, ValueError):
             continue
     warn(

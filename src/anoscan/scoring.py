@@ -18,10 +18,11 @@ from anoscan.maps import Maps
 from anoscan.runtime import exact_float32
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
 from anoscan.terms import Evidence, Tensors, Term, gather
-from anoscan.tiles import Blender, Floats, Grid, Reduced, worst
+from anoscan.tiles import LARGEST_PICTURE, Blender, Canvas, Floats, Grid, Reduced, worst
 
 CHUNK = 64
 OnRows = Callable[[int, Floats], None]
+Over = Callable[[int, Floats], Floats]
 OnTiles = Callable[[int, int], None]
 
 __all__ = [
@@ -177,9 +178,9 @@ class Tiled:
     Parameters
     ----------
     measured : Measured
-        Of the image: terms (1, k), those of its oddest tiles (`tiles.worst`); x_hat (1, c, h, w)
-        and residual (1, h, w), blended; trust (1, k), the tiles' mean; oddness, blended and
-        `tiles.Reduced`, or empty without maps.
+        Of the image: terms (1, k), those of its oddest tiles (`tiles.worst`); x_hat (1, c, h, w),
+        residual (1, h, w) and oddness (1, h, w), blended and `tiles.Reduced`, or empty; trust
+        (1, k), the tiles' mean.
     terms : ndarray of shape (t, k), float64
         Of each tile, in reading order.
     grid : Grid
@@ -206,6 +207,7 @@ def measure_tiled(
     *,
     picture: bool,
     maps: Maps | None = None,
+    over: Over | None = None,
     on_rows: OnRows | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Tiled:
@@ -216,16 +218,16 @@ def measure_tiled(
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
     maps : Maps, optional
+    over : callable, optional
+        Called with (top, rows (h, width)) of the anomaly map, from the top down; gives what becomes
+        of them.
     on_rows : callable, optional
-        Called with (top, rows (h, width)) of the anomaly map, from the top down.
+        Called with the same when they are finished.
     on_tiles : callable, optional
         Called with how many tiles are measured, and how many there are.
     """
-    canvas, grid = decoded.canvas, _grid(decoded, rule)
-    channels = (1 + rule.channels) * picture
-    blender = Blender(grid, channels + (maps is not None))
-    drawn = np.empty((channels, canvas.height, canvas.width), np.float32)
-    oddness = Reduced(canvas.height, canvas.width)
+    grid = _grid(decoded, rule)
+    mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, maps is not None, over, on_rows)
     # Filled in place: what torch allocated would be kept, between all that it lets go.
     terms, trusts = np.empty((2, len(grid), len(fitted)))
     squares, levels, end = np.empty(len(grid)), [], 0
@@ -236,21 +238,56 @@ def measure_tiled(
         terms[start:end], trusts[start:end] = measured.terms, measured.trust
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))
         levels.append(np.quantile(measured.residual, 0.999))
-        layers = [measured.residual[:, None], measured.x_hat] * picture
-        layers += [measured.oddness[:, None]] * (maps is not None)
-        for top, rows in blender.add(np.concatenate(layers, 1)) if layers else []:
-            drawn[:, top : top + rows.shape[1]] = rows[:channels]
-            if maps is not None:
-                counted = canvas.counted_rows(top, rows[-1])
-                oddness.add(top, counted)
-                if on_rows is not None:
-                    on_rows(top, counted)
+        mosaic.add(measured)
         if on_tiles is not None:
             on_tiles(end, len(grid))
-    shown = drawn[:1] if picture else np.empty((1, 0, 0), np.float32)
-    found = oddness.picture[None] if maps is not None else np.empty((1, 0, 0), np.float32)
-    whole = Measured(worst(terms)[None], drawn[None, 1:], shown, trusts.mean(0)[None], found)
+    pictures = mosaic.x_hat.picture[None], mosaic.residual.picture
+    whole = Measured(worst(terms)[None], *pictures, trusts.mean(0)[None], mosaic.oddness.picture)
     return Tiled(whole, terms, grid, float(squares.mean()), float(np.mean(levels)))
+
+
+class _Mosaic:
+    """Pictures of a large image, made of those of its tiles; empty where they are not wanted."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        canvas: Canvas,
+        channels: int,
+        picture: bool,
+        mapped: bool,
+        over: Over | None,
+        on_rows: OnRows | None,
+    ) -> None:
+        self._canvas, self._picture, self._mapped = canvas, picture, mapped
+        self._over, self._on_rows = over, on_rows
+        drawn = (1 + channels) * picture
+        self._blender = Blender(grid, drawn + mapped) if drawn + mapped else None
+        size = (canvas.height, canvas.width)
+        shown, charted = size if picture else (0, 0), size if mapped else (0, 0)
+        self.x_hat = Reduced(channels, *shown, LARGEST_PICTURE, mean=True)
+        self.residual = Reduced(1, *shown, LARGEST_PICTURE)
+        self.oddness = Reduced(1, *charted)
+
+    def add(self, measured: Measured) -> None:
+        """Take the next tiles."""
+        if self._blender is None:
+            return
+        layers = [measured.residual[:, None], measured.x_hat] * self._picture
+        layers += [measured.oddness[:, None]] * self._mapped
+        for top, rows in self._blender.add(np.concatenate(layers, 1)):
+            if self._picture:
+                self.residual.add(top, rows[:1])
+                self.x_hat.add(top, rows[1 : len(rows) - self._mapped])
+            if self._mapped:
+                self._chart(top, rows[-1])
+
+    def _chart(self, top: int, rows: Floats) -> None:
+        rows = rows if self._over is None else self._over(top, rows)
+        counted = self._canvas.counted_rows(top, rows)
+        self.oddness.add(top, counted[None])
+        if self._on_rows is not None:
+            self._on_rows(top, counted)
 
 
 def residual(evidence: Evidence) -> Tensor:

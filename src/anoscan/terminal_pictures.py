@@ -14,8 +14,8 @@ from rich.console import RenderableType
 
 from anoscan import pictures
 from anoscan.errors import UsageError
-from anoscan.judgement import Seen
 from anoscan.results import ImageScore
+from anoscan.seen import Seen
 
 WIDTH = 90  # columns; less in a narrow terminal
 _SIDE = 256  # pixels of each picture

@@ -21,6 +21,7 @@ WORST = 4  # tiles: with half a side between them, a place in the image lies in 
 TRIES = 3  # places drawn for a crop that would be blank
 FINENESS = 8  # cells along a tile, in a picture of one number a tile
 LARGEST_MAP = 4096  # cells along a map that is kept whole
+LARGEST_PICTURE = 2048  # pixels along a picture for people
 BLANK = 2 / 127.5  # between the extremes of a crop: two levels of 8 bits
 
 
@@ -92,8 +93,15 @@ class Canvas:
         A few rows at a time: a large image is never there as floats.
         """
         block = -(-max(self.height, self.width) // side)
-        if block == 1:
-            return self.whole()
+        return self.whole() if block == 1 else self._means(block)
+
+    def coarser(self, block: int) -> Canvas:
+        """Means of square blocks as an image; rows and columns that fill no block are left out."""
+        means = self._means(block)
+        samples = means[0] if len(means) == 1 else np.ascontiguousarray(means.transpose(1, 2, 0))
+        return Canvas(samples, self.channels, (-1.0, 1.0), self.cover)
+
+    def _means(self, block: int) -> Floats:
         rows, columns = max(1, self.height // block), max(1, self.width // block)
         high, wide = min(block, self.height), min(block, self.width)
         small = np.empty((self.channels, rows, columns), np.float32)
@@ -248,36 +256,55 @@ class Blender:
         return top, rows
 
 
-def block_side(height: int, width: int) -> int:
+def block_side(height: int, width: int, most: int | None = None) -> int:
     """Pixels that a cell of a `Reduced` picture stands for, along one side."""
-    return -(-max(height, width) // LARGEST_MAP)
+    return max(1, -(-max(height, width) // (most or LARGEST_MAP)))
 
 
 class Reduced:
-    """The highest of each square block of a picture that comes in rows.
+    """A picture that comes in rows, as its square blocks: their highest, or their means.
 
     Parameters
     ----------
-    height, width : int
+    channels, height, width : int
         Of the picture.
+    most : int
+        Cells along a side; a picture no larger is kept as it is. By default `LARGEST_MAP`.
+    mean : bool
+        Whether blocks are averaged.
 
     Attributes
     ----------
     block : int
-        Side of a block: 1 up to `LARGEST_MAP` pixels a side.
-    picture : ndarray, (height / block, width / block) rounded up, float32
-        What came so far; -inf where nothing did.
+        Side of a block.
     """
 
-    def __init__(self, height: int, width: int) -> None:
-        self.block = block_side(height, width)
-        shape = (-(-height // self.block), -(-width // self.block))
-        self.picture: Floats = np.full(shape, -np.inf, np.float32)
+    def __init__(
+        self, channels: int, height: int, width: int, most: int | None = None, *, mean: bool = False
+    ) -> None:
+        self.block = block_side(height, width, most)
+        shape = (channels, -(-height // self.block), -(-width // self.block))
+        self._gather = np.add if mean else np.maximum
+        self._cells: Floats = np.full(shape, 0 if mean else -np.inf, np.float32)
+        self._size = (height, width)
 
     def add(self, top: int, rows: Floats) -> None:
-        """Take rows (h, width) of the picture that begin at `top`."""
-        columns = np.maximum.reduceat(rows, np.arange(0, rows.shape[1], self.block), axis=1)
-        np.maximum.at(self.picture, (top + np.arange(len(rows))) // self.block, columns)
+        """Take rows (channels, h, width) of the picture that begin at `top`."""
+        lefts = np.arange(0, rows.shape[2], self.block)
+        columns = self._gather.reduceat(rows, lefts, axis=2)
+        cells = (top + np.arange(rows.shape[1])) // self.block
+        self._gather.at(self._cells.swapaxes(0, 1), cells, columns.swapaxes(0, 1))
+
+    @property
+    def picture(self) -> Floats:
+        """What came so far, (channels, height / block, width / block) rounded up, float32."""
+        if self._gather is np.maximum:
+            return self._cells
+        down, across = (
+            np.minimum(self.block, side - np.arange(0, side, self.block)) for side in self._size
+        )
+        means: Floats = np.divide(self._cells, np.outer(down, across), dtype=np.float32)
+        return means
 
 
 def _coverage(length: int, starts: Sequence[int], ramp: NDArray[np.float64]) -> NDArray[Any]:
