@@ -90,7 +90,7 @@ from anoscan import scoring
 from anoscan.atlas import Atlas
 from anoscan.detector import Detector
 
-def unjudged(networks, fitted, x, how, maps):
+def unjudged(networks, fitted, x, how, maps, *, mapped):
     n, _, side, _ = x.shape
     nothing, ones = np.zeros((n, side, side), np.float32), np.ones((n, len(fitted)))
     return scoring.Measured(0 * ones, x.numpy(), nothing, ones, 100 * x.mean(1).numpy())
