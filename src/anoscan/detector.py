@@ -37,7 +37,6 @@ from anoscan.results import (
     Threshold,
     TrainReport,
 )
-from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
 from anoscan.scores import FINEST, Inversion
@@ -68,15 +67,9 @@ class Detector:
         Of that training's images, where suspects were dropped.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        runtime: Runtime,
-        roi: Roi | None = None,
-        scales: tuple[int, ...] = FINEST,
-    ) -> None:
-        self.model, self.runtime, self._views = model, runtime, (roi, scales)
-        self._judge = Judge(model, runtime, roi, scales)
+    def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
+        self.model, self.runtime = model, runtime
+        self._judge = judge or Judge(model, runtime)
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
@@ -211,7 +204,8 @@ class Detector:
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers)
         region = None if roi is None else interest.read(Path(roi))
-        detector = cls(Model.read(path, runtime), runtime, region, scales)
+        read = Model.read(path, runtime)
+        detector = cls(read, runtime, Judge(read, runtime, region, scales))
         digest = modelfile.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
@@ -351,35 +345,22 @@ class Detector:
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
         how, pictures = Inversion.of(mapping), bool(residuals or on_image)
+        folder = None if residuals is None else Path(residuals)
 
         def on_tiles(measured: int, tiles: int) -> None:
             on_progress(Progress("scoring", done, total, {}, 0.0, tiles=(measured, tiles)))
 
         for batch in self._judge.measured(
-            files,
-            batch_size,
-            how,
-            pictures=pictures,
-            levels=levels,
-            atlas=maps,
-            on_tiles=on_tiles,
+            files, batch_size, how, pictures=pictures, levels=levels, atlas=maps, on_tiles=on_tiles
         ):
             for outcome in batch:
-                decoded, _, x_hat, residual, oddness, _ = outcome
-                done += 1
+                decoded, done = outcome.decoded, done + 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                near = self._judge.nearest(decoded, levels)
-                result = self._judge.judge(decoded, outcome, levels, near)
-                if residuals is not None:
-                    picture = self._judge.draw(decoded, x_hat, residual, near, Path(residuals))
-                    result = dataclasses.replace(result, residual=picture)
-                if maps is not None:
-                    files_of = self._judge.chart(decoded, oddness, levels, maps)
-                    result = dataclasses.replace(result, maps=files_of)
+                result = self._judge.judge(decoded, outcome, levels, folder, maps)
                 if on_image is not None:
-                    on_image(result, self._judge.seen(decoded, x_hat, residual, oddness))
+                    on_image(result, self._judge.seen(decoded, outcome))
                 yield result
             on_progress(Progress("scoring", done, total, {}, 0.0))
 
@@ -451,7 +432,7 @@ class Detector:
         model, decision, skipped = recalibration.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
-        self.model, self._judge = model, Judge(model, self.runtime, *self._views)
+        self.model, self._judge = model, self._judge.of(model)
         self.save(file)
         return CalibrateReport(
             model=self.reference,

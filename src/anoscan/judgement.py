@@ -82,10 +82,14 @@ class Judge:
         steps: tuple[int, ...] = FINEST,
     ) -> None:
         self.model, self.runtime = model, runtime
-        self._rule, self._steps = model.rule, steps
+        self._rule, self._steps, self._roi = model.rule, steps, roi
         self._coarse, self._yardstick = model.at(steps)
         self.columns = tuple(at_scale(name, step) for step in steps for name in model.fitted)
         self._cover = None if roi is None else _normal_outside(model, roi)
+
+    def of(self, model: Model) -> Judge:
+        """The same with another model."""
+        return Judge(model, self.runtime, self._roi, self._steps)
 
     def _stream(self, files: Iterable[ImageFile]) -> Iterator[Decoded | Skipped]:
         return images.stream(files, self._rule, workers=self.runtime.workers, cover=self._cover)
@@ -306,13 +310,21 @@ class Judge:
         )
 
     def judge(
-        self, decoded: Decoded, outcome: Outcome, levels: Levels, nearest: Nearest
+        self,
+        decoded: Decoded,
+        outcome: Outcome,
+        levels: Levels,
+        residuals: Path | None = None,
+        atlas: Atlas | None = None,
     ) -> ImageScore:
-        """Result of one image from what was measured of it; no rank yet."""
+        """Result of one image from what was measured of it; no rank yet.
+
+        The panel of its residual goes to a folder, its map to an atlas, where there are any.
+        """
         terms = outcome.terms
         value = float(self.scores(terms[None], levels.score)[0])
         reference = self._calibration_scores[levels.score]
-        looks = self._yardstick.looks
+        looks, near = self._yardstick.looks, self._nearest(decoded, levels)
         return ImageScore(
             rank=None,
             path=decoded.image.path,
@@ -322,10 +334,11 @@ class Judge:
             verdict="anomalous" if value > levels.image else "normal",
             terms=self._named_terms(terms, score_named(levels.score)),
             regions=self._regions(decoded, outcome, levels.region),
-            residual=None,
+            residual=None if residuals is None else self._draw(decoded, outcome, near, residuals),
             percentiles=self._percentiles(terms, levels.score),
             mismatch=None if looks is None else looks.reasons(decoded.look),
-            nearest=nearest.named,
+            nearest=near.named,
+            maps=None if atlas is None else self._chart(decoded, outcome, levels, atlas),
         )
 
     def _regions(self, decoded: Decoded, outcome: Outcome, level: float) -> tuple[Region, ...]:
@@ -335,22 +348,20 @@ class Judge:
         extent = (decoded.canvas.height, decoded.canvas.width)
         return outcome.finder.found(decoded, extent, peaks)
 
-    def chart(
-        self, decoded: Decoded, oddness: np.ndarray, levels: Levels, atlas: Atlas
+    def _chart(
+        self, decoded: Decoded, outcome: Outcome, levels: Levels, atlas: Atlas
     ) -> dict[str, str]:
-        """Write the files of an image's map; returns their paths by form."""
         if self.model.maps is None:
             raise RuntimeError("measured refuses an atlas without maps")
         canvas = own_canvas(decoded, self._rule) if atlas.drawn else decoded.canvas
-        return atlas.write(decoded, canvas, oddness, levels.region, self.model.maps.scale)
+        return atlas.write(decoded, canvas, outcome.oddness, levels.region, self.model.maps.scale)
 
     def _percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
         columns = self._columns(score)
         below = (self._yardstick.terms[:, columns] < terms[columns]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
 
-    def nearest(self, decoded: Decoded, levels: Levels) -> Nearest:
-        """The training images most like an image, as many as are to be named."""
+    def _nearest(self, decoded: Decoded, levels: Levels) -> Nearest:
         kept = self.model.neighbours
         if not levels.nearest or kept is None:
             return Nearest()
@@ -362,31 +373,21 @@ class Judge:
             values = self._scales[how.name].standardise(values[None])[0]
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
-    def seen(
-        self, decoded: Decoded, x_hat: np.ndarray, residual: np.ndarray, oddness: np.ndarray
-    ) -> Seen:
+    def seen(self, decoded: Decoded, outcome: Outcome) -> Seen:
         """What can be drawn of an image, from what `measured` gave."""
         if self.model.maps is not None:
-            return Seen(decoded, x_hat, oddness, self.model.maps.scale.brightest, self._rule)
-        return Seen(decoded, x_hat, residual, self._yardstick.picture_scale, self._rule)
+            shown, scale = outcome.oddness, self.model.maps.scale.brightest
+        else:
+            shown, scale = outcome.residual, self._yardstick.picture_scale
+        return Seen(decoded, outcome.x_hat, shown, scale, self._rule)
 
-    def draw(
-        self,
-        decoded: Decoded,
-        x_hat: np.ndarray,
-        residual: np.ndarray,
-        nearest: Nearest,
-        folder: Path,
-    ) -> str:
-        """Write query | reconstruction | residual under `folder`; returns the path.
-
-        On the right of them stand the `nearest` training images.
-        """
+    def _draw(self, decoded: Decoded, outcome: Outcome, nearest: Nearest, folder: Path) -> str:
+        """Write query | reconstruction | residual | nearest images; returns the path."""
         like = nearest.thumbnails / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
-        scale = self._yardstick.picture_scale
-        query = decoded.canvas.reduced(LARGEST_PICTURE)
-        pictures.save_png(pictures.panel(query, x_hat, residual, scale, like=like), target)
+        scale, query = self._yardstick.picture_scale, decoded.canvas.reduced(LARGEST_PICTURE)
+        panel = pictures.panel(query, outcome.x_hat, outcome.residual, scale, like=like)
+        pictures.save_png(panel, target)
         return target.as_posix()
 
     def scores(self, terms: np.ndarray, score: str) -> np.ndarray:
