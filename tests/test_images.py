@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, TiffImagePlugin
 
-from anoscan import images, trainset
+from anoscan import images, resampling, trainset
 from anoscan.errors import InputError
 from anoscan.formats import picture, pillow
 from anoscan.images import Decoded, ImageFile, ImageRule
@@ -299,6 +299,25 @@ def test_levels_survive_the_resizing_of_deep_images(tmp_path: Path) -> None:
 
     assert len(np.unique(pixels)) > 2000
     assert abs(float(pixels.mean())) < 1e-3
+
+
+def test_large_deep_images_are_resized_in_parts_that_meet_without_a_seam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.random.default_rng(0).integers(0, 4096, (301, 97)).astype(np.uint16)
+    file = saved(tmp_path / "x.png", samples)
+    for rule in (
+        ImageRule(size=16, channels=1, window=(0, 4095)),
+        ImageRule(size=16, channels=1, window=(0, 4095), patch=24),
+    ):
+        whole = images.decode(file, rule).pixels
+        by_pillow = Image.fromarray(samples.astype(np.float32)).resize(
+            whole.shape[:0:-1], Image.Resampling.BILINEAR
+        )
+        assert np.allclose(whole[0], np.asarray(by_pillow) / 2047.5 - 1, atol=1e-6)
+        with monkeypatch.context() as little:
+            little.setattr(resampling, "LARGEST", 2000)
+            assert np.abs(images.decode(file, rule).pixels - whole).max() < 1e-5
 
 
 def test_big_endian_deep_tiffs_are_read(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anoscan import formats
+from anoscan import formats, resampling
 from anoscan.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
 from anoscan.formats import DAMAGE, KINDS, Opened
@@ -347,8 +347,8 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
     ready: list[NDArray[Any]] = []
     for place, band in enumerate(bands):
         if not isinstance(band, Image.Image):
-            if cover is None and opened.pending == 1 and band.shape == side[::-1]:
-                ready.append(band)  # each copy of a large image counts
+            if cover is None and opened.pending == 1:
+                ready.append(resampling.whole(band, side[::-1]))
                 continue
             band = Image.fromarray(np.ascontiguousarray(band, np.float32))
         if cover is not None:

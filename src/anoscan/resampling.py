@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+LARGEST = 2**24  # pixels that are resampled at a time
+
 Floats = NDArray[np.float32]
 Read = Callable[[int, int], Floats]
+
+
+def whole(samples: NDArray[np.uint16] | Floats, size: tuple[int, int]) -> NDArray[Any]:
+    """Samples (h, w) at another size, float32; as they are where they have it.
+
+    Large ones never become floats as a whole.
+    """
+    height, width = samples.shape
+    if (height, width) == size:
+        return samples
+
+    def read(top: int, end: int) -> Floats:
+        return np.ascontiguousarray(samples[top:end], np.float32)
+
+    rows = max(1, LARGEST // width * size[0] // height)
+    return np.concatenate([strip for _, strip in strips(read, (height, width), size, rows)])
 
 
 def strips(
@@ -44,7 +63,8 @@ def part(read: Read, shape: tuple[int, int], size: tuple[int, int], top: int, en
     reach = max(unit, 1.0) + 1
     first = max(math.floor(top * unit - reach), 0)
     some = read(first, min(math.ceil(end * unit + reach), shape[0]))
-    box = (0, top * unit - first, shape[1], min(end * unit - first, len(some)))
+    bottom = shape[0] if end == size[0] else end * unit
+    box = (0, top * unit - first, shape[1], bottom - first)
     picture = Image.fromarray(np.ascontiguousarray(some))
     resized = picture.resize((size[1], end - top), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
