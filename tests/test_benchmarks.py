@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 
 from anoscan.errors import InputError, UsageError
-from benchmarks import data, defects
+from benchmarks import data, defects, selftest
 from benchmarks.baselines import BASELINES, as_float, evaluate
 from benchmarks.data import Split
 
@@ -398,3 +398,20 @@ def test_pixels_become_floats_from_minus_one_to_one_with_channels_first() -> Non
     colour = _noise(2, 4, 5, 3)
     assert as_float(colour).shape == (2, 3, 4, 5)
     np.testing.assert_allclose(as_float(colour)[1, 2], colour[1, :, :, 2] / 127.5 - 1, atol=1e-6)
+
+
+def _measured(method: str, auroc: float, seen: float) -> dict[str, object]:
+    sight = {"anoscan": seen}
+    return {"method": method, "auroc": auroc, "self_test": sight, "self_test_pixel": sight}
+
+
+def test_the_self_test_agrees_where_it_prefers_the_model_that_labels_prefer() -> None:
+    models = [
+        _measured("untrained", 0.8, 0.7),
+        _measured("anoscan", 0.9, 0.6),
+        _measured("hinge", 0.905, 0.8),  # too near to the default to tell them apart
+    ]
+    assert selftest.comparisons(models) == [
+        ("hinge", "untrained", True),
+        ("default", "untrained", False),
+    ]
