@@ -85,7 +85,7 @@ def _all_maps(detector: Detector, files: list[Path]) -> list[np.ndarray]:
     from anoscan.images import find
 
     batches = detector._judge.measured(find(files), 64, pictures=False)
-    return [oddness for batch in batches for *_, oddness in batch]
+    return [outcome.oddness for batch in batches for outcome in batch]
 
 
 def test_types_are_held_against_all_normal_images(trained: Detector, layout: Path) -> None:
