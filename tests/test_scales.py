@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from PIL import Image
 from scipy.special import logsumexp
 from skimage import data
 
-from anoscan import modelfile, scoring
+from anoscan import cli, modelfile, saved, scoring
 from anoscan.atlas import Atlas
 from anoscan.calibration import Scale
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, UsageError
 from anoscan.images import decode, find
+from anoscan.results import to_json
 from anoscan.roi import Cover, Roi
 from anoscan.scales import coarser
 from anoscan.scores import DEFAULT_SCORE, SCORES, at_scale, scale_steps, scales_of
@@ -157,6 +159,29 @@ def test_what_a_model_cannot_do_at_several_scales_is_said(
         Detector.load(tmp_path / "older.safetensors", scales=BOTH)
     with pytest.raises(UsageError, match="--scales needs a score"):
         Detector.load(grass.model, scales=BOTH).score(grass.queries, score="paper")
+
+
+def test_a_report_of_saved_results_looks_at_the_same_scales(grass: Grass) -> None:
+    report = Detector.load(grass.model, scales=BOTH).score(grass.queries)
+    found = saved.detector(to_json(report), None, "cpu", 1, pytest.fail)
+    assert found is not None
+    assert found.score_terms() == tuple(report.images[0].terms)
+
+
+def test_the_commands_take_scales(
+    grass: Grass, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["anoscan", "score", str(grass.queries), "--model", str(grass.model), "--json"]
+    monkeypatch.setattr("sys.argv", [*command, "--scales", "1,0.5"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    (first, *_) = json.loads(capsys.readouterr().out)["images"]
+    assert {"density", "density@0.5"} <= set(first["terms"])
+    monkeypatch.setattr("sys.argv", [*command, "--scales", "0.5"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
 
 
 def test_a_coarser_canvas_is_made_of_means_of_what_counts() -> None:
