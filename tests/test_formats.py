@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tifffile
 from PIL import Image
@@ -107,6 +108,62 @@ def test_colours_of_16_bits_are_reduced_as_ever_for_a_model_that_learned_no_wind
 
     expected = ((COLOUR * 16 >> 8) / 127.5 - 1).transpose(2, 0, 1).astype(np.float32)
     assert pixels.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+# --- PNG ----------------------------------------------------------------------------------------
+
+
+def png(samples: npt.NDArray[np.uint16], orientation: int = 1) -> bytes:
+    """A PNG of 16-bit samples (height, width, n), which Pillow cannot write."""
+    height, width, n = samples.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[n]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0),
+        b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0"),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    framed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_pngs_with_colours_of_16_bits_keep_their_levels(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(COLOUR))
+    np.testing.assert_allclose(only(tmp_path, rule(3)), np.moveaxis(COLOUR, 2, 0), atol=1e-3)
+    found = inspected(tmp_path)
+    assert found.bit_depths == {"16-bit colour": 1}
+    assert found.rule.window is not None
+    assert found.rule.window[1] > 3900
+    reduced = images.decode(images.find([tmp_path])[0], rule(3, None)).pixels
+    assert reduced.max() == np.float32(15 / 127.5 - 1)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_opacity_of_a_deep_png_lets_black_through(tmp_path: Path, n: int) -> None:
+    samples = np.concatenate([COLOUR[..., : n - 1], np.full((32, 32, 1), 65535, np.uint16)], 2)
+    samples[:16, :, -1] = 0
+    (tmp_path / "x.png").write_bytes(png(samples))
+    pixels = only(tmp_path, rule(n - 1))
+    np.testing.assert_allclose(pixels[:, :16], 0, atol=1e-3)
+    expected = np.moveaxis(samples[..., :-1], 2, 0)[:, 16:]
+    np.testing.assert_allclose(pixels[:, 16:], expected, atol=1e-3)
+
+
+def test_a_deep_png_is_turned_upright(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(COLOUR, orientation=6))
+    upright = np.rot90(np.moveaxis(COLOUR, 2, 0), -1, (1, 2))
+    np.testing.assert_allclose(only(tmp_path, rule(3)), upright, atol=1e-3)
+
+
+def test_a_cut_deep_png_is_refused_by_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(COLOUR)[:2000])
+    assert reason(tmp_path / "x.png", rule(3)) == "truncated image"
 
 
 # --- TIFF ---------------------------------------------------------------------------------------

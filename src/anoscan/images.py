@@ -275,8 +275,8 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
     Upright, stretched to the square with antialiasing (an image that has the size already is not
     resampled, nor is one for patches of the size they are seen at), transparency over black.
     Of an animation the first frame. Grey keeps all its levels. Colours of more than 8 bits keep
-    theirs under a rule with a window, but for PNGs, which Pillow reduces to 8 bits. A `cover` takes
-    the place of the rule's own region, outside which all is grey.
+    theirs under a rule with a window. A `cover` takes the place of the rule's own region, outside
+    which all is grey.
 
     Raises
     ------

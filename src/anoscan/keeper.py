@@ -28,12 +28,22 @@ class Keeper:
         if resume:
             self._read()
 
-    def _read(self) -> None:
-        if not self.path.exists():
+    @staticmethod
+    def check(path: Path) -> None:
+        """Refuse to go on where nothing was begun, before any image is read.
+
+        Raises
+        ------
+        ModelError
+        """
+        if not path.exists():
             raise ModelError(
                 "--resume: there is no checkpoint of an interrupted run under this name.",
                 hint="Train without --resume.",
             )
+
+    def _read(self) -> None:
+        self.check(self.path)
         self._tensors, self._found = modelfile.load(self.path)
         if self._found.get("identity") != self.identity:
             raise ModelError(

@@ -182,6 +182,8 @@ def learn(
         When there are too few readable images.
     TrainingDiverged, TrainingInterrupted
     """
+    if resume:
+        Keeper.check(checkpoint)
     inspection = _inspect(files, config, runtime, roi)
     config = resolve(config, inspection)
     clock = _Clock()

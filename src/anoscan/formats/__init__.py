@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anoscan.errors import InputError
-from anoscan.formats import dicom, nifti, npy, pillow, tiff
+from anoscan.formats import dicom, nifti, npy, pillow, png, tiff
 from anoscan.formats.picture import (
     DAMAGE,
     KINDS,
@@ -43,7 +43,8 @@ class Reader(Protocol):
         """Decode one of its images; `page` is None for the only one."""
 
 
-READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti)  # a DICOM file may begin as a TIFF does
+# A DICOM file may begin as a TIFF does.
+READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png)
 _HEAD = 352  # bytes; NIfTI says what it is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())

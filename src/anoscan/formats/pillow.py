@@ -68,10 +68,10 @@ def loaded(image: Image.Image, draft_side: int, digest: bytes) -> Opened:
         width, height = image.size
         # Pillow turns TIFFs upright itself while loading, and forgets that it did. Asking others
         # before they are loaded could load them, and hide that this failed.
-        turned = _orientation(image) if image.format == "TIFF" else 1
+        turned = stored_orientation(image) if image.format == "TIFF" else 1
         image.draft(None, (draft_side, draft_side))
         image.load()
-    pending = _orientation(image)
+    pending = stored_orientation(image)
     if pending == 1 and turned >= 5:
         width, height = image.size[::-1]
     orientation = max(turned, pending)
@@ -128,7 +128,8 @@ def _depth(image: Image.Image) -> str:
     return "16-bit grey" if short else "32-bit grey"
 
 
-def _orientation(image: Image.Image) -> int:
+def stored_orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where none can be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except DAMAGE:  # a damaged note about the image is no reason to refuse the image
