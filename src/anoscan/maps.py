@@ -10,7 +10,9 @@ are is odd too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
 with all places. Which of the two holds is decided by which Gaussians expect the features of
-held-out normals more.
+held-out normals more. Aligned images have one more layer, what the linear subspace of normal images
+leaves of the pixels (see `subspace`), and all layers are relative to what the calmer parts of the
+same image say: grain and exposure of one image must not look like a defect all over it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from anoscan import subspace
 from anoscan.architectures import Networks
 from anoscan.runtime import exact_float32
 from anoscan.terms import Evidence, Tensors, gather, gaussian_sums
@@ -34,6 +37,7 @@ Floats = NDArray[np.float32]
 Batches = Callable[[], Iterable[Tensor]]
 
 LAYER_SHRINKAGE = 0.01  # of the Gaussian of layers
+CALM = 0.25  # share of an image's places that is taken for usual
 LEAST_SPREAD = 0.02  # of a layer: one that never differs must not decide alone
 FEWEST_PLACES = 8  # along the side of a block that says where
 EDGE = 2  # places that the padding of the convolutions reaches
@@ -75,17 +79,21 @@ class Maps:
     ----------
     tensors : dict
         ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
+        ``pixel_...``, where images are aligned, those of `subspace`;
         ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
         ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
         ``place_mean`` and ``place_spread`` (s, s) of raw maps.
     aligned : bool
         Whether places have Gaussians of their own.
     scale : Scale
+    relative : bool
+        Whether layers are relative to the calmer parts of their image.
     """
 
     tensors: Tensors
     aligned: bool
     scale: Scale = Scale(1.0)
+    relative: bool = False
 
     def measure(self, evidence: Evidence) -> Floats:
         """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
@@ -103,7 +111,8 @@ class Maps:
 
     def described(self) -> dict[str, Any]:
         """JSON values for `restored`."""
-        return {"aligned": self.aligned, "level": self.scale.level}
+        described = {"aligned": self.aligned, "level": self.scale.level}
+        return described | {"relative": self.relative}
 
     @classmethod
     def restored(cls, tensors: Tensors, described: dict[str, Any], local: Tensors) -> Maps:
@@ -115,11 +124,13 @@ class Maps:
             When something is missing or of the wrong kind.
         """
         aligned, level = described["aligned"], float(described["level"])
-        if not isinstance(aligned, bool) or not (np.isfinite(level) and level > 0):
+        relative = described.get("relative", False)  # models before it had no such maps
+        known = isinstance(aligned, bool) and isinstance(relative, bool)
+        if not known or not (np.isfinite(level) and level > 0):
             raise ValueError("the description of the maps is not one")
         if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
             raise ValueError("the Gaussian of the maps is missing")
-        return cls(tensors | (local if aligned else {}), aligned, Scale(level))
+        return cls(tensors | (local if aligned else {}), aligned, Scale(level), relative)
 
 
 def fit(
@@ -148,7 +159,8 @@ def fit(
                 networks, anywhere, held_out()
             )
         usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
-        return calibrated(networks, Maps((own if align else anywhere) | usual, align), held_out)
+        chosen = Maps((own if align else anywhere) | usual, align, relative=align)
+        return calibrated(networks, chosen, held_out)
 
 
 def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
@@ -166,10 +178,11 @@ def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
         Gives batches (n, c, s, s) of normal images that networks did not learn from.
     """
     unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
-    align, maps = maps.aligned, Maps(maps.tensors | unscaled, maps.aligned)
+    align, relative = maps.aligned, maps.relative
+    maps = Maps(maps.tensors | unscaled, align, relative=relative)
     with exact_float32():
         gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
-        maps = Maps(maps.tensors | gaussian, align)
+        maps = Maps(maps.tensors | gaussian, align, relative=relative)
         raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
     # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
     n, raw = len(raw), raw.astype(np.float64)
@@ -180,11 +193,12 @@ def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
         "place_mean": torch.from_numpy(mean.astype(np.float32)),
         "place_spread": torch.from_numpy(spread.astype(np.float32)),
     }
-    return Maps(maps.tensors | placed, align, Scale(max(level, 1e-3)))
+    return Maps(maps.tensors | placed, align, Scale(max(level, 1e-3)), relative)
 
 
 def _is_of_places(name: str) -> bool:
-    return name.startswith(("mean", "whiten")) and name[-1].isdigit()
+    of_blocks = name.startswith(("mean", "whiten")) and name[-1].isdigit()
+    return of_blocks or name.startswith("pixel_")
 
 
 def _gathered(networks: Networks, x: Tensor) -> Evidence:
@@ -272,6 +286,8 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
     if side >= HALVED and side % 2 == 0:
         pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
     found = [list(pixels)]
+    if maps.relative:
+        found.append(list(subspace.residual(evidence.x, tensors)))
     for i, (f, f_hat) in enumerate(_pairs(evidence)):
         # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
         inner = _own if maps.aligned else _without_edge
@@ -280,10 +296,15 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         squares = (f - f_hat).double().square()
         found.append([inner((square / usual).mean(0)) for square in squares])
     for one in zip(*found, strict=True):
-        grown = [_enlarged((layer + FLOOR).log(), side) for layer in one]
-        yield np.concatenate(
-            [_smoothed(np.stack(grown), share) for share in NEIGHBOURHOODS[maps.aligned]]
-        )
+        grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
+        smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        yield smooth - _calm(smooth) if maps.relative else smooth
+
+
+def _calm(layers: Floats) -> Floats:
+    """What the calmer parts of an image say in each layer (m, g, g), (m, 1, 1)."""
+    calm: Floats = np.quantile(layers, CALM, axis=(1, 2), keepdims=True).astype(np.float32)
+    return calm
 
 
 def _own(layer: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anoscan import writing
 from anoscan.errors import UsageError
 from anoscan.results import AtThreshold, ClassReport, ComparedModel, Curves, EvalReport, Histogram
 from anoscan.text import printable
@@ -78,7 +79,8 @@ def write(report: EvalReport, folder: Path) -> list[Path]:
             for suffix in ("png", "svg"):
                 file = folder / f"{name}.{suffix}"
                 metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                figure.savefig(file, metadata=metadata)
+                with writing.replacing(file) as stream:
+                    figure.savefig(stream, format=suffix, metadata=metadata)
                 written.append(file)
     return written
 

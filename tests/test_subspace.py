@@ -1,0 +1,129 @@
+"""What the linear subspace of normal images leaves of an image's pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anoscan import maps, subspace
+from anoscan.detector import Detector
+from anoscan.maps import Maps
+from anoscan.terms import Evidence, local
+
+PARTS = 12  # that pictures are made of
+
+
+def pictures(n: int, seed: int, channels: int = 1, side: int = 64) -> Tensor:
+    """Random mixtures of the same smooth parts, and a little noise."""
+    shared = torch.Generator().manual_seed(99)
+    coarse = torch.randn(PARTS, channels, 4, 4, generator=shared)
+    parts = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(n, PARTS, generator=generator)
+    mixed = torch.einsum("np,pcij->ncij", weights, parts) / PARTS
+    return mixed + 0.02 * torch.randn(n, channels, side, side, generator=generator)
+
+
+def fitted(x: Tensor) -> dict[str, Tensor]:
+    first, second = subspace.sums(x[: len(x) // 3]), subspace.sums(x[len(x) // 3 :])
+    return subspace.fit({name: first[name] + second[name] for name in first})
+
+
+def evidence(x: Tensor) -> Evidence:
+    flat = torch.zeros(len(x), 1, 8, 8)
+    return Evidence(x, x, x.flatten(1), [flat], [flat], torch.zeros(len(x), 4, 4))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (1, 64), (3, 41)])
+def test_unseen_pictures_are_explained_and_a_change_of_them_is_found_where_it_is(
+    channels: int, side: int
+) -> None:
+    found = fitted(pictures(300, 0, channels, side))
+    clean = pictures(20, 1, channels, side)
+    usual = subspace.residual(clean, found)
+    assert usual.shape == (20, side, side)
+    assert 0.9 < usual.mean() < 2
+    changed = clean.clone()
+    changed[:, :, 10:13, 20:23] += 0.2  # a tenth of the contrast of the pictures' range
+    left = subspace.residual(changed, found)
+    for one in left:
+        row, column = np.unravel_index(int(one.argmax()), one.shape)
+        assert 9 <= row <= 13
+        assert 19 <= column <= 23
+    assert left.amax((1, 2)).min() > 2 * usual.amax((1, 2)).max()
+
+
+def test_the_basis_is_that_of_principal_components() -> None:
+    x = pictures(400, 0, side=28)
+    basis = fitted(x)["pixel_basis"].float()
+    assert basis.shape == (28 * 28, 100)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(100), atol=5e-3, rtol=0)
+    rows = x.flatten(1) - x.flatten(1).mean(0)
+    best = torch.linalg.svd(rows, full_matrices=False).Vh[:PARTS]
+    inside = (best @ basis).square().sum(1)
+    assert inside.min() > 0.999
+
+
+def test_large_images_are_averaged_down_first() -> None:
+    x = pictures(60, 0, side=128)
+    found = fitted(x)
+    assert len(found["pixel_mean"]) == subspace.SIDE**2
+    assert subspace.residual(x[:2], found).shape == (2, subspace.SIDE, subspace.SIDE)
+
+
+def test_an_image_has_the_same_residual_in_any_company() -> None:
+    found = fitted(pictures(60, 0))
+    some = pictures(5, 1)
+    alone = torch.cat([subspace.residual(x[None], found) for x in some])
+    assert torch.equal(subspace.residual(some, found), alone)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_few_images_and_images_that_never_differ_give_numbers(n: int) -> None:
+    for x in (pictures(n, 0, side=16), torch.zeros(n, 1, 16, 16)):
+        found = subspace.fit(subspace.sums(x))
+        assert found["pixel_basis"].shape[1] <= n // subspace.IMAGES_A_COMPONENT
+        assert torch.isfinite(subspace.residual(pictures(2, 1, side=16), found)).all()
+
+
+def test_local_looks_at_pixels_of_images_of_64_and_more() -> None:
+    for side, sees in ((32, False), (64, True)):
+        found = local.fit(local.sums(evidence(pictures(200, 0, side=side))))
+        clean = pictures(10, 1, side=side)
+        changed = clean.clone()
+        changed[:, :, 4:6, 4:6] += 0.3
+        gain = local.measure(evidence(changed), found) / local.measure(evidence(clean), found)
+        assert (gain.min() > 1.2) == sees
+
+
+def test_a_model_from_before_there_was_a_subspace_scores_as_ever() -> None:
+    x = pictures(50, 0)
+    found = local.fit(local.sums(evidence(x)))
+    old = {name: value for name, value in found.items() if not name.startswith("pixel_")}
+    torch.testing.assert_close(
+        local.measure(evidence(x), old), torch.ones(50, dtype=torch.float64), atol=1, rtol=0
+    )
+
+
+def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(
+    trained: Detector,
+) -> None:
+    made = trained.model.maps
+    assert made is not None
+    assert made.aligned
+    assert made.relative
+    assert not any(name.startswith("pixel_") for name in made.stored())
+    described = made.described()
+    again = Maps.restored(made.stored(), described, trained.model.fitted["local"])
+    assert again.relative
+    del described["relative"]  # a model from before
+    assert not Maps.restored(made.stored(), described, trained.model.fitted["local"]).relative
+
+
+def test_what_all_of_an_image_has_does_not_show_in_a_relative_map() -> None:
+    layers = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
+    shifted = layers + np.float32(5)
+    relative = layers - maps._calm(layers)
+    np.testing.assert_allclose(shifted - maps._calm(shifted), relative, atol=1e-5)
