@@ -106,7 +106,7 @@ def test_whether_images_are_aligned_is_decided_by_held_out_ones(trained: Detecto
     parts = torch.from_numpy(np.ascontiguousarray(whole))
     fitted = maps.fit(
         model.networks,
-        local_of(model.networks, parts[:120]),
+        terms_of(model.networks, parts[:120]),
         lambda: [parts[:120]],
         lambda: [parts[120:]],
         align=None,
@@ -116,10 +116,10 @@ def test_whether_images_are_aligned_is_decided_by_held_out_ones(trained: Detecto
     assert trained.model.maps.aligned
 
 
-def local_of(networks: object, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def terms_of(networks: object, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
     from anoscan.scoring import fit_terms
 
-    return fit_terms(networks, ["local"], [x])["local"]  # type: ignore[arg-type]
+    return fit_terms(networks, ["local", "subspace"], [x])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("align", ["on", "off"])

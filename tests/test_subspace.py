@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import maps, subspace
+from anoscan import maps, selftest
+from anoscan.config import TrainConfig
 from anoscan.detector import Detector
+from anoscan.images import ImageRule
 from anoscan.maps import Maps
-from anoscan.terms import Evidence, local
+from anoscan.model import fresh_networks
+from anoscan.scoring import fit_terms, measure
+from anoscan.terms import Evidence, subspace
 
 PARTS = 12  # that pictures are made of
 
@@ -27,7 +31,8 @@ def pictures(n: int, seed: int, channels: int = 1, side: int = 64) -> Tensor:
 
 
 def fitted(x: Tensor) -> dict[str, Tensor]:
-    first, second = subspace.sums(x[: len(x) // 3]), subspace.sums(x[len(x) // 3 :])
+    part = len(x) // 3
+    first, second = subspace.sums(evidence(x[:part])), subspace.sums(evidence(x[part:]))
     return subspace.fit({name: first[name] + second[name] for name in first})
 
 
@@ -57,7 +62,7 @@ def test_unseen_pictures_are_explained_and_a_change_of_them_is_found_where_it_is
 
 def test_the_basis_is_that_of_principal_components() -> None:
     x = pictures(400, 0, side=28)
-    basis = fitted(x)["pixel_basis"].float()
+    basis = fitted(x)["basis"].float()
     assert basis.shape == (28 * 28, 100)
     torch.testing.assert_close(basis.T @ basis, torch.eye(100), atol=5e-3, rtol=0)
     rows = x.flatten(1) - x.flatten(1).mean(0)
@@ -69,7 +74,7 @@ def test_the_basis_is_that_of_principal_components() -> None:
 def test_large_images_are_averaged_down_first() -> None:
     x = pictures(60, 0, side=128)
     found = fitted(x)
-    assert len(found["pixel_mean"]) == subspace.SIDE**2
+    assert len(found["mean"]) == subspace.SIDE**2
     assert subspace.residual(x[:2], found).shape == (2, subspace.SIDE, subspace.SIDE)
 
 
@@ -83,28 +88,30 @@ def test_an_image_has_the_same_residual_in_any_company() -> None:
 @pytest.mark.parametrize("n", [1, 3, 20])
 def test_few_images_and_images_that_never_differ_give_numbers(n: int) -> None:
     for x in (pictures(n, 0, side=16), torch.zeros(n, 1, 16, 16)):
-        found = subspace.fit(subspace.sums(x))
-        assert found["pixel_basis"].shape[1] <= n // subspace.IMAGES_A_COMPONENT
+        found = subspace.fit(subspace.sums(evidence(x)))
+        assert found["basis"].shape[1] <= n // subspace.IMAGES_A_COMPONENT
         assert torch.isfinite(subspace.residual(pictures(2, 1, side=16), found)).all()
 
 
-def test_local_looks_at_pixels_of_images_of_64_and_more() -> None:
-    for side, sees in ((32, False), (64, True)):
-        found = local.fit(local.sums(evidence(pictures(200, 0, side=side))))
-        clean = pictures(10, 1, side=side)
-        changed = clean.clone()
-        changed[:, :, 4:6, 4:6] += 0.3
-        gain = local.measure(evidence(changed), found) / local.measure(evidence(clean), found)
-        assert (gain.min() > 1.2) == sees
+def test_the_term_sees_a_defect_of_few_pixels_and_no_other_exposure() -> None:
+    found = fitted(pictures(200, 0))
+    clean = pictures(10, 1)
+    changed = clean.clone()
+    changed[:, :, 4:6, 4:6] += 0.3
+    usual = subspace.measure(evidence(clean), found)
+    assert (subspace.measure(evidence(changed), found) / usual).min() > 1.5
+    assert (subspace.measure(evidence(1.1 * clean), found) / usual).max() < 1.5
 
 
-def test_a_model_from_before_there_was_a_subspace_scores_as_ever() -> None:
-    x = pictures(50, 0)
-    found = local.fit(local.sums(evidence(x)))
-    old = {name: value for name, value in found.items() if not name.startswith("pixel_")}
-    torch.testing.assert_close(
-        local.measure(evidence(x), old), torch.ones(50, dtype=torch.float64), atol=1, rtol=0
-    )
+@pytest.mark.parametrize(("side", "counts"), [(32, False), (64, True)])
+def test_the_term_counts_from_64_pixels_on(side: int, counts: bool) -> None:
+    config = TrainConfig(size=side, channels=1, latent_dim=4, width=8)
+    networks = fresh_networks(config, ImageRule(size=side, channels=1, window=None)).frozen()
+    train, seen = (pictures(n, n, side=side) for n in (120, 30))
+    found = fit_terms(networks, ["subspace"], [train])
+    clean = measure(networks, found, seen)
+    (trusted,) = selftest.trust(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
+    assert (trusted > 0.5) == counts
 
 
 def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(
@@ -114,12 +121,13 @@ def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(
     assert made is not None
     assert made.aligned
     assert made.relative
-    assert not any(name.startswith("pixel_") for name in made.stored())
+    assert not any(name.startswith("subspace") for name in made.stored())
     described = made.described()
-    again = Maps.restored(made.stored(), described, trained.model.fitted["local"])
+    again = Maps.restored(made.stored(), described, trained.model.fitted)
     assert again.relative
+    assert again.tensors.keys() == made.tensors.keys()
     del described["relative"]  # a model from before
-    assert not Maps.restored(made.stored(), described, trained.model.fitted["local"]).relative
+    assert not Maps.restored(made.stored(), described, trained.model.fitted).relative
 
 
 def test_what_all_of_an_image_has_does_not_show_in_a_relative_map() -> None:

@@ -382,7 +382,7 @@ def _maps(
     unseen = material.unseen[: anomaly_maps.MOST_HELD_OUT]
     return anomaly_maps.fit(
         networks,
-        fitted["local"],
+        fitted,
         lambda: chunks(some, read, runtime.device),
         lambda: chunks(unseen, read, runtime.device),
         align={"auto": None, "on": True, "off": False}[config.align],

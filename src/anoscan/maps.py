@@ -10,9 +10,9 @@ are is odd too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
 with all places. Which of the two holds is decided by which Gaussians expect the features of
-held-out normals more. Aligned images have one more layer, what the linear subspace of normal images
-leaves of the pixels (see `subspace`), and all layers are relative to what the calmer parts of the
-same image say: grain and exposure of one image must not look like a defect all over it.
+held-out normals more. Aligned images have one more layer, what the principal components of normal
+images leave of the pixels (the term ``subspace``), and all layers are relative to what the calmer
+parts of the same image say: grain and exposure must not look like a defect all over it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from anoscan import subspace
 from anoscan.architectures import Networks
 from anoscan.runtime import exact_float32
-from anoscan.terms import Evidence, Tensors, gather, gaussian_sums
+from anoscan.terms import Evidence, Tensors, gather, gaussian_sums, subspace
 from anoscan.terms.local import BLOCKS, places, whitening
 
 Floats = NDArray[np.float32]
@@ -51,6 +50,7 @@ COARSENESS = 1.5  # cells that a standard deviation of the smoothing has, at lea
 TRUNCATED = 3.0  # standard deviations after which it ends
 BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neighbours are alike
 SHRUNK = 8  # images that what is usual everywhere counts as, for one place
+_SUBSPACE = "subspace/"  # before the names of that term's tensors
 MOST_HELD_OUT = 256  # images, or patches
 PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
 
@@ -79,7 +79,7 @@ class Maps:
     ----------
     tensors : dict
         ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
-        ``pixel_...``, where images are aligned, those of `subspace`;
+        ``subspace/...``, where images are aligned, those of that term;
         ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
         ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
         ``place_mean`` and ``place_spread`` (s, s) of raw maps.
@@ -115,8 +115,10 @@ class Maps:
         return described | {"relative": self.relative}
 
     @classmethod
-    def restored(cls, tensors: Tensors, described: dict[str, Any], local: Tensors) -> Maps:
-        """From what `stored` and `described` gave, and the fitted term ``local``.
+    def restored(
+        cls, tensors: Tensors, described: dict[str, Any], terms: dict[str, Tensors]
+    ) -> Maps:
+        """From what `stored` and `described` gave, and the fitted terms.
 
         Raises
         ------
@@ -130,11 +132,17 @@ class Maps:
             raise ValueError("the description of the maps is not one")
         if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
             raise ValueError("the Gaussian of the maps is missing")
-        return cls(tensors | (local if aligned else {}), aligned, Scale(level), relative)
+        if relative and "subspace" not in terms:
+            raise ValueError("the subspace of the maps is missing")
+        return cls(tensors | (_of_terms(terms) if aligned else {}), aligned, Scale(level), relative)
 
 
 def fit(
-    networks: Networks, local: Tensors, training: Batches, held_out: Batches, align: bool | None
+    networks: Networks,
+    terms: dict[str, Tensors],
+    training: Batches,
+    held_out: Batches,
+    align: bool | None,
 ) -> Maps:
     """Learn what is usual at a place.
 
@@ -142,8 +150,8 @@ def fit(
     ----------
     networks : Networks
         Frozen.
-    local : dict
-        The fitted term ``local``: Gaussians of every place.
+    terms : dict
+        The fitted terms; ``local`` has Gaussians of every place, ``subspace`` knows pixels.
     training : callable
         Gives batches (n, c, s, s) of normal images, or some of them, that networks learned from.
     held_out : callable
@@ -153,7 +161,7 @@ def fit(
     """
     with exact_float32():
         anywhere = _fit_blocks(networks, training())
-        own = {k: v for k, v in local.items() if _is_of_places(k)}
+        own = _of_terms(terms)
         if align is None:
             align = _expectation(networks, own, held_out()) > _expectation(
                 networks, anywhere, held_out()
@@ -198,7 +206,13 @@ def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
 
 def _is_of_places(name: str) -> bool:
     of_blocks = name.startswith(("mean", "whiten")) and name[-1].isdigit()
-    return of_blocks or name.startswith("pixel_")
+    return of_blocks or name.startswith(_SUBSPACE)
+
+
+def _of_terms(terms: dict[str, Tensors]) -> Tensors:
+    """What aligned maps take from terms."""
+    pixels = {f"{_SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
+    return terms["local"] | pixels
 
 
 def _gathered(networks: Networks, x: Tensor) -> Evidence:
@@ -287,7 +301,9 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
     found = [list(pixels)]
     if maps.relative:
-        found.append(list(subspace.residual(evidence.x, tensors)))
+        names = ("mean", "basis", "expected")
+        known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
+        found.append(list(subspace.residual(evidence.x, known)))
     for i, (f, f_hat) in enumerate(_pairs(evidence)):
         # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
         inner = _own if maps.aligned else _without_edge

@@ -216,7 +216,7 @@ class Model:
         maps = None
         if "maps" in metadata:
             own = {k: v.to(runtime.device) for k, v in _under(tensors, "maps").items()}
-            maps = Maps.restored(own, metadata["maps"], fitted["local"])
+            maps = Maps.restored(own, metadata["maps"], fitted)
         return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept, maps)
 
 

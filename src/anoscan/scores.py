@@ -35,7 +35,15 @@ SCORES = {
         Score(
             "calibrated",
             "the terms that pay, in standard deviations of held-out normals, as odd as the oddest",
-            {"pixel": 0, "feature": 0, "latent": 0, "density": 1, "local": 1, "rotation": 1},
+            {
+                "pixel": 0,
+                "feature": 0,
+                "latent": 0,
+                "density": 1,
+                "local": 1,
+                "subspace": 1,
+                "rotation": 1,
+            },
         ),
         Score("paper", "f-AnoGAN's formula, unscaled: for comparison", {"paper": 1}, raw=True),
         Score("anogan", "AnoGAN's formula, unscaled: for comparison", {"anogan": 1}, raw=True),

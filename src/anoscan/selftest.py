@@ -14,7 +14,7 @@ from anoscan.architectures import Networks
 from anoscan.augmentation import cut_paste
 from anoscan.runtime import stream
 from anoscan.scoring import chunks, measure
-from anoscan.terms import Tensors
+from anoscan.terms import Tensors, Term
 
 MOST_IMAGES = 512
 
@@ -47,7 +47,8 @@ def trust(
     ndarray of shape (k,)
         The mean of `own` for terms that have one; for the others the root of 2 AUROC - 1 of the
         task, 0 where that is negative. The root, because a patch is a narrow idea of an anomaly:
-        a term that hardly sees patches may still see what is odd as a whole.
+        a term that hardly sees patches may still see what is odd as a whole. 0 for terms that do
+        not count in images so small.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -55,7 +56,10 @@ def trust(
     pasted, changed = _pasted(networks, fitted, pixels[:n], seed)
     values = []
     for column, name in enumerate(fitted):
-        if registry.load("terms", name).trust is not None:
+        term: Term = registry.load("terms", name)
+        if pixels.shape[-1] < term.least_side:
+            values.append(0.0)
+        elif term.trust is not None:
             values.append(own[:, column].mean())
         elif not changed.any():
             values.append(0.0)

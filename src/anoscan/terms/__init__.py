@@ -80,6 +80,8 @@ class Term:
         self-test decides; see `selftest`.
     needs_latent : bool
         Whether z or G(z) plays a part; otherwise the image alone decides.
+    least_side : int
+        Pixels a side of the images, under which the term is shown and does not count.
     """
 
     sums: Callable[[Evidence], Tensors]
@@ -88,6 +90,7 @@ class Term:
     paper: str
     trust: Callable[[Evidence], Tensor] | None = None
     needs_latent: bool = True
+    least_side: int = 0
 
 
 def gaussian_sums(vectors: Tensor) -> Tensors:

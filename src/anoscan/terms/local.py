@@ -8,8 +8,7 @@ places of its block, so that images that are not aligned lose little.
 
 A block says the mean over the worst hundredth of its places, divided by the square root of the mean
 over all: an image that is odd everywhere is the matter of ``density``. The term is the geometric
-mean over the blocks, and from `FINE` pixels a side on over one more map: what the linear subspace
-of normal images leaves of the pixels (see `subspace`).
+mean over the blocks.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan import subspace
 from anoscan.terms import Evidence, Tensors, Term
 
 BLOCKS = 3  # the finest ones: coarser blocks see most of the image from anywhere
 WORST = 0.01  # share of the places that counts
 LEAST_SHARED = 0.02  # of the covariance of a place: what it takes from all places in any case
-FINE = 64  # pixels a side, from which on a defect is small enough to be lost to all but its pixels
 LARGEST = 2**22  # numbers in the covariances of a block; finer maps are averaged down to it
 
 
@@ -43,12 +40,12 @@ def sums(evidence: Evidence) -> Tensors:
         v = places(block)
         totals[f"sum{i}"] = v.sum(0)
         totals[f"outer{i}"] = torch.einsum("nhwc,nhwd->hwcd", v, v)
-    return totals | subspace.sums(evidence.x)
+    return totals
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean (h, w, c) and whitening (h, w, c, c) of the places of each block; see `subspace` too."""
-    count, fitted = total["count"], subspace.fit(total)
+    """Mean (h, w, c) and whitening (h, w, c, c) of the places of each block."""
+    count, fitted = total["count"], {}
     for i in range(sum(name.startswith("sum") for name in total)):
         mean = total[f"sum{i}"] / count
         covariance = total[f"outer{i}"] / count - mean[..., :, None] * mean[..., None, :]
@@ -79,16 +76,14 @@ def distances(block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """How far the worst places stand out, (n,); geometric mean over blocks."""
-    maps = [
-        distances(block, fitted[f"mean{i}"], fitted[f"whiten{i}"])
-        for i, block in enumerate(evidence.features[:BLOCKS])
-    ]
-    if evidence.x.shape[-1] >= FINE and "pixel_basis" in fitted:  # models before it had none
-        maps.append(subspace.residual(evidence.x, fitted))
-    return torch.stack([_standing_out(odd.flatten(1)) for odd in maps]).mean(0).exp()
+    logs = []
+    for i, block in enumerate(evidence.features[:BLOCKS]):
+        odd = distances(block, fitted[f"mean{i}"], fitted[f"whiten{i}"])
+        logs.append(standing_out(odd.flatten(1)))
+    return torch.stack(logs).mean(0).exp()
 
 
-def _standing_out(odd: Tensor) -> Tensor:
+def standing_out(odd: Tensor) -> Tensor:
     """Logarithm of how far the worst of squares (n, places) stand out of their image, (n,)."""
     worst = odd.topk(max(1, round(WORST * odd.shape[1]))).values.mean(1)
     return (worst + 1e-12).log() - (odd.mean(1) + 1e-12).log() / 2

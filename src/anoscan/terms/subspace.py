@@ -1,9 +1,13 @@
-"""What pixels say of each other in normal images: the linear subspace that these keep to.
+"""What the principal components of normal images leave of the pixels, where it stands out most.
 
 Where images show the same thing at the same place, most of a pixel follows from the rest of its
-image, and what does not is small. The subspace of the largest principal components is found in one
-pass, from sums that add up over batches: of the covariance times a random matrix (Nyström's
-approximation; Halko et al. 2011, arXiv 0909.4061, section 5.5).
+image, and what does not is small: a defect of few pixels that no feature of a network and no mean
+shows. The subspace of the largest principal components is found in one pass, from sums that add up
+over batches: of the covariance times a random matrix (Nyström's approximation; Halko et al. 2011,
+arXiv 0909.4061, section 5.5).
+
+As in ``local``, the term is the mean over the worst hundredth of the places, divided by the square
+root of the mean over all.
 """
 
 from __future__ import annotations
@@ -17,8 +21,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-Tensors = dict[str, Tensor]
+from anoscan.terms import Evidence, Tensors, Term
+from anoscan.terms.local import standing_out
 
+# Pixels a side from which the term counts. In smaller images a defect covers a part of all there is
+# to see, and there the other terms do better.
+LEAST_SIDE = 64
 SIDE = 64  # pixels: larger images are averaged down to it
 COMPONENTS = 256
 SKETCH = 2 * COMPONENTS
@@ -27,14 +35,14 @@ SMOOTHED = 1 / 64  # of the side: squares of single pixels are noise
 FLOOR = 0.01  # of the mean: pixels that never differ must not decide alone
 
 
-def sums(x: Tensor) -> Tensors:
-    """Sums over images (n, c, s, s), to be added up over batches."""
-    rows = _rows(x).double()
+def sums(evidence: Evidence) -> Tensors:
+    """Count, sums and sums of squares of pixels, and the sketch of their covariance."""
+    rows = _rows(evidence.x).double()
     return {
-        "pixel_count": rows.new_tensor(float(len(rows))),
-        "pixel_sum": rows.sum(0),
-        "pixel_squares": rows.square().sum(0),
-        "pixel_sketch": rows.T @ (rows @ _directions(rows.shape[1]).to(rows.device)),
+        "count": rows.new_tensor(float(len(rows))),
+        "sum": rows.sum(0),
+        "squares": rows.square().sum(0),
+        "sketch": rows.T @ (rows @ _directions(rows.shape[1]).to(rows.device)),
     }
 
 
@@ -43,20 +51,20 @@ def fit(total: Tensors) -> Tensors:
 
     d counts the samples of an image of at most `SIDE` pixels a side.
     """
-    count, mean = total["pixel_count"], total["pixel_sum"] / total["pixel_count"]
+    count, mean = total["count"], total["sum"] / total["count"]
     directions = _directions(len(mean)).to(mean.device)
-    covered = total["pixel_sketch"] / count - torch.outer(mean, mean @ directions)
+    covered = total["sketch"] / count - torch.outer(mean, mean @ directions)
     most = min(COMPONENTS, int(count) // IMAGES_A_COMPONENT)
     basis, variances = _principal(directions, covered, most)
-    left = total["pixel_squares"] / count - mean.square() - basis.square() @ variances
+    left = total["squares"] / count - mean.square() - basis.square() @ variances
     side = _side(len(mean))
     expected = left.clamp_min(0).reshape(-1, side, side).mean(0)
     expected = torch.from_numpy(_smooth(expected.cpu().numpy())).to(mean.device)
     expected = expected + FLOOR * expected.mean() + 1e-8
     return {
-        "pixel_mean": mean.float(),
-        "pixel_basis": basis.half(),  # most of what a model would weigh, and exact enough
-        "pixel_expected": expected.float(),
+        "mean": mean.float(),
+        "basis": basis.half(),  # most of what a model would weigh, and exact enough
+        "expected": expected.float(),
     }
 
 
@@ -66,15 +74,20 @@ def residual(x: Tensor, fitted: Tensors) -> Tensor:
     Mean over channels, smoothed, relative to what is left of training images (of unseen ones it is
     a little more).
     """
-    rows = _rows(x) - fitted["pixel_mean"]
-    basis = fitted["pixel_basis"].float()
+    rows = _rows(x) - fitted["mean"]
+    basis = fitted["basis"].float()
     # One image at a time: no image's figures may depend on how many are measured with it.
     left = torch.stack([row - basis @ (row @ basis) for row in rows])
-    side = len(fitted["pixel_expected"])
+    side = len(fitted["expected"])
     squares = left.double().square().reshape(len(x), -1, side, side).mean(1)
-    relative = squares / fitted["pixel_expected"].double()
+    relative = squares / fitted["expected"].double()
     smooth = np.stack([_smooth(one) for one in relative.cpu().numpy()])
     return torch.from_numpy(smooth).to(x.device)
+
+
+def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
+    """How far the worst places stand out, (n,)."""
+    return standing_out(residual(evidence.x, fitted).flatten(1)).exp()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -116,3 +129,8 @@ def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, 
     variances, turned = variances[some], turned[:, some]
     basis: Tensor = factor @ turned / variances.sqrt()
     return basis, variances
+
+
+ENTRY = Term(
+    sums, fit, measure, paper="Halko et al. 2011", needs_latent=False, least_side=LEAST_SIDE
+)
