@@ -64,7 +64,7 @@ def keep(cell: Cell, split: Split, found: dict[str, Any], command: str) -> dict[
             "test_normal": int((~split.anomalous).sum()),
             "test_anomalous": int(split.anomalous.sum()),
         },
-        "commit": _commit(),
+        "commit": commit(),
         "command": command,
     }
     cell.path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,8 @@ def sweep(
     json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the checkout that makes the figures."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
     done = subprocess.run(git, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 from anoscan.detector import Detector
 from anoscan.localisation import PixelScores, pixel_metrics
 from benchmarks import data
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, commit
 from benchmarks.defects import defective
 
 SIDE = "300"
@@ -103,13 +103,13 @@ def _read(paths: list[Path]) -> npt.NDArray[np.float32]:
     return np.stack([np.asarray(image, np.float32).ravel() / 255 for image in images])
 
 
-def run(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on the cells of one split, and measure images and pixels."""
+def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any]:
+    """Train on the cells of one split, and measure images and pixels; the model may be kept."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "cells"
         lay_out(root, seed)
         start = time.process_time()
-        path = Path(scratch) / "model.safetensors"
+        path = kept or Path(scratch) / "model.safetensors"
         detector = Detector.train(root, path=path, seed=seed, workers=1, **settings)
         seconds = round(time.process_time() - start)
         report = detector.evaluate(folder=root)
@@ -141,9 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int)
+    parser.add_argument("--model", type=Path, help="file to keep the model in")
     given = parser.parse_args()
     settings = {"images_shown": given.images_shown} if given.images_shown else {}
-    result = run(given.seed, settings)
+    result = run(given.seed, settings, given.model) | {"commit": commit()}
     target = RESULTS / "planted" / f"{given.images_shown or 'default'}-seed{given.seed}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
