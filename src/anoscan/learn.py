@@ -202,7 +202,7 @@ def learn(
     networks, rollbacks, after, game = _train(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
-    names, suspected = terms_of(turned=after.turned), None
+    names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, runtime)
         material = material.without(suspected.worst)

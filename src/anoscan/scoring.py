@@ -70,9 +70,14 @@ class Measured:
     oddness: np.ndarray
 
 
-def terms_of(*, turned: bool) -> tuple[str, ...]:
-    """Terms that a model has: all, but for `rotation` where the task was not learned."""
-    return tuple(name for name in registry.names("terms") if name != "rotation" or turned)
+def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
+    """Terms that a model has.
+
+    All, but for `rotation` where the task was not learned, and `subspace` where images are parts of
+    larger ones: no place of a part has anything to do with the same place of another.
+    """
+    without = {"rotation": not turned, "subspace": patches}
+    return tuple(name for name in registry.names("terms") if not without.get(name))
 
 
 def fit_terms(

@@ -84,8 +84,9 @@ def run(
     }
     batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, runtime.device))
     networks.frozen()
-    fitted = fit_terms(networks, terms_of(turned=True), [batch])
-    fitting = _timed(lambda: fit_terms(networks, terms_of(turned=True), [batch]), runtime)
+    names = terms_of(turned=True, patches=config.patches is not None)
+    fitted = fit_terms(networks, names, [batch])
+    fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
     measuring = _timed(lambda: measure(networks, fitted, batch), runtime)
     measured = held_out + min(held_out, MOST_IMAGES)
     seconds["calibration"] = (fitting * trained + measuring * measured) / len(batch)
