@@ -450,7 +450,7 @@ _SETS = {
     ),
     "elpv": _Set(
         "ELPV: grey electroluminescence images of solar cells with real defects",
-        ("64", "128", "256", "64-mono", "64-poly", "64-dev", "64-rest"),
+        ("64", "128", "256", "300", "64-mono", "64-poly", "64-dev", "64-rest"),
         ("64-dev",),
         _load_elpv,
     ),
