@@ -181,28 +181,38 @@ def ablation(names: str) -> str:
     """Markdown table: the score without one of its parts or with one more, mean over classes.
 
     Each figure is the mean difference to the score as it is, and its standard deviation over
-    classes and seeds.
+    classes; of a class, the mean over its seeds.
     """
     cells = {
-        data: [r for c, rows in load(data).get("anoscan", {}).items() if "." not in c for r in rows]
+        data: [rows for c, rows in load(data).get("anoscan", {}).items() if "." not in c]
         for data in names.split(",")
     }
-    cells = {data: rows for data, rows in cells.items() if rows}
-    variants = sorted({v for rows in cells.values() for r in rows for v in r["auroc_of_ablation"]})
+    cells = {data: classes for data, classes in cells.items() if classes}
+    variants = sorted(
+        {v for found in cells.values() for rows in found for r in rows for v in _variants(r)}
+    )
     lines = [f"| score | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
-    means = [f"{np.mean([r['auroc'] for r in rows]):.3f}" for rows in cells.values()]
+    means = [
+        f"{np.mean([np.mean([r['auroc'] for r in rows]) for rows in classes]):.3f}"
+        for classes in cells.values()
+    ]
     lines.append(f"| **as it is** | {' | '.join(means)} |")
     for variant in variants:
         figures = []
-        for rows in cells.values():
+        for classes in cells.values():
             gains = [
-                r["auroc_of_ablation"][variant] - r["auroc"]
-                for r in rows
-                if variant in r["auroc_of_ablation"]
+                np.mean([_variants(r)[variant] - r["auroc"] for r in having])
+                for rows in classes
+                if (having := [r for r in rows if variant in _variants(r)])
             ]
             figures.append(f"{np.mean(gains):+.3f} ± {np.std(gains):.3f}" if gains else "-")
         lines.append(f"| {variant} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
+
+
+def _variants(cell: dict[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = cell["auroc_of_ablation"]
+    return found
 
 
 def curve(data: str) -> str:
