@@ -12,8 +12,7 @@ Where normal images are aligned, a place is compared with the same place of othe
 with all places. Which of the two holds is decided by which Gaussians expect the features of
 held-out normals more. Aligned images have one more layer, what the principal components of normal
 images leave of the pixels (the term ``subspace``), and all layers are relative to what the calmer
-parts of the same image say: grain and exposure must not look like a defect all over it. Only what
-is calmer or wilder than any normal image stays.
+parts of the same image say: grain and exposure must not look like a defect all over it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ Batches = Callable[[], Iterable[Tensor]]
 
 LAYER_SHRINKAGE = 0.01  # of the Gaussian of layers
 CALM = 0.25  # share of an image's places that is taken for usual
-MOST_OWN = 3.0  # standard deviations of normal images that an image may be off all over
 LEAST_SPREAD = 0.02  # of a layer: one that never differs must not decide alone
 FEWEST_PLACES = 8  # along the side of a block that says where
 EDGE = 2  # places that the padding of the convolutions reaches
@@ -83,7 +81,6 @@ class Maps:
         ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
         ``subspace/...``, where images are aligned, those of that term;
         ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
-        ``calm_mean`` and ``calm_spread`` (m, 1, 1) of layers of relative maps;
         ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
         ``place_mean`` and ``place_spread`` (s, s) of raw maps.
     aligned : bool
@@ -135,8 +132,8 @@ class Maps:
             raise ValueError("the description of the maps is not one")
         if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
             raise ValueError("the Gaussian of the maps is missing")
-        if relative and not ("subspace" in terms and {"calm_mean", "calm_spread"} <= set(tensors)):
-            raise ValueError("what relative maps need is missing")
+        if relative and "subspace" not in terms:
+            raise ValueError("the subspace of the maps is missing")
         return cls(tensors | (_of_terms(terms) if aligned else {}), aligned, Scale(level), relative)
 
 
@@ -191,14 +188,9 @@ def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
     unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
     align, relative = maps.aligned, maps.relative
     maps = Maps(maps.tensors | unscaled, align, relative=relative)
-
-    def evidence() -> Iterable[Evidence]:
-        return (_gathered(networks, x) for x in held_out())
-
     with exact_float32():
-        if relative:
-            maps = Maps(maps.tensors | _fit_calm(maps, evidence()), align, relative=True)
-        maps = Maps(maps.tensors | _fit_layers(maps, evidence), align, relative=relative)
+        gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
+        maps = Maps(maps.tensors | gaussian, align, relative=relative)
         raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
     # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
     n, raw = len(raw), raw.astype(np.float64)
@@ -302,18 +294,6 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Layers (m, g, g) of each image, relative to its calmer parts where maps are."""
-    for layers in _absolute(evidence, maps):
-        if maps.relative:
-            usual, spread = (
-                maps.tensors[f"calm_{name}"].cpu().numpy() for name in ("mean", "spread")
-            )
-            own = np.clip((_calm(layers) - usual) / spread, -MOST_OWN, MOST_OWN)
-            layers = layers - own * spread
-        yield layers
-
-
-def _absolute(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
     """Layers (m, g, g) of each image, on a grid as fine as the finest block where that is fine."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
     pixels = _pixel_squares(evidence) / tensors["usual"].double()
@@ -333,20 +313,14 @@ def _absolute(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         found.append([inner((square / usual).mean(0)) for square in squares])
     for one in zip(*found, strict=True):
         grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
-        yield np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        yield smooth - _calm(smooth) if maps.relative else smooth
 
 
 def _calm(layers: Floats) -> Floats:
     """What the calmer parts of an image say in each layer (m, g, g), (m, 1, 1)."""
     calm: Floats = np.quantile(layers, CALM, axis=(1, 2), keepdims=True).astype(np.float32)
     return calm
-
-
-def _fit_calm(maps: Maps, evidence: Iterable[Evidence]) -> Tensors:
-    """Mean and deviation of what the calmer parts of normal images say, (m, 1, 1) each."""
-    found = np.stack([_calm(layers) for some in evidence for layers in _absolute(some, maps)])
-    numbers = {"calm_mean": found.mean(0), "calm_spread": found.std(0) + LEAST_SPREAD}
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in numbers.items()}
 
 
 def _own(layer: Tensor) -> Tensor:
