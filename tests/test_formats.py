@@ -166,6 +166,15 @@ def test_a_cut_deep_png_is_refused_by_its_reason(tmp_path: Path) -> None:
     assert reason(tmp_path / "x.png", rule(3)) == "truncated image"
 
 
+@pytest.mark.parametrize("kept", [4, 8, 20, 24, 25, 26, 30])
+def test_a_png_cut_within_its_header_is_refused_and_stops_no_search(
+    tmp_path: Path, kept: int
+) -> None:
+    (tmp_path / "x.png").write_bytes(png(COLOUR)[:kept])
+    (found,) = images.find([tmp_path])
+    assert reason(found)
+
+
 # --- TIFF ---------------------------------------------------------------------------------------
 
 

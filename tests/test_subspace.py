@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import maps, selftest
+from anoscan import images, maps, selftest
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.images import ImageRule
 from anoscan.maps import Maps
 from anoscan.model import fresh_networks
 from anoscan.scoring import fit_terms, measure
-from anoscan.terms import Evidence, subspace
+from anoscan.terms import Evidence, gather, subspace
+from tests.conftest import Digits
 
 PARTS = 12  # that pictures are made of
 
@@ -128,6 +129,19 @@ def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(
     assert again.tensors.keys() == made.tensors.keys()
     del described["relative"]  # a model from before
     assert not Maps.restored(made.stored(), described, trained.model.fitted).relative
+
+
+def test_layers_of_relative_maps_are_nought_in_the_calmest_quarter(
+    trained: Detector, digits: Digits
+) -> None:
+    model = trained.model
+    assert model.maps is not None
+    some = [images.decode(file, model.rule).pixels for file in images.find([digits.queries])[:5]]
+    x = torch.from_numpy(np.stack(some))
+    with torch.no_grad():
+        seen = gather(model.networks, x, model.networks.encoder(x))
+    for layers in maps._layers(seen, model.maps):
+        np.testing.assert_allclose(np.quantile(layers, maps.CALM, axis=(1, 2)), 0, atol=1e-5)
 
 
 def test_what_all_of_an_image_has_does_not_show_in_a_relative_map() -> None:

@@ -422,8 +422,12 @@ def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(
         run(stage, **{**arguments, "stopping": lambda: True})  # type: ignore[arg-type]
 
     path = tmp_path / "m.safetensors"
+    told: list[Progress] = []
     with pytest.raises(ModelError, match="no checkpoint"):
-        Detector.train(few.normal, name="r", path=path, resume=True, **quick)
+        Detector.train(
+            few.normal, name="r", path=path, resume=True, on_progress=told.append, **quick
+        )
+    assert not any(progress.images for progress in told)  # none is read for nothing
     with monkeypatch.context() as patch:
         patch.setattr("anoscan.learn.run", stop)
         with pytest.raises(TrainingInterrupted):

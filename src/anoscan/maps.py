@@ -111,8 +111,11 @@ class Maps:
 
     def described(self) -> dict[str, Any]:
         """JSON values for `restored`."""
-        described = {"aligned": self.aligned, "level": self.scale.level}
-        return described | {"relative": self.relative}
+        return {
+            "aligned": self.aligned,
+            "relative": self.relative,
+            "level": self.scale.level,
+        }
 
     @classmethod
     def restored(

@@ -15,14 +15,16 @@ from anoscan.formats.picture import Opened, memory, of_samples, open_file
 
 SUFFIXES = ".png"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of the header
-_GREY = 0  # Pillow keeps all 16 bits of these
+# Bytes of the header, of which a cut file may lack any.
+_DEPTH, _COLOUR_TYPE = slice(24, 25), slice(25, 26)
+_SIXTEEN, _GREY = b"\x10", b"\0"  # Pillow keeps all 16 bits of grey
 _CUT = re.compile("Out of bound read")
 
 
 def begins(head: bytes, name: str) -> bool:
     """Whether these are the first bytes of such a PNG."""
-    return head.startswith(_SIGNATURE) and head[_DEPTH] == 16 and head[_COLOUR_TYPE] != _GREY
+    deep = head.startswith(_SIGNATURE) and head[_DEPTH] == _SIXTEEN
+    return deep and head[_COLOUR_TYPE] != _GREY
 
 
 def count(file: Path) -> int:
