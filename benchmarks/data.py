@@ -118,8 +118,9 @@ def load(name: str, cls: str, *, seed: int) -> Split:
     name : str
         A key of `SETS`.
     cls : str
-        One of ``classes(name)``. ``0.first200`` is class 0 with only 200 training images, and
-        ``0.mixed5`` class 0 with anomalies among its training images: 5 % of them.
+        One of ``classes(name)``. ``0.first200`` is class 0 with only 200 training images,
+        ``0.mixed5`` class 0 with anomalies among its training images: 5 % of them. ``0.other6000``
+        turns it round: class 0 is the anomaly, 6,000 images of the other classes are normal.
     seed : int
         Decides which images are held out and which defects are made. Sets that come with a test
         split of their own (MNIST, Fashion-MNIST, CIFAR-10) are the same for every seed.
@@ -182,21 +183,28 @@ def _find(name: str) -> _Set:
 
 
 def _changed(found: _Set, split: Split, change: str, seed: int) -> Split:
-    """The same split with fewer training images, or with some of other classes among them."""
+    """The same split with fewer training images, some of other classes among them, or the rest."""
     kind, count = change[:5], change[5:]
-    if kind not in ("first", "mixed") or not count.isdecimal():
-        raise UsageError(f"{change!r} is no change of a class: use first200 or mixed5.")
+    if kind not in ("first", "mixed", "other") or not count.isdecimal():
+        raise UsageError(f"{change!r} is no change of a class: use first200, mixed5 or other6000.")
     rng = _rng(seed, f"{split.name}/{split.cls}/{change}")
     n = len(split.train)
+    anomalous = split.anomalous
+    others = [cls for cls in found.classes if cls != split.cls]
     if kind == "first":
         train = split.train[np.sort(rng.permutation(n)[: int(count)])]
+    elif kind == "other":
+        pool = np.concatenate([found.load(cls, seed).train for cls in others])
+        train, anomalous = pool[np.sort(rng.permutation(len(pool))[: int(count)])], ~anomalous
     else:
         strangers = round(n * int(count) / 100 / (1 - int(count) / 100))
-        pool = [cls for cls in found.classes if cls != split.cls]
-        drawn = [found.load(pool[i], seed).train for i in rng.integers(len(pool), size=strangers)]
+        drawn = [
+            found.load(others[i], seed).train for i in rng.integers(len(others), size=strangers)
+        ]
         picked = [images[int(rng.integers(len(images)))] for images in drawn]
         train = np.concatenate([split.train, np.stack(picked)])
-    return dataclasses.replace(split, cls=f"{split.cls}.{change}", train=train)
+    name = f"{split.cls}.{change}"
+    return dataclasses.replace(split, cls=name, train=train, anomalous=anomalous)
 
 
 # One class against the rest

@@ -41,6 +41,7 @@ SCORES = {
                 "latent": 0,
                 "density": 1,
                 "local": 1,
+                "prototype": 1,
                 "subspace": 1,
                 "rotation": 1,
             },

@@ -17,7 +17,7 @@ from anoscan.latent_search import latents
 from anoscan.maps import Maps
 from anoscan.runtime import exact_float32
 from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
-from anoscan.terms import Evidence, Tensors, Term, gather
+from anoscan.terms import ROWS, Evidence, Tensors, Term, gather
 from anoscan.tiles import LARGEST_PICTURE, Blender, Canvas, Floats, Grid, Reduced, worst
 
 CHUNK = 64
@@ -73,10 +73,11 @@ class Measured:
 def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
     """Terms that a model has.
 
-    All, but for `rotation` where the task was not learned, and `subspace` where images are parts of
-    larger ones: no place of a part has anything to do with the same place of another.
+    All, but for `rotation` where the task was not learned, and those of pixels at their place
+    where images are parts of larger ones: no place of a part has anything to do with the same
+    place of another.
     """
-    without = {"rotation": not turned, "subspace": patches}
+    without = {"rotation": not turned, "subspace": patches, "prototype": patches}
     return tuple(name for name in registry.names("terms") if not without.get(name))
 
 
@@ -105,12 +106,19 @@ def term_sums(
     """What terms add up over normal images, for `fit_sums`; see `fit_terms`."""
     terms: dict[str, Term] = {name: registry.load("terms", name) for name in names}
     totals: dict[str, Tensors] = {name: {} for name in terms}
+    rows: dict[str, list[Tensor]] = {name: [] for name in terms}
     with exact_float32():
         for batch in batches:
             evidence = gather(networks, batch, networks.encoder(batch))
             for name, term in terms.items():
                 for key, value in term.sums(evidence).items():
-                    totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
+                    if key == ROWS:
+                        rows[name].append(value)
+                    else:
+                        totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
+    for name, found in rows.items():
+        if found:
+            totals[name][ROWS] = torch.cat(found)
     return totals
 
 
@@ -120,11 +128,16 @@ def fit_sums(parts: Sequence[dict[str, Tensors]]) -> dict[str, Tensors]:
     with exact_float32():
         for name in parts[0]:
             term: Term = registry.load("terms", name)
-            keys = parts[0][name]
-            fitted[name] = term.fit(
-                {key: torch.stack([part[name][key] for part in parts]).sum(0) for key in keys}
-            )
+            fitted[name] = term.fit(_together([part[name] for part in parts]))
     return fitted
+
+
+def _together(parts: Sequence[Tensors]) -> Tensors:
+    found = {}
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        found[key] = torch.cat(values) if key == ROWS else torch.stack(values).sum(0)
+    return found
 
 
 def measure(

@@ -16,6 +16,7 @@ from anoscan.architectures import Discriminator, Networks
 from anoscan.augmentation import quarter_turns
 
 Tensors = dict[str, Tensor]
+ROWS = "rows"  # among sums: what is joined, image after image, where the rest is added up
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Term:
     Parameters
     ----------
     sums : callable
-        Evidence of training images -> sums over those images; sums of batches are added up.
+        Evidence of training images -> sums over those images; sums of batches are added up, but
+        for `ROWS` (n, p), which are joined.
     fit : callable
         Total sums -> what `measure` needs; stored in the model.
     measure : callable
