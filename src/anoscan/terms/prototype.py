@@ -41,7 +41,8 @@ def fit(total: Tensors) -> Tensors:
     rows = total[ROWS].cpu().double().numpy()
     rows = rows[:: -(-len(rows) // MOST_IMAGES)]
     k = max(1, min(COMPONENTS, len(rows) // IMAGES_A_COMPONENT, rows.shape[1]))
-    pca = PCA(k, svd_solver="randomized", random_state=0).fit(rows)
+    with np.errstate(invalid="ignore"):  # shares of variance, of images that are all the same
+        pca = PCA(k, svd_solver="randomized", random_state=0).fit(rows)
     inside = pca.transform(rows)
     many = max(1, min(len(rows) // IMAGES_A_PROTOTYPE, len(np.unique(inside, axis=0))))
     found = KMeans(many, n_init=1, max_iter=ROUNDS, random_state=0).fit(inside)
