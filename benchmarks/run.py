@@ -67,6 +67,7 @@ def anoscan(
         "health_values": {check.name: check.value for check in done.detector.report.health.checks},
         "self_test": done.detector.report.self_test.auroc,
         "self_test_pixel": done.detector.report.self_test.pixel_auroc,
+        "self_test_whole": done.detector.report.self_test.whole_auroc,
         "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
         "config": model.metadata["config"],
     }

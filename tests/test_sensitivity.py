@@ -15,7 +15,7 @@ from scipy import ndimage
 from anoscan import modelfile, reports, sensitivity
 from anoscan.detector import Detector
 from anoscan.results import SelfTest, SelfTestCell, to_json
-from anoscan.synthetic import KINDS, defect
+from anoscan.synthetic import KINDS, bent, defect
 from tests.conftest import Digits
 
 
@@ -47,6 +47,25 @@ def test_a_defect_changes_what_its_mask_says_and_nothing_far_from_it(
         assert max(down, across) <= 13
     assert changes > 5
     assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_bent_image_is_the_same_stuff_elsewhere(channels: int) -> None:
+    rows, columns = np.mgrid[:64, :64] / 64
+    # A picture that says where each of its pixels comes from.
+    ramps = np.stack([rows, columns, rows][:channels]).astype(np.float32)
+    found = bent(ramps, np.random.default_rng(0))
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    assert found.max() <= ramps.max()
+    moved = (found - ramps)[:, 16:48, 16:48]
+    assert 0.02 < moved.std() < 0.1
+    assert np.abs(np.diff(moved)).max() < 0.02  # neighbours move together
+    again, other = (bent(ramps, np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(found, again)
+    assert not np.allclose(found, other, atol=0.01)
+    flat = np.full((channels, 64, 64), 0.25, np.float32)
+    np.testing.assert_allclose(bent(flat, np.random.default_rng(0)), flat, rtol=1e-6)
 
 
 def test_the_same_chance_gives_the_same_defect() -> None:
@@ -128,6 +147,7 @@ def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detec
         assert cell.images <= found.normals
     means = [cell.auroc["anoscan"] for cell in found.cells]
     assert found.auroc["anoscan"] == pytest.approx(np.mean(means))
+    assert set(found.whole_auroc) == {"anoscan", "pca", "mean_image"}
     kept = modelfile.load(Path(tested.reference.path))[1]["self_test"]
     assert kept == to_json(found)
 
@@ -198,3 +218,4 @@ def test_the_table_fits_into_eighty_columns(tested: Detector) -> None:
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:5] == ["blob", "0.50", "0.60", "0.70", "0.80"] for line in lines)
     assert any("synthetic" in line for line in lines)
+    assert any(line.startswith("AUROC on normals bent") for line in lines)

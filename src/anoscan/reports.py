@@ -67,6 +67,8 @@ def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
             f"normals, by size at {test.side}x{test.side}; where: of pixels"
         )
         yield _seen(test.cells)
+    whole = ", ".join(f"{_detector(name)} {auroc:.2f}" for name, auroc in test.whole_auroc.items())
+    yield Text(f"AUROC on normals bent out of shape as a whole: {whole}")
     for finding in test.findings:
         yield Text(finding)
 
@@ -88,8 +90,12 @@ def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
     row("all kinds", "anoscan", cells, "bold")
     for name in cells[0].auroc:
         if name != "anoscan":
-            row(f"all, by {name.replace('_', ' ').replace('pca', 'PCA')}", name, cells, "")
+            row(f"all, by {_detector(name)}", name, cells, "")
     return table
+
+
+def _detector(name: str) -> str:
+    return {"pca": "PCA", "mean_image": "mean image"}.get(name, name)
 
 
 def _verdict(verdict: results.Health) -> tuple[str, str]:

@@ -98,8 +98,9 @@ class SelfTest:
     """What a model sees of synthetic defects in held-out normals: an estimate without labels.
 
     `side` is that of the images as the networks see them. `auroc` and `pixel_auroc` are means over
-    the cells, empty when no defect could be made; defects are seen from `sees_from` pixels on, null
-    when not at all. `findings` say so in words, and what follows.
+    the cells, empty when no defect could be made; `whole_auroc` is of images bent as a whole.
+    Defects are seen from `sees_from` pixels on, null when not at all. `findings` say so in words,
+    and what follows.
     """
 
     defects: str = "synthetic"
@@ -107,6 +108,7 @@ class SelfTest:
     side: int
     auroc: dict[str, float]
     pixel_auroc: dict[str, float]
+    whole_auroc: dict[str, float]
     sees_from: float | None
     findings: tuple[str, ...]
     cells: tuple[SelfTestCell, ...]

@@ -1,7 +1,8 @@
 """What a trained model sees of synthetic defects, beside PCA and the mean image; no labels needed.
 
 Held-out normals get one defect each, of every kind and several sizes. How well a detector tells
-them from normals is an estimate for small local defects, not a promise about the user's own.
+them from normals is an estimate for small local defects, not a promise about the user's own. Some
+are bent out of shape as a whole, which says how well the model knows what hangs together.
 Nothing here has a part in any score: how far terms are trusted, `selftest` decides.
 """
 
@@ -23,13 +24,14 @@ from anoscan.runtime import Runtime, stream
 from anoscan.scores import DEFAULT_SCORE
 from anoscan.scoring import chunks, smooth
 from anoscan.scoring import measure as measure_views
-from anoscan.synthetic import KINDS, Mask, defect
+from anoscan.synthetic import KINDS, Mask, bent, defect
 from anoscan.tiles import Floats
 
 FRACTIONS = (32, 16, 8, 4, 2)  # of the side of an image: sizes of defects
 SMALLEST = 2  # pixels
 MOST_CLEAN = 256  # normals, at most
 FEWEST, MOST = 4, 64  # images with a defect, of each kind and size
+BENT = 4  # images bent as a whole, for each of those
 SHARE = 24  # images that the training saw, for each one that is measured here
 BACKGROUND = 10_000  # pixels without a defect that a pixel AUROC looks at, about
 SEEN = 0.75  # AUROC from which defects count as seen
@@ -76,12 +78,14 @@ def measure(
         _mean([cell.auroc for cell in cells]),
         _mean([c.pixel_auroc for c in cells]),
     )
+    whole = _told(judge, _bent(views[: BENT * wanted], model.config.seed), mapped=False)
     sees_from = smallest_seen(cells)
     return SelfTest(
         normals=len(views),
         side=side,
         auroc=auroc,
         pixel_auroc=pixel_auroc,
+        whole_auroc=_aurocs(clean, whole.scores),
         sees_from=sees_from,
         findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
         cells=tuple(cells),
@@ -141,11 +145,16 @@ def _changed(
     return np.array(images, np.float32).reshape(-1, *shape[1:]), np.array(masks, bool)
 
 
-def _told(judge: Judge, views: Floats) -> _Told:
+def _bent(views: Floats, seed: int) -> Floats:
+    rng = np.random.default_rng(stream(seed, "bent").initial_seed())
+    return np.stack([bent(view, rng) for view in views])
+
+
+def _told(judge: Judge, views: Floats, *, mapped: bool = True) -> _Told:
     model = judge.model
     terms, maps = [], []
     for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
-        measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=True)
+        measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=mapped)
         terms.append(measured.terms)
         maps.append(measured.oddness)
     residuals = _baseline_residuals(model.baselines, views)
@@ -168,8 +177,6 @@ def _cell(
 ) -> SelfTestCell:
     from sklearn.metrics import roc_auc_score
 
-    n = len(masks)
-    truth = np.repeat([0, 1], [len(clean[OWN]), n])
     inside = masks.ravel()
     outside = np.flatnonzero(~inside)
     looked_at = np.concatenate(
@@ -178,16 +185,24 @@ def _cell(
     return SelfTestCell(
         kind=kind,
         size=size,
-        images=n,
-        auroc={
-            name: float(roc_auc_score(truth, np.append(clean[name], scores)))
-            for name, scores in told.scores.items()
-        },
+        images=len(masks),
+        auroc=_aurocs(clean, told.scores),
         pixel_auroc={
             name: float(roc_auc_score(inside[looked_at], maps.ravel()[looked_at]))
             for name, maps in told.maps.items()
         },
     )
+
+
+def _aurocs(clean: dict[str, np.ndarray], odd: dict[str, np.ndarray]) -> dict[str, float]:
+    """AUROC of each detector, from its scores of normals and of changed ones."""
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([0, 1], [len(clean[OWN]), len(odd[OWN])])
+    return {
+        name: float(roc_auc_score(truth, np.append(clean[name], scores)))
+        for name, scores in odd.items()
+    }
 
 
 def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Synthetic defects of a known kind, size and place, for a self-test without labels.
 
+And whole images bent out of shape: odd everywhere, defective nowhere.
+
 Strengths are relative to the contrast of the images they are put into, sizes to nothing: a defect
 of 8 pixels covers about 8 pixels from end to end, in any image.
 """
@@ -20,6 +22,8 @@ from anoscan.tiles import BLANK, Floats
 
 TRIES = 8  # places, until the defect can be seen
 VISIBLE = 0.2  # mean change of what it covers, in standard deviations of all pixels
+BENT_BY = 0.05  # of the side: standard deviation of how far bending moves a place
+BENT_OVER = 0.12  # of the side: how far places move together
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.floating[Any]]
@@ -103,6 +107,22 @@ def defect(
         if mask.any() and _change(mixed, image)[mask].mean() > max(VISIBLE * contrast, BLANK):
             return mixed, mask
     return None
+
+
+def bent(image: Floats, rng: np.random.Generator) -> Floats:
+    """Image (c, s, s) with its shapes bent: every place is moved, near ones alike.
+
+    An elastic deformation (Simard et al. 2003). What is in the image stays as it is at any point;
+    how it hangs together does not.
+    """
+    side = image.shape[-1]
+    moves = []
+    for _ in range(2):
+        field = ndimage.gaussian_filter(rng.normal(size=(side, side)), BENT_OVER * side)
+        moves.append(field / max(float(field.std()), 1e-12) * BENT_BY * side)
+    places = np.mgrid[:side, :side] + np.stack(moves)
+    layers = [ndimage.map_coordinates(layer, places, order=1, mode="nearest") for layer in image]
+    return np.stack(layers).astype(np.float32)
 
 
 def _enlarged(change: Pixels, native: int) -> Pixels:

@@ -59,7 +59,7 @@ def fit(total: Tensors) -> Tensors:
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Squared distance to the nearest prototype, relative to the variance of normal images, (n,)."""
+    """Squared distance to the nearest prototype, relative to the variance of normals, (n,)."""
     centred = _coarse(evidence.x).double() - fitted["mean"].double()
     basis, prototypes = fitted["basis"].double(), fitted["prototypes"].double()
     # One image at a time: no image's figures may depend on how many are measured with it.
