@@ -107,7 +107,15 @@ def sweep(
 
 
 def commit() -> str:
-    """Of the checkout that makes the figures."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Of the checkout that makes the figures, ``-dirty`` where its code was changed.
+
+    Results do not count: a sweep changes them itself.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    name = git("rev-parse", "--short=9", "HEAD") or "unknown"
+    elsewhere = ("--", ".", ":(exclude)benchmarks/results")
+    return f"{name}-dirty" if git("status", "--porcelain", *elsewhere) else name
