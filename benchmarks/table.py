@@ -108,12 +108,14 @@ def _lineage_row(
     name: str, by_class: dict[str, list[dict[str, Any]]], classes: list[str]
 ) -> list[str]:
     *head, seeds, seconds = _row(name, by_class, classes).strip("| ").split(" | ")
-    results = [r for rows in by_class.values() for r in rows]
-    columns = [[r["auroc_by_term"][term] for r in results] for term in _ALONE]
-    columns.append([r["auroc_of_own_baselines"]["pca"] for r in results])
-    columns += [[r["health_values"][check] for r in results] for check in _HEALTH]
-    means = [f"{np.mean(column):.3f}" for column in columns]
-    return [*head, *means, seeds, seconds]
+    keys = [("auroc_by_term", term) for term in _ALONE]
+    keys += [("auroc_of_own_baselines", "pca"), *(("health_values", check) for check in _HEALTH)]
+    # Over classes of means over seeds: not every class has as many seeds.
+    means = [
+        np.mean([np.mean([r[part][name] for r in rows]) for rows in by_class.values()])
+        for part, name in keys
+    ]
+    return [*head, *(f"{mean:.3f}" for mean in means), seeds, seconds]
 
 
 def search(data: str) -> str:
