@@ -50,7 +50,7 @@ def test_a_mixture_of_two_kinds_is_no_kind(channels: int, side: int) -> None:
     assert odd.min() > 2 * usual.max()
 
 
-def test_a_gaussian_and_a_subspace_do_not_see_it() -> None:
+def test_the_distance_from_the_mean_does_not_see_it() -> None:
     # The reason for the term: what lies between kinds is near the mean of all.
     x, new = pictures(300, 0), pictures(100, 1)
     mixed = (new + pictures(100, 2)) / 2

@@ -54,18 +54,28 @@ def test_a_bent_image_is_the_same_stuff_elsewhere(channels: int) -> None:
     rows, columns = np.mgrid[:64, :64] / 64
     # A picture that says where each of its pixels comes from.
     ramps = np.stack([rows, columns, rows][:channels]).astype(np.float32)
-    found = bent(ramps, np.random.default_rng(0))
+    found = bent(ramps, 64, np.random.default_rng(0))
     assert found.dtype == np.float32
     assert found.min() >= 0
     assert found.max() <= ramps.max()
     moved = (found - ramps)[:, 16:48, 16:48]
     assert 0.02 < moved.std() < 0.1
     assert np.abs(np.diff(moved)).max() < 0.02  # neighbours move together
-    again, other = (bent(ramps, np.random.default_rng(seed)) for seed in (0, 1))
+    again, other = (bent(ramps, 64, np.random.default_rng(seed)) for seed in (0, 1))
     assert np.array_equal(found, again)
     assert not np.allclose(found, other, atol=0.01)
     flat = np.full((channels, 64, 64), 0.25, np.float32)
-    np.testing.assert_allclose(bent(flat, np.random.default_rng(0)), flat, rtol=1e-6)
+    np.testing.assert_allclose(bent(flat, 64, np.random.default_rng(0)), flat, rtol=1e-6)
+
+
+def test_an_enlarged_image_is_bent_without_finer_detail() -> None:
+    image = texture(1, 32, 1)
+    fine, coarse = (bent(image, native, np.random.default_rng(0)) - image for native in (32, 8))
+    assert np.abs(coarse).max() > 0.1
+    roughness = [
+        np.abs(np.diff(change)).mean() / np.abs(change).mean() for change in (fine, coarse)
+    ]
+    assert roughness[1] < 0.6 * roughness[0]
 
 
 def test_the_same_chance_gives_the_same_defect() -> None:
@@ -148,6 +158,7 @@ def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detec
     means = [cell.auroc["anoscan"] for cell in found.cells]
     assert found.auroc["anoscan"] == pytest.approx(np.mean(means))
     assert set(found.whole_auroc) == {"anoscan", "pca", "mean_image"}
+    assert min(found.whole_auroc["anoscan"], found.whole_auroc["pca"]) > 0.6  # 0.5 if none was bent
     kept = modelfile.load(Path(tested.reference.path))[1]["self_test"]
     assert kept == to_json(found)
 

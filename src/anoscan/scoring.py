@@ -73,12 +73,15 @@ class Measured:
 def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
     """Terms that a model has.
 
-    All, but for `rotation` where the task was not learned, and those of pixels at their place
-    where images are parts of larger ones: no place of a part has anything to do with the same
-    place of another.
+    All, but for `rotation` where the task was not learned, and those that are not `of_patches`
+    where images are parts of larger ones.
     """
-    without = {"rotation": not turned, "subspace": patches, "prototype": patches}
-    return tuple(name for name in registry.names("terms") if not without.get(name))
+
+    def has(name: str) -> bool:
+        term: Term = registry.load("terms", name)
+        return (turned or name != "rotation") and (term.of_patches or not patches)
+
+    return tuple(name for name in registry.names("terms") if has(name))
 
 
 def fit_terms(

@@ -43,7 +43,7 @@ _NAMES = {"pca": "PCA", "mean_image": "The mean image"}
 
 @dataclass(frozen=True)
 class _Told:
-    """What each detector says of some images: scores (n,) and maps (n, s, s)."""
+    """What each detector says of some images: scores (n,) and maps (n, s, s), where wanted."""
 
     scores: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ def measure(
     """
     judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[material.unseen[:MOST_CLEAN]])
-    clean = _told(judge, views).scores
+    clean = _told(judge, views, mapped=False).scores
     sizes = sizes_for(side)
     if wanted is None:
         wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
@@ -78,14 +78,14 @@ def measure(
         _mean([cell.auroc for cell in cells]),
         _mean([c.pixel_auroc for c in cells]),
     )
-    whole = _told(judge, _bent(views[: BENT * wanted], model.config.seed), mapped=False)
+    whole = _bent(views[: BENT * wanted], native, model.config.seed)
     sees_from = smallest_seen(cells)
     return SelfTest(
         normals=len(views),
         side=side,
         auroc=auroc,
         pixel_auroc=pixel_auroc,
-        whole_auroc=_aurocs(clean, whole.scores),
+        whole_auroc=_aurocs(clean, _told(judge, whole, mapped=False).scores),
         sees_from=sees_from,
         findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
         cells=tuple(cells),
@@ -145,9 +145,9 @@ def _changed(
     return np.array(images, np.float32).reshape(-1, *shape[1:]), np.array(masks, bool)
 
 
-def _bent(views: Floats, seed: int) -> Floats:
+def _bent(views: Floats, native: int, seed: int) -> Floats:
     rng = np.random.default_rng(stream(seed, "bent").initial_seed())
-    return np.stack([bent(view, rng) for view in views])
+    return np.stack([bent(view, native, rng) for view in views])
 
 
 def _told(judge: Judge, views: Floats, *, mapped: bool = True) -> _Told:
@@ -157,9 +157,11 @@ def _told(judge: Judge, views: Floats, *, mapped: bool = True) -> _Told:
         measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=mapped)
         terms.append(measured.terms)
         maps.append(measured.oddness)
-    residuals = _baseline_residuals(model.baselines, views)
     scores = model.baselines.scores(views)
     scores[OWN] = judge.scores(np.concatenate(terms), DEFAULT_SCORE)
+    if not mapped:
+        return _Told(scores, {})
+    residuals = _baseline_residuals(model.baselines, views)
     smoothed = {name: smooth(residual) for name, residual in residuals.items()}
     return _Told(scores, smoothed | {OWN: np.concatenate(maps)})
 

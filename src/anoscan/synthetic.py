@@ -109,11 +109,11 @@ def defect(
     return None
 
 
-def bent(image: Floats, rng: np.random.Generator) -> Floats:
+def bent(image: Floats, native: int, rng: np.random.Generator) -> Floats:
     """Image (c, s, s) with its shapes bent: every place is moved, near ones alike.
 
     An elastic deformation (Simard et al. 2003). What is in the image stays as it is at any point;
-    how it hangs together does not.
+    how it hangs together does not. `native` is that of `defect`.
     """
     side = image.shape[-1]
     moves = []
@@ -122,7 +122,10 @@ def bent(image: Floats, rng: np.random.Generator) -> Floats:
         moves.append(field / max(float(field.std()), 1e-12) * BENT_BY * side)
     places = np.mgrid[:side, :side] + np.stack(moves)
     layers = [ndimage.map_coordinates(layer, places, order=1, mode="nearest") for layer in image]
-    return np.stack(layers).astype(np.float32)
+    change = np.stack(layers) - image
+    if native < side:
+        change = _enlarged(change, native)
+    return (image + change).astype(np.float32)
 
 
 def _enlarged(change: Pixels, native: int) -> Pixels:

@@ -82,6 +82,9 @@ class Term:
         self-test decides; see `selftest`.
     needs_latent : bool
         Whether z or G(z) plays a part; otherwise the image alone decides.
+    of_patches : bool
+        Whether images that are parts of larger ones have it: no place of a part has anything to do
+        with the same place of another.
     least_side : int
         Pixels a side of the images, under which the term is shown and does not count.
     """
@@ -92,6 +95,7 @@ class Term:
     paper: str
     trust: Callable[[Evidence], Tensor] | None = None
     needs_latent: bool = True
+    of_patches: bool = True
     least_side: int = 0
 
 

@@ -2,11 +2,11 @@
 
 One Gaussian calls usual whatever lies between kinds of normal images, and one subspace whatever
 mixes them. Prototypes do not: in the largest principal components of coarse pixels, k-means puts
-one at every few normal images, and an image is as odd as it is far from the nearest (Tax 2001,
-"One-class classification", sections 3.3 and 3.4).
+one at every few normal images, and an image is as odd as it is far from the nearest (the k-means
+description of Tax 2001, "One-class classification").
 
-A model keeps no image for this: each prototype is the mean of at least three. That also keeps a
-stranger among the normal images from vouching for another.
+A model keeps no image for this: each prototype is the mean of at least three. That also keeps
+one or two strangers among the normal images from vouching for others like them.
 """
 
 from __future__ import annotations
@@ -74,4 +74,4 @@ def _coarse(x: Tensor) -> Tensor:
     return (adaptive_avg_pool2d(x, SIDE) if x.shape[-1] > SIDE else x).flatten(1)
 
 
-ENTRY = Term(sums, fit, measure, paper="Tax 2001", needs_latent=False)
+ENTRY = Term(sums, fit, measure, paper="Tax 2001", needs_latent=False, of_patches=False)

@@ -132,5 +132,11 @@ def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, 
 
 
 ENTRY = Term(
-    sums, fit, measure, paper="Halko et al. 2011", needs_latent=False, least_side=LEAST_SIDE
+    sums,
+    fit,
+    measure,
+    paper="Halko et al. 2011",
+    needs_latent=False,
+    of_patches=False,
+    least_side=LEAST_SIDE,
 )
