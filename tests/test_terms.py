@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,17 @@ def test_a_term_that_sees_pasted_patches_is_trusted_and_one_that_cannot_is_not()
     assert found["local"] > 0.8
     # Random weights name turns by chance: rotation has a trust of its own.
     assert found["rotation"] < 0.3
+
+
+def test_a_narrow_term_is_trusted_no_further_than_it_told_patches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = images(60, 1) + np.random.default_rng(2).normal(0, 0.3, (60, 1, 32, 32))
+    seen = seen.astype(np.float32)
+    narrow = trusts(seen, "local")["local"]
+    monkeypatch.setattr(local, "ENTRY", replace(local.ENTRY, narrow=False))
+    assert 0.1 < narrow < 0.9
+    assert trusts(seen, "local")["local"] == pytest.approx(narrow**0.5)
 
 
 def test_nothing_is_trusted_where_patches_change_nothing() -> None:

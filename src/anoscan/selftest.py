@@ -45,10 +45,10 @@ def trust(
     Returns
     -------
     ndarray of shape (k,)
-        The mean of `own` for terms that have one; for the others the root of 2 AUROC - 1 of the
-        task, 0 where that is negative. The root, because a patch is a narrow idea of an anomaly:
-        a term that hardly sees patches may still see what is odd as a whole. 0 for terms that do
-        not count in images so small.
+        The mean of `own` for terms that have one; for narrow ones 2 AUROC - 1 of the task, 0
+        where that is negative; for the others its root, because a patch is a narrow idea of an
+        anomaly: a term that hardly sees patches may still see what is odd as a whole. 0 for terms
+        that do not count in images so small.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -66,7 +66,8 @@ def trust(
         else:
             scores = np.concatenate([clean[:, column], pasted[changed, column]])
             odd = np.arange(len(scores)) >= len(clean)
-            values.append(max(2 * roc_auc_score(odd, scores) - 1, 0) ** 0.5)
+            told = max(2 * roc_auc_score(odd, scores) - 1, 0)
+            values.append(told if term.narrow else told**0.5)
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
     return bounded
 

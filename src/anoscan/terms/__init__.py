@@ -80,6 +80,9 @@ class Term:
         Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
         much the term may count: a task that was hardly learned says little. Without it the
         self-test decides; see `selftest`.
+    narrow : bool
+        Whether small defects are all that it can see; the self-test, which is one of small
+        defects, then says all there is to say of it.
     needs_latent : bool
         Whether z or G(z) plays a part; otherwise the image alone decides.
     of_patches : bool
@@ -94,6 +97,7 @@ class Term:
     measure: Callable[[Evidence, Tensors], Tensor]
     paper: str
     trust: Callable[[Evidence], Tensor] | None = None
+    narrow: bool = False
     needs_latent: bool = True
     of_patches: bool = True
     least_side: int = 0

@@ -89,4 +89,4 @@ def standing_out(odd: Tensor) -> Tensor:
     return (worst + 1e-12).log() - (odd.mean(1) + 1e-12).log() / 2
 
 
-ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021", needs_latent=False)
+ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021", narrow=True, needs_latent=False)
