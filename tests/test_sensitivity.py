@@ -158,7 +158,8 @@ def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detec
     means = [cell.auroc["anoscan"] for cell in found.cells]
     assert found.auroc["anoscan"] == pytest.approx(np.mean(means))
     assert set(found.whole_auroc) == {"anoscan", "pca", "mean_image"}
-    assert min(found.whole_auroc["anoscan"], found.whole_auroc["pca"]) > 0.6  # 0.5 if none was bent
+    assert found.whole_auroc["pca"] > 0.9  # 0.5 if none was bent
+    assert found.whole_auroc["anoscan"] > 0.55
     kept = modelfile.load(Path(tested.reference.path))[1]["self_test"]
     assert kept == to_json(found)
 
