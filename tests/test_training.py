@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anoscan import registry
+from anoscan import learn, registry
 from anoscan.adversarial import GanStage, TurnStage, sample, turn_randomly
 from anoscan.architectures import Networks
 from anoscan.augmentation import cut_paste
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted
+from anoscan.folds import Folds
 from anoscan.images import ImageRule, decode, find
 from anoscan.mapping import EncoderStage
 from anoscan.model import fresh_networks
@@ -413,6 +414,42 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
     assert resumed.report.images_shown == {"gan": 640, "rotation": 640, "encoder": 320}
+
+
+@pytest.mark.parametrize("asked_in", ["_fitted", "_maps", "_trained"])
+def test_an_interrupt_after_the_last_stage_loses_none_of_them(
+    asked_in: str,
+    few: Digits,
+    quick: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner = Folds if asked_in == "_trained" else learn
+    settings = quick | ({"calibration_folds": 2} if owner is Folds else {})
+    before = getattr(owner, asked_in)
+
+    def interrupted(*given: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return before(*given)
+
+    path = tmp_path / "model.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, asked_in, interrupted)
+        with pytest.raises(TrainingInterrupted, match="a checkpoint is kept"):
+            Detector.train(few.normal, name="late", path=path, **settings)
+    assert not path.exists()
+    shown: list[str] = []
+    resumed = Detector.train(
+        few.normal,
+        name="late",
+        path=path,
+        resume=True,
+        on_progress=lambda now: shown.append(now.stage),
+        **settings,
+    )
+    assert not {"gan", "rotation", "encoder"} & set(shown)
+    whole = Detector.train(few.normal, path=tmp_path / "whole.safetensors", **settings)
+    assert resumed.reference.sha256 == whole.reference.sha256
 
 
 def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(

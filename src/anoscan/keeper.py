@@ -16,7 +16,7 @@ from anoscan.training import Position, Stage, load_state_tensors, state_tensors
 class Keeper:
     """The checkpoint of a run: a safetensors file beside the models, never pickled.
 
-    It holds the stage that is under way and the end states of those before it.
+    It holds the stage that is under way, if any, and the end states of those before it.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -57,7 +57,7 @@ class Keeper:
 
     def restore(self, stage: Stage) -> Position:
         """Put `stage` where the checkpoint left it; at its start when there is none of it."""
-        if not self._found or self._found["stage"] != stage.name:
+        if self._found.get("stage") != stage.name:
             return Position()
         load_state_tensors(stage, self._under("now"))
         return Position(self._found["step"], self._found["rollbacks"])
@@ -65,19 +65,26 @@ class Keeper:
     def restore_finished(self, stage: Stage) -> None:
         """Put `stage` into its end state."""
         load_state_tensors(stage, self._under(f"finished-{stage.name}"))
-        self.finish(stage, Position(rollbacks=self._found["finished"][stage.name]))
+        self._remember(stage, self._found["finished"][stage.name])
 
     def finish(self, stage: Stage, position: Position) -> None:
-        """Remember the end state of a stage for the checkpoints of later ones."""
-        self.rollbacks += position.rollbacks
+        """Write the end state of a stage, and of those before it."""
+        self._remember(stage, position.rollbacks)
+        self._write({}, None, Position())
+
+    def _remember(self, stage: Stage, rollbacks: int) -> None:
+        self.rollbacks += rollbacks
         self._finished[stage.name] = {
             f"finished-{stage.name}|{key}": value.clone()
             for key, value in state_tensors(stage).items()
-        } | {f"finished-{stage.name}|rollbacks": torch.tensor(position.rollbacks)}
+        } | {f"finished-{stage.name}|rollbacks": torch.tensor(rollbacks)}
 
     def save(self, stage: Stage, position: Position) -> None:
         """Write the state of the stage under way, and of those before it."""
-        tensors = {f"now|{key}": value for key, value in state_tensors(stage).items()}
+        now = {f"now|{key}": value for key, value in state_tensors(stage).items()}
+        self._write(now, stage.name, position)
+
+    def _write(self, tensors: dict[str, Tensor], stage: str | None, position: Position) -> None:
         rollbacks = {}
         for name, finished in self._finished.items():
             tensors |= finished
@@ -85,7 +92,7 @@ class Keeper:
         metadata = {
             "kind": "checkpoint",
             "identity": self.identity,
-            "stage": stage.name,
+            "stage": stage,
             "step": position.step,
             "rollbacks": position.rollbacks,
             "finished": rollbacks,

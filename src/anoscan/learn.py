@@ -59,7 +59,7 @@ from anoscan.terms import Tensors, turn_logits
 from anoscan.terms.rotation import certainty
 from anoscan.tracking import MOST as SHOWN
 from anoscan.tracking import Tracker
-from anoscan.training import Batches, OnProgress, Progress, Stage, run
+from anoscan.training import Batches, OnProgress, Progress, Stage, run, stop_where_asked
 from anoscan.trainset import Inspection, inspect
 
 FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
@@ -203,13 +203,18 @@ def learn(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
     names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
+    stop_where_asked(stopping)
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, runtime)
         material = material.without(suspected.worst)
         clock.lap("suspects")
+    stop_where_asked(stopping)
     fitted, baselines = _fitted(networks, names, material, config, runtime)
+    stop_where_asked(stopping)
     maps = _maps(networks, fitted, material, config, runtime)
+    stop_where_asked(stopping)
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
+    stop_where_asked(stopping)
     extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, yardstick=extended)
     health = examine(
@@ -231,6 +236,7 @@ def learn(
     kept = _kept(networks, material) if config.keep_thumbnails else None
     model = Model(networks, fitted, held.yardstick, baselines, metadata, kept, maps)
     model = held.complete(model, runtime)
+    stop_where_asked(stopping)
     self_test = sensitivity.measure(model, material, runtime)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     clock.lap("self_test")

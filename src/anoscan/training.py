@@ -28,6 +28,7 @@ LOOK_SECONDS = 2.0  # or sooner, where a step takes long
 SNAPSHOT_EVERY = 400  # steps between the states that a diverged run can go back to
 CHECKPOINT_SECONDS = 60.0
 MOST_ROLLBACKS = 3  # a stage: each one quarters the learning rate
+STOPPED = "training was stopped; a checkpoint is kept."
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def run(
     while position.step < steps:
         if stopping():
             checkpoint(position)
-            raise TrainingInterrupted("training was stopped; a checkpoint is kept.")
+            raise TrainingInterrupted(STOPPED)
         meter.add(stage.step(position.step))
         position.step += 1
         look = position.step % CHECK_EVERY == 0 or position.step == steps
@@ -166,6 +167,18 @@ def run(
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             checkpoint(position)
             saved = time.monotonic()
+
+
+def stop_where_asked(stopping: Callable[[], bool]) -> None:
+    """Stop between two parts of a training that come after its last stage.
+
+    Raises
+    ------
+    TrainingInterrupted
+        When `stopping` says yes: what the stages learned is in the checkpoint.
+    """
+    if stopping():
+        raise TrainingInterrupted(STOPPED)
 
 
 def _roll_back(
