@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anoscan import registry
-from anoscan.architectures import Discriminator, Shape
+from anoscan.architectures import Discriminator, Shape, equalise
 from anoscan.objectives import spread_gap, squared_gradient_norm
 from anoscan.objectives.nonsaturating import GAMMA, r1
 from anoscan.objectives.wgan_gp import LAMBDA, gradient_penalty
@@ -164,6 +164,17 @@ def test_wgan_clips_all_weights_of_the_game_and_no_norm(architecture: str) -> No
         if isinstance(module, nn.GroupNorm):
             assert (module.weight == 1).all()
     assert torch.equal(network.turn_head.weight, turn)
+
+
+def test_wgan_clips_the_weights_that_act_where_layers_are_equalised() -> None:
+    network = discriminator("progressive")
+    assert max(weight.abs().max() for weight in weights(network)) > 0.02
+    equalise(network)
+    registry.load("objectives", "wgan").constrain(network)
+    turn = network.turn_head.weight
+    for weight in weights(network):
+        if weight.shape != turn.shape or not torch.equal(weight, turn):
+            assert weight.abs().max().item() == pytest.approx(0.01, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", PENALISED)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from anoscan import learn, registry
 from anoscan.adversarial import GanStage, TurnStage, sample, turn_randomly
 from anoscan.architectures import Networks
-from anoscan.augmentation import cut_paste
-from anoscan.config import TrainConfig
+from anoscan.augmentation import VIEWS, cut_paste, discriminator_view
+from anoscan.config import AUGMENTATIONS, TrainConfig
 from anoscan.detector import Detector
-from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted
+from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted, UsageError
 from anoscan.folds import Folds
 from anoscan.images import ImageRule, decode, find
 from anoscan.mapping import EncoderStage
@@ -283,6 +283,56 @@ def test_cut_paste_changes_about_half_of_the_images_inside_a_rectangle() -> None
     assert 70 <= changed.any(1).sum() <= 130
     assert changed.sum(1).max() <= 36
     assert torch.equal(given, cut_paste(x, stream(0, "corruption")))
+
+
+def test_every_augmentation_has_a_view_that_changes_images_and_can_be_differentiated() -> None:
+    assert set(VIEWS) == set(AUGMENTATIONS)
+    x = torch.from_numpy(pixels(32)).requires_grad_(True)
+    for name in AUGMENTATIONS:
+        seen = discriminator_view(x, [name], stream(0, "view"))
+        assert seen.shape == x.shape
+        assert not torch.equal(seen, x), name
+        (gradient,) = torch.autograd.grad(seen.sum(), x)
+        assert gradient.abs().sum() > 0
+        assert torch.equal(seen, discriminator_view(x, [name], stream(0, "view")))
+
+
+def test_mirrored_images_are_half_of_them_and_brightness_moves_all_pixels_alike() -> None:
+    x = torch.from_numpy(pixels(64))
+    mirrored = discriminator_view(x, ["flip"], stream(0, "view"))
+    flipped = (mirrored == x.flip(3)).flatten(1).all(1)
+    assert 16 < flipped.sum() < 48
+    assert ((mirrored == x).flatten(1).all(1) ^ flipped).all()
+    lighter = (discriminator_view(x, ["brightness"], stream(0, "view")) - x).flatten(1)
+    torch.testing.assert_close(lighter, lighter[:, :1].expand_as(lighter), atol=1e-5, rtol=0)
+    assert 0.3 < lighter.abs().max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "few", "views"),
+    [
+        ("auto", True, ("shift", "cutout")),
+        ("auto", False, ()),
+        ("none", True, ()),
+        ("flip, shift", False, ("shift", "flip")),
+    ],
+)
+def test_the_discriminator_sees_images_with_what_was_asked_for(
+    asked: str, few: bool, views: tuple[str, ...]
+) -> None:
+    config = dataclasses.replace(CONFIG, augment=asked)
+    networks, entry = fresh_networks(config, RULE), registry.load("objectives", "bce")
+    stage = GanStage(networks, entry, batches(), config, CPU, few=few)
+    x = batches()(0)
+    assert stage.views == views
+    seen = stage._view(3, "real", x)
+    assert torch.equal(seen, discriminator_view(x, views, stream(0, "view-real", 3)))
+    assert torch.equal(seen, x) == (not views)
+
+
+def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="some of shift, cutout, brightness, flip"):
+        TrainConfig(augment="shift,zoom")
 
 
 def test_streams_differ_by_name_seed_and_index_and_repeat() -> None:

@@ -51,7 +51,8 @@ class GanStage:
     config : TrainConfig
     runtime : Runtime
     few : bool
-        Whether the images are so few that the discriminator must see them varied.
+        Whether the images are so few that the discriminator must see them varied, unless
+        `TrainConfig.augment` says otherwise.
     """
 
     name = "gan"
@@ -66,7 +67,8 @@ class GanStage:
         *,
         few: bool,
     ) -> None:
-        self.objective, self.batches, self.few = objective, batches, few
+        self.objective, self.batches = objective, batches
+        self.views = config.augmentations(few=few)
         self.config, self.runtime, self.networks = config, runtime, networks
         self.generator = networks.generator
         self.discriminator = networks.discriminator
@@ -139,9 +141,10 @@ class GanStage:
         return z.to(self.runtime.device)
 
     def _view(self, index: int, which: str, images: Tensor) -> Tensor:
-        if not self.few:
+        if not self.views:
             return images
-        return discriminator_view(images, stream(self.config.seed, f"view-{which}", index))
+        generator = stream(self.config.seed, f"view-{which}", index)
+        return discriminator_view(images, self.views, generator)
 
     def _discriminator_step(self, index: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         with self.runtime.autocast():
@@ -173,15 +176,19 @@ class GanStage:
             loss = self.objective.generator_loss(self.discriminator.judge(features))
             losses = {"generator": loss.detach()}
             if self.objective.variety:
-                with torch.no_grad():
-                    usual = self.discriminator.features(real)
-                gap = spread_gap(usual, features)
+                gap = self._variety_gap(real, features)
                 # In units of the loss: that of a clipped critic may be thousands of times smaller.
                 loss = loss + self.objective.variety * loss.detach().abs() * gap
                 losses["variety"] = gap.detach()
         self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
         return losses
+
+    def _variety_gap(self, real: Tensor, features: list[Tensor]) -> Tensor:
+        """How far the variety of generated images, by their features, is from that of real ones."""
+        with torch.no_grad():
+            usual = self.discriminator.features(real)
+        return spread_gap(usual, features)
 
     def _descend(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]

@@ -5,9 +5,13 @@ All draw from a CPU generator and give the same on every device.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+SHIFTED, BLANKED, LIGHTER = 1 / 16, 0.3, 0.25  # shares of the side; of the range of values
 
 
 def quarter_turns(x: Tensor) -> Tensor:
@@ -41,13 +45,36 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return x * ~hole
 
 
-def discriminator_view(x: Tensor, generator: torch.Generator) -> Tensor:
+def lighten(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Add to each image (n, c, s, s) one number of at most `most` times its range, or less."""
+    amounts = 2 * most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
+    return x + amounts.to(x.device)
+
+
+def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images (n, c, s, s) left to right."""
+    chosen = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
+    return torch.where(chosen, x.flip(3), x)
+
+
+# By the names of `config.AUGMENTATIONS`. All can be differentiated.
+VIEWS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "shift": lambda x, generator: shift(x, int(x.shape[-1] * SHIFTED), generator),
+    "cutout": lambda x, generator: cut_out(x, BLANKED, generator),
+    "brightness": lambda x, generator: lighten(x, LIGHTER, generator),
+    "flip": mirror,
+}
+
+
+def discriminator_view(x: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
     """What a discriminator of few images sees, of real and generated ones alike.
 
-    Translation by a sixteenth of the side and cutout, differentiable (Zhao et al. 2020, arXiv
+    Differentiable changes of names of `VIEWS`, one after the other (Zhao et al. 2020, arXiv
     2006.10738): otherwise it learns the few images by heart.
     """
-    return cut_out(shift(x, x.shape[-1] // 16, generator), 0.3, generator)
+    for name in names:
+        x = VIEWS[name](x, generator)
+    return x
 
 
 def cut_paste(x: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:

@@ -27,6 +27,7 @@ from anoscan.options import (
     Workers,
     choice,
     finish,
+    listed,
     option,
     setting,
 )
@@ -134,6 +135,16 @@ def train(
             default="that of --images-shown",
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        setting(
+            "augment",
+            "Random changes to what the discriminator sees in the game: auto is "
+            f"{','.join(config.FEW_AUGMENTED)} with fewer than {config.FEW_IMAGES:,} images, else "
+            "none. " + listed(config.AUGMENTATIONS),
+            "auto|none|LIST",
+        ),
+    ] = None,
     encoder_images_shown: Annotated[
         int | None,
         setting(
@@ -234,6 +245,7 @@ def train(
         "images_shown": images_shown,
         "rotation_images_shown": rotation_images_shown,
         "encoder_images_shown": encoder_images_shown,
+        "augment": augment,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "latent_dim": latent_dim,

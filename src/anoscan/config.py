@@ -17,6 +17,15 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ALIGNMENTS = ("auto", "on", "off")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FALSE_ALARM_RATE = 0.01
+# What the discriminator may be shown images with, real and generated ones alike.
+AUGMENTATIONS = {
+    "shift": "moved by up to a sixteenth of the side",
+    "cutout": "with a square blanked",
+    "brightness": "lighter or darker",
+    "flip": "mirrored left to right",
+}
+FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
+FEW_IMAGES = 3000  # or patches: fewer can be learned by heart
 IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
 
 
@@ -44,6 +53,7 @@ class TrainConfig:
     latent_dim: int = 64
     width: int = 32  # channels of the widest-resolution layer; deeper layers double it
     ema_images: int = 10_000  # half-life of the generator's moving average, in images shown
+    augment: str = "auto"  # see `augmentations`
     align: str = "auto"  # whether anomaly maps compare a place with the same place of others
     held_out: float = 0.1  # share of the images kept from every network, for calibration
     seed: int = 0
@@ -60,6 +70,7 @@ class TrainConfig:
             raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
         _optional_int("--images-shown", self.images_shown, 1, None)
         _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
+        self.augmentations(few=True)
         self._check_mapping()
         _optional_int("--batch-size", self.batch_size, 2, None)
         _optional_int("--latent-dim", self.latent_dim, 1, 4096)
@@ -84,6 +95,11 @@ class TrainConfig:
                 raise UsageError(
                     "--mapping bigan does not go with --architecture progressive, which grows: "
                     "use --architecture dcgan, or --mapping izi_f."
+                )
+            if self.objective == "wgan":
+                raise UsageError(
+                    "--mapping bigan does not go with --objective wgan, whose clipped critic "
+                    "cannot judge pairs: use --objective wgan-gp, or --mapping izi_f."
                 )
             return
         _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
@@ -128,6 +144,26 @@ class TrainConfig:
             raise UsageError(f"--align must be one of {', '.join(ALIGNMENTS)}. Got {self.align!r}.")
         if self.align == "on" and self.patches is not None:
             raise UsageError("--align on does not go with --patches: patches are never aligned.")
+
+    def augmentations(self, *, few: bool) -> tuple[str, ...]:
+        """Names of `AUGMENTATIONS` that the discriminator's views get, in the order of that dict.
+
+        Raises
+        ------
+        UsageError
+            When `augment` is not auto, none, or a list of them with commas.
+        """
+        if self.augment == "auto":
+            return FEW_AUGMENTED if few else ()
+        if self.augment == "none":
+            return ()
+        asked = {part.strip() for part in self.augment.split(",")}
+        if not asked <= set(AUGMENTATIONS):
+            raise UsageError(
+                f"--augment must be auto, none, or some of {', '.join(AUGMENTATIONS)} with commas. "
+                f"Got {self.augment!r}."
+            )
+        return tuple(name for name in AUGMENTATIONS if name in asked)
 
     @property
     def patch(self) -> int | None:

@@ -114,6 +114,10 @@ class JointStage(GanStage):
             pairs = PairDiscriminator(
                 networks.discriminator, config.channels or 1, config.latent_dim
             )
+        if objective.prepare:
+            with seeded(config.seed, "prepare-pairs"):
+                for part in (pairs.latent, pairs.pair):
+                    objective.prepare(part)
         self.opponent = self.pairs = pairs.to(runtime.device)
         self.optimizers["generator"].add_param_group({"params": self.encoder.parameters()})
         for part in (self.pairs.latent, self.pairs.pair):
@@ -157,7 +161,16 @@ class JointStage(GanStage):
             seen_real, seen_fake = self._compare(real, fake)
             loss = self.objective.generator_loss(seen_fake)
             flipped = self.objective.generator_loss(-seen_real)
-        self._descend("generator", loss + flipped + CYCLE * missed)
+            found = {"generator": loss, "encoder": flipped, "cycle": missed}
+            total = loss + flipped + CYCLE * missed
+            if self.objective.variety:
+                of_real, of_fake = (self._images(pairs) for pairs in (real, fake))
+                gap = self._variety_gap(of_real, self.discriminator.features(of_fake))
+                total = total + self.objective.variety * loss.detach().abs() * gap
+                found["variety"] = gap
+        self._descend("generator", total)
         self.pairs.requires_grad_(True)
-        found = {"generator": loss, "encoder": flipped, "cycle": missed}
         return {name: value.detach() for name, value in found.items()}
+
+    def _images(self, pairs: Tensor) -> Tensor:
+        return unpack(pairs, self.pairs.channels, self.pairs.latent_dim)[0]

@@ -26,7 +26,7 @@ from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
 from anoscan.checkup import Game
-from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
+from anoscan.config import FEW_IMAGES, IMAGES_SHOWN, TrainConfig, architecture_for
 from anoscan.folds import Folds
 from anoscan.health import Findings, Watch, examine, of_folder
 from anoscan.images import ImageFile
@@ -62,7 +62,6 @@ from anoscan.tracking import Tracker
 from anoscan.training import Batches, OnProgress, Progress, Stage, run, stop_where_asked
 from anoscan.trainset import Inspection, inspect
 
-FEW_IMAGES = 3000  # fewer are shown to the discriminator with small random changes
 MAPS_SAMPLE = 1024  # images, or patches, whose places say what is usual anywhere
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
 # learned by heart, or not at all (textures, discs), only wears the features down. Of many images

@@ -16,10 +16,9 @@ from anoscan import registry
 from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Networks
 from anoscan.baselines import MOST_NUMBERS
-from anoscan.config import TrainConfig
+from anoscan.config import FEW_IMAGES, TrainConfig
 from anoscan.images import ImageRule
 from anoscan.joint import JointStage
-from anoscan.learn import FEW_IMAGES
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
 from anoscan.model import fresh_networks

@@ -276,7 +276,7 @@ def widths(shape: Shape, levels: int) -> list[int]:
     Images over 64 pixels start with half of `Shape.width` for every doubling of the side (but at
     least 8), so that a map of 64x64 has the same channels in models of any size, and no level costs
     much more than another. The cap is four times the width, and eight from 64 on: that gives
-    AnoGAN's 64-128-256-512.
+    AnoGAN's 64-128-256-512, and 512 again where there are more levels.
 
     >>> widths(Shape(size=64, channels=1, latent_dim=64, width=32), 4)
     [32, 64, 128, 128]

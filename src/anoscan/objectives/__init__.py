@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from anoscan.architectures import Discriminator, spread
+from anoscan.architectures import spread
 
 Penalty = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
@@ -45,7 +45,8 @@ class Objective:
         units of that loss: for objectives without a gradient penalty, under which short games end
         in one image.
     prepare : callable, optional
-        (discriminator) -> None, once before the game; may parametrise weights.
+        (discriminator) -> None, once before the game; may parametrise weights. Called for each part
+        of a discriminator that has several.
     constrain : callable, optional
         (discriminator) -> None, after each of its steps.
     note : str, optional
@@ -61,7 +62,7 @@ class Objective:
     penalty: Penalty | None = None
     penalty_every: int = 1
     variety: float = 0.0
-    prepare: Callable[[Discriminator], None] | None = None
+    prepare: Callable[[nn.Module], None] | None = None
     constrain: Callable[[nn.Module], None] | None = None
     note: str | None = None
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
-from anoscan.architectures import Discriminator
 from anoscan.objectives import Objective
 
 
@@ -27,11 +26,12 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def prepare(discriminator: Discriminator) -> None:
+def prepare(discriminator: nn.Module) -> None:
     """Divide every weight of the game by its spectral norm (eq. 8)."""
+    # The head for quarter turns is not in the game.
+    apart = getattr(discriminator, "turn_head", None)
     for module in discriminator.modules():
-        # The head for quarter turns is not in the game.
-        if isinstance(module, nn.Conv2d | nn.Linear) and module is not discriminator.turn_head:
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:
             spectral_norm(module)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from anoscan.objectives import NEGATIVE_LOSSES, Objective
 
@@ -36,8 +37,11 @@ def constrain(discriminator: nn.Module) -> None:
     apart = getattr(discriminator, "turn_head", None)
     for module in discriminator.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:
-            for parameter in module.parameters():
-                parameter.clamp_(-CLIP, CLIP)
+            # What acts, which an equalised layer makes of what it learns.
+            for name in [name for name, _ in module.named_parameters(recurse=False)]:
+                getattr(module, name).clamp_(-CLIP, CLIP)
+            if is_parametrized(module):
+                module.weight = module.weight.clamp(-CLIP, CLIP)
 
 
 ENTRY = Objective(
