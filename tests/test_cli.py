@@ -124,7 +124,8 @@ TRAINED_MODEL = REFERENCE | {
     "channels", "latent_dim",
 }  # fmt: skip
 SCORE = {
-    "schema", "model", "score", "mapping", "threshold", "counts", "images", "skipped", "warning",
+    "schema", "model", "score", "mapping", "search", "threshold", "counts", "images", "skipped",
+    "warning",
 }  # fmt: skip
 THRESHOLD = {
     "score", "false_alarm_rate", "effective_rate", "calibration_images", "uses_labels", "warning",
@@ -136,7 +137,7 @@ IMAGE = {
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
     "at_threshold", "threshold_uses_labels", "baselines", "terms", "pixel", "classes", "curves",
-    "comparison", "mapping", "warning",
+    "comparison", "mapping", "search", "warning",
 }  # fmt: skip
 
 
@@ -227,6 +228,22 @@ def test_options_come_before_the_config_file_and_that_before_the_defaults(
     assert (config["width"], config["size"]) == (4, 16)
     assert (config["seed"], config["batch_size"]) == (5, 8)
     assert config["latent_dim"] == TrainConfig().latent_dim
+
+
+def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
+    run: Run, few: Digits, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.json"
+
+    def after(first: list[str], second: list[str]) -> Any:
+        file.write_text(run("train", few.normal, *first, "--dry-run").out, encoding="utf-8")
+        return run("train", few.normal, "--config", file, *second, "--dry-run").json["config"]
+
+    assert after(["--mapping", "bigan"], ["--mapping", "izi_f"])["encoder_images_shown"] == 12_800
+    assert after([], ["--mapping", "bigan"])["encoder_images_shown"] == 0
+    assert after([], ["--objective", "wgan-gp"])["learning_rate"] == 2e-4
+    same = after(["--learning-rate", "1e-3"], ["--objective", "nonsaturating"])
+    assert same["learning_rate"] == 1e-3
 
 
 def test_a_default_value_given_by_hand_comes_before_the_config_file(

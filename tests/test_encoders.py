@@ -369,6 +369,7 @@ def test_a_resumed_game_of_pairs_ends_with_the_same_bytes(
     [
         ({"encoder": "vae", "mapping": "ziz"}, "--encoder ae"),
         ({"mapping": "bigan", "encoder_images_shown": 100}, "drop --encoder-images-shown"),
+        ({"mapping": "bigan", "size": 256}, "auto is from --size 256 on"),
         ({"mapping": "bigan", "objective": "wgan"}, "use --objective wgan-gp, or --mapping izi_f"),
         ({"mapping": "izi", "encoder_images_shown": 0}, "--encoder-images-shown must be"),
         ({"encoder": "gan"}, "--encoder must be one of ae, vae"),

@@ -271,12 +271,19 @@ def test_the_command_line_searches_and_warns(
     searching = ["--mapping", "search", "--search-steps", "3", "--seed", "1"]
     app([command, *target, *options, *searching], standalone_mode=False)
     out, err = capsys.readouterr()
-    assert json.loads(out)["mapping"] == "search"
+    document = json.loads(out)
+    assert document["mapping"] == "search"
+    assert document["search"] == {"steps": 3, "discrimination_loss": "feature", "seed": 1}
     assert "--mapping search they are no promise" in err
+    assert "made of other terms" not in err
     app([command, *target, *options], standalone_mode=False)
     out, err = capsys.readouterr()
-    assert json.loads(out)["mapping"] == "encoder"
+    assert (json.loads(out)["mapping"], json.loads(out)["search"]) == ("encoder", None)
     assert "no promise" not in err
+    app([command, *target, *options[:3], *searching], standalone_mode=False)
+    out, err = capsys.readouterr()
+    # A search that no part of the score asks for is not done without a word.
+    assert "not the calibrated score, which is made of other terms" in err
 
 
 def test_evaluation_by_search_measures_searched_residuals(plain: Detector, few: Digits) -> None:

@@ -10,20 +10,23 @@ import shutil
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import html_report, images
+from anoscan import html_report, images, saved
 from anoscan.album import Album
 from anoscan.cli import app
+from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
 from anoscan.html_report import Background, HtmlReport, chart
 from anoscan.images import ImageFile, ImageRule
 from anoscan.pictures import Views
-from anoscan.results import ImageScore, Region
+from anoscan.results import ImageScore, Region, to_json
+from anoscan.scores import Inversion
 from anoscan.seen import Seen
 from tests.conftest import Digits
 
@@ -373,6 +376,36 @@ def test_scoring_writes_the_page_and_saved_results_give_it_again(
     assert {len(pictures) for _, pictures in first.images()} == {3}
     assert ("dt", "held out") in first.texts
     assert ("td", (queries / "broken.png").as_posix()) in first.texts
+
+
+@pytest.mark.parametrize(
+    ("kept", "how"),
+    [
+        ({"mapping": "encoder", "search": None}, Inversion()),
+        ({"mapping": "refine"}, Inversion("refine")),
+        (
+            {
+                "mapping": "search",
+                "search": {"steps": 7, "discrimination_loss": "fool", "seed": 3},
+            },
+            Inversion("search", "fool", 7, 3),
+        ),
+    ],
+)
+def test_a_saved_report_searches_again_as_its_results_did(
+    kept: dict[str, Any], how: Inversion, trained: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def stream(self: Detector, files: object, **options: object) -> list[object]:
+        asked.append(options["mapping"])
+        return []
+
+    monkeypatch.setattr(Detector, "stream", stream)
+    page: Any = SimpleNamespace(shown=1)
+    scored = to_json(document([result("a.png", 3.0)]) | kept)
+    saved.draw(scored, trained, page, 8, lambda progress: None, lambda text: None)
+    assert asked == [how]
 
 
 def test_without_the_model_a_saved_report_has_queries_only(

@@ -14,7 +14,7 @@ from anoscan import evaluation, labelled
 from anoscan.baselines import NAMES as BASELINE_NAMES
 from anoscan.errors import InputError
 from anoscan.images import Decoded
-from anoscan.judgement import Judge, nothing_readable
+from anoscan.judgement import Judge, nothing_readable, searched
 from anoscan.labelled import Labelled, LabelledSet
 from anoscan.localisation import RUN, PixelScores, pixel_metrics
 from anoscan.results import (
@@ -169,6 +169,7 @@ class _Measured:
             classes=self._classes(scores, anomalous, level),
             curves=evaluation.curves(scores, anomalous),
             mapping=conditions.how.mapping,
+            search=searched(conditions.how),
             warning=judge.reservation(conditions.score, conditions.how),
             threshold_uses_labels=threshold.uses_labels,
         )

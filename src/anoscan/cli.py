@@ -196,6 +196,8 @@ def score(
     detector = load(model, device, workers, roi, scales, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
+    if hint := detector.hint(score_name, how):
+        output.note(hint)
     with (
         cli_report.Watch(
             len(files), report_file, assets=report_assets, show=show * (top or SHOWN)
@@ -348,6 +350,8 @@ def evaluate(
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [load(name, device, workers, roi, scales, output) for name in names]
+    if hint := detector.hint(score_name, how):
+        output.note(hint)
     with output.progress() as on_progress:
         report = detector.evaluate(
             labels,

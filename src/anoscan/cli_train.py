@@ -260,7 +260,7 @@ def train(
         settings["size"] = _auto_int("--size", size)
     if channels is not None:
         settings["channels"] = _auto_int("--channels", channels)
-    chosen = TrainConfig.from_dict(_settings(config_file) | settings)
+    chosen = TrainConfig.from_dict(_merged(_settings(config_file), settings))
     from anoscan.output import Output
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -343,6 +343,18 @@ def _settings(path: Path | None) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"--config {path}: {error.message}", hint=error.hint) from error
     return values
+
+
+def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a file under those that were given.
+
+    A model's file holds what its choices decided too; another choice decides that anew.
+    """
+    decided = {"objective": "learning_rate", "mapping": "encoder_images_shown"}
+    for choice_of, value in decided.items():
+        if given.get(choice_of, kept.get(choice_of)) != kept.get(choice_of):
+            kept = {name: setting for name, setting in kept.items() if name != value}
+    return kept | given
 
 
 def _dry_run(

@@ -91,10 +91,11 @@ class TrainConfig:
                     "--mapping bigan trains the encoder with the GAN: drop --encoder-images-shown, "
                     "and set the length with --images-shown."
                 )
-            if self.architecture == "progressive":
+            if self._grows():
                 raise UsageError(
-                    "--mapping bigan does not go with --architecture progressive, which grows: "
-                    "use --architecture dcgan, or --mapping izi_f."
+                    "--mapping bigan does not go with --architecture progressive, which grows (and "
+                    f"which auto is from --size {PROGRESSIVE_FROM} on): use --architecture dcgan, "
+                    "or --mapping izi_f."
                 )
             if self.objective == "wgan":
                 raise UsageError(
@@ -108,6 +109,12 @@ class TrainConfig:
                 "--encoder vae does not go with --mapping ziz, which compares the latent itself, "
                 "not a sample around it: use --encoder ae, or --mapping izi or izi_f."
             )
+
+    def _grows(self) -> bool:
+        chosen = self.architecture
+        if chosen == "auto" and self.size is not None:
+            chosen = architecture_for(self.size)
+        return chosen == "progressive"
 
     def _check_patches(self) -> None:
         _optional_int("--patches", self.patches, FEWEST_PATCHES, None)

@@ -22,7 +22,7 @@ from anoscan.atlas import Atlas
 from anoscan.config import TrainConfig
 from anoscan.errors import UsageError
 from anoscan.images import ImageFile
-from anoscan.judgement import Judge, OnImage, nothing_readable, ranked
+from anoscan.judgement import Judge, OnImage, nothing_readable, ranked, searched
 from anoscan.learn import learn, on_reading
 from anoscan.model import Model
 from anoscan.recalibration import Target
@@ -308,7 +308,8 @@ class Detector:
         return ScoreReport(
             model=self.reference,
             score=score,
-            mapping=Inversion.of(mapping).mapping,
+            mapping=(how := Inversion.of(mapping)).mapping,
+            search=searched(how),
             threshold=self.threshold(false_alarm_rate, score, mapping),
             counts={
                 "scored": len(ordered),
@@ -401,6 +402,10 @@ class Detector:
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
         return self._judge.threshold(false_alarm_rate, score, Inversion.of(mapping))
+
+    def hint(self, score: str, mapping: str | Inversion) -> str | None:
+        """What a search is not good for with a score, or None."""
+        return self._judge.hint(score, Inversion.of(mapping))
 
     def calibrate(
         self,

@@ -20,7 +20,7 @@ from anoscan.images import Decoded, ImageFile
 from anoscan.model import Model
 from anoscan.neighbours import Nearest, latent
 from anoscan.regions import Finder
-from anoscan.results import ImageScore, Region, Skipped, Threshold
+from anoscan.results import ImageScore, Region, Search, Skipped, Threshold
 from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime
 from anoscan.scores import (
@@ -140,10 +140,8 @@ class Judge:
 
     def reservation(self, score: str, how: Inversion) -> str | None:
         """What keeps the held-out normals from being a yardstick of images mapped like this."""
-        weights = zip(map(term_of, self.terms(score)), self._weights(score), strict=True)
-        concerned = any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
         found = []
-        if how.mapping != "encoder" and concerned:
+        if how.mapping != "encoder" and self._asks_for_latent(score):
             found.append(
                 "the threshold and the p-values of a score made of reconstructions were set with "
                 f"the encoder mapping: with --mapping {how.mapping} they are no promise."
@@ -154,6 +152,19 @@ class Judge:
                 "them exact."
             )
         return " ".join(found) or None
+
+    def _asks_for_latent(self, score: str) -> bool:
+        weights = zip(map(term_of, self.terms(score)), self._weights(score), strict=True)
+        return any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
+
+    def hint(self, score: str, how: Inversion) -> str | None:
+        """What a search is not good for with a score, or None."""
+        if how.mapping == "encoder" or self._asks_for_latent(score):
+            return None
+        return (
+            f"--mapping {how.mapping} changes the reconstructions and what the terms say of them, "
+            f"not the {score} score, which is made of other terms: --score paper or anogan is."
+        )
 
     def threshold(
         self, false_alarm_rate: float | None, score: str, how: Inversion = ENCODER
@@ -478,3 +489,10 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
         f"none of the {len(skipped)} images can be read.",
         hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
     )
+
+
+def searched(how: Inversion) -> Search | None:
+    """What results say of a search; None where there is none."""
+    if how.mapping == "encoder":
+        return None
+    return Search(steps=how.length, discrimination_loss=how.discrimination_loss, seed=how.seed)

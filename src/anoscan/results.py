@@ -205,8 +205,19 @@ class ImageScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """How latents were searched for; with the model, all that repeating the search needs."""
+
+    steps: int
+    discrimination_loss: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreReport:
     """Result of ``anoscan score``; `score` and `mapping` say how images were scored.
+
+    `search` is None where the encoder gave the latents.
 
     `warning` says so when nearly all images are anomalous, which hardly ever is the truth.
     """
@@ -220,6 +231,7 @@ class ScoreReport:
     images: tuple[ImageScore, ...]
     skipped: tuple[Skipped, ...]
     warning: str | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,6 +400,7 @@ class EvalReport:
     curves: Curves | None = None
     comparison: tuple[ComparedModel, ...] | None = None
     mapping: str = "encoder"
+    search: Search | None = None
     warning: str | None = None
     threshold_uses_labels: bool = False
 

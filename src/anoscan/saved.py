@@ -19,7 +19,7 @@ from anoscan.errors import AnoscanError, InputError, ModelError
 from anoscan.html_report import SCHEMA, Background, HtmlReport
 from anoscan.images import ImageFile, ImageRule
 from anoscan.results import ImageScore, Region
-from anoscan.scores import DEFAULT_SCORE, MAPPINGS, SCORES, scales_of
+from anoscan.scores import DEFAULT_SCORE, ENCODER, MAPPINGS, SCORES, Inversion, scales_of
 from anoscan.seen import Seen
 from anoscan.training import OnProgress
 
@@ -59,6 +59,7 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
     "nearest": (list, type(None)),
 }
 _REGION = dict.fromkeys(("x", "y", "width", "height"), (int,)) | {"score": _MAYBE}
+_SEARCH = {"steps": (int,), "discrimination_loss": (str,), "seed": (int,)}
 _SKIPPED = {"path": (str,), "reason": (str,)}
 
 
@@ -98,6 +99,8 @@ def _checked(document: Any) -> None:
     _has(document, _DOCUMENT, "the document")
     _has(document["threshold"], _THRESHOLD, "threshold")
     _has(document["counts"], _COUNTS, "counts")
+    if isinstance(document.get("search"), dict):
+        _has(document["search"], _SEARCH, "search")
     for index, row in enumerate(document["images"]):
         _has(row, _IMAGE, f"images[{index}]")
         _has(dict.fromkeys(_OPTIONAL) | row, _OPTIONAL, f"images[{index}]")
@@ -193,17 +196,27 @@ def _remake(
     def add(image: ImageScore, seen: Seen) -> None:
         page.add(dataclasses.replace(image, regions=_regions(rows[image.path])), seen)
 
-    score, mapping = document.get("score"), document.get("mapping")
+    score = document.get("score")
     outcomes = model.stream(
         files,
         score=score if score in SCORES else DEFAULT_SCORE,
-        mapping=mapping if mapping in MAPPINGS else "encoder",
+        mapping=_inversion(document),
         batch_size=batch_size,
         on_progress=on_progress,
         on_image=add,
     )
     for _ in outcomes:
         pass
+
+
+def _inversion(document: Mapping[str, Any]) -> Inversion:
+    """How the results got their latents; a search without its settings is one of the defaults."""
+    mapping, search = document.get("mapping"), document.get("search")
+    if mapping not in MAPPINGS:
+        return ENCODER
+    if not isinstance(search, dict):
+        return Inversion(mapping)
+    return Inversion(mapping, search["discrimination_loss"], search["steps"], search["seed"])
 
 
 def _regions(row: Mapping[str, Any]) -> tuple[Region, ...]:
