@@ -2,7 +2,7 @@
 
 A cell is one set, class, seed and method; its result is a JSON file that a later run finds and
 does not compute again, so a sweep can be stopped, continued and spread over processes. Every
-number comes from the last weights; nothing is chosen on test labels.
+number comes from the last weights; settings were chosen on the classes of ``--development``.
 """
 
 from __future__ import annotations

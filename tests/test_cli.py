@@ -218,6 +218,15 @@ def test_a_report_of_suspects_that_cannot_be_written_is_refused_before_the_train
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("option", [["--clean-report", "s.json"], ["--drop-suspects"]])
+def test_suspects_among_patches_are_refused_before_any_image_is_read(
+    run: Run, option: list[str]
+) -> None:
+    result = run("train", "no-such-folder", "--patches", 100, *option)
+    assert result.code == 2
+    assert f"{option[0]} does not go with --patches" in result.err
+
+
 def test_options_come_before_the_config_file_and_that_before_the_defaults(
     run: Run, few: Digits, tmp_path: Path
 ) -> None:

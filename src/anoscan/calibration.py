@@ -1,7 +1,7 @@
 """What held-out normal images say of a score: scales, p-values and the threshold.
 
-No network ever saw these images. They put the terms on a common scale before they are summed, and
-they are the yardstick of every decision.
+No network learned from these images; with folds, none of those that measured them did. They put the
+terms on a common scale before they are summed, and they are the yardstick of every decision.
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ def train(
         setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
     ] = None,
     latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
-    width: Annotated[int | None, setting("width", "Channels of the finest layer.", "N")] = None,
+    width: Annotated[
+        int | None, setting("width", "Channels of maps of 64x64; finer ones have fewer.", "N")
+    ] = None,
     ema_images: Annotated[
         int | None,
         setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
@@ -268,6 +270,11 @@ def train(
     if dry_run:
         _dry_run(images, chosen, machine, output)
         return
+    if chosen.patches is not None and (drop_suspects or clean_report is not None):
+        option = "--drop-suspects" if drop_suspects else "--clean-report"
+        raise UsageError(
+            f"{option} does not go with --patches: suspects are looked for among whole images."
+        )
     if clean_report is not None:
         writing.check(clean_report, "--clean-report")
     detector = _train(

@@ -33,7 +33,7 @@ IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
 class TrainConfig:
     """Everything that decides which model a folder of images becomes.
 
-    ``None`` means "decided from the images"; `resolved` values are what the model file keeps.
+    ``None`` means "decided from the images"; `learn.resolve`d values are what the model file keeps.
     Lengths are counted in images shown, so that a batch size does not change their meaning.
     """
 
@@ -52,7 +52,7 @@ class TrainConfig:
     learning_rate: float | None = None  # the objective's own
     latent_dim: int = 64
     width: int = 32  # channels of the widest-resolution layer; deeper layers double it
-    ema_images: int = 10_000  # half-life of the generator's moving average, in images shown
+    ema_images: int = 10_000  # half-life of the networks' moving averages, in images shown
     augment: str = "auto"  # see `augmentations`
     align: str = "auto"  # whether anomaly maps compare a place with the same place of others
     held_out: float = 0.1  # share of the images kept from every network, for calibration

@@ -53,7 +53,7 @@ class ModelError(AnoscanError):
 
 
 class TrainingDiverged(AnoscanError):
-    """Losses stopped being finite, and going back once did not help."""
+    """Losses stopped being finite, and going back did not help."""
 
 
 class TrainingInterrupted(AnoscanError):

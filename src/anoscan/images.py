@@ -1,6 +1,6 @@
 """Finds image files, decodes them and brings them to the form the networks see.
 
-No other module opens a training or query image. File names and file contents are untrusted: a
+File names and file contents are untrusted: a
 file that cannot be used becomes an `InputError` with a short reason, or a `Skipped` in a stream.
 """
 

@@ -1,7 +1,7 @@
 """How a folder of normal images becomes a model: the stages of training, in order.
 
-images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms -> calibration -> baselines
--> health -> self-test
+images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms, baselines -> maps
+-> calibration (and folds) -> health -> self-test
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Learned:
 
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
-    """Settings with every ``None`` and ``auto`` decided."""
+    """Settings with what the images decide, but for `augment` and `align`."""
     shown = config.images_shown or IMAGES_SHOWN
     return dataclasses.replace(
         config,
@@ -202,18 +202,15 @@ def learn(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
     names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
-    stop_where_asked(stopping)
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, runtime)
         material = material.without(suspected.worst)
         clock.lap("suspects")
     stop_where_asked(stopping)
     fitted, baselines = _fitted(networks, names, material, config, runtime)
-    stop_where_asked(stopping)
     maps = _maps(networks, fitted, material, config, runtime)
     stop_where_asked(stopping)
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
-    stop_where_asked(stopping)
     extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, yardstick=extended)
     health = examine(

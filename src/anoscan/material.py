@@ -260,7 +260,7 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
         One a row.
     seed : int
     share : float
-        Held out are at least `FEWEST_HELD_OUT` images where that is at most a quarter of all.
+        Held out are at least `FEWEST_HELD_OUT` images, or a quarter of all where that is less.
     """
     n = len(digests)
     wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)

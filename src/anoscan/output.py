@@ -1,4 +1,4 @@
-"""The only printer: results on stdout, everything else on stderr.
+"""What prints: results on stdout, everything else on stderr.
 
 File names are data here: never markup, never able to move a cursor, never a formula.
 """

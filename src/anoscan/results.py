@@ -257,7 +257,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class AtThreshold:
-    """Decisions at the model's own threshold, which was set without labels."""
+    """Decisions at the model's own threshold, set without labels unless `threshold_uses_labels`."""
 
     score: float
     false_alarm_rate: float | None

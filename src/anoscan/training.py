@@ -1,4 +1,4 @@
-"""The loop that both stages of training share: steps, progress, checkpoints, divergence.
+"""The loop that all stages of training share: steps, progress, checkpoints, divergence.
 
 A stage (`adversarial.GanStage`, `mapping.EncoderStage`) knows one step; this module knows how to
 take many of them so that nothing is lost: a run stopped between two steps and resumed ends with
