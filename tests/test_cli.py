@@ -761,7 +761,7 @@ def test_light_commands_do_not_import_heavy_libraries(
     assert result.stderr.splitlines()[-1] == "[]"
 
 
-def test_help_takes_at_most_twice_the_time_of_importing_its_libraries() -> None:
+def test_help_takes_about_the_time_of_importing_its_libraries() -> None:
     resource = pytest.importorskip("resource")
 
     def seconds(*arguments: str) -> float:
@@ -774,5 +774,8 @@ def test_help_takes_at_most_twice_the_time_of_importing_its_libraries() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return float(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
-    imports = min(seconds("-c", "import typer, rich") for _ in range(9))
-    assert min(seconds("-m", "anoscan", "--help") for _ in range(9)) < 2 * imports
+    both = [
+        (seconds("-c", "import typer, rich"), seconds("-m", "anoscan", "--help")) for _ in range(9)
+    ]
+    imports, helped = map(min, zip(*both, strict=True))
+    assert helped < 2.5 * imports  # 1.5 to 2; torch alone would make it 20
