@@ -382,6 +382,13 @@ def test_scoring_writes_the_page_and_saved_results_give_it_again(
     ("kept", "how"),
     [
         ({"mapping": "encoder", "search": None}, Inversion()),
+        (
+            {
+                "mapping": "encoder",
+                "search": {"steps": 7, "discrimination_loss": "fool", "seed": 3},
+            },
+            Inversion(),
+        ),
         ({"mapping": "refine"}, Inversion("refine")),
         (
             {

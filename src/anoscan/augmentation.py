@@ -46,7 +46,7 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def lighten(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Add to each image (n, c, s, s) one number of at most `most` times its range, or less."""
+    """Add one number to each image (n, c, s, s): up to `most` times the range, or minus that."""
     amounts = 2 * most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
     return x + amounts.to(x.device)
 

@@ -121,7 +121,7 @@ class Learned:
 
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
-    """Settings with what the images decide, but for `augment` and `align`."""
+    """Settings with every ``None`` and ``auto`` decided but those of `augment` and `align`."""
     shown = config.images_shown or IMAGES_SHOWN
     return dataclasses.replace(
         config,

@@ -212,7 +212,7 @@ def _remake(
 def _inversion(document: Mapping[str, Any]) -> Inversion:
     """How the results got their latents; a search without its settings is one of the defaults."""
     mapping, search = document.get("mapping"), document.get("search")
-    if mapping not in MAPPINGS:
+    if mapping not in MAPPINGS or mapping == ENCODER.mapping:
         return ENCODER
     if not isinstance(search, dict):
         return Inversion(mapping)
