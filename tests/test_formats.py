@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -514,6 +515,29 @@ def test_nothing_in_an_array_file_is_ever_run(
     np.save(tmp_path / "x.npy", np.full((32, 32), Trap(), dtype=object), allow_pickle=True)
     assert reason(tmp_path / "x.npy") == "holds Python objects, which are never read"
     assert not Path("sprung").exists()
+
+
+def test_headers_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python 3.11.7 evaluates a header wrongly, now and then, while another thread does so as well.
+    np.save(tmp_path / "x.npy", np.stack([GREY] * 12))
+    found, at_once, most = images.find([tmp_path]), 0, 0
+    genuine = np.lib.format.open_memmap
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.005)
+        try:
+            return genuine(*arguments, **options)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", slow)
+    decoded = list(images.stream(found, rule(), workers=4))
+
+    assert [one.image.page for one in decoded if isinstance(one, images.Decoded)] == [*range(1, 13)]
+    assert most == 1
 
 
 # --- hostile files ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from anoscan.formats.picture import Opened, damage, of_samples, regular
 
 SUFFIXES = ".npy"
 _COLOURS = (1, 3, 4)  # samples of a pixel: grey, RGB, RGB and opacity
+# NumPy reads a header with ast.literal_eval, which fails now and then in two threads at once:
+# Python counts its depth for all threads together until 3.11.7 and 3.12.1 (its issue 106905).
+_header = threading.Lock()
 
 
 def begins(head: bytes, name: str) -> bool:
@@ -39,7 +43,7 @@ def _stack(file: Path) -> NDArray[Any]:
         For shapes that are no images, or could be read in two ways.
     """
     regular(file)
-    with damage():
+    with damage(), _header:
         try:
             array = np.lib.format.open_memmap(file, mode="r")
         except ValueError as error:
