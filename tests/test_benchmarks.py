@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
@@ -14,7 +15,7 @@ import torchvision
 from PIL import Image
 
 from anoscan.errors import InputError, UsageError
-from benchmarks import data, defects, selftest
+from benchmarks import data, defects, letters, selftest
 from benchmarks.baselines import BASELINES, as_float, evaluate
 from benchmarks.data import Split
 
@@ -66,7 +67,8 @@ def _elpv_wheel(cache: Path, count: int = 60) -> None:
 
 
 def test_every_set_has_a_description_and_development_classes_are_classes() -> None:
-    assert set(data.SETS) == {"fashion-mnist", "mnist", "cifar-10", "elpv", "defects", "digits"}
+    images = {"fashion-mnist", "mnist", "cifar-10", "elpv", "defects", "letters", "digits"}
+    assert set(data.SETS) == images
     for name, description in data.SETS.items():
         assert description
         assert data.classes(name)
@@ -103,6 +105,36 @@ def test_the_seed_decides_which_digits_are_held_out() -> None:
     first, again, other = (data.load("digits", "3", seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.train, again.train)
     assert not np.array_equal(first.train, other.train)
+
+
+def test_letters_keep_families_of_fonts_apart_and_leave_out_fonts_without_letters() -> None:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    names = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "STIXSizOneSymReg")
+    fonts = [(f"{name}/{name}.ttf", (folder / f"{name}.ttf").read_bytes()) for name in names]
+    copy = ("copy/copy.ttf", fonts[0][1])
+
+    found = letters.alphabets([*fonts, copy, ("DejaVuSans/broken.otf", b"no font")])
+
+    assert found["images"].shape == (4, 10, 28, 28)
+    assert found["images"].dtype == np.uint8
+    assert (found["images"].max((2, 3)) > 200).all()
+    inked = found["images"][:, 7] > 0  # an H is as high as it is allowed to be
+    assert (inked.any(2).sum(1) <= letters.LONGEST).all()
+    again = letters.alphabets([(path.replace(".ttf", "x.ttf"), font) for path, font in fonts])
+    np.testing.assert_array_equal(found["train"], again["train"])
+
+
+def test_a_letter_is_normal_and_all_others_are_anomalies(cache: Path) -> None:
+    (cache / "letters").mkdir()
+    np.save(cache / "letters" / "images.npy", _noise(50, 28, 28).reshape(5, 10, 28, 28))
+    np.save(cache / "letters" / "train.npy", np.array([True, False, True, True, False]))
+
+    split = data.load("letters", "C", seed=0)
+
+    images = np.load(cache / "letters" / "images.npy")
+    np.testing.assert_array_equal(split.train, images[[0, 2, 3], 2])
+    np.testing.assert_array_equal(split.test[~split.anomalous], images[[1, 4], 2])
+    assert len(split.test) == 20
 
 
 def test_mnist_is_read_from_the_package_in_the_cache_and_kept_decoded(cache: Path) -> None:
