@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from anoscan import mapping as mapping_stage
 from anoscan import registry
 from anoscan.adversarial import GanStage
 from anoscan.architectures import Networks, Shape
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
-from anoscan.encoders import vae
+from anoscan.encoders import ae, vae
 from anoscan.errors import TrainingInterrupted, UsageError
 from anoscan.images import ImageRule
 from anoscan.joint import JointStage, PairDiscriminator, pack, unpack
@@ -122,6 +123,48 @@ def test_training_a_variational_encoder_pays_for_leaving_the_prior(
             return vae.divergence(*made.encoder.eval().moments(batches()(0))).item()
 
     assert divergence_after(1.0) < 0.5 * divergence_after(0.0)
+
+
+class Given(nn.Module):
+    """Latents that do not ask what the image is."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.z = nn.Parameter(z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z.expand(len(x), -1)
+
+
+def test_a_plain_latent_costs_nothing_until_it_is_twice_as_long_as_one_of_the_prior() -> None:
+    lengths = torch.tensor([0.5, 1.9, 3.0])  # root mean squares
+    network = Given(lengths[:, None].expand(3, 64))
+    z, penalty = ae.encode(network, torch.zeros(3, 1, 8, 8), torch.zeros(3, 64))
+    penalty.backward()
+    assert torch.equal(z, network.z)
+    assert penalty.item() == pytest.approx(ae.WEIGHT * (3.0**2 - ae.LIMIT) / 3)
+    assert network.z.grad is not None
+    assert (network.z.grad[:2] == 0).all()
+    assert (network.z.grad[2] > 0).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, ae.WEIGHT])
+def test_latents_come_back_from_where_the_generator_says_nothing(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ae, "WEIGHT", weight)
+    chosen = config(encoder_images_shown=800)
+    made = networks(chosen)
+    made.encoder = Given(torch.full((1, 4), 30.0))
+    monkeypatch.setattr(mapping_stage, "LEARNING_RATE", 1.0)
+    made.generator = nn.Sequential(nn.Linear(4, 256), nn.Hardtanh(), nn.Unflatten(1, (1, 16, 16)))
+    nn.init.ones_(made.generator[0].weight)
+    stage = EncoderStage(made, registry.load("mappings", "izi"), batches(), chosen, CPU)
+    for index in range(60):
+        stage.step(index)
+    length = float(made.encoder.z.detach().square().mean())
+    assert (length < 2 * ae.LIMIT) == bool(weight)
+    assert weight or length == 900.0
 
 
 @pytest.mark.parametrize("mapping", ["izi", "ziz"])
