@@ -16,7 +16,8 @@ from benchmarks.cells import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 MARK = re.compile(
-    r"(<!-- (table|terms|ablation|curve|lineage|search): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (table|terms|ablation|curve|lineage|order|search): (\S+) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -116,6 +117,38 @@ def _lineage_row(
         for part, name in keys
     ]
     return [*head, *(f"{mean:.3f}" for mean in means), seeds, seconds]
+
+
+_ORDER = {
+    "default": ("`izi_f`", "`ae`"),
+    "vae": ("`izi_f`", "`vae`"),
+    "izi": ("`izi`", "`ae`"),
+    "ziz": ("`ziz`", "`ae`"),
+}
+
+
+def order(names: str) -> str:
+    """Markdown table of the ways to learn an encoder on one game: `paper` score, reconstruction.
+
+    `names` are classes as mnist/8, separated by commas. Behind ± is the standard deviation over
+    seeds, where there are several.
+    """
+    found = [load(f"lineage/{data}") for data in (n.partition("/")[0] for n in names.split(","))]
+    classes = [name.partition("/")[2] for name in names.split(",")]
+    rows = []
+    for row, choices in _ORDER.items():
+        cells = [rows_of[row].get(cls, []) for rows_of, cls in zip(found, classes, strict=True)]
+        scores = [_spread([r["auroc_by_score"]["paper"] for r in seeds]) for seeds in cells]
+        missed = [_spread([r["health_values"]["reconstruction"] for r in seeds]) for seeds in cells]
+        rows.append([*choices, *scores, *missed, str(min(map(len, cells)))])
+    titles = [f"{what} {name}" for what in ("`paper`", "error") for name in names.split(",")]
+    return _markdown(["mapping", "encoder", *titles, "seeds"], rows)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "-"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def search(data: str) -> str:
@@ -255,6 +288,7 @@ def main() -> None:
         "ablation": ablation,
         "curve": curve,
         "lineage": lineage,
+        "order": order,
         "search": search,
     }
     fresh = MARK.sub(lambda mark: mark[1] + kinds[mark[2]](mark[3]) + mark[4], text)

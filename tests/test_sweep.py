@@ -91,6 +91,26 @@ def test_a_row_of_the_lineage_leaves_its_figures_and_a_sheet_of_samples(
     assert lines[2].startswith("| default |")
 
 
+def test_the_order_of_encoders_has_a_spread_where_there_are_seeds(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, (paper, error) in enumerate([(0.9, 0.5), (0.8, 0.3), (0.7, 0.4)]):
+        for row in ("default", "izi", "vae"):
+            path = results / "lineage" / "digits" / row / f"3-seed{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = {"auroc_by_score": {"paper": paper}, "health_values": {"reconstruction": error}}
+            cell = {"data": "lineage/digits", "cls": "3", "seed": seed, "method": row}
+            if row != "vae" or not seed:
+                path.write_text(json.dumps(cell | found | {"settings": []}), encoding="utf-8")
+
+    lines = table.order("digits/3").splitlines()
+
+    assert lines[0] == "| mapping | encoder | `paper` digits/3 | error digits/3 | seeds |"
+    assert lines[2] == "| `izi_f` | `ae` | 0.800 ± 0.100 | 0.400 ± 0.100 | 3 |"
+    assert lines[3] == "| `izi_f` | `vae` | 0.900 | 0.500 | 1 |"
+    assert lines[5] == "| `ziz` | `ae` | - | - | 0 |"
+
+
 def test_rows_with_the_default_gan_leave_no_sheet_of_their_own() -> None:
     shared = {
         name for name, settings in lineage.rows().items() if not lineage.has_own_gan(settings)
