@@ -1,6 +1,7 @@
-"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage table|search|sizes --help``.
+"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage JOB --help``.
 
-``table`` changes one choice of the default at a time; ``search`` compares AnoGAN's search in latent
+``table`` changes one choice of the default at a time; ``order`` compares the ways to learn an
+encoder on one game, over seeds; ``search`` compares AnoGAN's search in latent
 space with the encoder that replaced it; ``sizes`` lets `progressive` grow on real photographs.
 Results are kept and continued as those of `benchmarks.run`; every GAN of ``table`` and ``sizes``
 leaves a sheet of samples, of the first seed.
@@ -36,6 +37,8 @@ from benchmarks import cells, data, run
 from benchmarks.cells import Cell, keep, sweep
 
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
+ORDER = {"mnist": ("8",), "fashion-mnist": ("0",), "cifar-10": ("0",)}
+ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same game
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
 # A step of full size costs twice as much at twice the side: these fit an hour of one core together.
 SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}  # of solar cells: images shown in the game
@@ -249,19 +252,23 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
             for seed in seeds
             for size in options.classes or SIZES
         ]
+    ordered = options.job == "order"
+    folder, sets, chosen = (
+        ("lineage/order", ORDER, ENCODERS) if ordered else ("lineage", SETS, options.rows)
+    )
     return [
-        Cell(f"lineage/{name}", cls, seed, row)
+        Cell(f"{folder}/{name}", cls, seed, row)
         for seed in seeds
         for name in options.data
-        for cls in options.classes or SETS[name]
-        for row in options.rows
+        for cls in options.classes or sets[name]
+        for row in chosen
     ]
 
 
 def arguments() -> argparse.Namespace:
     """Command line of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=["table", "search", "sizes"])
+    parser.add_argument("job", choices=["table", "order", "search", "sizes"])
     parser.add_argument("--data", type=_listed, default=list(SETS), help=", ".join(SETS))
     parser.add_argument("--classes", type=_listed, help=f"by default {SETS}")
     parser.add_argument("--rows", type=_listed, default=list(rows()), help=", ".join(rows()))

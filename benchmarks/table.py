@@ -133,7 +133,7 @@ def order(names: str) -> str:
     `names` are classes as mnist/8, separated by commas. Behind ± is the standard deviation over
     seeds, where there are several.
     """
-    found = [load(f"lineage/{data}") for data in (n.partition("/")[0] for n in names.split(","))]
+    found = [load(f"lineage/order/{name.partition('/')[0]}") for name in names.split(",")]
     classes = [name.partition("/")[2] for name in names.split(",")]
     rows = []
     for row, choices in _ORDER.items():

@@ -96,10 +96,10 @@ def test_the_order_of_encoders_has_a_spread_where_there_are_seeds(
 ) -> None:
     for seed, (paper, error) in enumerate([(0.9, 0.5), (0.8, 0.3), (0.7, 0.4)]):
         for row in ("default", "izi", "vae"):
-            path = results / "lineage" / "digits" / row / f"3-seed{seed}.json"
+            path = results / "lineage" / "order" / "digits" / row / f"3-seed{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             found = {"auroc_by_score": {"paper": paper}, "health_values": {"reconstruction": error}}
-            cell = {"data": "lineage/digits", "cls": "3", "seed": seed, "method": row}
+            cell = {"data": "lineage/order/digits", "cls": "3", "seed": seed, "method": row}
             if row != "vae" or not seed:
                 path.write_text(json.dumps(cell | found | {"settings": []}), encoding="utf-8")
 
@@ -116,6 +116,7 @@ def test_rows_with_the_default_gan_leave_no_sheet_of_their_own() -> None:
         name for name, settings in lineage.rows().items() if not lineage.has_own_gan(settings)
     }
     assert shared == {"vae", "izi", "ziz"}
+    assert set(lineage.ENCODERS) == shared | {"default"}
 
 
 def test_searches_are_compared_with_the_encoder_and_timed(
