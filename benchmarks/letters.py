@@ -1,4 +1,4 @@
-"""Letters in hundreds of typefaces: a set on which no choice of the detector was made."""
+"""Letters in hundreds of typefaces: a set on which no choice of the default score was made."""
 
 from __future__ import annotations
 
