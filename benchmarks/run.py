@@ -70,6 +70,7 @@ def anoscan(
         "self_test_whole": done.detector.report.self_test.whole_auroc,
         "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
         "config": model.metadata["config"],
+        "precision": model.metadata["precision"],
     }
 
 
