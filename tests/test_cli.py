@@ -253,6 +253,21 @@ def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
     assert after([], ["--objective", "wgan-gp"])["learning_rate"] == 2e-4
     same = after(["--learning-rate", "1e-3"], ["--objective", "nonsaturating"])
     assert same["learning_rate"] == 1e-3
+    longer = after(["--images-shown", "64"], ["--images-shown", "5000"])
+    assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (5000, 2000)
+    none = after(["--rotation-images-shown", "0"], ["--images-shown", "5000"])
+    assert none["rotation_images_shown"] == 0
+
+
+def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(
+    run: Run, few: Digits, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('{"learning_rate": 0.001, "encoder_images_shown": 500}')
+    other = ["--objective", "hinge", "--mapping", "izi", "--images-shown", "64"]
+    config = run("train", few.normal, "--config", file, *other, "--dry-run").json["config"]
+    assert (config["learning_rate"], config["encoder_images_shown"]) == (0.001, 500)
+    assert (config["objective"], config["mapping"]) == ("hinge", "izi")
 
 
 def test_a_default_value_given_by_hand_comes_before_the_config_file(

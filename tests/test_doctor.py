@@ -15,6 +15,10 @@ from rich.console import Console
 from torch import Tensor
 
 from anoscan import doctor, reports, trial
+from anoscan.adversarial import TurnStage
+from anoscan.architectures import Growing
+from anoscan.config import TrainConfig
+from anoscan.images import ImageRule, decode, find
 from anoscan.results import DoctorReport, to_json
 from anoscan.runtime import Runtime
 from tests.conftest import Digits
@@ -143,3 +147,28 @@ def test_the_report_fits_a_terminal(tmp_path: Path) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "gan: 60.0" in text
+
+
+def test_later_stages_are_tried_on_networks_that_have_grown(
+    few: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "PLACES", (0.125,))
+    levels: list[int] = []
+    step = TurnStage.step
+
+    def spy(stage: TurnStage, index: int) -> dict[str, Tensor]:
+        assert isinstance(stage.discriminator, Growing)
+        levels.append(stage.discriminator.level)
+        return step(stage, index)
+
+    monkeypatch.setattr(TurnStage, "step", spy)
+    files = find([few.normal])
+    config = TrainConfig(
+        size=16, channels=1, architecture="progressive", width=4, latent_dim=4, images_shown=64,
+        rotation_images_shown=64, encoder_images_shown=32, learning_rate=1e-3, batch_size=8,
+    )  # fmt: skip
+    rule = ImageRule(size=16, channels=1, window=None)
+    pixels = np.stack([decode(file, rule).pixels for file in files[:16]])
+    trial.run(pixels, config, rule, Runtime.resolve("cpu"), trained=100, held_out=10)
+    assert levels
+    assert set(levels) == {0}

@@ -324,17 +324,20 @@ def test_tensorboard_gets_the_losses_and_pictures_of_the_record(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     path = tmp_path / "m.safetensors"
     Detector.train(few.normal, path=path, name="run", tensorboard=tmp_path / "tb", **QUICK)
-    writer = FakeWriter.made[-1]
-    assert (writer.folder, writer.purge_step) == (str(tmp_path / "tb" / "run"), 0)
-    assert writer.closed
+    writers = FakeWriter.made[-3:]
+    assert [(Path(w.folder).relative_to(tmp_path / "tb"), w.purge_step) for w in writers] == [
+        (Path("run") / stage, 0) for stage in ("gan", "rotation", "encoder")
+    ]
+    assert all(writer.closed for writer in writers)
     found = lines(tmp_path / "m.training")
     wanted = [
         (f"{line['stage']}/{name}", value, line["images"])
         for line in found
         for name, value in line["losses"].items()
     ]
-    assert writer.scalars == wanted
-    assert len(writer.images) == sum(len(line["pictures"]) for line in found)
+    assert [scalar for writer in writers for scalar in writer.scalars] == wanted
+    pictures = sum(len(line["pictures"]) for line in found)
+    assert sum(len(writer.images) for writer in writers) == pictures
 
 
 def test_tensorboard_itself_takes_what_it_is_given(
@@ -347,10 +350,38 @@ def test_tensorboard_itself_takes_what_it_is_given(
     follow = tracker.following("gan", 0, lambda progress: None, generator=generator)
     follow(Progress("gan", 8, 8, {"generator": 1.0}, 1.0))
     tracker.close()
-    (events,) = (tmp_path / "tb").iterdir()
+    (events,) = (tmp_path / "tb" / "gan").iterdir()
     data = events.read_bytes()
     assert b"gan/generator" in data
     assert b"gan/samples" in data
+
+
+def test_tensorboard_shows_once_what_happened_twice(tmp_path: Path) -> None:
+    reader: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    record = Record(tmp_path / "m.safetensors")
+
+    def train(*points: tuple[int, float], at: int | None = None, note: str | None = None) -> None:
+        tracker = Tracker(record, resume=at is not None, tensorboard=tmp_path / "tb")
+        follow = tracker.following("gan", at or 0, lambda progress: None)
+        for images, loss in points:
+            follow(Progress("gan", images, 100, {"generator": loss}, 1.0))
+        if note:
+            follow(Progress("gan", 20, 100, {}, 0.0, note))
+            follow(Progress("gan", 30, 100, {"generator": 0.5}, 1.0))
+        tracker.close()
+
+    def shown() -> list[tuple[int, float]]:
+        events = reader.EventAccumulator(str(tmp_path / "tb" / "gan")).Reload()
+        return [(point.step, point.value) for point in events.Scalars("gan/generator")]
+
+    train((10, 1.0), (20, 2.0), (30, 3.0))
+    assert shown() == [(10, 1.0), (20, 2.0), (30, 3.0)]
+    train((20, 4.0), (30, 5.0), at=10)
+    assert shown() == [(10, 1.0), (20, 4.0), (30, 5.0)]
+    train((40, 6.0), at=30, note="went back")
+    assert shown() == [(10, 1.0), (20, 4.0), (30, 0.5)]
+    train((10, 7.0))
+    assert shown() == [(10, 7.0)]
 
 
 @pytest.fixture

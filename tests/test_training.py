@@ -5,11 +5,14 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anoscan import learn, registry
 from anoscan.adversarial import GanStage, TurnStage, sample, turn_randomly
@@ -95,6 +98,54 @@ def test_every_weight_of_both_networks_moves(objective: str, architecture: str) 
         assert weights - still <= moved(before[name], module), name
 
 
+class OnlyFloat32(TorchDispatchMode):
+    """Fails where a tensor of float64 is made, which Apple's mps does not have."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            assert not isinstance(value, Tensor) or value.dtype != torch.float64, func
+        return made
+
+
+@pytest.mark.parametrize("objective", registry.names("objectives"))
+@pytest.mark.parametrize("architecture", registry.names("architectures"))
+def test_stages_ask_for_nothing_that_a_device_without_float64_lacks(
+    objective: str, architecture: str
+) -> None:
+    game = gan(objective, architecture)
+    turns = TurnStage(game.averages[1], batches("rotation"), 2, CONFIG, CPU, few=False)
+    with OnlyFloat32():
+        for stage in (game, turns):
+            stage.step(0)
+    for mapping in ("izi", "izi_f", "ziz"):
+        entry = registry.load("mappings", mapping)
+        encoder = EncoderStage(game.trained(), entry, batches("encoder"), CONFIG, CPU)
+        with OnlyFloat32():
+            encoder.step(0)
+
+
+def test_what_mps_trains_is_measured_on_the_cpu(
+    few: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Runtime(torch.device("mps"), "bfloat16", 3)
+    assert trained.measuring() == Runtime(torch.device("cpu"), "float32", 3)
+    assert CPU.measuring() is CPU
+    asked: list[Runtime] = []
+    there = dataclasses.replace(CPU, workers=7)
+    monkeypatch.setattr(Runtime, "measuring", lambda self: asked.append(self) or there)
+    path = tmp_path / "m.safetensors"
+    detector = Detector.train(
+        few.normal, path=path, images_shown=8, encoder_images_shown=8, calibration_folds=2,
+        width=4, latent_dim=4, batch_size=4, workers=1, device="cpu",
+    )  # fmt: skip
+    assert detector.runtime is there
+    assert Detector.load(path).runtime is there
+    assert len(asked) >= 1 + 2 * 2, "folds are measured there as well"
+
+
 def blobs(channels: int) -> np.ndarray:
     """256 soft discs, each at a place of its own."""
     centres = np.random.default_rng(0).uniform(5, 10, (2, 256, 1, 1))
@@ -112,7 +163,7 @@ def distances(a: np.ndarray, b: np.ndarray) -> float:
     ("architecture", "objective", "channels"),
     sorted(
         {(name, "nonsaturating", n) for name in registry.names("architectures") for n in (1, 3)}
-        | {("dcgan", name, 1) for name in registry.names("objectives")}
+        | {("dcgan", name, n) for name in registry.names("objectives") for n in (1, 3)}
     ),
 )
 def test_a_short_game_brings_samples_to_the_images_and_covers_them(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anoscan import config, writing
-from anoscan.config import TrainConfig
+from anoscan.config import TrainConfig, decided
 from anoscan.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.options import (
     IMAGES,
@@ -355,13 +355,19 @@ def _settings(path: Path | None) -> dict[str, Any]:
 def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Settings of a file under those that were given.
 
-    A model's file holds what its choices decided too; another choice decides that anew.
+    A model's file holds what its choices decided too; another choice decides that anew. What
+    somebody wrote there stays.
     """
-    decided = {"objective": "learning_rate", "mapping": "encoder_images_shown"}
-    for choice_of, value in decided.items():
-        if given.get(choice_of, kept.get(choice_of)) != kept.get(choice_of):
-            kept = {name: setting for name, setting in kept.items() if name != value}
-    return kept | given
+    before = TrainConfig.from_dict(kept)
+    changed = {name for name, value in given.items() if value != getattr(before, name)}
+    follows = {
+        "learning_rate": {"objective"},
+        "rotation_images_shown": {"images_shown"},
+        "encoder_images_shown": {"images_shown", "mapping"},
+    }
+    was = decided(before)
+    anew = {name for name in follows if follows[name] & changed and kept.get(name) == was[name]}
+    return {name: value for name, value in kept.items() if name not in anew} | given
 
 
 def _dry_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,18 @@ class TrainConfig:
 def architecture_for(size: int) -> str:
     """Architecture that ``auto`` means for images of a side."""
     return "dcgan" if size < PROGRESSIVE_FROM else "progressive"
+
+
+def decided(config: TrainConfig) -> dict[str, Any]:
+    """Lengths of the stages and learning rate, where a training is left to decide them."""
+    shown = config.images_shown or IMAGES_SHOWN
+    joint = registry.load("mappings", config.mapping).loss is None
+    return {
+        "images_shown": shown,
+        "rotation_images_shown": shown,
+        "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
+        "learning_rate": registry.load("objectives", config.objective).learning_rate,
+    }
 
 
 def rate_in_range(rate: float) -> float:

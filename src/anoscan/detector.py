@@ -167,7 +167,7 @@ class Detector:
                 drop_suspects=drop_suspects,
                 roi=region,
             )
-        detector = cls(learned.model, runtime)
+        detector = cls(learned.model, runtime.measuring())
         detector.save(target)
         checkpoint.unlink(missing_ok=True)
         record = record.move(Record(target))
@@ -202,7 +202,7 @@ class Detector:
             When there is none, or the file is damaged, foreign or newer than this program.
         """
         path = store.resolve(model)
-        runtime = Runtime.resolve(device, "float32", workers)
+        runtime = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else interest.read(Path(roi))
         read = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region, scales))

@@ -95,7 +95,7 @@ class Folds:
                 networks, mapping, batches("encoder", batch), config, self.runtime
             )
             self._run(encoder, steps, batch)
-        return networks.frozen()
+        return networks.frozen(self.runtime.measuring().device)
 
     def _run(self, stage: Stage, steps: int, images_per_step: int) -> None:
         run(
@@ -113,7 +113,7 @@ class Folds:
         self, networks: Networks, names: list[str], rows: np.ndarray, inside: np.ndarray
     ) -> np.ndarray:
         """Raw terms (n, k) of a fold."""
-        read, device = self.material.pixels.__getitem__, self.runtime.device
+        read, device = self.material.pixels.__getitem__, self.runtime.measuring().device
         fitted = fit_terms(networks, names, chunks(rows, read, device))
         found = [measure(networks, fitted, x).terms for x in chunks(inside, read, device)]
         return np.concatenate(found)

@@ -26,7 +26,7 @@ from anoscan.adversarial import GanStage, TurnStage
 from anoscan.architectures import Discriminator, Networks
 from anoscan.baselines import Baselines
 from anoscan.checkup import Game
-from anoscan.config import FEW_IMAGES, IMAGES_SHOWN, TrainConfig, architecture_for
+from anoscan.config import FEW_IMAGES, TrainConfig, architecture_for, decided
 from anoscan.folds import Folds
 from anoscan.health import Findings, Watch, examine, of_folder
 from anoscan.images import ImageFile
@@ -122,9 +122,10 @@ class Learned:
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
     """Settings with every ``None`` and ``auto`` decided but those of `augment` and `align`."""
-    shown = config.images_shown or IMAGES_SHOWN
+    left = {name: value for name, value in decided(config).items() if getattr(config, name) is None}
     return dataclasses.replace(
         config,
+        **left,
         size=inspection.rule.size,
         channels=inspection.rule.channels,
         patch_size=inspection.rule.patch,
@@ -132,15 +133,6 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
         architecture=architecture_for(inspection.rule.size)
         if config.architecture == "auto"
         else config.architecture,
-        images_shown=shown,
-        rotation_images_shown=shown
-        if config.rotation_images_shown is None
-        else config.rotation_images_shown,
-        encoder_images_shown=0
-        if registry.load("mappings", config.mapping).loss is None
-        else config.encoder_images_shown or math.ceil(shown / 2.5),
-        learning_rate=config.learning_rate
-        or registry.load("objectives", config.objective).learning_rate,
     )
 
 
@@ -201,16 +193,18 @@ def learn(
     networks, rollbacks, after, game = _train(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
+    measuring = runtime.measuring()
+    networks.frozen(measuring.device)
     names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
     if drop_suspects:
-        suspected = _suspected(networks, names, material, config, runtime)
+        suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
         clock.lap("suspects")
     stop_where_asked(stopping)
-    fitted, baselines = _fitted(networks, names, material, config, runtime)
-    maps = _maps(networks, fitted, material, config, runtime)
+    fitted, baselines = _fitted(networks, names, material, config, measuring)
+    maps = _maps(networks, fitted, material, config, measuring)
     stop_where_asked(stopping)
-    held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, runtime)
+    held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, measuring)
     extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, yardstick=extended)
     health = examine(
@@ -231,9 +225,9 @@ def learn(
     }
     kept = _kept(networks, material) if config.keep_thumbnails else None
     model = Model(networks, fitted, held.yardstick, baselines, metadata, kept, maps)
-    model = held.complete(model, runtime)
+    model = held.complete(model, measuring)
     stop_where_asked(stopping)
-    self_test = sensitivity.measure(model, material, runtime)
+    self_test = sensitivity.measure(model, material, measuring)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     clock.lap("self_test")
     seconds = clock.seconds | {"total": sum(clock.seconds.values())}
@@ -358,8 +352,8 @@ def _train(
 def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
     """How well the quarter turns of held-out normals are told, 1 at most."""
     discriminator.eval()
-    found = [certainty(turn_logits(discriminator, x, discriminator.features(x))) for x in batches]
-    return float(torch.cat(found).mean())
+    found = [turn_logits(discriminator, x, discriminator.features(x)) for x in batches]
+    return float(certainty(torch.cat(found).cpu()).mean())
 
 
 def _of_folder(

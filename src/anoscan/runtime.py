@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ class Runtime:
         if chosen.type == "cpu":
             _limit_threads()
         return cls(chosen, precision, workers or min(8, os.cpu_count() or 1))
+
+    def measuring(self) -> Runtime:
+        """The runtime that fits terms and makes scores: partly in float64, which mps does not have.
+
+        There the networks train on the device, and all that comes after is done on the CPU.
+        """
+        if self.device.type != "mps":
+            return self
+        return dataclasses.replace(self, device=torch.device("cpu"), precision="float32")
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which networks train at this runtime's precision."""

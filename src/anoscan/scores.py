@@ -81,7 +81,7 @@ FINEST = (1,)
 MAPPINGS = {
     "encoder": "one pass",
     "search": "gradient descent from a random latent, as in AnoGAN; needs no encoder",
-    "refine": "a few steps from the encoder's latent, never worse than it",
+    "refine": "a few steps from the encoder's latent, by its loss never worse",
 }
 DISCRIMINATION_LOSSES = {
     "feature": "the discriminator's features of image and reconstruction are to agree",

@@ -6,6 +6,8 @@ they were, so that a training gives the same weights whether anybody looks or no
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +52,7 @@ class Tracker:
 
     def __init__(self, record: Record, *, resume: bool, tensorboard: Path | None = None) -> None:
         self.record = record
-        self._writer = None if tensorboard is None else _writer(tensorboard, resume=resume)
+        self._board = None if tensorboard is None else _Board(tensorboard, resume=resume)
         self._writes = True
         self._columns = FEWEST
         self._latents, self._held_out = torch.empty(0), torch.empty(0)
@@ -107,13 +109,18 @@ class Tracker:
 
     def close(self) -> None:
         """Let TensorBoard's file go."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._board is not None:
+            self._board.close()
 
     def _rewind(self, stage: str, images: int, on_progress: OnProgress) -> int:
         """Take the record back to `images` of a stage; returns when a picture was shown last."""
-        self._guarded(lambda: self.record.rewind(stage, images), stage, on_progress)
+
+        def rewind() -> None:
+            self.record.rewind(stage, images)
+            if self._board is not None:
+                self._board.go_on(stage, images)
+
+        self._guarded(rewind, stage, on_progress)
         lines = self.record.lines() if self._writes else []
         seen = [line["images"] for line in lines if line["stage"] == stage and line["pictures"]]
         return max(seen, default=0)
@@ -165,32 +172,61 @@ class Tracker:
                 "note": progress.note,
             }
         )
+        if self._board is not None:
+            self._board.write(progress, sheets)
+
+
+class _Board:
+    """TensorBoard's event files, a folder a stage: each counts its images from nothing.
+
+    What lies behind the place where a stage goes on is purged, as it is from the record. Nothing is
+    deleted: a reader of the files leaves it out.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "--tensorboard: TensorBoard is not installed.",
+                hint="Install it: python -m pip install 'anoscan[tensorboard]'",
+            ) from None
+        self.folder, self._make = folder, SummaryWriter
+        self._writer: Any = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            # The curves of an earlier training in that folder end where a new one begins.
+            for stage in [] if resume else sorted({p.parent for p in folder.glob("*/events.*")}):
+                SummaryWriter(str(stage), purge_step=0).close()
+        except OSError as error:
+            raise UsageError(
+                f"--tensorboard {folder} cannot be written: {error.strerror or error}.",
+                hint="Name a folder that can.",
+            ) from None
+
+    def go_on(self, stage: str, images: int) -> None:
+        """Write of a stage from now on, which stands at `images`."""
+        self.close()
+        first = images + 1 if images else 0
+        self._writer = self._make(str(self.folder / stage), purge_step=first)
+
+    def write(self, progress: Progress, sheets: dict[str, Image.Image]) -> None:
+        """Losses and pictures of a report of that stage."""
+        if self._writer is None:
+            raise RuntimeError("go_on comes before write")
+        for name, loss in progress.losses.items():
+            self._writer.add_scalar(f"{progress.stage}/{name}", loss, progress.images)
+        for kind, sheet in sheets.items():
+            tag, pixels = f"{progress.stage}/{kind}", np.asarray(sheet)
+            self._writer.add_image(tag, pixels, progress.images, dataformats="HWC")
+
+    def close(self) -> None:
+        """Let the file go."""
         if self._writer is not None:
-            for name, loss in progress.losses.items():
-                self._writer.add_scalar(f"{progress.stage}/{name}", loss, progress.images)
-            for kind, sheet in sheets.items():
-                pixels = np.asarray(sheet)
-                self._writer.add_image(
-                    f"{progress.stage}/{kind}", pixels, progress.images, dataformats="HWC"
-                )
-
-
-def _writer(folder: Path, *, resume: bool) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError(
-            "--tensorboard: TensorBoard is not installed.",
-            hint="Install it: python -m pip install 'anoscan[tensorboard]'",
-        ) from None
-    try:
-        # The curves of an earlier training in that folder end where a new one begins.
-        return SummaryWriter(str(folder), purge_step=None if resume else 0)
-    except OSError as error:
-        raise UsageError(
-            f"--tensorboard {folder} cannot be written: {error.strerror or error}.",
-            hint="Name a folder that can.",
-        ) from None
+            self._writer.close()
+            self._writer = None
 
 
 @contextmanager

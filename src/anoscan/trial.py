@@ -14,7 +14,7 @@ import torch
 
 from anoscan import registry
 from anoscan.adversarial import GanStage, TurnStage
-from anoscan.architectures import Networks
+from anoscan.architectures import Growing, Networks
 from anoscan.baselines import MOST_NUMBERS
 from anoscan.config import FEW_IMAGES, TrainConfig
 from anoscan.images import ImageRule
@@ -81,8 +81,9 @@ def run(
         stage.name: _expected(stage, steps, cycle, runtime)
         for stage, steps, cycle in _stages(networks, pixels, config, runtime, trained)
     }
-    batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, runtime.device))
-    networks.frozen()
+    device = runtime.measuring().device
+    batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, device))
+    networks.frozen(device)
     names = terms_of(turned=True, patches=config.patches is not None)
     fitted = fit_terms(networks, names, [batch])
     fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
@@ -108,6 +109,9 @@ def _stages(
     gan = kind(networks, objective, batches(size), config, runtime, few=few)
     cycle = max(objective.discriminator_steps, objective.penalty_every)
     yield gan, math.ceil((config.images_shown or 0) / size), cycle
+    for network in (networks.generator, networks.discriminator, *gan.averages):
+        if isinstance(network, Growing):
+            network.grow(1.0)  # later stages see them at full size
     if config.rotation_images_shown:
         steps = math.ceil(config.rotation_images_shown / (2 * size))
         pupil = gan.trained().discriminator

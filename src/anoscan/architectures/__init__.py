@@ -101,14 +101,19 @@ class Networks:
     discriminator: Discriminator
     encoder: nn.Module
 
-    def frozen(self) -> Networks:
+    def frozen(self, device: torch.device | None = None) -> Networks:
         """Set all three to evaluation and their weights to constants; returns self.
 
         Channels-last for all, so that a trained and a loaded model compute alike to the last bit.
+
+        Parameters
+        ----------
+        device : torch.device, optional
+            Where they go; by default they stay.
         """
         for network in (self.generator, self.discriminator, self.encoder):
             network.eval().requires_grad_(False)
-            network.to(memory_format=torch.channels_last)
+            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
 
