@@ -87,7 +87,7 @@ def _down() -> nn.Module:
 
 
 def generator(shape: Shape) -> nn.Module:
-    """Linear layer to 4x4, residual blocks that upsample, 3x3 convolution, tanh."""
+    """Linear layer to 2x2, residual blocks that upsample, 3x3 convolution, tanh."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides))
     top, side = channels[-1], sides[-1]
