@@ -1,8 +1,8 @@
 """The AnoGAN family, choice by choice: ``python -m benchmarks.lineage JOB --help``.
 
-``table`` changes one choice of the default at a time; ``order`` compares the ways to learn an
-encoder on one game, over seeds; ``search`` compares AnoGAN's search in latent
-space with the encoder that replaced it; ``sizes`` lets `progressive` grow on real photographs.
+``table`` changes one choice of the default at a time, of those that change the game; ``order``
+compares the ways to learn an encoder on one game, over seeds; ``search`` compares AnoGAN's search
+in latent space with the encoder that replaced it; ``sizes`` lets `progressive` grow on photographs.
 Results are kept and continued as those of `benchmarks.run`; every GAN of ``table`` and ``sizes``
 leaves a sheet of samples, of the first seed.
 """
@@ -38,7 +38,7 @@ from benchmarks.cells import Cell, keep, sweep
 
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 ORDER = {"mnist": ("8",), "fashion-mnist": ("0",), "cifar-10": ("0",)}
-ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same game
+ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same game, and so one default score
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
 # A step of full size costs twice as much at twice the side: these fit an hour of one core together.
 SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}  # of solar cells: images shown in the game
@@ -271,7 +271,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("job", choices=["table", "order", "search", "sizes"])
     parser.add_argument("--data", type=_listed, default=list(SETS), help=", ".join(SETS))
     parser.add_argument("--classes", type=_listed, help=f"by default {SETS}")
-    parser.add_argument("--rows", type=_listed, default=list(rows()), help=", ".join(rows()))
+    games = [name for name, settings in rows().items() if has_own_gan(settings)]
+    parser.add_argument(
+        "--rows", type=_listed, default=games, help=f"of table: {', '.join(rows())}"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")

@@ -92,7 +92,10 @@ def terms(data: str) -> str:
 
 
 def lineage(data: str) -> str:
-    """Markdown table of a set's rows of `benchmarks.lineage`, one choice changed in each."""
+    """Markdown table of a set's rows of `benchmarks.lineage`, one choice changed in each.
+
+    Starred figures are of a default score that `OF_TODAY` did not count in yet.
+    """
     found = load(f"lineage/{data}")
     classes = sorted({cls for by_class in found.values() for cls in by_class})
     titles = [data, *classes, "mean", "sd over seeds", *_ALONE, "PCA", *_HEALTH]
@@ -101,6 +104,7 @@ def lineage(data: str) -> str:
     return _markdown(titles, [_lineage_row(name, found[name], classes) for name in names])
 
 
+OF_TODAY = "prototype"  # the term that came last
 _ALONE = ("paper", "anogan", "pixel", "latent")
 _HEALTH = ("diversity", "reconstruction")
 
@@ -109,6 +113,13 @@ def _lineage_row(
     name: str, by_class: dict[str, list[dict[str, Any]]], classes: list[str]
 ) -> list[str]:
     *head, seeds, seconds = _row(name, by_class, classes).strip("| ").split(" | ")
+    older = [
+        any(OF_TODAY not in row["auroc_by_term"] for row in by_class.get(cls, []))
+        for cls in classes
+    ]
+    # Behind the name: a figure a class, their mean, its spread.
+    for place, starred in enumerate([*older, any(older)], start=1):
+        head[place] += "\\*" if starred and head[place] != "-" else ""
     keys = [("auroc_by_term", term) for term in _ALONE]
     keys += [("auroc_of_own_baselines", "pca"), *(("health_values", check) for check in _HEALTH)]
     # Over classes of means over seeds: not every class has as many seeds.

@@ -89,6 +89,12 @@ def test_a_row_of_the_lineage_leaves_its_figures_and_a_sheet_of_samples(
     assert lines[0].startswith("| digits | 3 | mean | sd over seeds | paper | anogan | pixel |")
     assert lines[0].count("|") == lines[2].count("|")
     assert lines[2].startswith("| default |")
+    assert "*" not in lines[2]
+    del found["auroc_by_term"][table.OF_TODAY]
+    cell.path.write_text(json.dumps(found), encoding="utf-8")
+    figure = f"{found['auroc']:.3f}"
+    starred = table.lineage("digits").splitlines()[2]
+    assert starred.startswith(f"| default | {figure}\\* | {figure}\\* | - |")
 
 
 def test_the_order_of_encoders_has_a_spread_where_there_are_seeds(
