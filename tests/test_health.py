@@ -274,11 +274,12 @@ def test_one_picture_many_times_is_refused(tmp_path: Path, quick: dict[str, int]
         train(write(tmp_path / "n", [np.zeros((16, 16), np.uint8)] * 40), quick)
 
 
-def test_a_huge_learning_rate_collapses_the_gan_and_is_told(
-    few: Digits, quick: dict[str, int]
-) -> None:
-    found = verdicts(train(few.normal, quick, learning_rate=0.5))
-    assert found["diversity"] == "fail"
+def test_a_huge_learning_rate_ruins_the_gan_and_is_told(few: Digits, quick: dict[str, int]) -> None:
+    report = train(few.normal, quick, learning_rate=0.5)
+    assert report.verdict == "fail"
+    # One image or noise: that depends on how the processor rounds.
+    failed = {name for name, verdict in verdicts(report).items() if verdict == "fail"}
+    assert failed & {"diversity", "reconstruction"}
 
 
 def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:

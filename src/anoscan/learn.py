@@ -194,7 +194,6 @@ def learn(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
     )
     measuring = runtime.measuring()
-    networks.frozen(measuring.device)
     names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
@@ -230,8 +229,7 @@ def learn(
     self_test = sensitivity.measure(model, material, measuring)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     clock.lap("self_test")
-    seconds = clock.seconds | {"total": sum(clock.seconds.values())}
-    return Learned(model, health, self_test, tuple(material.skipped), suspected, seconds)
+    return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
 
 
 def _fitted(
@@ -345,7 +343,8 @@ def _train(
         encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
         go(encoder, config.encoder_images_shown, batch, mirror=mirror)
     folds = Folds(after_gan, turned, few, material, config, runtime, on_progress, stopping)
-    return trained.frozen(), keeper.rollbacks, folds, game
+    frozen = trained.frozen(runtime.measuring().device)
+    return frozen, keeper.rollbacks, folds, game
 
 
 @torch.no_grad()
@@ -442,6 +441,10 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.monotonic()
+
+    def with_total(self) -> dict[str, float]:
+        """All parts, and their sum."""
+        return self.seconds | {"total": sum(self.seconds.values())}
 
     def lap(self, part: str) -> None:
         now = time.monotonic()
