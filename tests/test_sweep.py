@@ -64,7 +64,10 @@ def test_every_row_of_the_lineage_changes_one_choice_of_the_registry() -> None:
     usual = TrainConfig(architecture="dcgan")  # what auto means at 28 and 32 pixels
     rows = lineage.rows()
     assert rows.pop("default") == {}
-    rows.pop("f-anogan")
+    paper = rows.pop("f-anogan")
+    assert rows.pop("f-anogan-8") == paper | {"width": 8}
+    for name in ("resnet", "progressive"):
+        assert rows.pop(f"{name}-8") == rows[name] | {"width": 8}
     for name, settings in rows.items():
         config = TrainConfig.from_dict({"architecture": "dcgan"} | settings)
         changed = [o for o in lineage.FAMILIES if getattr(config, o) != getattr(usual, o)]
