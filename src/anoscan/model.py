@@ -185,7 +185,12 @@ class Model:
                 ImageRule.from_dict(metadata["image_rule"]),
             )
         for part, network in _parts(networks):
-            network.load_state_dict(_under(tensors, part), assign=True)
+            try:
+                network.load_state_dict(_under(tensors, part), assign=True)
+            except RuntimeError as error:  # torch names every tensor, a line each
+                written = metadata["anoscan_version"]
+                versions = f"written by anoscan {written}, this is {anoscan.__version__}"
+                raise ValueError(f"the {part}'s weights do not fit ({versions}).") from error
             network.to(runtime.device)
         fitted = {
             name: {
