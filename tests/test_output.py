@@ -232,6 +232,17 @@ def test_a_row_is_one_line_in_a_pipe(
     assert any(line.split()[3:] == ["anomalous", printable(NAME)] for line in lines)
 
 
+def test_no_line_in_a_pipe_ends_in_spaces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for report in (TRAIN, SCORE, EVAL):
+        Output().emit(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("12,345" in line for line in lines)
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_figures_of_an_evaluation_are_shown() -> None:
     text = rendered(EVAL)
     for figure in ("0.9877", "0.9000 to 0.9900", "96.6 %", "1.0 %", "12,345"):

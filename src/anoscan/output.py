@@ -169,7 +169,15 @@ class Output:
     def _show(self, parts: Iterable[RenderableType]) -> None:
         for part in parts:
             # Plain strings hold paths and commands, to be copied: the terminal may wrap them.
-            self._out.print(part, soft_wrap=isinstance(part, str))
+            if isinstance(part, str) or self._out.file.isatty():
+                self._out.print(part, soft_wrap=isinstance(part, str))
+                continue
+            with self._out.capture() as printed:
+                self._out.print(part)
+            # Rich fills the lines of a table with spaces: a file or a pipe has no use for them.
+            lines = [line.rstrip() for line in printed.get().split("\n")]
+            self._out.file.write("\n".join(lines))
+            self._out.file.flush()
 
 
 def _console(stream: IO[str]) -> Console:
