@@ -342,12 +342,15 @@ def test_every_setting_has_an_option(run: Run) -> None:
         (["--architecture", "vgg"], 2, "--architecture must be one of auto, dcgan, "),
         (["--resume"], 1, "no checkpoint"),
         (["--config", "missing.json"], 1, "--config missing.json: No such file"),
+        (["--roi", "missing.png"], 1, "missing.png"),
+        (["--drop-suspects", "--patches", "20"], 2, "does not go with --patches"),
     ],
 )
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_wrong_train_options_are_one_line_on_stderr(
-    run: Run, few: Digits, arguments: list[str], code: int, said: str
+    run: Run, few: Digits, arguments: list[str], code: int, said: str, dry: list[str]
 ) -> None:
-    result = run("train", few.normal, *arguments, "--json")
+    result = run("train", few.normal, *arguments, *dry, "--json")
     assert result.code == code
     assert result.out == ""
     assert said in result.err

@@ -105,6 +105,16 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
             "fail",
             "--encoder-images-shown",
         ),
+        (
+            {
+                "reconstruction": 1.2,
+                "networks": Checkup(0.2, 0.1, 0.0, 1.1, inversion=1.0),
+                "apart": False,
+            },
+            "reconstruction",
+            "fail",
+            "The encoder failed: train it longer (--images-shown)",
+        ),
         ({"networks": Checkup(0.2, 0.9, 0.0, 1.1, 0.2)}, "memorisation", "warn", "copies"),
         ({"networks": Checkup(0.2, 0.1, 0.0, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
         ({"networks": Checkup(0.2, 0.1, 0.3, 1.1, 0.2)}, "near_copies", "warn", "30%"),

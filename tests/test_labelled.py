@@ -147,6 +147,15 @@ def test_the_layout_without_masks_has_labels_all_the_same(tmp_path: Path) -> Non
     assert not found.masks
 
 
+def test_what_lies_elsewhere_beside_a_csv_is_not_called_unlabelled(tmp_path: Path) -> None:
+    root = touched(tmp_path, "q/a.png", "q/b.png", "q/notes.txt", "q/maps/a.png", "other/c.png")
+    csv = root / "labels.csv"
+    csv.write_text("path,label\nq/a.png,0\n")
+    assert gather(csv, None, None).unlabelled == 1
+    csv.write_text("path,label\na.png,0\n")
+    assert gather(csv, root / "q", None).unlabelled == 2
+
+
 def test_folders_that_say_nothing_of_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--labels"):
         gather(None, touched(tmp_path / "a", "good/0.png"), None)

@@ -383,13 +383,14 @@ def test_bars_fit_80_columns() -> None:
     with output._bars(console) as bars:
         report = output._Bars(bars, lambda note: None)
         for stage in output._STAGES:
-            losses = {"discriminator": -12345.678, "generator": 12345.678}
+            losses = {"discriminator": -12345.678, "generator": 12345.678, "encoder": 0.5}
             report(Progress(stage, 5_000_000, 10_000_000, losses, 12_345.0))
         bars.refresh()
         text = console.file.getvalue()  # type: ignore[attr-defined]
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
     assert max(map(cell_len, lines)) <= 80
     assert "discriminator -12345.68 generator 12345.68" in text
+    assert "loss" not in text
     assert "learning to map" in text
 
 

@@ -267,14 +267,14 @@ def train(
 
     output = Output(as_json=as_json, quiet=quiet)
     machine: dict[str, Any] = {"device": device, "precision": precision, "workers": workers}
-    if dry_run:
-        _dry_run(images, chosen, machine, output)
-        return
     if chosen.patches is not None and (drop_suspects or clean_report is not None):
         option = "--drop-suspects" if drop_suspects else "--clean-report"
         raise UsageError(
             f"{option} does not go with --patches: suspects are looked for among whole images."
         )
+    if dry_run:
+        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
+        return
     if clean_report is not None:
         writing.check(clean_report, "--clean-report")
     detector = _train(
@@ -371,14 +371,28 @@ def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dry_run(
-    paths: list[Path], chosen: TrainConfig, machine: dict[str, Any], output: Output
+    paths: list[Path],
+    chosen: TrainConfig,
+    machine: dict[str, Any],
+    output: Output,
+    *,
+    name: str | None,
+    resume: bool,
+    roi: str | None,
 ) -> None:
-    from anoscan import images, labelled, trainset
+    from anoscan import images, interest, labelled, store, trainset
+    from anoscan.keeper import Keeper
     from anoscan.learn import resolve
     from anoscan.runtime import Runtime
 
+    # What the training itself would refuse; a name that is taken may be of the model in question.
+    name = store.check_name(name or store.name_for(paths[0]))
+    if resume:
+        Keeper.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
     files = images.find(labelled.training_paths(paths)[0])
+    if roi is not None:
+        interest.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
     inspection = trainset.inspect(
         files,
         size=chosen.size,

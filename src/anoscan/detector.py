@@ -23,6 +23,7 @@ from anoscan.config import TrainConfig
 from anoscan.errors import UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, OnImage, nothing_readable, ranked, searched
+from anoscan.keeper import Keeper
 from anoscan.learn import learn, on_reading
 from anoscan.model import Model
 from anoscan.recalibration import Target
@@ -145,6 +146,8 @@ class Detector:
         if roi is not None:
             region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
         checkpoint = store.checkpoint_path(name)
+        if resume:
+            Keeper.check(checkpoint)
         record = Record(checkpoint)
         said = f"losses and pictures while the training runs: {record.folder}"
         anew = None

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anoscan import formats
 from anoscan.errors import InputError
 from anoscan.images import ImageFile, find, page_of
 from anoscan.results import AtThreshold, Confusion, Curves, Histogram, PrecisionRecall, Roc
@@ -445,11 +446,19 @@ def aurocs(
     }
 
 
-def unlabelled(base: Path, labelled: Sequence[ImageFile]) -> int:
-    """Images under `base` that no label names."""
+def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:
+    """Images under `folder` that no label names.
+
+    Without one, those beside labelled images: not in folders below, where maps, other images, or
+    all that somebody has may lie.
+    """
     try:
-        present = find([base])
-    except InputError:
+        if folder is None:
+            beside = {file for image in labelled for file in image.file.parent.iterdir()}
+            present = find([file for file in beside if formats.is_named_like_one(file)])
+        else:
+            present = find([folder])
+    except (InputError, OSError):
         return 0
     named = {(image.file.resolve(), image.page) for image in labelled}
     return sum((image.file.resolve(), image.page) not in named for image in present)

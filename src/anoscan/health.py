@@ -40,12 +40,15 @@ class Findings:
         Of the networks that are kept.
     reconstruction : float
         Mean squared residual of held-out normals, relative to that of the mean image.
+    apart : bool
+        Whether the encoder had a stage of its own.
     """
 
     rollbacks: int
     game: Game
     networks: Checkup
     reconstruction: float
+    apart: bool = True
 
 
 class Watch:
@@ -109,7 +112,7 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
         _stability(findings.rollbacks),
         _diversity(findings.game.diversity),
         *_discriminator(findings.game),
-        _reconstruction(findings.reconstruction, findings.networks),
+        _reconstruction(findings),
         _memorisation(findings.networks, findings.game.by_heart or 0.0),
         _near_copies(findings.networks.twins),
     )
@@ -252,7 +255,8 @@ def _discriminator(game: Game) -> list[HealthCheck]:
     return [_check("discriminator", "warn", game.separated, advice)]
 
 
-def _reconstruction(ratio: float, networks: Checkup) -> HealthCheck:
+def _reconstruction(findings: Findings) -> HealthCheck:
+    ratio, networks = findings.reconstruction, findings.networks
     facts = (
         f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses "
         f"(PCA: {networks.pca:.0%})"
@@ -261,7 +265,8 @@ def _reconstruction(ratio: float, networks: Checkup) -> HealthCheck:
         return _check("reconstruction", "ok", ratio, f"{facts}.")
     # What the generator made itself is what an encoder finds most easily.
     if networks.inversion > 0.9:
-        cause = "The encoder failed: train it longer (--encoder-images-shown)."
+        length = "--encoder-images-shown" if findings.apart else "--images-shown"
+        cause = f"The encoder failed: train it longer ({length})."
     else:
         cause = "The generator does not know them: train longer (--images-shown)."
     if not ratio < 1:

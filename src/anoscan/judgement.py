@@ -143,12 +143,12 @@ class Judge:
         found = []
         if how.mapping != "encoder" and self._asks_for_latent(score):
             found.append(
-                "the threshold and the p-values of a score made of reconstructions were set with "
+                "The threshold and the p-values of a score made of reconstructions were set with "
                 f"the encoder mapping: with --mapping {how.mapping} they are no promise."
             )
         if self._cover is not None:
             found.append(
-                "the threshold and the p-values were set without --roi: give it to train to have "
+                "The threshold and the p-values were set without --roi: give it to train to have "
                 "them exact."
             )
         return " ".join(found) or None

@@ -188,7 +188,7 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
     return LabelledSet(
         images=tuple(found),
         missing=len(missing),
-        unlabelled=evaluation.unlabelled(base, files),
+        unlabelled=evaluation.unlabelled(folder, files),
         masks=masks is not None or any(label.mask for label, _ in matched),
     )
 

@@ -173,8 +173,6 @@ def learn(
         When there are too few readable images.
     TrainingDiverged, TrainingInterrupted
     """
-    if resume:
-        Keeper.check(checkpoint)
     inspection = _inspect(files, config, runtime, roi)
     config = resolve(config, inspection)
     clock = _Clock()
@@ -213,6 +211,7 @@ def learn(
             game=game,
             networks=checkup.examine(networks, baselines, material, config),
             reconstruction=held.missed,
+            apart=bool(config.encoder_images_shown),
         ),
     )
     clock.lap("calibration")

@@ -44,7 +44,7 @@ _LOSSES = {
     "discriminator": "discriminator",
     "generator": "generator",
     "rotation": "loss",
-    "encoder": "loss",
+    "encoder": "encoder",
 }
 # What a pipe gets: a table row is one line there, however long its file name is.
 _NEVER_WRAP = 32_767
