@@ -148,7 +148,9 @@ def test_the_layout_without_masks_has_labels_all_the_same(tmp_path: Path) -> Non
 
 
 def test_what_lies_elsewhere_beside_a_csv_is_not_called_unlabelled(tmp_path: Path) -> None:
-    root = touched(tmp_path, "q/a.png", "q/b.png", "q/notes.txt", "q/maps/a.png", "other/c.png")
+    root = touched(
+        tmp_path, "q/a.png", "q/b.png", "q/notes.txt", "q/.c.png", "q/maps/a.png", "d.png"
+    )
     csv = root / "labels.csv"
     csv.write_text("path,label\nq/a.png,0\n")
     assert gather(csv, None, None).unlabelled == 1

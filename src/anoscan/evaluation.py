@@ -454,11 +454,16 @@ def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:
     """
     try:
         if folder is None:
-            beside = {file for image in labelled for file in image.file.parent.iterdir()}
-            present = find([file for file in beside if formats.is_named_like_one(file)])
+            folders = {image.file.parent for image in labelled}
+            present = find([file for beside in folders for file in _images_in(beside)])
         else:
             present = find([folder])
     except (InputError, OSError):
         return 0
     named = {(image.file.resolve(), image.page) for image in labelled}
     return sum((image.file.resolve(), image.page) not in named for image in present)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return [file for file in files if formats.is_named_like_one(file) and file.is_file()]

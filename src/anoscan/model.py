@@ -170,7 +170,7 @@ class Model:
             return cls._assemble(tensors, metadata, runtime)
         except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
             raise ModelError(
-                f"{path} does not hold a complete anoscan model: {error}",
+                f"{path} does not hold a complete anoscan model: {str(error).rstrip('.')}.",
                 hint="Copy it again from where it came from, or train it again.",
             ) from error
 
@@ -190,7 +190,7 @@ class Model:
             except RuntimeError as error:  # torch names every tensor, a line each
                 written = metadata["anoscan_version"]
                 versions = f"written by anoscan {written}, this is {anoscan.__version__}"
-                raise ValueError(f"the {part}'s weights do not fit ({versions}).") from error
+                raise ValueError(f"the {part}'s weights do not fit ({versions})") from error
             network.to(runtime.device)
         fitted = {
             name: {
