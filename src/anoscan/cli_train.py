@@ -391,8 +391,7 @@ def _dry_run(
         Keeper.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
     files = images.find(labelled.training_paths(paths)[0])
-    if roi is not None:
-        interest.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
+    interest.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
     inspection = trainset.inspect(
         files,
         size=chosen.size,

@@ -142,18 +142,15 @@ class Detector:
         runtime = Runtime.resolve(device, precision, workers)
         normal, narrowed = labelled.training_paths(paths)
         files = images.find(normal)
-        region = None
-        if roi is not None:
-            region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+        region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
         checkpoint = store.checkpoint_path(name)
         if resume:
             Keeper.check(checkpoint)
         record = Record(checkpoint)
         said = f"losses and pictures while the training runs: {record.folder}"
-        anew = None
-        if checkpoint.exists() and not resume:
-            anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
-        for note in filter(None, (narrowed, anew, said)):
+        anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
+        notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
+        for note in filter(None, notes):
             on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
         events = None if tensorboard is None else Path(tensorboard) / name
         tracker = Tracker(record, resume=resume, tensorboard=events)
@@ -173,9 +170,8 @@ class Detector:
         detector = cls(learned.model, runtime.measuring())
         detector.save(target)
         checkpoint.unlink(missing_ok=True)
-        record = record.move(Record(target))
         detector.suspicion = learned.suspicion
-        detector.report = learned.report(detector.reference, record, runtime)
+        detector.report = learned.report(detector.reference, record.move(Record(target)), runtime)
         return detector
 
     def save(self, path: str | Path) -> None:

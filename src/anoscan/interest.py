@@ -34,14 +34,18 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # of rows, colu
 }
 
 
-def chosen(roi: str | Path, files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
-    """Region that ``--roi`` names: of a mask, or of `AUTO`; None where there is no border.
+def chosen(
+    roi: str | Path | None, files: Sequence[ImageFile], *, workers: int, seed: int
+) -> Roi | None:
+    """Region that ``--roi`` names: of a mask, or of `AUTO`; None without, or with no border.
 
     Raises
     ------
     InputError
         When the mask cannot be used.
     """
+    if roi is None:
+        return None
     return within_borders(files, workers=workers, seed=seed) if roi == AUTO else read(Path(roi))
 
 
