@@ -99,6 +99,14 @@ def test_growth_starts_at_the_coarsest_level_never_shrinks_and_ends_at_full_size
     assert {level for level, _ in steps} == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_latents_do_not_shrink_with_the_contrast_of_a_batch(size: int) -> None:
+    with seeded(0, "test"):
+        encoder = ENTRY.encoder(shape(size)).train()
+    x = torch.rand(8, 3, size, size) * 2 - 1
+    torch.testing.assert_close(encoder(x / 4), encoder(x), rtol=0.02, atol=0.02)
+
+
 def test_low_levels_leave_the_fine_layers_alone() -> None:
     generator, discriminator = pair(16)
     for network in (generator, discriminator):
