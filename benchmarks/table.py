@@ -16,7 +16,7 @@ from benchmarks.cells import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 MARK = re.compile(
-    r"(<!-- (table|terms|ablation|curve|lineage|order|search): (\S+) -->\n).*?(<!-- end -->)",
+    r"(<!-- (table|terms|ablation|curve|lineage|seeds|order|search): (\S+) -->\n).*?(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -128,6 +128,43 @@ def _lineage_row(
         for part, name in keys
     ]
     return [*head, *(f"{mean:.3f}" for mean in means), seeds, seconds]
+
+
+def seeds(names: str) -> str:
+    """Markdown table of rows of `benchmarks.lineage` over seeds, for one class of each set.
+
+    `names` are classes as mnist/8, separated by commas. A row is compared with the default of the
+    same seed, which has the same images: the mean difference over the classes, and its standard
+    deviation over the seeds that all of them have.
+    """
+    wanted = [name.split("/") for name in names.split(",")]
+    found = {data: load(f"lineage/{data}") for data, _ in wanted}
+    methods = sorted({method for by_method in found.values() for method in by_method})
+    by_row = {
+        method: [_by_seed(found[data][method][cls]) for data, cls in wanted] for method in methods
+    }
+    usual = by_row.get("default", [])
+    lines = []
+    for method, cells in sorted(by_row.items(), key=lambda row: (row[0] != "default", row[0])):
+        shared = sorted(set.intersection(*map(set, [*cells, *usual])))
+        if len(shared) > 1:
+            spreads = [_spread([cell[seed] for seed in shared]) for cell in cells]
+            lines.append([method, *spreads, _gain(cells, usual, shared), str(len(shared))])
+    return _markdown(["row", *names.split(","), "to the default", "seeds"], lines)
+
+
+def _by_seed(results: list[dict[str, Any]]) -> dict[int, float]:
+    """AUROC of today's default score by seed."""
+    return {r["seed"]: r["auroc"] for r in results if OF_TODAY in r["auroc_by_term"]}
+
+
+def _gain(cells: list[dict[int, float]], usual: list[dict[int, float]], seeds: list[int]) -> str:
+    """How much more than the default of the same seed a row finds, over classes, then seeds."""
+    if cells == usual:
+        return "-"
+    pairs = list(zip(cells, usual, strict=True))
+    gains = [np.mean([cell[seed] - of[seed] for cell, of in pairs]) for seed in seeds]
+    return f"{np.mean(gains):+.3f} ± {np.std(gains, ddof=1):.3f}"
 
 
 _ORDER = {
@@ -299,6 +336,7 @@ def main() -> None:
         "ablation": ablation,
         "curve": curve,
         "lineage": lineage,
+        "seeds": seeds,
         "order": order,
         "search": search,
     }

@@ -120,6 +120,26 @@ def test_the_order_of_encoders_has_a_spread_where_there_are_seeds(
     assert lines[5] == "| `ziz` | `ae` | - | - | 0 |"
 
 
+def test_rows_are_compared_with_the_default_of_the_same_seed(results: Path) -> None:
+    found = {"default": [0.90, 0.80, 0.70], "hinge": [0.92, 0.83, 0.74], "bce": [0.9]}
+    for row, values in found.items():
+        for seed, auroc in enumerate(values):
+            path = results / "lineage" / "digits" / row / f"3-seed{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            terms = {} if (row, seed) == ("hinge", 2) else {table.OF_TODAY: 0.5}  # an older score
+            cell = {"data": "lineage/digits", "cls": "3", "seed": seed, "method": row}
+            cell |= {"auroc": auroc, "auroc_by_term": terms}
+            path.write_text(json.dumps(cell), encoding="utf-8")
+
+    lines = table.seeds("digits/3").splitlines()
+
+    assert lines[0] == "| row | digits/3 | to the default | seeds |"
+    assert lines[2:] == [
+        "| default | 0.800 ± 0.100 | - | 3 |",
+        "| hinge | 0.875 ± 0.064 | +0.025 ± 0.007 | 2 |",
+    ]
+
+
 def test_rows_with_the_default_gan_leave_no_sheet_of_their_own() -> None:
     shared = {
         name for name, settings in lineage.rows().items() if not lineage.has_own_gan(settings)
