@@ -344,6 +344,7 @@ def test_every_setting_has_an_option(run: Run) -> None:
         (["--config", "missing.json"], 1, "--config missing.json: No such file"),
         (["--roi", "missing.png"], 1, "missing.png"),
         (["--drop-suspects", "--patches", "20"], 2, "does not go with --patches"),
+        (["--patches", "20", "--patch-size", "64"], 1, "Give a smaller --patch-size."),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -358,6 +359,17 @@ def test_wrong_train_options_are_one_line_on_stderr(
     progress = ("reading images", "losses and pictures while")
     errors = [line for line in result.err.splitlines() if not line.startswith(progress)]
     assert len(errors) == 1, result.err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_too_few_images_are_refused_even_by_a_dry_run(
+    run: Run, few: Digits, tmp_path: Path, dry: list[str]
+) -> None:
+    for file in sorted(few.normal.iterdir())[:7]:
+        shutil.copy(file, tmp_path)
+    result = run("train", tmp_path, *dry, "--json")
+    assert (result.code, result.out) == (1, "")
+    assert "7 readable images are too few to learn from" in result.err
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,7 @@ def _dry_run(
     from anoscan import images, interest, labelled, store, trainset
     from anoscan.keeper import Keeper
     from anoscan.learn import resolve
+    from anoscan.material import check_count
     from anoscan.runtime import Runtime
 
     # What the training itself would refuse; a name that is taken may be of the model in question.
@@ -400,6 +401,7 @@ def _dry_run(
         seed=chosen.seed,
         patch=chosen.patch,
     )
+    check_count(inspection.inspected)
     document = {
         "schema": "anoscan.config/1",
         "config": resolve(chosen, inspection).to_dict(),

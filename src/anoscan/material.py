@@ -296,16 +296,26 @@ def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[byte
     ]
 
 
-def _split(
-    images: list[ImageFile], digests: list[bytes], skipped: list[Skipped], config: TrainConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    if len(digests) < FEWEST_IMAGES:
+def check_count(readable: int, skipped: Sequence[Skipped] = ()) -> None:
+    """Refuse to learn from too few images.
+
+    Raises
+    ------
+    InputError
+    """
+    if readable < FEWEST_IMAGES:
         first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
         raise InputError(
-            f"{len(digests)} readable images are too few to learn from: at least "
+            f"{readable} readable images are too few to learn from: at least "
             f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
             hint=first,
         )
+
+
+def _split(
+    images: list[ImageFile], digests: list[bytes], skipped: list[Skipped], config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    check_count(len(digests), skipped)
     return split(together(images, digests), config.seed, config.held_out)
 
 

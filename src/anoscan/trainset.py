@@ -36,7 +36,7 @@ class Inspection:
     """What a folder of images looks like, and the rule that follows.
 
     `sizes` counts "WIDTHxHEIGHT" of the upright images, `bit_depths` kinds such as "8-bit grey",
-    both among the `inspected` images that could be read.
+    both among the `inspected` images that could be read and have room for a patch.
     """
 
     rule: ImageRule
@@ -78,7 +78,7 @@ def inspect(
     Raises
     ------
     InputError
-        When none of the files can be read.
+        When none of the files can be read, or all are smaller than `patch`.
     """
     chosen = list(files)
     if len(files) > _INSPECTED:
@@ -86,12 +86,16 @@ def inspect(
         chosen = [files[index] for index in drawn]
     with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
         results = list(pool.map(_look, chosen))
-    looks = [look for look in results if isinstance(look, _Look)]
+    large_enough = [_within(look, patch) for look in results]
+    looks = [look for look in large_enough if isinstance(look, _Look)]
     if not looks:
-        first = f" {chosen[0].path}: {results[0]}." if chosen else ""
+        first = f" {chosen[0].path}: {large_enough[0]}." if chosen else ""
+        kinds = f"Images are {KINDS} files of at least 2x2 pixels."
+        readable = any(isinstance(look, _Look) for look in results)
         raise InputError(
-            f"none of the {len(chosen)} images looked at can be read.{first}",
-            hint=f"Images are {KINDS} files of at least 2x2 pixels.",
+            f"none of the {len(chosen)} images looked at can be {'used' if readable else 'read'}."
+            f"{first}",
+            hint="Give a smaller --patch-size." if readable else kinds,
         )
     if size is None and patch is not None:
         size = patch
@@ -107,6 +111,13 @@ def inspect(
         bit_depths=dict(Counter(look.bit_depth for look in looks)),
         inspected=len(looks),
     )
+
+
+def _within(look: _Look | str, patch: int | None) -> _Look | str:
+    """The look of an image that has room for a patch; else why it is none to train on."""
+    if isinstance(look, str) or patch is None or min(look.width, look.height) >= patch:
+        return look
+    return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
 
 
 def _look(image: ImageFile) -> _Look | str:
