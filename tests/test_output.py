@@ -368,7 +368,12 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end_of_a_stage() -> 
         "learning normal: 200 of 300",
         "learning normal: 300 of 300",
     ]
-    assert said[0].endswith("1,000/s discriminator 0.50 generator 1.25")
+    assert said[0].endswith("1,000/s discriminator 0.5 generator 1.25")
+
+
+def test_small_losses_are_not_shown_as_zero() -> None:
+    report = Progress("gan", 5, 10, {"discriminator": -0.000412, "generator": 0.00123}, 0.0)
+    assert lines_of([(11.0, report)])[0].endswith("discriminator -0.000412 generator 0.00123")
 
 
 def test_a_note_of_training_is_always_logged() -> None:
@@ -389,7 +394,7 @@ def test_bars_fit_80_columns() -> None:
         text = console.file.getvalue()  # type: ignore[attr-defined]
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
     assert max(map(cell_len, lines)) <= 80
-    assert "discriminator -12345.68 generator 12345.68" in text
+    assert "discriminator -1.23e+04 generator 1.23e+04" in text
     assert "loss" not in text
     assert "learning to map" in text
 

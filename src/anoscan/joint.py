@@ -152,10 +152,14 @@ class JointStage(GanStage):
         return losses
 
     def _missed(self, x: Tensor, z_hat: Tensor) -> Tensor:
-        """Mean squared residual of G(E(x)), of which only E learns."""
-        self.generator.requires_grad_(False)
+        """Mean squared residual of G(E(x)), of which only E learns.
+
+        G normalises by its running statistics, as it will when it is scored with, and these stay
+        those of generated images.
+        """
+        self.generator.eval().requires_grad_(False)
         missed = mse_loss(self.generator(z_hat).float(), x)
-        self.generator.requires_grad_(True)
+        self.generator.train().requires_grad_(True)
         return missed
 
     def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

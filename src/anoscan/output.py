@@ -293,4 +293,4 @@ def _facts(progress: Progress) -> Iterator[str]:
         yield f"{progress.images_per_second:,.0f}/s"
     for name, value in progress.losses.items():
         if name in _LOSSES:
-            yield f"{_LOSSES[name]} {value:.2f}"
+            yield f"{_LOSSES[name]} {value:.3g}"  # those of a clipped critic are thousandths

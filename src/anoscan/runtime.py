@@ -120,9 +120,10 @@ def stream(seed: int, name: str, index: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Give code that draws from torch's global generator a stream, then restore the generator."""
+    """Give code that draws from torch's CPU generator a stream, then restore the generator."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, name).initial_seed())
+        # Not torch.manual_seed, which seeds the accelerators too and leaves them so.
+        torch.default_generator.manual_seed(stream(seed, name).initial_seed())
         yield
 
 
