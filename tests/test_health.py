@@ -97,6 +97,7 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
     [
         ({"rollbacks": 2}, "stability", "warn", "2 times"),
         ({"game": Game(0.02, 0.9, 0.1)}, "diversity", "fail", "mode collapse"),
+        ({"game": Game(0.9, 0.5, 0.1, still=True)}, "discriminator", "fail", "wgan-gp"),
         ({"game": Game(0.9, 0.9, 0.8)}, "memorisation", "warn", "by heart"),
         ({"reconstruction": 1.2}, "reconstruction", "fail", "--images-shown"),
         (
@@ -205,16 +206,20 @@ def test_a_good_game_is_not_talked_about() -> None:
 
 
 class Blob(nn.Module):
-    """A generator of one image, and a discriminator that knows it."""
+    """A generator of one image, and a discriminator that knows it.
 
-    def __init__(self) -> None:
+    `told` is how much of that the discriminator tells.
+    """
+
+    def __init__(self, told: float = 1.0) -> None:
         super().__init__()
+        self.told = told
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 2:
             return torch.zeros(len(x), 1, 16, 16) + self.weight
-        return x.flatten(1).abs().sum(1)
+        return 0.01 + self.told * x.flatten(1).abs().sum(1)
 
 
 def write(folder: Path, images: list[np.ndarray]) -> Path:
@@ -298,6 +303,9 @@ def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:
     found = checkup.game(Blob(), Blob(), material, TrainConfig(latent_dim=4), images=64)
     assert found.diversity == 0
     assert found.separated == 1
+    assert not found.still
+    mute = checkup.game(Blob(), Blob(told=1e-9), material, TrainConfig(latent_dim=4), images=64)
+    assert mute.still
 
 
 class Pixels:

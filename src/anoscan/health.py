@@ -242,6 +242,12 @@ def _diversity(ratio: float) -> HealthCheck:
 def _discriminator(game: Game) -> list[HealthCheck]:
     if game.separated is None:
         return []
+    if game.still:
+        advice = (
+            "The discriminator gives all images the same realness: its gradients vanished, and the "
+            "generator learned nothing. Use --objective wgan-gp, or a smaller --size."
+        )
+        return [_check("discriminator", "fail", game.separated, advice)]
     facts = (
         f"The discriminator tells real from generated images with an AUROC of {game.separated:.2f}"
     )
