@@ -4,7 +4,9 @@ Arjovsky et al. 2017, "Wasserstein GAN" (arXiv 1701.07875), algorithm 1: after e
 all weights are clipped to [-0.01, 0.01]. The paper takes RMSProp because momentum made training
 unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start. A critic of such
 small weights is nearly linear and lets the generator stay with one image, so that the generator
-also matches the variety of real features (`spread_gap`).
+also matches the variety of real features (`spread_gap`). Behind the many layers of a growing
+critic, which has no normalisation, nothing would be left of an image at 0.01: there each layer has
+a bound of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from anoscan.objectives import NEGATIVE_LOSSES, Objective
 
 CLIP = 0.01
+INPUTS = 10_000  # of a layer of the paper's critic (a DCGAN's, up to 512 channels of 5x5)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -32,16 +35,19 @@ def generator_loss(fake: Tensor) -> Tensor:
 def constrain(discriminator: nn.Module) -> None:
     """Clip the parameters of all linear and convolutional layers of the game.
 
-    Not those of normalisation layers, whose scale is 1 by nature.
+    Not those of normalisation layers, whose scale is 1 by nature. Layers of equalised speed are
+    bounded as if they had `INPUTS` inputs, by what acts and not by what Adam moves: then an image
+    is as large behind a narrow layer as behind a wide one.
     """
     apart = getattr(discriminator, "turn_head", None)
     for module in discriminator.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:
-            # What acts, which an equalised layer makes of what it learns.
-            for name in [name for name, _ in module.named_parameters(recurse=False)]:
-                getattr(module, name).clamp_(-CLIP, CLIP)
+            most = CLIP
             if is_parametrized(module):
-                module.weight = module.weight.clamp(-CLIP, CLIP)
+                most *= (INPUTS / module.weight[0].numel()) ** 0.5
+                module.weight = module.weight.clamp(-most, most)
+            for name in [name for name, _ in module.named_parameters(recurse=False)]:
+                getattr(module, name).clamp_(-most, most)
 
 
 ENTRY = Objective(
