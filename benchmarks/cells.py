@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -97,13 +99,20 @@ def sweep(
     """
     missing = [cell for cell in wanted if again or not cell.path.exists()]
     # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_own_home)
+    with pool:
         running = {pool.submit(compute, cell, command): cell for cell in missing}
         for done in as_completed(running):
             cell, result = running[done], done.result()
             line = f"{cell.data} {cell.cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
             sys.stderr.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
     json.dump([json.loads(cell.path.read_text()) for cell in wanted], sys.stdout, indent=1)
+
+
+def _own_home() -> None:
+    """A store for this process: cells train under one name, which is one training at a time."""
+    home = Path(os.environ.get("ANOSCAN_HOME") or tempfile.gettempdir())
+    os.environ["ANOSCAN_HOME"] = str(home / f"benchmark-{os.getpid()}")
 
 
 def commit() -> str:

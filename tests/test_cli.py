@@ -379,7 +379,8 @@ def test_too_few_images_are_refused_even_by_a_dry_run(
         ("[" * 100_000, 1, "is not JSON"),
         ("[1]", 1, "one JSON object"),
         ('{"depth": 3}', 2, "unknown setting 'depth'"),
-        ('{"width": "wide"}', 2, "setting 'width' must be int"),
+        ('{"width": "wide"}', 2, "setting 'width' must be a whole number."),
+        ('{"size": "auto"}', 2, "must be a whole number or null (which is auto). Got 'auto'."),
         ('{"size": 4}', 2, "--size must be from 16 to 512"),
     ],
 )

@@ -15,6 +15,7 @@ from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.material import split
 from anoscan.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
+from anoscan.training import Progress
 from tests.conftest import Digits
 
 
@@ -343,7 +344,9 @@ def test_evaluation_of_one_class_says_why_there_is_no_auroc(
     normal = [row for row in rows if row.endswith(",0")]
     file = tmp_path / "normal.csv"
     file.write_text("\n".join(["path,label", *normal, "queries/gone.png,1"]), encoding="utf-8")
-    report = trained.evaluate(file, digits.labels.parent)
+    said: list[Progress] = []
+    report = trained.evaluate(file, digits.labels.parent, on_progress=said.append)
+    assert said[0].note == "labels without an image: queries/gone.png"
     assert report.auroc is None
     assert report.undefined
     assert report.images.missing == 1

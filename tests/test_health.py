@@ -165,6 +165,17 @@ def test_generated_copies_are_told_from_new_images() -> None:
     known, unknown = draw(size=(900, 8)), draw(size=(100, 8))
     assert checkup.copied(draw(size=(512, 8)), known, unknown) < 0.4
     assert checkup.copied(known[:512] + draw(size=(512, 8)) / 100, known, unknown) > 0.9
+    noise = 40 * draw(size=(512, 8))
+    assert checkup.copied(noise, known[:3], unknown[:1]) == 0
+
+
+def test_one_image_or_noise_is_not_called_a_copy_of_training_images() -> None:
+    copying = dataclasses.replace(GOOD.networks, copied=1.0)
+    assert "memorisation" in verdicts(of(findings=dataclasses.replace(GOOD, networks=copying)))
+    one_image = dataclasses.replace(GOOD, networks=copying, game=Game(0.02, 0.9, 0.1))
+    assert verdicts(of(findings=one_image)) == {"diversity": "fail"}
+    noise = of(findings=dataclasses.replace(GOOD, game=Game(17.0, 0.9, 0.1)))
+    assert verdicts(noise) == {"diversity": "warn"}
 
 
 def test_the_nearest_point_is_found() -> None:

@@ -228,6 +228,15 @@ def test_drift_finds_another_camera_and_nothing_where_there_is_none(
     assert "anoscan calibrate" in other.advice
 
 
+def test_drift_knows_the_look_of_images_that_the_model_was_trained_on(
+    trained: Detector, digits: Digits
+) -> None:
+    found = drift.compare(trained, [digits.normal], lambda progress: None)
+    assert not found.fits
+    assert "trained on" in found.advice
+    assert "anoscan calibrate" not in found.advice
+
+
 def test_a_model_that_does_not_fit_has_an_exit_code_of_its_own(
     trained: Detector,
     unseen: Path,

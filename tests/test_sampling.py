@@ -142,6 +142,16 @@ def test_the_answer_key_of_the_turing_test_is_right(
     assert sources != sorted(sources, reverse=True)
 
 
+def test_the_turing_test_shows_normal_images_of_a_folder_with_defects_and_masks(
+    detector: Detector, few: Digits, tmp_path: Path
+) -> None:
+    for inside in ("train/good", "test/scratch", "ground_truth/scratch"):
+        shutil.copytree(few.normal, tmp_path / "made" / inside)
+    report = detector.sample(tmp_path / "out", n=40, turing=tmp_path / "made")
+    real = {answer["path"] for answer in key_of(report) if answer["source"] == "real"}
+    assert {Path(path).parent.as_posix()[-10:] for path in real} == {"train/good"}
+
+
 def test_unreadable_images_of_the_turing_test_are_skipped_and_listed(
     detector: Detector, few: Digits, tmp_path: Path
 ) -> None:

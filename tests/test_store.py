@@ -57,6 +57,32 @@ def test_models_and_checkpoints_live_under_anoscan_home(home: Path) -> None:
     assert store.checkpoint_path("a") == home / "checkpoints" / "a.safetensors"
 
 
+def test_two_trainings_of_one_name_do_not_run_at_once(home: Path) -> None:
+    with store.claim("a"), store.claim("b"):
+        with (
+            pytest.raises(ModelError, match="another training of the name 'a'") as raised,
+            store.claim("a"),
+        ):
+            pass
+        assert "--name" in str(raised.value.hint)
+    with store.claim("a"):
+        pass
+
+
+def test_a_file_whose_name_is_no_models_is_not_suggested_for_itself(home: Path) -> None:
+    store.models_folder().mkdir(parents=True)
+    (store.models_folder() / "a[red]b.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="cannot name a model") as raised:
+        store.resolve("a[red]b")
+    assert raised.value.hint == "Rename the file."
+
+
+def test_a_store_that_cannot_be_written_is_said_before_training(home: Path) -> None:
+    home.write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match="cannot write to"), store.claim("a"):
+        pass
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_anoscan_home_the_users_cache_is_used(
     monkeypatch: pytest.MonkeyPatch, value: str | None

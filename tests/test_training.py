@@ -23,6 +23,7 @@ from anoscan.detector import Detector
 from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted, UsageError
 from anoscan.folds import Folds
 from anoscan.images import ImageRule, decode, find
+from anoscan.keeper import Keeper
 from anoscan.mapping import EncoderStage
 from anoscan.model import fresh_networks
 from anoscan.runtime import Runtime, stream
@@ -515,6 +516,14 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
     assert resumed.report.images_shown == {"gan": 640, "rotation": 640, "encoder": 320}
+
+
+def test_a_checkpoint_that_was_cut_short_is_refused_and_the_way_out_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    file.write_bytes(b"cut")
+    with pytest.raises(ModelError, match="the checkpoint cannot be used") as raised:
+        Keeper(file, {}, resume=True)
+    assert raised.value.hint == "Train without --resume."
 
 
 @pytest.mark.parametrize("asked_in", ["_fitted", "_maps", "_trained"])

@@ -29,6 +29,7 @@ from anoscan.results import (
 from anoscan.scores import Inversion
 from anoscan.training import OnProgress, Progress
 
+MISSING_SHOWN = 5  # of the labels without an image
 _BUFFERS = 16  # full runs of pixels in memory, all classes together
 
 Kind = tuple[str | None, bool]  # class, and whether its images are anomalous
@@ -73,12 +74,19 @@ def assess(
     for subject in subjects:  # before hours of scoring
         subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
     total = len(given.images) * len(subjects)
+    if given.missing:
+        on_progress(Progress("reading", 0, total, {}, 0.0, _absent(given.missing)))
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
         measured.append(_Measured.of(subject, given, conditions, done, total, on_progress))
     first = measured[0].report()
     return dataclasses.replace(first, comparison=_compared(measured) if measured[1:] else None)
+
+
+def _absent(paths: Sequence[str]) -> str:
+    shown, more = ", ".join(paths[:MISSING_SHOWN]), len(paths) - MISSING_SHOWN
+    return f"labels without an image: {shown}{f' and {more:,} more' if more > 0 else ''}"
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class _Measured:
                 anomalous=int(anomalous.sum()),
                 skipped=tuple(self.skipped),
                 unlabelled=given.unlabelled,
-                missing=given.missing,
+                missing=len(given.missing),
             ),
             auroc=found.auroc,
             auroc_ci95=found.auroc_ci95,

@@ -174,7 +174,8 @@ def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
 
     An honest generator knows nothing of which images were held out, so a generated image has its
     nearest neighbour among them as often as they are among all real images. What is missing of
-    that was copied. (The distance itself would say nothing: blurred images are near to all.)
+    that was copied. (The distance itself would say nothing: blurred images are near to all.) Images
+    farther from all real ones than these are from their mean, such as noise, copy none.
 
     Parameters
     ----------
@@ -182,8 +183,12 @@ def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
         Generated, training and held-out images.
     """
     expected = len(unknown) / (len(known) + len(unknown))
-    found = float((nearest(fake, unknown)[0] < nearest(fake, known)[0]).mean())
-    return float(np.clip(1 - found / expected, 0, 1))
+    to_unknown, to_known = nearest(fake, unknown)[0], nearest(fake, known)[0]
+    alike = np.minimum(to_unknown, to_known) < known.var(0).sum()
+    if not alike.any():
+        return 0.0
+    found = float((to_unknown < to_known)[alike].mean())
+    return float(np.clip(1 - found / expected, 0, 1) * alike.mean())
 
 
 def nearest(points: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

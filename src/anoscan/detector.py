@@ -150,23 +150,23 @@ class Detector:
         said = f"losses and pictures while the training runs: {record.folder}"
         anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
         notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
-        for note in filter(None, notes):
-            on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
         events = None if tensorboard is None else Path(tensorboard) / name
-        tracker = Tracker(record, resume=resume, tensorboard=events)
-        with stop_on_interrupt() as stopping, closing(tracker):
-            learned = learn(
-                files,
-                config,
-                runtime,
-                checkpoint=checkpoint,
-                resume=resume,
-                tracker=tracker,
-                on_progress=on_progress,
-                stopping=stopping,
-                drop_suspects=drop_suspects,
-                roi=region,
-            )
+        with store.claim(name), stop_on_interrupt() as stopping:
+            for note in filter(None, notes):
+                on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
+            with closing(Tracker(record, resume=resume, tensorboard=events)) as tracker:
+                learned = learn(
+                    files,
+                    config,
+                    runtime,
+                    checkpoint=checkpoint,
+                    resume=resume,
+                    tracker=tracker,
+                    on_progress=on_progress,
+                    stopping=stopping,
+                    drop_suspects=drop_suspects,
+                    roi=region,
+                )
         detector = cls(learned.model, runtime.measuring())
         detector.save(target)
         checkpoint.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def compare(
         anomalous_share=float((scores > threshold.score).mean()),
         false_alarm_rate=threshold.effective_rate,
         fits=fits,
-        advice=_advice(drifted, many, len(terms)),
+        advice=_advice(checks, many, len(terms)),
         checks=checks,
         skipped=tuple(skipped),
     )
@@ -118,7 +118,18 @@ def _checks(samples: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[DriftChe
     )
 
 
-def _advice(drifted: Sequence[str], many: bool, n: int) -> str:
+def _tamer(check: DriftCheck) -> bool:
+    looks = ("brightness", "sharpness")  # of which less is not tamer
+    return check.name not in looks and check.batch_median < check.calibration_median
+
+
+def _advice(checks: Sequence[DriftCheck], many: bool, n: int) -> str:
+    drifted = [check.name for check in checks if check.drifted]
+    if drifted and not many and all(_tamer(check) for check in checks if check.drifted):
+        return (
+            f"the model no longer fits: {', '.join(drifted)} drifted to less than usual. Images "
+            "that the model was trained on look like that; give it normal images that it never saw."
+        )
     if drifted or many:
         reasons = [f"{', '.join(drifted)} drifted"] * bool(drifted)
         reasons += ["many images are unlike every normal one (mismatch)"] * many

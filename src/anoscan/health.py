@@ -19,7 +19,7 @@ WATCH_SAMPLES = 64
 WATCHED_FROM = 4000  # images shown in all: a shorter game is over before anyone could act
 # Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
 OVERPOWERED = 0.999
-VARIED = 0.4
+COLLAPSED, VARIED, TOO_VARIED = 0.1, 0.4, 2.0
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
 FEWEST_QUERIES, MOST_ODD = 10, 0.8
 
@@ -113,7 +113,7 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
         _diversity(findings.game.diversity),
         *_discriminator(findings.game),
         _reconstruction(findings),
-        _memorisation(findings.networks, findings.game.by_heart or 0.0),
+        _memorisation(findings.networks, findings.game),
         _near_copies(findings.networks.twins),
     )
     return HealthReport(verdict=worst(checks), checks=checks)
@@ -157,7 +157,7 @@ def _calibration(n: int) -> HealthCheck:
             f"(1 % needs 99)."
         )
         return _check("calibration", "warn", n, advice)
-    return _check("calibration", "ok", n, f"{n:,} held-out normals set the threshold.")
+    return _check("calibration", "ok", n, f"{n:,} normals set the threshold.")
 
 
 def _duplicates(census: Census) -> HealthCheck:
@@ -227,7 +227,7 @@ def _stability(rollbacks: int) -> HealthCheck:
 
 def _diversity(ratio: float) -> HealthCheck:
     facts = f"Generated images vary {ratio:.0%} as much as the training images"
-    if not ratio > 0.1:
+    if not ratio > COLLAPSED:
         advice = (
             f"{facts}: mode collapse, or too short a training. Raise --images-shown first, then "
             f"lower --learning-rate."
@@ -235,6 +235,9 @@ def _diversity(ratio: float) -> HealthCheck:
         return _check("diversity", "fail", ratio, advice)
     if ratio < VARIED:
         advice = f"{facts}: the generator covers part of what is normal. Train longer."
+        return _check("diversity", "warn", ratio, advice)
+    if ratio > TOO_VARIED:
+        advice = f"{facts}: they are noise still. Train longer (--images-shown)."
         return _check("diversity", "warn", ratio, advice)
     return _check("diversity", "ok", ratio, f"{facts}.")
 
@@ -281,8 +284,10 @@ def _reconstruction(findings: Findings) -> HealthCheck:
     return _check("reconstruction", "warn", ratio, f"{facts}: pictures say little. {cause}")
 
 
-def _memorisation(networks: Checkup, by_heart: float) -> HealthCheck:
-    if networks.copied > COPIED:
+def _memorisation(networks: Checkup, game: Game) -> HealthCheck:
+    by_heart = game.by_heart or 0.0
+    # One image has one nearest neighbour: that says nothing of copies.
+    if networks.copied > COPIED and game.diversity > COLLAPSED:
         found = f"About {networks.copied:.0%} of the generated images are copies of training images"
     elif networks.gap > GAP:
         found = (

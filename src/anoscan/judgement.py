@@ -193,7 +193,9 @@ class Judge:
         if nearest and self.model.neighbours is None:
             raise ModelError(
                 "--nearest: this model keeps nothing of its training images.",
-                hint="Train with --keep-thumbnails.",
+                hint="It learned from parts of images, of which none are kept."
+                if self.model.rule.patch
+                else "Train with --keep-thumbnails.",
             )
         peaks = self._yardstick.region_peaks
         threshold = self.threshold(false_alarm_rate, score)

@@ -44,7 +44,13 @@ class Keeper:
 
     def _read(self) -> None:
         self.check(self.path)
-        self._tensors, self._found = modelfile.load(self.path)
+        try:
+            self._tensors, self._found = modelfile.load(self.path)
+        except ModelError as error:
+            raise ModelError(
+                f"--resume: the checkpoint cannot be used: {error.message}",
+                hint="Train without --resume.",
+            ) from error
         if self._found.get("identity") != self.identity:
             raise ModelError(
                 "--resume: the checkpoint is of other images or other settings.",

@@ -38,12 +38,12 @@ class Labelled:
 class LabelledSet:
     """Images with labels.
 
-    `missing` counts labels without an image, `unlabelled` images without a label; `masks` says
-    whether pixels can be measured too.
+    `missing` are the paths of labels without an image, `unlabelled` counts images without a label;
+    `masks` says whether pixels can be measured too.
     """
 
     images: tuple[Labelled, ...]
-    missing: int
+    missing: tuple[str, ...]
     unlabelled: int
     masks: bool
 
@@ -187,7 +187,7 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
         found.append(Labelled(image, label.anomalous, label.cls, mask))
     return LabelledSet(
         images=tuple(found),
-        missing=len(missing),
+        missing=tuple(label.path for label in missing),
         unlabelled=evaluation.unlabelled(folder, files),
         masks=masks is not None or any(label.mask for label, _ in matched),
     )
@@ -210,7 +210,7 @@ def _from_folders(folder: Path | None, masks: Path | None) -> LabelledSet:
             Labelled(image, kind.lower() not in evaluation.NORMAL, kind, beside.of(image))
             for image, kind in kept
         ),
-        missing=0,
+        missing=(),
         unlabelled=len(files) - len(kept),
         masks=beside.folder is not None,
     )

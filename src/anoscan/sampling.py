@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anoscan import pictures
+from anoscan import labelled, pictures
 from anoscan.errors import InputError, UsageError
 from anoscan.images import Decoded, ImageFile, ImageRule, decode, find, named
 from anoscan.images import stream as decoded_stream
@@ -133,7 +133,7 @@ class Sampler:
         self, folder: str | Path, n: int
     ) -> tuple[tuple[Floats, list[str | None]], list[Skipped]]:
         """Images in the order of the sheet with the path of each real one; and what was skipped."""
-        real, skipped = self._real(find([folder]), n // 2)
+        real, skipped = self._real(find(labelled.training_paths([folder])[0]), n // 2)
         if not real:
             raise InputError(
                 f"--turing: none of the {len(skipped)} images in {folder} can be read.",

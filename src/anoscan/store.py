@@ -9,10 +9,13 @@ import difflib
 import os
 import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from anoscan import modelfile
 from anoscan.errors import ModelError, UsageError
@@ -64,6 +67,37 @@ def checkpoint_path(name: str) -> Path:
         For a name that `check_name` refuses.
     """
     return home() / "checkpoints" / f"{check_name(name)}{SUFFIX}"
+
+
+@contextmanager
+def claim(name: str) -> Iterator[None]:
+    """Keep the checkpoint, the record and the name of a training to one process.
+
+    The system lets go of it when that process ends, however it ends.
+
+    Raises
+    ------
+    ModelError
+        When another process trains under that name, or nothing can be written to the store.
+    """
+    lock = FileLock(home() / "locks" / f"{check_name(name)}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ModelError(
+            f"another training of the name {name!r} is running.",
+            hint="Wait until it has ended, or give another --name.",
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"cannot write to {home()}: {error.strerror or error}.",
+            hint="Set ANOSCAN_HOME to a folder of your own.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_name(name: str) -> str:
@@ -387,6 +421,11 @@ def _existing(name: str) -> Path:
 
 
 def _missing(name: str) -> ModelError:
+    if _problem_with(name) and _exists(models_folder() / f"{name}{SUFFIX}"):
+        return ModelError(
+            f"{name}{SUFFIX} is in {models_folder()}, but {name!r} cannot name a model.",
+            hint="Rename the file.",
+        )
     return ModelError(f"there is no model named {name!r}.", hint=_close_to(name))
 
 
