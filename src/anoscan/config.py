@@ -253,11 +253,11 @@ def _typed(name: str, value: Any, annotation: str) -> None:
     if value is None and annotation.endswith("| None"):
         return
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
-        words = {
+        told = {
             "int": "a whole number",
             "float": "a number",
             "str": "text",
             "bool": "true or false",
         }
-        told = words[kind] + " or null (which is auto)" * (kind != annotation)
+        null = " or null (which is auto)" * (kind != annotation)
         raise UsageError(f"setting {name!r} must be {told[kind]}{null}. Got {value!r}.")
