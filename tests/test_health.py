@@ -165,8 +165,8 @@ def test_generated_copies_are_told_from_new_images() -> None:
     known, unknown = draw(size=(900, 8)), draw(size=(100, 8))
     assert checkup.copied(draw(size=(512, 8)), known, unknown) < 0.4
     assert checkup.copied(known[:512] + draw(size=(512, 8)) / 100, known, unknown) > 0.9
-    noise = 40 * draw(size=(512, 8))
-    assert checkup.copied(noise, known[:3], unknown[:1]) == 0
+    far = 40 + draw(size=(512, 8))  # the outermost image is the nearest of them all
+    assert checkup.copied(far, known, unknown) == 0
 
 
 def test_one_image_or_noise_is_not_called_a_copy_of_training_images() -> None:

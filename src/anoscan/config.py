@@ -259,5 +259,5 @@ def _typed(name: str, value: Any, annotation: str) -> None:
             "str": "text",
             "bool": "true or false",
         }
-        null = " or null (which is auto)" * (kind != annotation)
+        null = " or null" + " (which is auto)" * (value == "auto") if kind != annotation else ""
         raise UsageError(f"setting {name!r} must be {told[kind]}{null}. Got {value!r}.")

@@ -132,29 +132,29 @@ class Detector:
         UsageError
             For a setting out of range.
         ModelError
-            When the name is taken.
+            When the name is taken, or another training of that name is running.
         TrainingDiverged, TrainingInterrupted
         """
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
         name = store.check_name(name or store.name_for(Path(paths[0])))
-        target = store.unused(name, Path(path) if path else None, force=force)
-        runtime = Runtime.resolve(device, precision, workers)
-        normal, narrowed = labelled.training_paths(paths)
-        files = images.find(normal)
-        region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
-        checkpoint = store.checkpoint_path(name)
-        if resume:
-            Keeper.check(checkpoint)
-        record = Record(checkpoint)
-        said = f"losses and pictures while the training runs: {record.folder}"
-        anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
-        notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
-        events = None if tensorboard is None else Path(tensorboard) / name
-        with store.claim(name), stop_on_interrupt() as stopping:
+        with store.claim(name):  # until its files are where they stay
+            target = store.unused(name, Path(path) if path else None, force=force)
+            runtime = Runtime.resolve(device, precision, workers)
+            normal, narrowed = labelled.training_paths(paths)
+            files = images.find(normal)
+            region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            record = Record(checkpoint := store.checkpoint_path(name))
+            if resume:
+                Keeper.check(checkpoint)
+            said = f"losses and pictures while the training runs: {record.folder}"
+            anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
+            notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
             for note in filter(None, notes):
                 on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
-            with closing(Tracker(record, resume=resume, tensorboard=events)) as tracker:
+            events = None if tensorboard is None else Path(tensorboard) / name
+            tracker = Tracker(record, resume=resume, tensorboard=events)
+            with stop_on_interrupt() as stopping, closing(tracker):
                 learned = learn(
                     files,
                     config,
@@ -167,11 +167,12 @@ class Detector:
                     drop_suspects=drop_suspects,
                     roi=region,
                 )
-        detector = cls(learned.model, runtime.measuring())
-        detector.save(target)
-        checkpoint.unlink(missing_ok=True)
+            detector = cls(learned.model, runtime.measuring())
+            detector.save(target)
+            checkpoint.unlink(missing_ok=True)
+            tracking = record.move(Record(target))
         detector.suspicion = learned.suspicion
-        detector.report = learned.report(detector.reference, record.move(Record(target)), runtime)
+        detector.report = learned.report(detector.reference, tracking, runtime)
         return detector
 
     def save(self, path: str | Path) -> None:

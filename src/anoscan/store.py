@@ -80,15 +80,18 @@ def claim(name: str) -> Iterator[None]:
     ModelError
         When another process trains under that name, or nothing can be written to the store.
     """
-    lock = FileLock(home() / "locks" / f"{check_name(name)}.lock")
+    file = home() / "locks" / f"{check_name(name)}.lock"
+    lock = FileLock(file)
     try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ModelError(
             f"another training of the name {name!r} is running.",
             hint="Wait until it has ended, or give another --name.",
         ) from None
+    except NotImplementedError:
+        pass  # a file system without locks: nothing keeps others out
     except OSError as error:
         raise ModelError(
             f"cannot write to {home()}: {error.strerror or error}.",
