@@ -75,7 +75,7 @@ def assess(
         subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
     total = len(given.images) * len(subjects)
     if given.missing:
-        on_progress(Progress("reading", 0, total, {}, 0.0, _absent(given.missing)))
+        on_progress(Progress("scoring", 0, total, {}, 0.0, _absent(given.missing)))
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
