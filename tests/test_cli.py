@@ -581,6 +581,23 @@ def test_residuals_are_written_and_named(
     assert f"pictures: {tmp_path / 'r'}" in result.err
 
 
+def test_pictures_of_an_earlier_run_below_the_queries_are_no_queries(
+    run: Run, model_file: Path, digits: Digits, tmp_path: Path
+) -> None:
+    for image in sorted(digits.queries.iterdir())[:3]:
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    pictures, maps = tmp_path / "pictures", tmp_path / "deep" / "maps"
+    command = ["score", tmp_path, "--model", model_file, "--json"]
+    command += ["--residuals", pictures, "--maps", maps]
+    first, second = run(*command), run(*command)
+    assert len(first.json["images"]) == 3
+    assert second.json["images"] == first.json["images"]
+    assert "not looked into" not in first.err
+    for folder in (pictures, maps):
+        assert f"not looked into, as pictures are written there: {folder}" in second.err
+    assert len(run(*command[:1], pictures, *command[2:]).json["images"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

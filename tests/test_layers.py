@@ -31,6 +31,7 @@ ORDER = [
     "mismatch",
     "formats",
     "images",
+    "queries",
     "interest",
     "pictures",
     "trainset",

@@ -48,6 +48,20 @@ def test_another_normal_image_is_no_mismatch(normals: Looks, tmp_path: Path) -> 
         assert normals.reasons(look(picture(seed), tmp_path)) is None
 
 
+def test_what_lies_in_a_part_is_an_anomaly_and_no_mismatch(tmp_path: Path) -> None:
+    normals = Looks.of([look(picture(seed, 64), tmp_path) for seed in range(40)])
+    marked = [picture(seed, 64) for seed in range(100, 110)]
+    for place, image in enumerate(marked):
+        image.paste(255, (4 * place, 3 * place, 4 * place + 16, 3 * place + 12))
+        assert normals.reasons(look(image, tmp_path)) is None
+    # The mark alone would do: the whole image is beyond what normal images have.
+    low, high = normals._fences["sharpness"]
+    alone = [look(image, tmp_path).sharpness for image in marked]
+    assert not all(low <= value <= high for value in alone)
+    blurred = picture(100, 64).filter(ImageFilter.GaussianBlur(2))
+    assert words(normals.reasons(look(blurred, tmp_path))) == ["sharpness"]
+
+
 def test_each_way_of_being_unlike_is_named(normals: Looks, tmp_path: Path) -> None:
     usual = picture(100)
     bright = usual.point(lambda value: min(255, value + 100))

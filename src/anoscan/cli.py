@@ -17,11 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import anoscan
-from anoscan import cli_calibration, cli_models, cli_report, cli_sample, cli_train, config
+from anoscan import (
+    cli_calibration,
+    cli_models,
+    cli_report,
+    cli_sample,
+    cli_train,
+    config,
+    queries,
+)
 from anoscan.errors import (
     AnoscanError,
     ExitCode,
-    InputError,
     UsageError,
 )
 from anoscan.options import (
@@ -60,7 +67,6 @@ from anoscan.scores import (
 )
 
 if TYPE_CHECKING:
-    from anoscan.images import ImageFile
     from anoscan.output import Output
     from anoscan.results import ImageScore, ScoreReport, Skipped
 
@@ -192,7 +198,10 @@ def score(
         "batch_size": batch_size,
     }
     output = _output(as_json, quiet)
-    files = _files(paths)
+    written = [folder for folder in (residuals, maps) if folder is not None]
+    for folder in queries.passed_over(paths, written):
+        output.note(f"not looked into, as pictures are written there: {folder}")
+    files = queries.named(paths, written)
     detector = load(model, device, workers, roi, scales, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
@@ -228,36 +237,6 @@ def score(
 
 def _rate(rate: float | None) -> float | None:
     return None if rate is None else config.rate_in_range(rate)
-
-
-def _files(paths: list[str]) -> list[ImageFile]:
-    """Images of the arguments; ``-`` stands for the list on stdin."""
-    from anoscan import images
-
-    if "-" not in paths:
-        return images.find(paths)
-    found: list[ImageFile] = []
-    for path in _listed():
-        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-            found += images.find([path])
-        else:
-            # A path that is not there is reported with the unreadable ones: the list goes on.
-            found += images.in_file(path, Path(path), path)
-    if named := [path for path in paths if path != "-"]:
-        found += images.find(named)
-    if not found:
-        raise InputError("the list of images on stdin is empty.")
-    return found
-
-
-def _listed() -> list[str]:
-    """Paths on stdin; a name that holds a newline needs the form that ``find -print0`` writes."""
-    data = sys.stdin.buffer.read()
-    if b"\0" in data:
-        names = data.split(b"\0")
-    else:
-        names = [line.removesuffix(b"\r") for line in data.split(b"\n")]
-    return [os.fsdecode(name) for name in names if name]
 
 
 def _cut(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:

@@ -156,12 +156,12 @@ class Decoded:
         return self.canvas.whole()
 
 
-def find(paths: Sequence[str | Path]) -> list[ImageFile]:
+def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageFile]:
     """Image files named by `paths`: files as they are, folders recursively and sorted.
 
-    Inside folders, hidden entries, ``__MACOSX`` and files with other extensions are passed over.
-    A file reached twice by the same path is returned once. Links to folders are followed, but no
-    folder is read twice.
+    Inside folders, hidden entries, ``__MACOSX``, the folders `apart` and files with other
+    extensions are passed over. A file reached twice by the same path is returned once. Links to
+    folders are followed, but no folder is read twice.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def find(paths: Sequence[str | Path]) -> list[ImageFile]:
             short = f"{root.parent.name}/{root.name}" if paged else root.name
             _add(found, in_file(name, root, name if several else short))
             continue
-        inside = _inside(root)
+        inside = _inside(root, apart)
         if not inside:
             raise InputError(
                 f"no images in {name}.", hint=f"Images are {KINDS} files; folders may nest."
@@ -239,18 +239,18 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _inside(root: Path) -> list[str]:
+def _inside(root: Path, apart: Sequence[Path]) -> list[str]:
     # Real folders come before linked ones, so that a folder reached both ways keeps its own name.
     real, linked = deque([(root, "")]), deque[tuple[Path, str]]()
-    visited: set[tuple[int, int]] = set()
+    visited = {_identity(folder) for folder in apart if folder.is_dir()} - {_identity(root)}
     images: list[str] = []
     while real or linked:
         folder, prefix = real.popleft() if real else linked.popleft()
         try:
-            identity = folder.stat()
-            if (identity.st_dev, identity.st_ino) in visited:
+            identity = _identity(folder)
+            if identity in visited:
                 continue
-            visited.add((identity.st_dev, identity.st_ino))
+            visited.add(identity)
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -264,6 +264,11 @@ def _inside(root: Path) -> list[str]:
         except OSError as error:
             raise InputError(f"folder {folder} cannot be read: {os_reason(error)}.") from None
     return sorted(images)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 # --- decoding -----------------------------------------------------------------------------------

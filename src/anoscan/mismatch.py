@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -18,8 +18,10 @@ from anoscan.tiles import Canvas
 LINES = 64  # rows and columns of an image that are looked at
 MOST = 4096  # normal images that are kept
 _THIN = 64  # pixels a side that are asked for colour
+_TILES, _HOLE = 8, 3  # tiles a side, and those of a part that may be unlike without the whole
 _REACH = 3  # interquartile ranges beyond the quartiles: Tukey's outer fence
 _SIDE = 1.1  # of the smallest and the largest side
+_MEASURED = ("brightness", "sharpness")
 _LEAST = {"brightness": 0.01, "sharpness": 0.05}  # interquartile ranges are taken for no less
 
 
@@ -37,6 +39,10 @@ class Look:
         Mean, from 0 (black) to 1 (white), as the networks see it.
     sharpness : float
         Logarithm of the squared difference of neighbouring pixels, relative to the variance.
+    ranges : dict of str to (float, float)
+        Brightness and sharpness, least and most, of the image and of what is left of it without
+        any one square of three eighths of its sides. What lies in a part is an anomaly, for the
+        score to judge; an image is unlike others when no part of it alone makes it so.
     """
 
     width: int
@@ -44,16 +50,58 @@ class Look:
     kind: str
     brightness: float
     sharpness: float
+    ranges: dict[str, tuple[float, float]]
 
     @classmethod
     def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
         """Look of an image of that kind, as it will be seen, and its upright (width, height)."""
-        across, down = _lines(canvas)
-        steps = (np.square(np.diff(across, axis=2)).mean(), np.square(np.diff(down, axis=1)).mean())
-        variance = across.var((1, 2)).mean()
-        sharpness = np.log((np.mean(steps) + 1e-8) / (variance + 1e-4))
-        brightness = (across.mean() + 1) / 2
-        return cls(*size, kind, float(brightness), float(sharpness))
+        values = _measured(_sums(canvas))
+        ranges = {
+            name: (float(column.min()), float(column.max()))
+            for name, column in zip(_MEASURED, values.T, strict=True)
+        }
+        brightness, sharpness = map(float, values[0])
+        return cls(*size, kind, brightness, sharpness, ranges)
+
+
+def _sums(canvas: Canvas) -> np.ndarray:
+    """What `_measured` needs of every tile and channel: (quantities, c, tiles down, across)."""
+    across, down = _lines(canvas)
+    steps = (np.square(np.diff(across, axis=2)), np.square(np.diff(down, axis=1)))
+    numbers = (np.ones_like(steps[0]), np.ones_like(steps[1]), np.ones_like(across))
+    shape = [min(_TILES, *(x.shape[axis] for x in steps)) for axis in (1, 2)]
+    return np.stack([_in_tiles(x, shape) for x in (*steps, across, across**2, *numbers)])
+
+
+def _in_tiles(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Sums over tiles of (c, h, w)."""
+    for axis, tiles in enumerate(shape, 1):
+        starts = np.arange(tiles) * values.shape[axis] // tiles
+        values = np.add.reduceat(values, starts, axis=axis)
+    return values
+
+
+def _measured(sums: np.ndarray) -> np.ndarray:
+    """Brightness and sharpness: of the whole first, then without each part; (masks, 2)."""
+    masks = _masks(sums.shape[2], sums.shape[3])
+    across, down, first, second, n_across, n_down, n = np.einsum("qcij,mij->qmc", sums, masks)
+    steps = (across.sum(1) / n_across.sum(1) + down.sum(1) / n_down.sum(1)) / 2
+    variance = np.maximum(second / n - np.square(first / n), 0).mean(1)
+    brightness = (first.sum(1) / n.sum(1) + 1) / 2
+    return np.stack([brightness, np.log((steps + 1e-8) / (variance + 1e-4))], axis=1)
+
+
+@cache
+def _masks(rows: int, columns: int) -> np.ndarray:
+    """Tiles that count: all of them, then those left without each square part; (masks, h, w)."""
+    height, width = rows * _HOLE // _TILES, columns * _HOLE // _TILES
+    masks = [np.ones((rows, columns))]
+    for top in range(rows - height + 1):
+        for left in range(columns - width + 1):
+            mask = np.ones((rows, columns))
+            mask[top : top + height, left : left + width] = 0
+            masks.append(mask)
+    return np.stack(masks)
 
 
 def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +149,7 @@ class Looks:
 
         A number does that lies outside the range of the normal images and beyond Tukey's outer
         fence too (three interquartile ranges from the quartiles): few images have a narrow range.
+        Brightness and sharpness have to lie there whichever part of the image is left out.
         """
         found = []
         sizes = self.values[:, :2]
@@ -114,10 +163,11 @@ class Looks:
                 usual = f"{usual} to {high_w:.0f}x{high_h:.0f}"
             found.append(f"size: {look.width}x{look.height}, normal images are {usual}")
         found += self._kind(look.kind)
-        for name, value in (("brightness", look.brightness), ("sharpness", look.sharpness)):
+        for name in _MEASURED:
             low, high = self._fences[name]
-            if not low <= value <= high:
-                found.append(_beyond(name, value, low, high))
+            least, most = look.ranges[name]
+            if most < low or least > high:
+                found.append(_beyond(name, getattr(look, name), low, high))
         return tuple(found) or None
 
     def _kind(self, kind: str) -> list[str]:
