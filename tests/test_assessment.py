@@ -188,6 +188,10 @@ def test_plots_are_written_where_asked_and_results_stay_alone_on_stdout(
     assert json.loads(out)["schema"] == "anoscan.eval/1"
     assert {"roc.svg", "scores.png"} <= {file.name for file in (tmp_path / "plots").iterdir()}
     assert f"plots: {tmp_path / 'plots'}" in err
+    code, out, err = run(*arguments, "--plots", digits.labels)
+    assert (code, out) == (2, "")
+    assert f"--plots {digits.labels}" in err
+    assert "is no folder" in err
 
 
 def test_masks_that_cannot_be_used_are_listed_and_the_rest_measured(
@@ -213,9 +217,10 @@ def test_masks_that_are_named_and_not_there_are_counted_like_images_that_are_not
     rows = digits.labels.read_text(encoding="utf-8").splitlines()[1:]
     csv = digits.labels.with_name("lost.csv")
     csv.write_text("\n".join(["path,label,mask", *(f"{row},no.png" for row in rows)]) + "\n")
-    code, out, _ = run("eval", "--labels", csv, "--model", model_file, "--json")
+    code, out, err = run("eval", "--labels", csv, "--model", model_file, "--json")
     pixel = json.loads(out)["pixel"]
     assert code == 0
+    assert "no such mask: no.png\n" in err
     assert (pixel["auroc"], pixel["aupro"], pixel["without_mask"]) == (None, None, 150)
     assert "150 masks are missing" in pixel["undefined"]
 

@@ -74,8 +74,9 @@ def assess(
     for subject in subjects:  # before hours of scoring
         subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
     total = len(given.images) * len(subjects)
-    if given.missing:
-        on_progress(Progress("scoring", 0, total, {}, 0.0, _absent(given.missing)))
+    for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
+        if paths:
+            on_progress(Progress("scoring", 0, total, {}, 0.0, f"{what}: {_some(paths)}"))
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
@@ -84,9 +85,9 @@ def assess(
     return dataclasses.replace(first, comparison=_compared(measured) if measured[1:] else None)
 
 
-def _absent(paths: Sequence[str]) -> str:
+def _some(paths: Sequence[str]) -> str:
     shown, more = ", ".join(paths[:MISSING_SHOWN]), len(paths) - MISSING_SHOWN
-    return f"labels without an image: {shown}{f' and {more:,} more' if more > 0 else ''}"
+    return f"{shown}{f' and {more:,} more' if more > 0 else ''}"
 
 
 @dataclass(frozen=True)

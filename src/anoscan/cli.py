@@ -25,6 +25,7 @@ from anoscan import (
     cli_train,
     config,
     queries,
+    writing,
 )
 from anoscan.errors import (
     AnoscanError,
@@ -326,6 +327,7 @@ def evaluate(
         from anoscan import plots as drawing
 
         drawing.check()
+        writing.check(plots / "roc.png", "--plots")
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [load(name, device, workers, roi, scales, output) for name in names]

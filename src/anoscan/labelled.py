@@ -39,13 +39,14 @@ class LabelledSet:
     """Images with labels.
 
     `missing` are the paths of labels without an image, `unlabelled` counts images without a label;
-    `masks` says whether pixels can be measured too.
+    `masks` says whether pixels can be measured too, `lost` names masks of the CSV that are no file.
     """
 
     images: tuple[Labelled, ...]
     missing: tuple[str, ...]
     unlabelled: int
     masks: bool
+    lost: tuple[str, ...] = ()
 
 
 def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> LabelledSet:
@@ -181,15 +182,18 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
         )
     files = [images.named(label.path, file, label.path) for label, file in matched]
     beside = _Masks(masks, files)
-    found = []
+    found, lost = [], []
     for (label, _), image in zip(matched, files, strict=True):
         mask = _named(label.mask, (base, csv.parent, masks)) if label.mask else beside.of(image)
+        if label.mask and mask is None:
+            lost.append(label.mask)
         found.append(Labelled(image, label.anomalous, label.cls, mask))
     return LabelledSet(
         images=tuple(found),
         missing=tuple(label.path for label in missing),
         unlabelled=evaluation.unlabelled(folder, files),
         masks=masks is not None or any(label.mask for label, _ in matched),
+        lost=tuple(dict.fromkeys(lost)),
     )
 
 
