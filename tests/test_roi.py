@@ -237,7 +237,10 @@ def test_what_is_outside_a_model_s_region_changes_no_score(
     for plain, copy in found:
         assert copy.score == pytest.approx(plain.score, abs=1e-6)
         assert all(region.x + region.width <= 6 for region in copy.regions)
-    assert detector.threshold().warning is None or "--roi" not in detector.threshold().warning
+    again = Detector.load(folder / "m.safetensors", roi=mask_file(folder, LEFT))
+    assert pairs(again, spoiled) == found
+    for each in (detector, again):
+        assert "--roi" not in (each.threshold().warning or "")
 
 
 def test_a_region_given_to_score_hides_the_rest_and_says_what_that_means(

@@ -21,7 +21,7 @@ from anoscan.model import Model
 from anoscan.neighbours import Nearest, latent
 from anoscan.regions import Finder
 from anoscan.results import ImageScore, Region, Search, Skipped, Threshold
-from anoscan.roi import Cover, Roi
+from anoscan.roi import Roi
 from anoscan.runtime import Runtime
 from anoscan.scores import (
     DEFAULT_SCORE,
@@ -85,7 +85,7 @@ class Judge:
         self._rule, self._steps, self._roi = model.rule, steps, roi
         self._coarse, self._yardstick = model.at(steps)
         self.columns = tuple(at_scale(name, step) for step in steps for name in model.fitted)
-        self._cover = None if roi is None else _normal_outside(model, roi)
+        self._cover = None if roi is None else model.cover(roi)
 
     def of(self, model: Model) -> Judge:
         """The same with another model."""
@@ -460,19 +460,6 @@ class Judge:
             )
             found[name] = terms[:, 0] if score.raw else crossed
         return found
-
-
-def _normal_outside(model: Model, roi: Roi) -> Cover:
-    """Cover of what the model knows to be normal: its mean image, or the mean of its patches."""
-    rule = model.rule
-    try:
-        both = roi.within(rule.roi)
-    except ValueError:
-        raise InputError("--roi leaves nothing of the region that the model learned.") from None
-    mean = model.baselines.mean.reshape(rule.channels, rule.size, rule.size)
-    if rule.patch is not None:
-        mean = mean.mean((1, 2), keepdims=True)
-    return Cover(both, mean)
 
 
 def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:

@@ -22,11 +22,12 @@ from anoscan.architectures import Architecture, Networks, Shape, build
 from anoscan.baselines import Baselines
 from anoscan.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
 from anoscan.encoders import Encoder
-from anoscan.errors import AnoscanError, ModelError
+from anoscan.errors import AnoscanError, InputError, ModelError
 from anoscan.images import ImageRule
 from anoscan.maps import Maps
 from anoscan.mismatch import Looks
 from anoscan.neighbours import Neighbours
+from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime, seeded
 from anoscan.scales import Coarse
 from anoscan.scores import SCALES
@@ -124,6 +125,26 @@ class Model:
             )
         chosen = tuple(there[step] for step in coarse)
         return chosen, self.yardstick.joined(chosen)
+
+    def cover(self, roi: Roi) -> Cover | None:
+        """What stands outside a region given for queries: the mean image, or the mean of patches.
+
+        Such is normal to the model. None where the region leaves out nothing that the model sees.
+
+        Raises
+        ------
+        InputError
+            When nothing is left.
+        """
+        rule = self.rule
+        if roi.covers(rule.roi):
+            return None
+        try:
+            both = roi.within(rule.roi)
+        except ValueError:
+            raise InputError("--roi leaves nothing of the region that the model learned.") from None
+        mean = self.baselines.mean.reshape(rule.channels, rule.size, rule.size)
+        return Cover(both, mean if rule.patch is None else mean.mean((1, 2), keepdims=True))
 
     def write(self, path: Path) -> str:
         """Save to a file; returns its SHA-256. The same model gives the same bytes."""

@@ -84,6 +84,14 @@ class Roi:
         corner, whole = (0, 0), (LARGEST, LARGEST)
         return Roi.of(self.part(corner, whole, whole) & other.part(corner, whole, whole))
 
+    def covers(self, other: Roi | None) -> bool:
+        """Whether all of another region, or of the image, is inside."""
+        corner, whole = (0, 0), (LARGEST, LARGEST)
+        inside = self.part(corner, whole, whole)
+        if other is not None:
+            inside |= ~other.part(corner, whole, whole)
+        return bool(inside.all())
+
     def to_dict(self) -> dict[str, Any]:
         """Region as JSON values; `from_dict` takes them back."""
         bits = base64.b64encode(self.bits).decode("ascii")
