@@ -193,7 +193,7 @@ def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str |
     if allowed < 1:
         needed = math.ceil(1 / rate - 1e-9) - 1
         warning = (
-            f"{n} held-out normal images cannot promise a false-alarm rate of {rate:g}: "
+            f"{n} calibration images cannot promise a false-alarm rate of {rate:g}: "
             f"{1 / (n + 1):.2g} is used. At least {needed} would be needed."
         )
     descending = np.sort(calibration)[::-1]

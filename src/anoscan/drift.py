@@ -49,7 +49,7 @@ def compare(
     found, narrowed = labelled.unseen_paths(paths)
     files = images.find(found)
     if narrowed:
-        on_progress(Progress("reading", 0, len(files), {}, 0.0, narrowed))
+        on_progress(Progress("scoring", 0, len(files), {}, 0.0, narrowed))
     judge = Judge(detector.model, detector.runtime)
     terms, looks, skipped, unlike = [], [], [], 0
     known = detector.model.yardstick.looks
@@ -128,7 +128,8 @@ def _advice(checks: Sequence[DriftCheck], many: bool, n: int) -> str:
     if drifted and not many and all(_tamer(check) for check in checks if check.drifted):
         return (
             f"the model no longer fits: {', '.join(drifted)} drifted to less than usual. Images "
-            "that the model was trained on look like that; give it normal images that it never saw."
+            "that the model was trained on look like that: give it others. If it never saw these, "
+            "set the threshold anew with anoscan calibrate."
         )
     if drifted or many:
         reasons = [f"{', '.join(drifted)} drifted"] * bool(drifted)

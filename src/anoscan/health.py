@@ -153,7 +153,7 @@ def _calibration(n: int) -> HealthCheck:
     smallest = 1 / (n + 1)
     if n < 99:
         advice = (
-            f"{n} held-out normals: false-alarm rates below {smallest:.2g} cannot be promised "
+            f"{n} calibration images: false-alarm rates below {smallest:.2g} cannot be promised "
             f"(1 % needs 99)."
         )
         return _check("calibration", "warn", n, advice)

@@ -150,7 +150,7 @@ def _at(threshold: results.Threshold) -> str:
     labels = ", a rate that was set with labels (uses labels)" if threshold.uses_labels else ""
     return (
         f"{threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
-        f"{threshold.calibration_images:,} held-out normals{labels}"
+        f"{threshold.calibration_images:,} calibration images{labels}"
     )
 
 
