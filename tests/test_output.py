@@ -217,6 +217,53 @@ def test_reports_fit_80_columns_without_control_characters(report: Any) -> None:
     assert "…" not in text
 
 
+CELL = {
+    "kind": NAME,
+    "size": 4,
+    "images": 3,
+    "auroc": {"anoscan": 0.912345678, NAME: 0.5},
+    "pixel_auroc": {"anoscan": 0.712345678, NAME: 0.5},
+}
+TEST = {
+    "defects": "synthetic",
+    "normals": 50,
+    "side": 16,
+    "auroc": {"anoscan": 0.9},
+    "pixel_auroc": {"anoscan": 0.7},
+    "whole_auroc": {"anoscan": 1.0, NAME: 0.5},
+    "sees_from": 4.0,
+    "findings": [NAME],
+    "cells": [CELL],
+}
+
+
+def test_a_self_test_of_a_model_is_a_table_and_whatever_is_in_the_file_stays_text() -> None:
+    text = rendered({"self_test": TEST})
+    assert "4 px" in text
+    assert "0.91" in text
+    assert "0.9123" not in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cells": [CELL | {"size": [4]}]},
+        {"cells": [CELL | {"auroc": {}}]},
+        {"cells": [{"kind": "blob"}]},
+        {"cells": 3},
+        {"normals": "many"},
+        {"whole_auroc": {}},
+        {"findings": [7]},
+        {"of another version": 1},
+    ],
+)
+def test_a_self_test_that_nobody_knows_is_shown_as_it_is(change: dict[str, Any]) -> None:
+    text = rendered({"self_test": TEST | change})
+    assert "self test side" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
 def test_file_names_are_data_in_tables() -> None:
     for report in (SCORE, DOCTOR, METADATA):
         assert SHOWN in rendered(report).replace("\n", "").replace(" ", "")

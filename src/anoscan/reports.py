@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
@@ -31,7 +32,9 @@ def render(report: Any) -> Iterator[RenderableType]:
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(columns))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            _cell(column), justify="right" if column in right else "left", overflow="fold"
+        )
     return table
 
 
@@ -54,10 +57,14 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     )
     if report.tracking is not None:
         yield f"losses and pictures of the training: {printable(report.tracking)}"
-    yield Text.assemble("health: ", _verdict(report.health.verdict))
-    yield _checks(report.health.checks)
+    yield from _health(report.health)
     if report.self_test is not None:
         yield from _self_test(report.self_test)
+
+
+def _health(found: results.HealthReport) -> Iterator[RenderableType]:
+    yield Text.assemble("health: ", _verdict(found.verdict))
+    yield _checks(found.checks)
 
 
 def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
@@ -71,7 +78,7 @@ def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
     beside = ", ".join(f"{_detector(name)} {test.whole_auroc[name]:.2f}" for name in others)
     yield Text(f"AUROC on normals bent as a whole: {test.whole_auroc[own]:.2f} ({beside})")
     for finding in test.findings:
-        yield Text(finding)
+        yield Text(printable(finding))
 
 
 def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
@@ -84,7 +91,7 @@ def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
         found = [[c.auroc[detector] for c in chosen if c.size == size] for size in sizes]
         found.append([c.pixel_auroc[detector] for c in chosen])
         figures = [f"{fmean(values):.2f}" if values else "-" for values in found]
-        table.add_row(label, *figures, style=style)
+        table.add_row(_cell(label), *figures, style=style)
 
     for kind in dict.fromkeys(cell.kind for cell in cells):
         row(kind, "anoscan", [cell for cell in cells if cell.kind == kind], "")
@@ -96,7 +103,7 @@ def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
 
 
 def _detector(name: str) -> str:
-    return {"pca": "PCA", "mean_image": "mean image"}.get(name, name)
+    return {"pca": "PCA", "mean_image": "mean image"}.get(name, printable(name))
 
 
 def _verdict(verdict: results.Health) -> tuple[str, str]:
@@ -387,9 +394,27 @@ def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
 
 def model(document: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Parts of a table of a model's metadata, which nobody has checked."""
-    plain = {key: value for key, value in document.items() if not isinstance(value, dict)}
-    topics = {key: value for key, value in document.items() if isinstance(value, dict)}
+    rest, told = dict(document), []
+    for topic, tell in (("health", _known_health), ("self_test", _known_test)):
+        # Of another version, or made up: then it is shown as any other fact.
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            told += list(tell(rest[topic]))
+            del rest[topic]
+    plain = {key: value for key, value in rest.items() if not isinstance(value, dict)}
+    topics = {key: value for key, value in rest.items() if isinstance(value, dict)}
     yield _facts({"": plain} | topics)
+    yield from told
+
+
+def _known_health(values: Mapping[str, Any]) -> Iterator[RenderableType]:
+    checks = tuple(results.HealthCheck(**check) for check in values["checks"])
+    yield from _health(results.HealthReport(verdict=values["verdict"], checks=checks))
+
+
+def _known_test(values: Mapping[str, Any]) -> Iterator[RenderableType]:
+    cells = tuple(results.SelfTestCell(**cell) for cell in values["cells"])
+    known = dict(values) | {"cells": cells, "findings": tuple(values["findings"])}
+    yield from _self_test(results.SelfTest(**known))
 
 
 def _facts(topics: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -411,12 +436,18 @@ def _plain(value: Any) -> str:
             return f"{value.get('name')}: {value['message']}"
         if set(value) == {"bits", "height", "width"}:
             return f"a mask of {value['width']}x{value['height']}"
-        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}: {_part(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_part, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "none" if value is None else str(value)
+
+
+def _part(value: Any) -> str:
+    return str(value) if isinstance(value, dict | list) else _plain(value)
 
 
 _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
