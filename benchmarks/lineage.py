@@ -44,15 +44,9 @@ SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
 SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}  # of solar cells: images shown in the game
 SIZES_WIDTH = 16
 
-# The stages after the GAN keep their length, so that a row differs in its GAN alone.
+# Of games that grow; later stages keep their length, so that a row differs in its GAN alone.
 _LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}
-# Five critic steps a generator step: the same images would be a fifth of a training.
-_CRITIC = {"images_shown": 3 * IMAGES_SHOWN, **_LATER}
-LENGTHS: dict[str, dict[str, Any]] = {
-    "wgan-gp": _CRITIC,
-    "wgan": _CRITIC,
-    "progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER},
-}
+LENGTHS: dict[str, dict[str, Any]] = {"progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER}}
 # The slow rows again with narrow networks: the first two then cost about what the default costs.
 NARROW, NARROW_WIDTH = ("resnet", "progressive", "f-anogan"), 8
 FAMILIES = {

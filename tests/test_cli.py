@@ -258,6 +258,12 @@ def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
     assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (5000, 2000)
     none = after(["--rotation-images-shown", "0"], ["--images-shown", "5000"])
     assert none["rotation_images_shown"] == 0
+    critic = after([], ["--objective", "wgan-gp"])
+    assert (critic["images_shown"], critic["rotation_images_shown"]) == (96_000, 32_000)
+    assert after(["--objective", "wgan-gp"], ["--objective", "bce"])["images_shown"] == 32_000
+    for first in ([], ["--images-shown", "96000"]):
+        shorter = after(["--objective", "wgan-gp", *first], ["--images-shown", "5000"])
+        assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (5000, 2000)
 
 
 def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(

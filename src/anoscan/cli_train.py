@@ -5,6 +5,7 @@ Defaults, then the --config file, then the options that were given.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -123,7 +124,7 @@ def train(
             "images_shown",
             "Length: real images the discriminator sees.",
             "N",
-            default=str(config.IMAGES_SHOWN),
+            default=f"{config.IMAGES_SHOWN}, three times that for wgan-gp",
         ),
     ] = None,
     rotation_images_shown: Annotated[
@@ -132,7 +133,7 @@ def train(
             "rotation_images_shown",
             "Length of the training on turned images.",
             "N",
-            default="that of --images-shown",
+            default=f"that of --images-shown, or {config.IMAGES_SHOWN}",
         ),
     ] = None,
     augment: Annotated[
@@ -361,12 +362,17 @@ def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     before = TrainConfig.from_dict(kept)
     changed = {name for name, value in given.items() if value != getattr(before, name)}
     follows = {
+        "images_shown": {"objective"},
         "learning_rate": {"objective"},
         "rotation_images_shown": {"images_shown"},
         "encoder_images_shown": {"images_shown", "mapping"},
     }
-    was = decided(before)
-    anew = {name for name in follows if follows[name] & changed and kept.get(name) == was[name]}
+    ways = [decided(before)]
+    unasked = decided(dataclasses.replace(before, images_shown=None))
+    if before.images_shown == unasked["images_shown"]:  # given, or decided: later stages differ
+        ways.append(unasked)
+    was = {name: {way[name] for way in ways} for name in follows}
+    anew = {name for name in follows if follows[name] & changed and kept.get(name) in was[name]}
     return {name: value for name, value in kept.items() if name not in anew} | given
 
 

@@ -211,13 +211,14 @@ def architecture_for(size: int) -> str:
 
 def decided(config: TrainConfig) -> dict[str, Any]:
     """Lengths of the stages and learning rate, where a training is left to decide them."""
+    objective = registry.load("objectives", config.objective)
     shown = config.images_shown or IMAGES_SHOWN
     joint = registry.load("mappings", config.mapping).loss is None
     return {
-        "images_shown": shown,
+        "images_shown": config.images_shown or objective.length * IMAGES_SHOWN,
         "rotation_images_shown": shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
-        "learning_rate": registry.load("objectives", config.objective).learning_rate,
+        "learning_rate": objective.learning_rate,
     }
 
 

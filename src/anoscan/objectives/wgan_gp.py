@@ -44,6 +44,7 @@ ENTRY = Objective(
     penalty=gradient_penalty,
     penalty_every=1,
     discriminator_steps=5,
+    length=3,
     learning_rate=2e-4,
     betas=(0.0, 0.9),
     paper="Gulrajani et al. 2017",
