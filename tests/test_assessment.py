@@ -179,6 +179,16 @@ def test_eval_of_the_layout_needs_no_csv_and_shows_types_pixels_and_models(
     assert document["comparison"] is None
 
 
+def test_score_of_the_layout_ranks_its_test_images_alone(
+    run: Run, model_file: Path, layout: Path
+) -> None:
+    code, out, err = run("score", layout, "--model", model_file, "--json")
+    assert code == 0, err
+    ranked = {image["path"] for image in json.loads(out)["images"]}
+    assert ranked == {file.as_posix() for file in (layout / "test").rglob("*.png")}
+    assert (layout / "test").as_posix() in err
+
+
 def test_plots_are_written_where_asked_and_results_stay_alone_on_stdout(
     run: Run, model_file: Path, digits: Digits, tmp_path: Path
 ) -> None:

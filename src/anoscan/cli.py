@@ -200,9 +200,9 @@ def score(
     }
     output = _output(as_json, quiet)
     written = [folder for folder in (residuals, maps) if folder is not None]
-    for folder in queries.passed_over(paths, written):
-        output.note(f"not looked into, as pictures are written there: {folder}")
-    files = queries.named(paths, written)
+    files, notes = queries.gather(paths, written)
+    for note in notes:
+        output.note(note)
     detector = load(model, device, workers, roi, scales, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)

@@ -242,7 +242,8 @@ def _exists(path: Path) -> bool:
 def _inside(root: Path, apart: Sequence[Path]) -> list[str]:
     # Real folders come before linked ones, so that a folder reached both ways keeps its own name.
     real, linked = deque([(root, "")]), deque[tuple[Path, str]]()
-    visited = {_identity(folder) for folder in apart if folder.is_dir()} - {_identity(root)}
+    visited = {_identity(folder) for folder in apart if os.path.isdir(folder)}  # noqa: PTH112
+    visited -= {_identity(root)}
     images: list[str] = []
     while real or linked:
         folder, prefix = real.popleft() if real else linked.popleft()

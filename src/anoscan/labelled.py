@@ -117,8 +117,24 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
     return _narrowed(paths, _UNSEEN)
 
 
+def query_paths(paths: Sequence[str]) -> tuple[list[str], str | None]:
+    """Paths of queries as they were given: of a folder laid out like MVTec AD, ``test`` alone.
+
+    Returns
+    -------
+    paths, note
+        As of `training_paths`.
+    """
+    found, note = _narrowed(paths, Path(_TEST))
+    # An empty path is an error, of which Path would make the folder that one is in.
+    return [
+        str(new) if new != Path(old) else old for old, new in zip(paths, found, strict=True)
+    ], note
+
+
 def _laid_out(folder: Path) -> bool:
-    return (folder / _TRAIN).is_dir() and (folder / _TEST).is_dir()
+    # Path.is_dir raises for names that are too long, and where it may not look.
+    return os.path.isdir(folder / _TRAIN) and os.path.isdir(folder / _TEST)  # noqa: PTH112
 
 
 def _narrowed(paths: Sequence[str | Path], part: Path) -> tuple[list[Path], str | None]:
