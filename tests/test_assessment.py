@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -180,13 +181,20 @@ def test_eval_of_the_layout_needs_no_csv_and_shows_types_pixels_and_models(
 
 
 def test_score_of_the_layout_ranks_its_test_images_alone(
-    run: Run, model_file: Path, layout: Path
+    run: Run, model_file: Path, layout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, err = run("score", layout, "--model", model_file, "--json")
     assert code == 0, err
     ranked = {image["path"] for image in json.loads(out)["images"]}
     assert ranked == {file.as_posix() for file in (layout / "test").rglob("*.png")}
     assert (layout / "test").as_posix() in err
+    from_stdin = io.TextIOWrapper(io.BytesIO(str(layout).encode()))
+    monkeypatch.setattr(sys, "stdin", from_stdin)
+    code, out, err = run("score", "-", "--model", model_file, "--json")
+    assert {image["path"] for image in json.loads(out)["images"]} == ranked
+    assert (layout / "test").as_posix() in err
+    report = Detector.load(model_file).score(layout)
+    assert {image.path for image in report.images} == ranked
 
 
 def test_plots_are_written_where_asked_and_results_stay_alone_on_stdout(

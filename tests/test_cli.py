@@ -261,20 +261,32 @@ def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
     critic = after([], ["--objective", "wgan-gp"])
     assert (critic["images_shown"], critic["rotation_images_shown"]) == (96_000, 32_000)
     assert after(["--objective", "wgan-gp"], ["--objective", "bce"])["images_shown"] == 32_000
-    for first in ([], ["--images-shown", "96000"]):
-        shorter = after(["--objective", "wgan-gp", *first], ["--images-shown", "5000"])
-        assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (5000, 2000)
+    shorter = after(["--objective", "wgan-gp"], ["--images-shown", "6000"])
+    assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (2000, 800)
+    given = after(["--images-shown", "6000"], ["--objective", "wgan-gp"])
+    assert (given["images_shown"], given["rotation_images_shown"]) == (6000, 2000)
 
 
 def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(
     run: Run, few: Digits, tmp_path: Path
 ) -> None:
     file = tmp_path / "c.json"
-    file.write_text('{"learning_rate": 0.001, "encoder_images_shown": 500}')
+    file.write_text('{"learning_rate": 0.001, "encoder_images_shown": 500, "images_shown": 5000}')
     other = ["--objective", "hinge", "--mapping", "izi", "--images-shown", "64"]
     config = run("train", few.normal, "--config", file, *other, "--dry-run").json["config"]
     assert (config["learning_rate"], config["encoder_images_shown"]) == (0.001, 500)
     assert (config["objective"], config["mapping"]) == ("hinge", "izi")
+    config = run("train", few.normal, "--config", file, *other[:2], "--dry-run").json["config"]
+    assert (config["objective"], config["images_shown"]) == ("hinge", 5000)
+
+
+def test_help_says_which_games_are_longer(run: Run) -> None:
+    text = " ".join(run("train", "--help").out.split())
+    for name in registry.names("objectives"):
+        longer = registry.load("objectives", name).times_as_long
+        said = {1: "", 3: f"three times that for {name}"}[longer]
+        assert said in text
+        assert (f"for {name}]" in text) == (longer > 1)
 
 
 def test_a_default_value_given_by_hand_comes_before_the_config_file(
@@ -602,7 +614,22 @@ def test_pictures_of_an_earlier_run_below_the_queries_are_no_queries(
     assert "not looked into" not in first.err
     for folder in (pictures, maps):
         assert f"not looked into, as pictures are written there: {folder}" in second.err
-    assert len(run(*command[:1], pictures, *command[2:]).json["images"]) == 3
+    among = run(*command[:1], pictures, *command[2:])
+    assert len(among.json["images"]) == 3
+    assert f"pictures are written among the queries, where a later run ranks them: {pictures}" in (
+        among.err
+    )
+
+
+def test_a_folder_that_leads_to_itself_is_bad_input(
+    run: Run, model_file: Path, tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for more in ([], ["--residuals", tmp_path / "out"]):
+        result = run("score", loop, "--model", model_file, *more)
+        assert result.code == 1
+        assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -756,7 +783,7 @@ def test_showing_a_model_is_a_table_without_json(run: Run, model_file: Path) -> 
     assert "{" not in result.out
     assert "health: " in result.out
     assert "all, by PCA" in result.out
-    assert not re.search(r"\d\.\d{5}", result.out)
+    assert not re.search(r"\d\.\d{7}", result.out)
 
 
 def test_the_doctor_reports_and_fails_when_nothing_can_be_written(

@@ -20,6 +20,7 @@ from anoscan.neighbours import Neighbours
 from tests.conftest import Digits
 
 RULE = ImageRule(size=16, channels=1, window=None)
+WIDE = ImageRule(size=64, channels=1, window=None)
 
 
 def picture(seed: int, side: int = 20) -> Image.Image:
@@ -48,18 +49,39 @@ def test_another_normal_image_is_no_mismatch(normals: Looks, tmp_path: Path) -> 
         assert normals.reasons(look(picture(seed), tmp_path)) is None
 
 
-def test_what_lies_in_a_part_is_an_anomaly_and_no_mismatch(tmp_path: Path) -> None:
-    normals = Looks.of([look(picture(seed, 64), tmp_path) for seed in range(40)])
-    marked = [picture(seed, 64) for seed in range(100, 110)]
-    for place, image in enumerate(marked):
-        image.paste(255, (4 * place, 3 * place, 4 * place + 16, 3 * place + 12))
-        assert normals.reasons(look(image, tmp_path)) is None
-    # The mark alone would do: the whole image is beyond what normal images have.
-    low, high = normals._fences["sharpness"]
-    alone = [look(image, tmp_path).sharpness for image in marked]
-    assert not all(low <= value <= high for value in alone)
-    blurred = picture(100, 64).filter(ImageFilter.GaussianBlur(2))
-    assert words(normals.reasons(look(blurred, tmp_path))) == ["sharpness"]
+def disc(seed: int, blur: float = 0) -> Image.Image:
+    """One bright object on a ground of little noise."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64]
+    inside = np.hypot(y - 32 - random.normal(), x - 32 - random.normal()) < 16 + random.normal()
+    pixels = 60 + 120 * inside + random.normal(0, 3, (64, 64))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image.filter(ImageFilter.GaussianBlur(blur)) if blur else image
+
+
+def marked(seed: int) -> Image.Image:
+    image = picture(seed, 64)
+    image.paste(255, (4 * (seed % 10), 3 * (seed % 10), 4 * (seed % 10) + 16, 3 * (seed % 10) + 12))
+    return image
+
+
+def test_what_is_due_to_one_part_is_an_anomaly_and_no_mismatch(tmp_path: Path) -> None:
+    normals = Looks.of([look(picture(seed, 64), tmp_path, WIDE) for seed in range(40)])
+    of_old = Looks(normals.values[:, :4], normals.kinds)
+    for seed in range(100, 110):
+        found = look(marked(seed), tmp_path, WIDE)
+        assert "sharpness" in words(of_old.reasons(found)), "the whole image would be"
+        assert normals.reasons(found) is None
+    for change in (ImageFilter.GaussianBlur(2), ImageFilter.UnsharpMask(3, 300)):
+        changed = look(picture(100, 64).filter(change), tmp_path, WIDE)
+        assert words(normals.reasons(changed)) == ["sharpness"]
+
+
+def test_a_blurred_object_is_not_excused_by_its_ground(tmp_path: Path) -> None:
+    normals = Looks.of([look(disc(seed), tmp_path, WIDE) for seed in range(40)])
+    for seed in range(100, 110):
+        assert normals.reasons(look(disc(seed), tmp_path, WIDE)) is None
+        assert words(normals.reasons(look(disc(seed, blur=1), tmp_path, WIDE))) == ["sharpness"]
 
 
 def test_each_way_of_being_unlike_is_named(normals: Looks, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ TEST = {
 
 
 def test_a_self_test_of_a_model_is_a_table_and_whatever_is_in_the_file_stays_text() -> None:
-    text = rendered({"self_test": TEST})
+    text = rendered({"self_test": TEST | {"side": "\x1b[31m"}})
     assert "4 px" in text
     assert "0.91" in text
     assert "0.9123" not in text
@@ -256,6 +256,7 @@ def test_a_self_test_of_a_model_is_a_table_and_whatever_is_in_the_file_stays_tex
         {"whole_auroc": {}},
         {"findings": [7]},
         {"of another version": 1},
+        {"whole_auroc": {"anoscan": 10**400}},
     ],
 )
 def test_a_self_test_that_nobody_knows_is_shown_as_it_is(change: dict[str, Any]) -> None:

@@ -327,7 +327,7 @@ def evaluate(
         from anoscan import plots as drawing
 
         drawing.check()
-        writing.check(plots / "roc.png", "--plots")
+        writing.check(plots, "--plots", folder=True)
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [load(name, device, workers, roi, scales, output) for name in names]

@@ -133,7 +133,7 @@ def train(
             "rotation_images_shown",
             "Length of the training on turned images.",
             "N",
-            default=f"that of --images-shown, or {config.IMAGES_SHOWN}",
+            default="that of --images-shown, a third of it for wgan-gp",
         ),
     ] = None,
     augment: Annotated[
@@ -152,7 +152,7 @@ def train(
             "encoder_images_shown",
             "Length of the encoder's training.",
             "N",
-            default="a share of --images-shown",
+            default="two fifths of --rotation-images-shown's default",
         ),
     ] = None,
     batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
@@ -364,15 +364,12 @@ def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     follows = {
         "images_shown": {"objective"},
         "learning_rate": {"objective"},
-        "rotation_images_shown": {"images_shown"},
-        "encoder_images_shown": {"images_shown", "mapping"},
+        "rotation_images_shown": {"images_shown", "objective"},
+        "encoder_images_shown": {"images_shown", "objective", "mapping"},
     }
-    ways = [decided(before)]
-    unasked = decided(dataclasses.replace(before, images_shown=None))
-    if before.images_shown == unasked["images_shown"]:  # given, or decided: later stages differ
-        ways.append(unasked)
-    was = {name: {way[name] for way in ways} for name in follows}
-    anew = {name for name in follows if follows[name] & changed and kept.get(name) in was[name]}
+    was = decided(before)
+    was["images_shown"] = decided(dataclasses.replace(before, images_shown=None))["images_shown"]
+    anew = {name for name in follows if follows[name] & changed and kept.get(name) == was[name]}
     return {name: value for name, value in kept.items() if name not in anew} | given
 
 

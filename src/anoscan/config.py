@@ -27,7 +27,7 @@ AUGMENTATIONS = {
 }
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
 FEW_IMAGES = 3000  # or patches: fewer can be learned by heart
-IMAGES_SHOWN = 32_000  # unless --images-shown says otherwise
+IMAGES_SHOWN = 32_000  # times `Objective.times_as_long` in the game, unless told otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +212,12 @@ def architecture_for(size: int) -> str:
 def decided(config: TrainConfig) -> dict[str, Any]:
     """Lengths of the stages and learning rate, where a training is left to decide them."""
     objective = registry.load("objectives", config.objective)
-    shown = config.images_shown or IMAGES_SHOWN
+    longer = objective.times_as_long
+    game = config.images_shown or longer * IMAGES_SHOWN
+    shown = math.ceil(game / longer)
     joint = registry.load("mappings", config.mapping).loss is None
     return {
-        "images_shown": config.images_shown or objective.length * IMAGES_SHOWN,
+        "images_shown": game,
         "rotation_images_shown": shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
         "learning_rate": objective.learning_rate,

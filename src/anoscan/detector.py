@@ -254,7 +254,7 @@ class Detector:
         InputError
             When nothing can be read.
         """
-        files = images.find([paths] if isinstance(paths, str | Path) else list(paths))
+        files = images.find(labelled.query_paths(paths)[0])
         report = self.score_files(
             files,
             score=score,

@@ -117,19 +117,22 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
     return _narrowed(paths, _UNSEEN)
 
 
-def query_paths(paths: Sequence[str]) -> tuple[list[str], str | None]:
-    """Paths of queries as they were given: of a folder laid out like MVTec AD, ``test`` alone.
+def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], str | None]:
+    """Paths of queries, or the only one: of a folder laid out like MVTec AD, ``test`` alone.
 
     Returns
     -------
     paths, note
         As of `training_paths`.
     """
-    found, note = _narrowed(paths, Path(_TEST))
-    # An empty path is an error, of which Path would make the folder that one is in.
-    return [
-        str(new) if new != Path(old) else old for old, new in zip(paths, found, strict=True)
-    ], note
+    given = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    _, note = _narrowed(given, Path(_TEST))
+    # Not through Path, which would change what was given, and make a folder of nothing.
+    found = [
+        os.path.join(path, _TEST) if path and _laid_out(Path(path)) else path  # noqa: PTH118
+        for path in given
+    ]
+    return found, note
 
 
 def _laid_out(folder: Path) -> bool:

@@ -6,6 +6,7 @@ and calling them defects would be wrong. So they are named beside their score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -39,10 +40,9 @@ class Look:
         Mean, from 0 (black) to 1 (white), as the networks see it.
     sharpness : float
         Logarithm of the squared difference of neighbouring pixels, relative to the variance.
-    ranges : dict of str to (float, float)
-        Brightness and sharpness, least and most, of the image and of what is left of it without
-        any one square of three eighths of its sides. What lies in a part is an anomaly, for the
-        score to judge; an image is unlike others when no part of it alone makes it so.
+    parts : dict of str to (float, float)
+        By how much brightness and sharpness are less, and more, at most, when a square of three
+        eighths of the sides is left out: what one part of the image makes of them.
     """
 
     width: int
@@ -50,18 +50,18 @@ class Look:
     kind: str
     brightness: float
     sharpness: float
-    ranges: dict[str, tuple[float, float]]
+    parts: dict[str, tuple[float, float]]
 
     @classmethod
     def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
         """Look of an image of that kind, as it will be seen, and its upright (width, height)."""
         values = _measured(_sums(canvas))
-        ranges = {
-            name: (float(column.min()), float(column.max()))
+        parts = {
+            name: (float(column[0] - column.min()), float(column.max() - column[0]))
             for name, column in zip(_MEASURED, values.T, strict=True)
         }
         brightness, sharpness = map(float, values[0])
-        return cls(*size, kind, brightness, sharpness, ranges)
+        return cls(*size, kind, brightness, sharpness, parts)
 
 
 def _sums(canvas: Canvas) -> np.ndarray:
@@ -128,8 +128,9 @@ class Looks:
 
     Parameters
     ----------
-    values : ndarray of shape (n, 4), float64
-        Width, height, brightness and sharpness.
+    values : ndarray of shape (n, 8), float64
+        Width, height, brightness and sharpness, then `Look.parts` of the last two. Only the first
+        four where nothing is known of parts.
     kinds : tuple of str
         All that there were.
     """
@@ -141,7 +142,17 @@ class Looks:
     def of(cls, looks: Sequence[Look]) -> Looks:
         """Looks of images, at most `MOST` of them, evenly spread."""
         step = max(1, -(-len(looks) // MOST))
-        values = [(x.width, x.height, x.brightness, x.sharpness) for x in looks[::step]]
+        values = [
+            (
+                x.width,
+                x.height,
+                x.brightness,
+                x.sharpness,
+                *x.parts["brightness"],
+                *x.parts["sharpness"],
+            )
+            for x in looks[::step]
+        ]
         return cls(np.array(values, dtype=np.float64), tuple(sorted({x.kind for x in looks})))
 
     def reasons(self, look: Look) -> tuple[str, ...] | None:
@@ -149,7 +160,7 @@ class Looks:
 
         A number does that lies outside the range of the normal images and beyond Tukey's outer
         fence too (three interquartile ranges from the quartiles): few images have a narrow range.
-        Brightness and sharpness have to lie there whichever part of the image is left out.
+        What is due to one part of an image is an anomaly, for the score to judge.
         """
         found = []
         sizes = self.values[:, :2]
@@ -165,10 +176,21 @@ class Looks:
         found += self._kind(look.kind)
         for name in _MEASURED:
             low, high = self._fences[name]
-            least, most = look.ranges[name]
-            if most < low or least > high:
-                found.append(_beyond(name, getattr(look, name), low, high))
+            value = getattr(look, name)
+            if not low <= value <= high and not self._due_to_a_part(look, name):
+                found.append(_beyond(name, value, low, high))
         return tuple(found) or None
+
+    def _due_to_a_part(self, look: Look, name: str) -> bool:
+        """Whether an image is as usual without one part, which does more than parts usually do.
+
+        Without the object that all normal images show, a blurred one is like a sharp one.
+        """
+        value, (less, more) = getattr(look, name), look.parts[name]
+        (low, high), (usually_less, usually_more) = self._fences[name], self._usual_parts[name]
+        if value > high:
+            return less > usually_less and value - less <= high
+        return more > usually_more and value + more >= low
 
     def _kind(self, kind: str) -> list[str]:
         depth, _, colour = kind.partition(" ")
@@ -188,8 +210,15 @@ class Looks:
 
     @cached_property
     def _fences(self) -> dict[str, tuple[float, float]]:
-        columns = {"brightness": self.values[:, 2], "sharpness": self.values[:, 3]}
-        return {name: _fence(values, _LEAST[name]) for name, values in columns.items()}
+        columns = zip(_MEASURED, self.values[:, 2:4].T, strict=True)
+        return {name: _fence(values, _LEAST[name]) for name, values in columns}
+
+    @cached_property
+    def _usual_parts(self) -> dict[str, tuple[float, float]]:
+        if self.values.shape[1] == 4:
+            return dict.fromkeys(_MEASURED, (math.inf, math.inf))
+        most = [_fence(values, 0)[1] for values in self.values[:, 4:].T]
+        return {name: (most[2 * i], most[2 * i + 1]) for i, name in enumerate(_MEASURED)}
 
 
 def _fence(values: np.ndarray, least: float) -> tuple[float, float]:

@@ -250,8 +250,8 @@ def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None
     if "calibration/looks" not in tensors:
         return None
     looks = Looks(tensors["calibration/looks"].numpy(), tuple(map(str, metadata["kinds"])))
-    if looks.values.ndim != 2 or looks.values.shape[1] != 4 or not len(looks.values):
-        raise ValueError("the looks of normal images are not (n, 4)")
+    if looks.values.ndim != 2 or looks.values.shape[1] not in (4, 8) or not len(looks.values):
+        raise ValueError("the looks of normal images are not (n, 8)")
     return looks
 
 

@@ -281,9 +281,11 @@ class _Bars:
 
 
 def _noted(progress: Progress) -> str:
-    """What a stage notes, after its name; what is said before the first one needs none."""
+    """What a stage of a training notes, after its name; what is said of images needs none."""
     told = progress.note or ""
-    return told if progress.stage == "reading" else f"{_STAGES[progress.stage]}: {told}"
+    return (
+        told if progress.stage in ("reading", "scoring") else f"{_STAGES[progress.stage]}: {told}"
+    )
 
 
 def _facts(progress: Progress) -> Iterator[str]:

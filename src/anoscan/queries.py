@@ -41,14 +41,13 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
     """
     from anoscan import images, labelled
 
-    given, narrowed = labelled.query_paths([path for path in paths if path != "-"])
-    notes = [narrowed] if narrowed else []
-    for folder in _inside(written, given):
-        notes.append(f"not looked into, as pictures are written there: {folder}")
+    listed, narrowed = labelled.query_paths(_listed() if "-" in paths else [])
+    given, also = labelled.query_paths([path for path in paths if path != "-"])
+    notes = [note for note in (narrowed, also, *_notes(written, [*listed, *given])) if note]
     if "-" not in paths:
         return images.find(given, written), notes
     found: list[ImageFile] = []
-    for path in _listed():
+    for path in listed:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             found += images.find([path], written)
         else:
@@ -61,12 +60,15 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
     return found, notes
 
 
-def _inside(written: Sequence[Path], paths: Sequence[str]) -> Iterator[Path]:
-    """Those folders of `written` that are there, inside a folder of `paths`."""
-    roots = {Path(path).resolve() for path in paths}
+def _notes(written: Sequence[Path], paths: Sequence[str]) -> Iterator[str]:
+    """What follows for folders of `written` that are a folder of `paths`, or inside one."""
+    roots = {Path(os.path.realpath(path)) for path in paths} if written else set()
     for folder in written:
-        if os.path.isdir(folder) and roots & set(folder.resolve().parents):  # noqa: PTH112
-            yield folder
+        real = Path(os.path.realpath(folder))
+        if real in roots:
+            yield f"pictures are written among the queries, where a later run ranks them: {folder}"
+        elif os.path.isdir(real) and roots & set(real.parents):  # noqa: PTH112
+            yield f"not looked into, as pictures are written there: {folder}"
 
 
 def _listed() -> list[str]:

@@ -69,9 +69,10 @@ def _health(found: results.HealthReport) -> Iterator[RenderableType]:
 
 def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
     if test.cells:
+        side = printable(f"{test.side}x{test.side}")
         yield Text(
             f"self-test, without labels: AUROC on synthetic defects in {test.normals:,} held-out "
-            f"normals, by size at {test.side}x{test.side}; where: of pixels"
+            f"normals, by size at {side}; where: of pixels"
         )
         yield _seen(test.cells)
     own, others = "anoscan", [name for name in test.whole_auroc if name != "anoscan"]
@@ -397,7 +398,7 @@ def model(document: Mapping[str, Any]) -> Iterator[RenderableType]:
     rest, told = dict(document), []
     for topic, tell in (("health", _known_health), ("self_test", _known_test)):
         # Of another version, or made up: then it is shown as any other fact.
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
+        with suppress(KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             told += list(tell(rest[topic]))
             del rest[topic]
     plain = {key: value for key, value in rest.items() if not isinstance(value, dict)}
@@ -442,7 +443,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.6g}"
     return "none" if value is None else str(value)
 
 

@@ -142,7 +142,7 @@ class Threshold:
 
     `uses_labels` says whether labelled anomalies decided the rate (``anoscan calibrate --labels``).
     `false_alarm_rate` is the rate asked for; `effective_rate` the one that can be promised with
-    this many held-out normal images (never below 1 / (n + 1)).
+    this many calibration images (never below 1 / (n + 1)).
     """
 
     score: float

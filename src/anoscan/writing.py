@@ -49,8 +49,10 @@ def replacing(
             temporary.unlink(missing_ok=True)
 
 
-def check(path: Path, option: str) -> None:
+def check(path: Path, option: str, *, folder: bool = False) -> None:
     """Refuse a file that could not be written, before the long job that it is the result of.
+
+    Or a folder, in which files could not be.
 
     Raises
     ------
@@ -58,10 +60,11 @@ def check(path: Path, option: str) -> None:
         Which names the option.
     """
     try:
-        if path.is_dir():
+        if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        place = path if folder else path.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         reason = _reason(error)

@@ -49,8 +49,8 @@ class Objective:
         of a discriminator that has several.
     constrain : callable, optional
         (discriminator) -> None, after each of its steps.
-    length : int
-        How many times as many images its game takes as others do, unless told otherwise: with
+    times_as_long : int
+        How many times the images of the later stages its game takes, unless told otherwise: with
         several discriminator steps the generator makes fewer of its own.
     note : str, optional
         What people ask when they see the losses.
@@ -67,7 +67,7 @@ class Objective:
     variety: float = 0.0
     prepare: Callable[[nn.Module], None] | None = None
     constrain: Callable[[nn.Module], None] | None = None
-    length: int = 1
+    times_as_long: int = 1
     note: str | None = None
 
 
