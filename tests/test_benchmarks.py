@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 
 from anoscan.errors import InputError, UsageError
-from benchmarks import data, defects, letters, selftest
+from benchmarks import data, defects, letters, mismatch, selftest
 from benchmarks.baselines import BASELINES, as_float, evaluate
 from benchmarks.data import Split
 
@@ -446,3 +446,13 @@ def test_the_self_test_agrees_where_it_prefers_the_model_that_labels_prefer() ->
         ("hinge", "untrained", True),
         ("default", "untrained", False),
     ]
+
+
+def test_looks_of_a_texture_tell_a_blurred_one_from_one_with_a_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mismatch, "KNOWN", 60)
+    monkeypatch.setattr(mismatch, "QUERIES", 10)
+    found = mismatch.of_set("texture", "", 0)
+    assert found["normal"] == found["rectangle"] == 0
+    assert found["blur 1.5"] == found["noise"] == found["brighter"] == 1

@@ -1,0 +1,124 @@
+"""Who is called unlike all normal images: ``python -m benchmarks.mismatch`` prints a table.
+
+Looks (`anoscan.mismatch`) of 500 training images are held against those of 200 others: untouched,
+true anomalies, with one bright rectangle of a sixth to two fifths of the sides (an anomaly, and no
+mismatch), and blurred, noisy or brighter as a whole (a mismatch, and no anomaly). Two kinds of made
+images beside the sets, on which looks differ little: an even texture, and a disc on even ground.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from anoscan.mismatch import Look, Looks
+from anoscan.tiles import Canvas
+from benchmarks import data
+
+KNOWN, QUERIES, SIDE = 500, 200, 64
+SETS = (("mnist", "1"), ("mnist", "8"), ("fashion-mnist", "0"), ("cifar-10", "0"), ("elpv", "64"))
+
+Pixels = npt.NDArray[np.uint8]
+Change = Callable[[Pixels, np.random.Generator], npt.NDArray[np.generic]]
+
+
+def texture(rng: np.random.Generator) -> Pixels:
+    """Smooth noise, the same everywhere."""
+    noise = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 1.5)
+    return _clipped(120 + 150 * noise)
+
+
+def disc(rng: np.random.Generator) -> Pixels:
+    """A bright disc near the middle of a dark ground, with little noise."""
+    rows, columns = np.indices((SIDE, SIDE)) - SIDE / 2 - rng.normal(0, 2, (2, 1, 1))
+    inside = np.hypot(rows, columns) < rng.normal(SIDE / 4, 1)
+    return _clipped(60 + 120 * inside + rng.normal(0, 3, (SIDE, SIDE)))
+
+
+def marked(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """An image with one white rectangle."""
+    found, side = image.copy(), np.array(image.shape[:2])
+    height, width = (side * rng.uniform(1 / 6, 2 / 5, 2)).astype(int)
+    top, left = rng.integers(0, side - (height, width))
+    found[top : top + height, left : left + width] = 255
+    return found
+
+
+def blurred(sigma: float) -> Change:
+    """A change that blurs the whole image."""
+    return lambda image, rng: ndimage.gaussian_filter(
+        image.astype(float), (sigma, sigma) + (0,) * (image.ndim - 2)
+    )
+
+
+CHANGES: dict[str, Change] = {
+    "normal": lambda image, rng: image,
+    "rectangle": marked,
+    "blur 1": blurred(1),
+    "blur 1.5": blurred(1.5),
+    "noise": lambda image, rng: image + rng.normal(0, 40, image.shape),
+    "brighter": lambda image, rng: image + 60.0,
+}
+MADE = {"texture": texture, "disc": disc}
+
+
+def look(image: npt.NDArray[np.generic]) -> Look:
+    """Look of an image of 8 bits at its own size."""
+    canvas = Canvas(_clipped(image), 1 if image.ndim == 2 else 3, None)
+    return Look.of("8-bit", canvas, (image.shape[1], image.shape[0]))
+
+
+def shares(
+    known: Iterable[Pixels], queries: dict[str, list[npt.NDArray[np.generic]]]
+) -> dict[str, float]:
+    """Share of each kind of queries that is called a mismatch."""
+    looks = Looks.of([look(image) for image in known])
+    return {
+        kind: float(np.mean([looks.reasons(look(image)) is not None for image in images]))
+        for kind, images in queries.items()
+    }
+
+
+def of_set(name: str, cls: str, seed: int) -> dict[str, float]:
+    """Shares of a set."""
+    rng = np.random.default_rng(seed)
+    if name in MADE:
+        images = [MADE[name](rng) for _ in range(KNOWN + QUERIES)]
+        return shares(images[:KNOWN], _changed(images[KNOWN:], rng))
+    split = data.load(name, cls, seed=seed)
+    normal, odd = split.test[~split.anomalous], split.test[split.anomalous]
+    queries = _changed(normal[rng.permutation(len(normal))[:QUERIES]], rng)
+    queries["anomalies"] = list(odd[rng.permutation(len(odd))[:QUERIES]])
+    return shares(split.train[rng.permutation(len(split.train))[:KNOWN]], queries)
+
+
+def _changed(
+    images: Iterable[Pixels], rng: np.random.Generator
+) -> dict[str, list[npt.NDArray[np.generic]]]:
+    kept = list(images)
+    return {name: [change(image, rng) for image in kept] for name, change in CHANGES.items()}
+
+
+def _clipped(values: npt.NDArray[np.generic]) -> Pixels:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def main() -> None:
+    """Markdown table on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    seed = parser.parse_args().seed
+    kinds = ["normal", "anomalies", *list(CHANGES)[1:]]
+    print("| set | " + " | ".join(kinds) + " |\n" + "|---" * (len(kinds) + 1) + "|")
+    for name, cls in (*SETS, *((made, "") for made in MADE)):
+        found = of_set(name, cls, seed)
+        cells = [f"{found[kind]:.2f}" if kind in found else "-" for kind in kinds]
+        print(f"| {name} {cls}".rstrip() + " | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
