@@ -158,9 +158,11 @@ def test_wgan_clips_all_weights_of_the_game_and_no_norm(architecture: str) -> No
     network = discriminator(architecture)
     turn = network.turn_head.weight.detach().clone()
     registry.load("objectives", "wgan").constrain(network)
-    for weight in weights(network):
-        if weight is not network.turn_head.weight:
-            assert weight.abs().max().item() == pytest.approx(0.01)
+    played = [weight for weight in weights(network) if weight is not network.turn_head.weight]
+    for weight in played:
+        # 0.01 for 10,000 inputs, where there are many layers
+        most = 0.01 if len(played) <= 8 else weight[0].numel() ** -0.5
+        assert weight.abs().max().item() == pytest.approx(most)
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
             assert (module.weight == 1).all()
@@ -180,9 +182,12 @@ def test_wgan_clips_the_weights_that_act_where_layers_are_equalised() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_a_growing_critic_still_tells_images_apart_with_its_weights_clipped(size: int) -> None:
+@pytest.mark.parametrize("architecture", ["progressive", "resnet"])
+def test_a_deep_critic_still_tells_images_apart_with_its_weights_clipped(
+    architecture: str, size: int
+) -> None:
     with seeded(0, "test"):
-        critic = registry.load("architectures", "progressive").discriminator(Shape(size, 3, 8, 4))
+        critic = registry.load("architectures", architecture).discriminator(Shape(size, 3, 8, 4))
     x = torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 3, size, size)
     equalise(critic.eval())
     registry.load("objectives", "wgan").constrain(critic)

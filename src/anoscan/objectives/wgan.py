@@ -6,9 +6,8 @@ one: in games of tens of thousands of images, thousands of times shorter than th
 generator's steps are what is scarce. The paper takes RMSProp because momentum made training
 unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start. A critic of such
 small weights is nearly linear and lets the generator stay with one image, so that the generator
-also matches the variety of real features (`spread_gap`). Behind the many layers of a growing
-critic, which has no normalisation, nothing would be left of an image at 0.01: there each layer has
-a bound of its own.
+also matches the variety of real features (`spread_gap`). Behind the many layers of a residual or a
+growing critic nothing would be left of an image at 0.01: there each layer has a bound of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from anoscan.objectives import NEGATIVE_LOSSES, Objective
 
 CLIP = 0.01
 INPUTS = 10_000  # of a layer of the paper's critic (a DCGAN's, up to 512 channels of 5x5)
+FEW_LAYERS = 8  # a DCGAN's at 256 pixels
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -37,19 +37,26 @@ def generator_loss(fake: Tensor) -> Tensor:
 def constrain(discriminator: nn.Module) -> None:
     """Clip the parameters of all linear and convolutional layers of the game.
 
-    Not those of normalisation layers, whose scale is 1 by nature. Layers of equalised speed are
-    bounded as if they had `INPUTS` inputs, by what acts and not by what Adam moves: then an image
-    is as large behind a narrow layer as behind a wide one.
+    Not those of normalisation layers, whose scale is 1 by nature. Where there are more than
+    `FEW_LAYERS`, and where their speed is equalised, layers are bounded as if they had `INPUTS`
+    inputs: then an image is as large behind a narrow layer as behind a wide one. Of equalised
+    layers by what acts and not by what Adam moves.
     """
     apart = getattr(discriminator, "turn_head", None)
-    for module in discriminator.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:
-            most = CLIP
-            if is_parametrized(module):
-                most *= (INPUTS / module.weight[0].numel()) ** 0.5
-                module.weight = module.weight.clamp(-most, most)
-            for name in [name for name, _ in module.named_parameters(recurse=False)]:
-                getattr(module, name).clamp_(-most, most)
+    layers = [
+        module
+        for module in discriminator.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart
+    ]
+    many = len(layers) > FEW_LAYERS
+    for layer in layers:
+        most = CLIP
+        if many or is_parametrized(layer):
+            most *= (INPUTS / layer.weight[0].numel()) ** 0.5
+        if is_parametrized(layer):
+            layer.weight = layer.weight.clamp(-most, most)
+        for name in [name for name, _ in layer.named_parameters(recurse=False)]:
+            getattr(layer, name).clamp_(-most, most)
 
 
 ENTRY = Objective(
