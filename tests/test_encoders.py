@@ -395,7 +395,7 @@ def test_a_resumed_game_of_pairs_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"images_shown": 320, "width": 8, "mapping": "bigan", "encoder": "vae"}
-    settings["objective"] = objective
+    settings |= {"objective": objective, "rotation_images_shown": 320}
 
     def train(name: str, *, resume: bool = False) -> str:
         path = tmp_path / f"{name}.safetensors"
