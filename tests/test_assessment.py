@@ -210,6 +210,10 @@ def test_plots_are_written_where_asked_and_results_stay_alone_on_stdout(
     assert (code, out) == (2, "")
     assert f"--plots {digits.labels}" in err
     assert "is no folder" in err
+    command = ["eval", "--labels", tmp_path / "no.csv", "--model", model_file]
+    code, out, err = run(*command, "--plots", tmp_path / "deep" / "plots")
+    assert code == 1
+    assert not (tmp_path / "deep").exists()
 
 
 def test_masks_that_cannot_be_used_are_listed_and_the_rest_measured(

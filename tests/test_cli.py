@@ -608,11 +608,12 @@ def test_pictures_of_an_earlier_run_below_the_queries_are_no_queries(
     pictures, maps = tmp_path / "pictures", tmp_path / "deep" / "maps"
     command = ["score", tmp_path, "--model", model_file, "--json"]
     command += ["--residuals", pictures, "--maps", maps]
+    command += ["--report", tmp_path / "page.html", "--report-assets"]
     first, second = run(*command), run(*command)
     assert len(first.json["images"]) == 3
     assert second.json["images"] == first.json["images"]
     assert "not looked into" not in first.err
-    for folder in (pictures, maps):
+    for folder in (pictures, maps, tmp_path / "page-files"):
         assert f"not looked into, as pictures are written there: {folder}" in second.err
     among = run(*command[:1], pictures, *command[2:])
     assert len(among.json["images"]) == 3

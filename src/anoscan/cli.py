@@ -199,7 +199,8 @@ def score(
         "batch_size": batch_size,
     }
     output = _output(as_json, quiet)
-    written = [folder for folder in (residuals, maps) if folder is not None]
+    beside = cli_report.beside(report_file) if report_file and report_assets else None
+    written = [folder for folder in (residuals, maps, beside) if folder is not None]
     files, notes = queries.gather(paths, written)
     for note in notes:
         output.note(note)

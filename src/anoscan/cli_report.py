@@ -90,6 +90,13 @@ class Watch:
             self._page.close()
 
 
+def beside(page: Path) -> Path:
+    """Folder of the pictures of a page that keeps them beside it."""
+    from anoscan.html_report import assets_of
+
+    return assets_of(page)
+
+
 def report(
     source: Annotated[
         str, typer.Argument(metavar="RESULTS", help="What score --json wrote; - for stdin.")

@@ -91,8 +91,7 @@ class HtmlReport:
         if path.is_dir():
             raise UsageError(f"{path} is a folder, and the report is a file.")
         self.path = path
-        folder = path.with_name(f"{path.stem}-files") if assets else None
-        self._album = Album(images, path.parent, folder)
+        self._album = Album(images, path.parent, assets_of(path) if assets else None)
         self._shown: dict[str, Shown] = {}
         self._views = len(NAMES)
 
@@ -216,6 +215,11 @@ class HtmlReport:
 
     def __exit__(self, *failure: object) -> None:
         self.close()
+
+
+def assets_of(page: Path) -> Path:
+    """Folder beside a page that its pictures are kept in, where they are not inside it."""
+    return page.with_name(f"{page.stem}-files")
 
 
 def _upright(region: Region, decoded: Decoded) -> Box:

@@ -52,23 +52,28 @@ def replacing(
 def check(path: Path, option: str, *, folder: bool = False) -> None:
     """Refuse a file that could not be written, before the long job that it is the result of.
 
-    Or a folder, in which files could not be.
+    Or a folder, in which files could not be. Nothing is left behind: a job that fails has no
+    empty folder to show.
 
     Raises
     ------
     UsageError
         Which names the option.
     """
+    place = path if folder else path.parent
+    made = [part for part in (place, *place.parents) if not os.path.lexists(part)]
     try:
         if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        place = path if folder else path.parent
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         reason = _reason(error)
         raise UsageError(f"{option} {path} cannot be written: {reason}.", hint=_HINT) from None
+    for part in made:
+        with suppress(OSError):
+            part.rmdir()
 
 
 def _reason(error: OSError) -> str:
