@@ -87,6 +87,20 @@ def test_a_term_that_never_varies_does_not_make_scores_infinite() -> None:
     assert np.isfinite(calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)).all()
 
 
+@pytest.mark.parametrize(("n", "copies"), [(2, 0), (3, 0), (9, 20), (1, 30)])
+def test_few_images_or_copies_do_not_put_the_threshold_out_of_reach(n: int, copies: int) -> None:
+    rng = np.random.default_rng(0)
+    terms = np.exp(rng.normal(size=(n + copies, 3)))
+    terms[n:] = terms[-1]
+    scores = calibration.cross_fitted_scores(terms, np.ones(3))
+    odd = calibration.Scale.fit(terms, np.ones(3)).combine(100 * terms.max(0, keepdims=True))
+    assert np.abs(scores).max() < 20
+    assert (odd > scores).all()
+    moments = np.stack([calibration.tile_moments(row[None]) for row in terms])
+    tiled = calibration.cross_fitted_tile_scores(terms, moments, np.ones(3))
+    assert np.abs(tiled).max() < 20
+
+
 def test_cross_fitted_scores_leave_their_image_out_of_the_scale() -> None:
     rng = np.random.default_rng(1)
     terms = np.exp(rng.normal(size=(40, 1)))

@@ -13,7 +13,7 @@ from PIL import Image
 from anoscan import images, modelfile, registry
 from anoscan.detector import Detector
 from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.material import split
+from anoscan.material import dealt, evenly, split
 from anoscan.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
 from anoscan.training import Progress
 from tests.conftest import Digits
@@ -251,6 +251,45 @@ def test_the_split_ignores_names_and_order_and_keeps_twins_together() -> None:
     doubled = digests + digests
     train, held = split(doubled, seed=3, share=0.1)
     assert not {doubled[i] for i in train} & {doubled[i] for i in held}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("copies", [(90, *[1] * 10), (40, *[1] * 4), (60, 40), (4, 4)])
+def test_copies_leave_enough_to_learn_from(copies: tuple[int, ...], seed: int) -> None:
+    digests = [bytes([which]) * 32 for which, times in enumerate(copies) for _ in range(times)]
+    if copies == (4, 4):
+        with pytest.raises(InputError, match="only 2 are different"):
+            split(digests, seed=seed, share=0.1)
+        return
+    train, held = split(digests, seed=seed, share=0.1)
+    assert sorted([*train, *held]) == list(range(len(digests)))
+    assert not {digests[i] for i in train} & {digests[i] for i in held}
+    assert len(train) >= len(digests) / 2
+    assert len(held)
+
+
+def test_a_share_to_hold_out_that_leaves_nothing_to_learn_from_is_refused() -> None:
+    digests = [bytes([value]) * 32 for value in range(10)]
+    assert [len(side) for side in split(digests, seed=0, share=0.4)] == [6, 4]
+    with pytest.raises(InputError, match=r"--held-out 0.9 of 10 images leaves 1 to learn from"):
+        split(digests, seed=0, share=0.9)
+
+
+def test_folds_keep_copies_together_and_are_of_about_one_size() -> None:
+    kin = [b"%d" % (place // 2) for place in range(40)] + [b"copies"] * 9
+    folds = dealt(kin, 4, torch.Generator().manual_seed(0))
+    assert sorted(np.concatenate(folds)) == list(range(49))
+    names = [{kin[place] for place in fold} for fold in folds]
+    assert sum(map(len, names)) == len(set(kin))
+    assert max(map(len, folds)) - min(map(len, folds)) <= 9
+    one = dealt([b"same"] * 5, 4, torch.Generator().manual_seed(0))
+    assert [fold.tolist() for fold in one] == [[0, 1, 2, 3, 4]]
+
+
+def test_some_of_many_come_from_all_over() -> None:
+    rows = np.arange(100, 110)
+    assert evenly(rows, 20) is rows
+    assert evenly(rows, 4).tolist() == [100, 102, 105, 107]
 
 
 def test_held_out_images_are_counted_and_a_tenth_of_many() -> None:

@@ -319,6 +319,40 @@ def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:
     assert mute.still
 
 
+class Guess(torch.nn.Module):
+    """A critic that knows nothing: a random direction."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.way = torch.nn.Parameter(
+            torch.randn(256, generator=torch.Generator().manual_seed(seed))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.way
+
+
+class Noise(torch.nn.Module):
+    """A generator of exactly what the images are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        seed = int(z.abs().sum() * 1e4)
+        some = torch.rand(len(z), 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        return 2 * some - 1 + self.nothing
+
+
+def test_a_discriminator_that_tells_nothing_apart_has_learned_nothing_by_heart() -> None:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (400, 1, 16, 16)).astype(np.float32)
+    material: Any = SimpleNamespace(pixels=pixels, rows=np.arange(300), unseen=np.arange(300, 400))
+    config = TrainConfig(latent_dim=4)
+    found = [checkup.game(Noise(), Guess(n), material, config, images=300) for n in range(20)]
+    assert sum((game.by_heart or 0) > health.BY_HEART for game in found) <= 1
+
+
 class Pixels:
     """Pixels of a training that count how many are read at a time."""
 

@@ -195,8 +195,8 @@ def saved(file: Path, picture: Image.Image, orientation: int = 1) -> Path:
 
 def of_mode(mode: str) -> Image.Image:
     if mode == "P":
-        picture = Image.fromarray(PATTERN // 255)
-        picture.putpalette([200, 0, 0, 0, 0, 0])  # marked pixels are the black ones to look at
+        picture = Image.fromarray(1 - PATTERN // 255)
+        picture.putpalette([200, 0, 0, 0, 0, 0])  # the first colour marks, as some programs write
         return picture
     if mode in ("I;16", "I"):
         return Image.fromarray((PATTERN // 255).astype(np.uint16 if mode == "I;16" else np.int32))

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from anoscan import atlas, cli, drift, images, maps, modelfile, pictures, tiles
+from anoscan.architectures import EvenPad
 from anoscan.atlas import Atlas, Rows
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, UsageError
@@ -120,6 +121,58 @@ def terms_of(networks: object, x: torch.Tensor) -> dict[str, dict[str, torch.Ten
     from anoscan.scoring import fit_terms
 
     return fit_terms(networks, ["local", "subspace"], [x])  # type: ignore[arg-type]
+
+
+def test_what_sets_the_level_of_regions_had_no_part_in_the_maps(
+    trained: Detector, digits: Digits
+) -> None:
+    """A new normal image is as likely to have the highest peak as one that maps were made with."""
+    model = trained.model
+    assert model.maps is not None
+    files = images.find([digits.normal])[:300]
+    pixels = np.stack([images.decode(file, model.rule).pixels for file in files])
+    p: list[np.ndarray] = []
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(len(pixels))
+        own, new = (torch.from_numpy(pixels[rows]) for rows in (order[:40], order[40:140]))
+        found = maps.calibrated(model.networks, model.maps, lambda x=own: [x])  # type: ignore[misc]
+        assert found.peaks is not None
+        highest = found.measure(maps._gathered(model.networks, new)).max((1, 2))
+        p.append((1 + (found.peaks >= highest[:, None]).sum(1)) / (len(own) + 1))
+    for rate in (0.1, 0.2, 0.5):
+        assert np.mean(np.concatenate(p) <= rate) == pytest.approx(rate, rel=0.35)
+
+
+def test_only_what_is_inside_a_region_of_interest_sets_levels(
+    trained: Detector, digits: Digits
+) -> None:
+    model = trained.model
+    assert model.maps is not None
+    files = images.find([digits.normal])[:60]
+    x = torch.from_numpy(np.stack([images.decode(file, model.rule).pixels for file in files]))
+    side = model.rule.size
+    inside = np.zeros((side, side), np.bool_)
+    inside[side // 4 : -side // 4, side // 4 : -side // 4] = True
+    whole = maps.calibrated(model.networks, model.maps, lambda: [x])
+    part = maps.calibrated(model.networks, model.maps, lambda: [x], inside)
+    assert part.peaks is not None
+    assert whole.peaks is not None
+    assert (part.peaks <= whole.peaks).all()
+    assert part.peaks.mean() < whole.peaks.mean()
+    assert part.scale.level != whole.scale.level
+
+
+@pytest.mark.parametrize("size", [28, 33, 60, 64, 100])
+def test_layers_are_not_shifted_where_sides_are_odd_on_the_way_down(size: int) -> None:
+    """The first block's cells lie over the pixels that they were made of."""
+    rows = np.arange(size, dtype=np.float64)
+    x = torch.from_numpy(np.tile(rows, (size, 1)))[None, None]
+    while x.shape[-1] > 5:
+        x = torch.nn.functional.avg_pool2d(EvenPad()(x), 2)
+        grown = maps._enlarged(x[0, 0], size)
+        step = 2 ** round(np.log2(size / x.shape[-1]))
+        middle = slice(step, size - 2 * step)
+        np.testing.assert_allclose(grown[0, middle], rows[middle], atol=0.01)
 
 
 @pytest.mark.parametrize("align", ["on", "off"])

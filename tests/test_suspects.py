@@ -15,6 +15,8 @@ from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile, decode
 from anoscan.judgement import Judge
+from anoscan.material import dealt
+from anoscan.runtime import stream
 from anoscan.scoring import fit_sums, fit_terms, term_sums
 from tests.conftest import Digits
 
@@ -146,6 +148,31 @@ def test_of_a_root_like_mvtec_only_train_good_is_suspected(
     assert {"train/good" in image.path for image in report.images} == {True}
     assert len(report.images) == 190 + STRANGERS
     assert any("train/good is used" in (note or "") for note in notes)
+
+
+def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
+    trained: Detector, mixed: Path
+) -> None:
+    rule = trained.model.rule
+    pixels = np.stack([decode(file, rule).pixels for file in images.find([mixed])[:30]])
+    folds = [np.arange(6 * number, 6 * number + 6) for number in range(5)]
+    usual = np.ones(30, dtype=bool)
+    usual[folds[2]] = False
+    for some in (usual, np.arange(30) < 6):  # of the other folds, one lacks witnesses, or all do
+        terms = suspicion._cross_fitted(trained.model, trained.runtime, pixels, folds, some)
+        assert np.isfinite(terms).all()
+    with pytest.raises(InputError, match="same picture"):
+        suspicion.scores(trained.model, trained.runtime, pixels, [b"one"] * 30)
+
+
+def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) -> None:
+    rule = trained.model.rule
+    pixels = np.stack([decode(file, rule).pixels for file in images.find([mixed])])
+    twice, kin = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
+    scores = suspicion.scores(trained.model, trained.runtime, twice, kin + kin)
+    folds = dealt(kin + kin, suspicion.FOLDS, stream(trained.model.config.seed, "suspects"))
+    assert all(set(fold) == {(row + len(kin)) % len(twice) for row in fold} for fold in folds)
+    np.testing.assert_allclose(scores[: len(kin)], scores[len(kin) :], atol=1e-4)
 
 
 def test_what_cannot_be_done_is_said(trained: Detector, few: Digits, tmp_path: Path) -> None:

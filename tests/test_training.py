@@ -450,6 +450,34 @@ def test_losses_that_are_not_finite_cost_rollbacks_and_speed_not_the_run(times: 
     assert all(torch.isfinite(value).all() for value in state_tensors(stage).values())
 
 
+def test_a_stop_right_after_weights_were_lost_leaves_what_can_be_gone_on_with() -> None:
+    def broken() -> Exploding:
+        return Exploding(at=20, silently=True)
+
+    whole, stage, position = broken(), broken(), Position()
+    quietly(whole, 60)
+    saved: dict[str, Tensor] = {}
+    with pytest.raises(TrainingInterrupted):
+        run(
+            stage,
+            steps=60,
+            images_per_step=4,
+            position=position,
+            on_progress=lambda progress: None,
+            checkpoint=lambda position: saved.update(
+                {name: value.clone() for name, value in state_tensors(stage).items()}
+            ),
+            stopping=lambda: position.step == 22,
+        )
+    assert position.rollbacks == 1
+    assert all(torch.isfinite(value).all() for value in saved.values())
+    resumed = Exploding(at=-1)
+    load_state_tensors(resumed, saved)
+    quietly(resumed, 60, position)
+    for name, module in whole.modules.items():
+        assert not moved(copy_of(module), resumed.modules[name]), name
+
+
 def test_weights_lost_in_the_last_step_are_won_back() -> None:
     stage = Exploding(at=59, silently=True)
     quietly(stage, 60)

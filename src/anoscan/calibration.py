@@ -14,6 +14,10 @@ from scipy.special import logsumexp
 from scipy.stats import false_discovery_control
 
 FOLDS = 10
+LEAST_DEVIATION = 0.005  # of a logarithm: a term that hardly differs must not decide alone
+# Of the deviation of all images, at least, in a fold: where the others are copies, or one image,
+# they say nothing of how much images differ.
+OF_ALL = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,7 @@ class Scale:
     def fit(cls, terms: np.ndarray, weights: np.ndarray) -> Scale:
         """Scale of terms (n, k), positive float64."""
         logs = _logs(terms)
-        # A term that says the same of every normal image has no scale: it must not decide alone.
-        deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), 1e-6)
+        deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), LEAST_DEVIATION)
         return cls(logs.mean(0), deviation, np.asarray(weights, dtype=np.float64))
 
     @classmethod
@@ -40,8 +43,16 @@ class Scale:
         """Scale of the terms of tiles, from the `tile_moments` of images (n, 3, k)."""
         count, total, squares = moments.sum(0)
         mean = total / count
-        deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, LEAST_DEVIATION**2))
         return cls(mean, deviation, np.asarray(weights, dtype=np.float64))
+
+    def of_some(self, every: Scale) -> Scale:
+        """The scale of all but a few images, kept from being one of none where those are alike.
+
+        `every` is that of all.
+        """
+        deviation = np.maximum(self.deviation, OF_ALL * every.deviation)
+        return Scale(self.mean, deviation, self.weights)
 
     def standardise(self, terms: np.ndarray) -> np.ndarray:
         """Terms (n, k) in standard deviations from the usual."""
@@ -77,13 +88,13 @@ def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     A query has no part in the scale either: without this, calibration scores would be a little
     too tame and p-values a little too small.
     """
-    n = len(terms)
+    n, every = len(terms), Scale.fit(terms, weights)
     scores = np.empty(n)
     fold = np.arange(n) % min(FOLDS, n)
     for number in range(min(FOLDS, n)):
         inside = fold == number
         rest = terms if inside.all() else terms[~inside]
-        scores[inside] = Scale.fit(rest, weights).combine(terms[inside])
+        scores[inside] = Scale.fit(rest, weights).of_some(every).combine(terms[inside])
     return scores
 
 
@@ -100,11 +111,12 @@ def cross_fitted_tile_scores(
         Of the tiles of each image.
     weights : ndarray of shape (k,)
     """
-    n = len(terms)
+    n, every = len(terms), Scale.of_tiles(moments, weights)
     scores = np.empty(n)
     for row in range(n):
         rest = moments if n == 1 else np.delete(moments, row, axis=0)
-        scores[row] = Scale.of_tiles(rest, weights).combine(terms[row : row + 1])[0]
+        scale = Scale.of_tiles(rest, weights).of_some(every)
+        scores[row] = scale.combine(terms[row : row + 1])[0]
     return scores
 
 

@@ -26,6 +26,7 @@ SAMPLES = 512  # generated images looked at, and at most as many real ones of ea
 MOST_PIXELS = SAMPLES * 128 * 128  # of images that are looked at in full; of larger ones, fewer are
 NEIGHBOURS = 8192  # training images that a nearest one is looked for among, at most
 THUMBNAIL = 16  # side at which images are compared
+MARGIN = 3  # standard errors: what is less is no margin of which a share could be said
 STILL = 1e-4  # of the largest realness: less between all images says that no game is played
 TWIN = 0.002  # of the usual squared distance from the mean: less apart are twins
 
@@ -95,7 +96,7 @@ class Game:
         Share of its margin between training and generated images that it does not keep on
         held-out ones: 0 where it learned what is real, 1 where it learned the images (Karras et
         al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676,
-        eq. 1, r_v).
+        eq. 1, r_v). None where there is no margin to speak of.
     still : bool
         Whether the discriminator tells no image from any other: its gradients vanished, and what
         looks like a draw is no game.
@@ -130,11 +131,12 @@ def game(
     real, of_fake, of_held = (_realness(judge, x) for x in (some, fake, held))
     realness = np.concatenate([real, of_fake])
     truth = np.arange(len(realness)) < len(real)
-    margin = max(float(real.mean() - of_fake.mean()), 1e-12)
+    margin = float(real.mean() - of_fake.mean())
+    told = margin > MARGIN * float(np.sqrt(real.var() / len(real) + of_fake.var() / len(of_fake)))
     return Game(
         diversity=varied,
         separated=float(roc_auc_score(truth, realness)),
-        by_heart=float(np.clip((real.mean() - of_held.mean()) / margin, 0, 1)),
+        by_heart=float(np.clip((real.mean() - of_held.mean()) / margin, 0, 1)) if told else None,
         still=bool(np.ptp(realness) <= STILL * np.abs(realness).max()),
     )
 

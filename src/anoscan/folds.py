@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from anoscan import registry
 from anoscan.adversarial import TurnStage
@@ -22,7 +21,7 @@ from anoscan.architectures import Networks
 from anoscan.config import TrainConfig
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
-from anoscan.material import Material
+from anoscan.material import Material, dealt
 from anoscan.model import Yardstick
 from anoscan.runtime import Runtime
 from anoscan.runtime import stream as random_stream
@@ -61,15 +60,18 @@ class Folds:
         """
         if self.config.calibration_folds is None:
             return yardstick
-        rows = self.material.rows
-        count = min(self.config.calibration_folds, len(rows))
-        draw = torch.randperm(len(rows), generator=random_stream(self.config.seed, "folds"))
-        order = rows[draw.numpy()]
+        rows, draw = self.material.rows, random_stream(self.config.seed, "folds")
+        kin = self.material.kin
+        folds = dealt([kin[row] for row in rows], self.config.calibration_folds, draw)
+        if len(folds) == 1:  # of one picture: nothing is left to learn from without it
+            return yardstick
         terms = [yardstick.terms]
-        for number in range(count):
-            inside = np.sort(order[number::count])
+        for number, places in enumerate(folds):
+            inside = rows[places]
             networks = self._trained(number, np.setdiff1d(rows, inside))
-            terms.append(self._measured(networks, names, np.setdiff1d(usual, inside), inside))
+            known = np.setdiff1d(usual, inside)
+            known = known if len(known) else np.setdiff1d(rows, inside)
+            terms.append(self._measured(networks, names, known, inside))
         return dataclasses.replace(yardstick, terms=np.concatenate(terms))
 
     def _trained(self, number: int, rows: np.ndarray) -> Networks:

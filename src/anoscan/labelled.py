@@ -172,8 +172,8 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
     if not isinstance(picture, Image.Image):
         deep = picture != 0
         picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
-    if picture.mode in ("LA", "PA", "RGBA"):
-        picture = picture.convert("RGB" if picture.mode == "RGBA" else "L")
+    if picture.mode in ("P", "PA", "LA", "RGBA"):  # colours, not their numbers in a palette
+        picture = picture.convert("L" if picture.mode == "LA" else "RGB")
     stored, turned = (decoded.width, decoded.height), decoded.orientation >= 5
     upright = stored[::-1] if turned else stored
     turn = opened.pending

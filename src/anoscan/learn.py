@@ -35,7 +35,7 @@ from anoscan.keeper import Keeper
 from anoscan.mapping import EncoderStage
 from anoscan.mappings import Mapping
 from anoscan.maps import Maps
-from anoscan.material import Material
+from anoscan.material import Material, evenly
 from anoscan.model import Model, describe, fresh_networks
 from anoscan.neighbours import Neighbours
 from anoscan.objectives import Objective
@@ -258,7 +258,7 @@ def _suspected(
     held = yardstick.measure(networks, fitted, baselines, material, None, config.seed, runtime)
     metadata = describe(config, material.rule, held.yardstick, runtime)
     model = Model(networks, fitted, held.yardstick, baselines, metadata)
-    found = suspicion.scores(model, runtime, material.pixels, material.rows)
+    found = suspicion.scores(model, runtime, material.pixels, material.kin, material.rows)
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 
@@ -373,13 +373,14 @@ def _maps(
 ) -> Maps:
     read = material.pixels.__getitem__
     some = material.rows[:: max(1, len(material.rows) // MAPS_SAMPLE)][:MAPS_SAMPLE]
-    unseen = material.unseen[: anomaly_maps.MOST_HELD_OUT]
+    unseen = evenly(material.unseen, anomaly_maps.MOST_HELD_OUT)
     return anomaly_maps.fit(
         networks,
         fitted,
         lambda: chunks(some, read, runtime.device),
         lambda: chunks(unseen, read, runtime.device),
         align={"auto": None, "on": True, "off": False}[config.align],
+        inside=material.inside,
     )
 
 

@@ -17,7 +17,9 @@ parts of the same image say: grain and exposure must not look like a defect all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ from anoscan.architectures import Networks
 from anoscan.runtime import exact_float32
 from anoscan.terms import Evidence, Tensors, gather, gaussian_sums, subspace
 from anoscan.terms.local import BLOCKS, places, whitening
+from anoscan.trainset import allocate
 
 Floats = NDArray[np.float32]
 Batches = Callable[[], Iterable[Tensor]]
@@ -52,6 +55,7 @@ BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neigh
 SHRUNK = 8  # images that what is usual everywhere counts as, for one place
 _SUBSPACE = "subspace/"  # before the names of that term's tensors
 MOST_HELD_OUT = 256  # images, or patches
+FOLDS = 10  # of them: what sets the level of regions is measured by maps that it had no part in
 PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
 
 
@@ -88,17 +92,23 @@ class Maps:
     scale : Scale
     relative : bool
         Whether layers are relative to the calmer parts of their image.
+    peaks : ndarray of shape (n,), optional
+        The highest place of each image that they were calibrated on, by maps calibrated on others.
+        Not kept in a file.
     """
 
     tensors: Tensors
     aligned: bool
     scale: Scale = Scale(1.0)
     relative: bool = False
+    peaks: NDArray[np.float64] | None = None
 
     def measure(self, evidence: Evidence) -> Floats:
         """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
-        side = evidence.x.shape[-1]
-        combined = (_combined(layers, self) for layers in _layers(evidence, self))
+        return self._of_layers(_layers(evidence, self), evidence.x.shape[-1])
+
+    def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
+        combined = (_combined(layers, self) for layers in images)
         raw = np.stack([_enlarged(torch.from_numpy(one), side) for one in combined])
         mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
         standard: Floats = (raw - mean) / spread
@@ -146,6 +156,7 @@ def fit(
     training: Batches,
     held_out: Batches,
     align: bool | None,
+    inside: NDArray[np.bool_] | None = None,
 ) -> Maps:
     """Learn what is usual at a place.
 
@@ -161,6 +172,8 @@ def fit(
         Gives batches of normal images that they did not.
     align : bool or None
         Whether places have Gaussians of their own; None decides.
+    inside : ndarray of shape (s, s), bool, optional
+        Places that count.
     """
     with exact_float32():
         anywhere = _fit_blocks(networks, training())
@@ -171,10 +184,15 @@ def fit(
             )
         usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
         chosen = Maps((own if align else anywhere) | usual, align, relative=align)
-        return calibrated(networks, chosen, held_out)
+        return calibrated(networks, chosen, held_out, inside)
 
 
-def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
+def calibrated(
+    networks: Networks,
+    maps: Maps,
+    held_out: Batches,
+    inside: NDArray[np.bool_] | None = None,
+) -> Maps:
     """Maps with what normal images say of layers, of places and of colours.
 
     What was learned from training images stays: Gaussians of blocks, usual residuals, and whether
@@ -187,24 +205,56 @@ def calibrated(networks: Networks, maps: Maps, held_out: Batches) -> Maps:
     maps : Maps
     held_out : callable
         Gives batches (n, c, s, s) of normal images that networks did not learn from.
+    inside : ndarray of shape (s, s), bool, optional
+        Places that count.
     """
-    unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
-    align, relative = maps.aligned, maps.relative
-    maps = Maps(maps.tensors | unscaled, align, relative=relative)
+    layers, side = _held(networks, maps, held_out)
+    n, folds = len(layers), min(FOLDS, len(layers))
+    places = np.ones((side, side), np.bool_) if inside is None else inside
+    counted = np.empty((n, int(places.sum())), np.float32)
+    for first in range(folds):
+        own = range(first, n, folds)
+        others = [layers[row] for row in range(n) if row not in own] or list(layers)
+        crossed = _fitted(maps, others, side)._of_layers([layers[row] for row in own], side)
+        counted[list(own)] = crossed[:, places]
+    level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
+    peaks = counted.max(1).astype(np.float64)
+    return dataclasses.replace(_fitted(maps, list(layers), side), scale=Scale(level), peaks=peaks)
+
+
+def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
+    """Layers (n, m, g, g) of images, in a file where they are large, and the side of images."""
+    kept: Floats | None = None
+    done = side = 0
+    count = sum(len(x) for x in batches())
     with exact_float32():
-        gaussian = _fit_layers(maps, lambda: (_gathered(networks, x) for x in held_out()))
-        maps = Maps(maps.tensors | gaussian, align, relative=relative)
-        raw = np.concatenate([maps.measure(_gathered(networks, x)) for x in held_out()])
+        for x in batches():
+            side = x.shape[-1]
+            for layers in _layers(_gathered(networks, x), maps):
+                if kept is None:
+                    kept = allocate((count, *layers.shape))
+                kept[done] = layers
+                done += 1
+    if kept is None:
+        raise RuntimeError("there is always a held-out image")
+    return kept, side
+
+
+def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
+    """Maps with what the layers (m, g, g) of normal images say; of levels nothing yet."""
+    unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
+    gaussian = _fit_layers(layers, maps.aligned)
+    bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
+    raw = bare._of_layers(layers, side).astype(np.float64)
     # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
-    n, raw = len(raw), raw.astype(np.float64)
-    mean = _of_place(raw.mean(0)[None], n, align)[0]
-    spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, align)[0] + 1e-6)
-    level = float(np.quantile((raw - mean) / spread, 1 - PIXEL_RATE))
+    n = len(raw)
+    mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
+    spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + 1e-6)
     placed = {
         "place_mean": torch.from_numpy(mean.astype(np.float32)),
         "place_spread": torch.from_numpy(spread.astype(np.float32)),
     }
-    return Maps(maps.tensors | placed, align, Scale(max(level, 1e-3)), relative)
+    return dataclasses.replace(bare, tensors=bare.tensors | placed)
 
 
 def _is_of_places(name: str) -> bool:
@@ -338,10 +388,13 @@ def _without_edge(layer: Tensor) -> Tensor:
 
 
 def _enlarged(layer: Tensor, side: int) -> Floats:
+    """Layer (h, h) at a side. Cells are halvings of it, the last of which may reach beyond it."""
+    cells = layer.shape[-1]
+    reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
     grown = torch.nn.functional.interpolate(
-        layer.float()[None, None], size=(side, side), mode="bilinear", align_corners=False
+        layer.float()[None, None], size=(reach, reach), mode="bilinear", align_corners=False
     )
-    numbers: Floats = grown[0, 0].cpu().numpy()
+    numbers: Floats = grown[0, 0, :side, :side].cpu().numpy()
     return numbers
 
 
@@ -363,29 +416,24 @@ def _smoothed(layers: Floats, share: float) -> Floats:
     return numbers
 
 
-def _fit_layers(maps: Maps, evidence: Callable[[], Iterable[Evidence]]) -> Tensors:
-    """Centre, spread and whitening of the layers of normal images."""
-    count, total, squares = 0, np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
-    for layers in _all_layers(maps, evidence()):
-        count, total, squares = count + 1, total + layers, squares + np.square(layers)
-    mean = _of_place(total / count, count, maps.aligned)
+def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
+    """Centre, spread and whitening of the layers (m, g, g) of normal images."""
+    count, total, squares = len(images), np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
+    for layers in images:
+        exact = layers.astype(np.float64)
+        total, squares = total + exact, squares + np.square(exact)
+    mean = _of_place(total / count, count, aligned)
     # Of two images the square of the mean can come out above the mean of the squares.
-    variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, maps.aligned)
+    variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, aligned)
     spread = np.sqrt(variance + LEAST_SPREAD**2)
     outer = np.zeros((len(mean), len(mean)))
-    for layers in _all_layers(maps, evidence()):
+    for layers in images:
         flat = ((layers - mean) / spread).reshape(len(layers), -1)
         outer += flat @ flat.T / flat.shape[1]
     mixed = outer / count + LAYER_SHRINKAGE * np.diag(outer.diagonal() / count + 1e-6)
     whiten = np.linalg.inv(np.linalg.cholesky(mixed)).T
     numbers = {"centre": mean, "spread": spread, "whiten": whiten}
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in numbers.items()}
-
-
-def _all_layers(maps: Maps, evidence: Iterable[Evidence]) -> Iterable[NDArray[np.float64]]:
-    for some in evidence:
-        for layers in _layers(some, maps):
-            yield layers.astype(np.float64)
 
 
 def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:

@@ -31,7 +31,9 @@ from anoscan.tiles import TRIES, Floats
 from anoscan.trainset import ImageArray, allocate
 
 FEWEST_IMAGES = 8
+FEWEST_TRAINED = 6
 FEWEST_HELD_OUT = 50
+LARGEST_HELD_OUT = 1 / 2  # of all images, where copies of one are many
 LARGEST_STACK = 1 / 8  # of all images, in one file, that may be held out as a whole
 UNSEEN = 512  # patches of held-out images, at most
 
@@ -127,7 +129,7 @@ class Material:
             )
         images, digests, looks, skipped = _read(files, rule, workers, on_progress)
         train, held = _split(images, digests, skipped, config)
-        some = held[:UNSEEN]
+        some = evenly(held, UNSEEN)
         unseen = len(some) * (UNSEEN // len(some))
         parts = [(train, config.patches), (some, unseen)]
         chosen = [([images[row] for row in rows], wanted) for rows, wanted in parts]
@@ -171,7 +173,7 @@ class Material:
             unseen = np.arange(len(pixels))
         else:
             found, digests, looks, skipped = _read(files, rule, workers, on_progress)
-            some = found[:UNSEEN]
+            some = [found[row] for row in evenly(np.arange(len(found)), UNSEEN)]
             wanted = len(some) * (UNSEEN // max(len(some), 1))
             pixels = _patches([(some, wanted)], rule, seed, workers, on_progress)
             order = torch.randperm(wanted, generator=random_stream(seed, "unseen-order"))
@@ -213,8 +215,20 @@ class Material:
     def some_held_out(self, n: int) -> Floats:
         """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
         if self.rule.patch is None:
-            return np.ascontiguousarray(self.pixels[self.held_out[:n]])
-        return np.stack([decoded.canvas.centre(self.rule.size) for decoded in self._large(n)])
+            return np.ascontiguousarray(self.pixels[evenly(self.held_out, n)])
+        large = self._large(evenly(self.held_out, n))
+        return np.stack([decoded.canvas.centre(self.rule.size) for decoded in large])
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """Where whole images count (s, s), True inside; None where all of them does."""
+        roi, side = self.rule.roi, (self.rule.size, self.rule.size)
+        return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
+
+    @property
+    def kin(self) -> list[bytes]:
+        """What images must not be parted from: the same for those alike; see `together`."""
+        return together(self.images, self.digests)
 
     def measured(
         self,
@@ -226,7 +240,7 @@ class Material:
     ) -> Iterator[HeldOut]:
         """Held-out images, measured just as queries are."""
         if self.rule.patch is not None:
-            for decoded in self._large(len(self.held_out)):
+            for decoded in self._large(self.held_out):
                 tiled = measure_tiled(
                     networks, fitted, decoded, self.rule, device, picture=False, maps=maps
                 )
@@ -241,11 +255,15 @@ class Material:
             views_of = torch.from_numpy(x).to(device)
             found = measure(networks, fitted, views_of, maps=maps, mapped=True)
             error = np.square(x - found.x_hat).mean((1, 2, 3))
-            level = float(np.quantile(found.residual, 0.999))
+            residual = found.residual
+            if (inside := self.inside) is not None:
+                residual = residual[:, inside]
+                found = dataclasses.replace(found, oddness=np.where(inside, found.oddness, 0))
+            level = float(np.quantile(residual, 0.999))
             yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
 
-    def _large(self, n: int) -> Iterator[Decoded]:
-        return _decoded([self.images[row] for row in self.held_out[:n]], self.rule, self.workers)
+    def _large(self, rows: np.ndarray) -> Iterator[Decoded]:
+        return _decoded([self.images[row] for row in rows], self.rule, self.workers)
 
 
 def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -260,21 +278,62 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
         One a row.
     seed : int
     share : float
-        Held out are at least `FEWEST_HELD_OUT` images, or a quarter of all where that is less.
+        Held out are at least `FEWEST_HELD_OUT` images, or a quarter of all where that is less;
+        fewer, where copies are so many that too few images would be left to train on.
+
+    Raises
+    ------
+    InputError
+        When one side would be empty, or too few images would be left to train on.
     """
-    n = len(digests)
-    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
-    salt = seed.to_bytes(8, "little")
-    order = sorted(range(n), key=lambda row: (hashlib.sha256(salt + digests[row]).digest(), row))
-    end = wanted
-    while end < n and digests[order[end]] == digests[order[end - 1]]:
-        end += 1
-    if end >= n:
+    n, twins = len(digests), Counter(digests)
+    if len(twins) == 1:
         raise InputError(
             "the training images are all the same picture: there is nothing to learn from.",
             hint="Give a folder with different images.",
         )
-    return np.sort(np.array(order[end:])), np.sort(np.array(order[:end]))
+    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
+    if n - wanted < FEWEST_TRAINED:
+        raise InputError(
+            f"--held-out {share:g} of {n} images leaves {n - wanted} to learn from: at least "
+            f"{FEWEST_TRAINED} are needed."
+        )
+    most = max(wanted, min(int(LARGEST_HELD_OUT * n), n - FEWEST_TRAINED))
+    salt = seed.to_bytes(8, "little")
+    held: set[bytes] = set()
+    count = 0
+    for digest in sorted(twins, key=lambda digest: hashlib.sha256(salt + digest).digest()):
+        if count < wanted and count + twins[digest] <= most:
+            held.add(digest)
+            count += twins[digest]
+    if not held:
+        raise InputError(
+            f"of {n} training images only {len(twins)} are different: too few to learn from.",
+            hint="Give a folder with different images.",
+        )
+    outside = np.array([digest in held for digest in digests])
+    return np.flatnonzero(~outside), np.flatnonzero(outside)
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, from all over: the first ones may all be of one folder."""
+    n = len(rows)
+    return rows if n <= most else rows[np.arange(most) * n // most]
+
+
+def dealt(kin: Sequence[bytes], folds: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Places of `kin` in folds that differ little in size, shuffled; those alike stay together.
+
+    There may be fewer folds than asked for: none is empty.
+    """
+    places: dict[bytes, list[int]] = {}
+    for place, name in enumerate(kin):
+        places.setdefault(name, []).append(place)
+    groups = list(places.values())
+    found: list[list[int]] = [[] for _ in range(folds)]
+    for number in torch.randperm(len(groups), generator=generator).tolist():
+        min(found, key=len).extend(groups[number])
+    return [np.sort(np.array(fold)) for fold in found if fold]
 
 
 def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[bytes]:

@@ -22,7 +22,7 @@ from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge, nothing_readable
 from anoscan.maps import MOST_HELD_OUT, Maps, calibrated
-from anoscan.material import Material
+from anoscan.material import Material, evenly
 from anoscan.model import Model
 from anoscan.results import Skipped
 from anoscan.runtime import Runtime
@@ -164,8 +164,8 @@ def reservation(model: Model) -> str | None:
 
 
 def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtime) -> Maps:
-    read, unseen = material.pixels.__getitem__, material.unseen[:MOST_HELD_OUT]
-    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device))
+    read, unseen = material.pixels.__getitem__, evenly(material.unseen, MOST_HELD_OUT)
+    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device), material.inside)
 
 
 def _by_labels(

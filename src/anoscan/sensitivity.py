@@ -17,7 +17,7 @@ import numpy as np
 from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
 from anoscan.judgement import Judge
-from anoscan.material import Material
+from anoscan.material import Material, evenly
 from anoscan.model import Model
 from anoscan.results import SelfTest, SelfTestCell
 from anoscan.runtime import Runtime, stream
@@ -63,7 +63,7 @@ def measure(
         training allows: it should cost a few per cent of that.
     """
     judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
-    views = np.ascontiguousarray(material.pixels[material.unseen[:MOST_CLEAN]])
+    views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
     clean = _told(judge, views, mapped=False).scores
     sizes = sizes_for(side)
     if wanted is None:

@@ -14,6 +14,7 @@ from anoscan import calibration, images, labelled, suspicion
 from anoscan.detector import Detector
 from anoscan.judgement import nothing_readable
 from anoscan.learn import on_reading
+from anoscan.material import together
 from anoscan.suspicion import Suspicion
 from anoscan.training import OnProgress, Progress
 from anoscan.trainset import ImageArray
@@ -51,7 +52,8 @@ def rank(
     if not len(array):
         raise nothing_readable(skipped)
     suspicion.check(len(array), patches=False)
-    scores = suspicion.scores(model, runtime, array.pixels)
+    kin = together(array.images, array.digests)
+    scores = suspicion.scores(model, runtime, array.pixels, kin)
     return _listed(detector, Suspicion(array.images, array.digests, scores, skipped))
 
 

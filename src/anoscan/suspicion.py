@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile
 from anoscan.judgement import Judge
+from anoscan.material import dealt
 from anoscan.model import Model
 from anoscan.results import Skipped
 from anoscan.runtime import Runtime, stream
@@ -80,37 +80,52 @@ def check(images: int, *, patches: bool) -> None:
 
 
 def scores(
-    model: Model, runtime: Runtime, pixels: Floats, rows: np.ndarray | None = None
+    model: Model,
+    runtime: Runtime,
+    pixels: Floats,
+    kin: Sequence[bytes],
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """How suspect images (n, c, s, s) are that a model was trained on, (n,).
 
     Twice: what a term takes for usual comes from the images of other folds, in the second round
     without those that the first one suspected, so that a few strangers cannot vouch for each
-    other. With `rows` it comes from these images alone.
+    other. With `rows` it comes from these images alone. Images whose `kin` is the same do not
+    vouch for each other either; see `material.together`.
     """
     n = len(pixels)
     judge, usual = Judge(model, runtime), np.zeros(n, dtype=bool)
     usual[slice(None) if rows is None else rows] = True
-    first = judge.among_themselves(_cross_fitted(model, runtime, pixels, usual))
+    folds = dealt(kin, FOLDS, stream(model.config.seed, "suspects"))
+    if len(folds) == 1:
+        raise InputError("the images are all the same picture: none is more suspect than another.")
+    first = judge.among_themselves(_cross_fitted(model, runtime, pixels, folds, usual))
     usual[np.argsort(-first, kind="stable")[: _share(n)]] = False
-    return judge.among_themselves(_cross_fitted(model, runtime, pixels, usual))
+    return judge.among_themselves(_cross_fitted(model, runtime, pixels, folds, usual))
 
 
 def _share(n: int) -> int:
     return max(1, round(SHARE * n))
 
 
-def _cross_fitted(model: Model, runtime: Runtime, pixels: Floats, usual: np.ndarray) -> np.ndarray:
+def _cross_fitted(
+    model: Model,
+    runtime: Runtime,
+    pixels: Floats,
+    folds: Sequence[np.ndarray],
+    usual: np.ndarray,
+) -> np.ndarray:
     """Raw terms (n, k), each by fits from the `usual` images (n,) of the other folds."""
     names, read, device = list(model.fitted), pixels.__getitem__, runtime.device
-    order = torch.randperm(len(pixels), generator=stream(model.config.seed, "suspects")).numpy()
-    folds = [np.sort(order[number::FOLDS]) for number in range(FOLDS)]
     sums = [
         term_sums(model.networks, names, chunks(rows[usual[rows]], read, device)) for rows in folds
     ]
+    filled = [number for number, rows in enumerate(folds) if usual[rows].any()]
     terms = np.empty((len(pixels), len(names)))
     for number, rows in enumerate(folds):
-        fitted = fit_sums([each for other, each in enumerate(sums) if other != number])
+        # Where all others are suspect, the images have to be their own witnesses.
+        known = [other for other in filled if other != number] or filled
+        fitted = fit_sums([sums[other] for other in known])
         batches = chunks(rows, read, device)
         terms[rows] = np.concatenate(
             [measure(model.networks, fitted, batch).terms for batch in batches]

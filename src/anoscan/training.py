@@ -149,6 +149,9 @@ def run(
     saved = time.monotonic()
     while position.step < steps:
         if stopping():
+            report = meter.report(position.step)
+            if not _sound(stage, report):  # of a checkpoint of it, nobody could go on
+                _roll_back(stage, position, good, on_progress, report)
             checkpoint(position)
             raise TrainingInterrupted(STOPPED)
         meter.add(stage.step(position.step))
@@ -157,8 +160,7 @@ def run(
         if not (look or meter.seconds() > LOOK_SECONDS):
             continue
         report = meter.report(position.step)
-        # The weights too: the last step can have spoiled them after its losses were taken.
-        if not (all(map(math.isfinite, report.losses.values())) and _finite(stage)):
+        if not _sound(stage, report):
             _roll_back(stage, position, good, on_progress, report)
             continue
         on_progress(report)
@@ -199,8 +201,11 @@ def _roll_back(
     on_progress(Progress(stage.name, images, report.total_images, {}, 0.0, note))
 
 
-def _finite(stage: Stage) -> bool:
-    """Whether all weights of a stage, and the statistics of its layers, are numbers."""
+def _sound(stage: Stage, report: Progress) -> bool:
+    """Whether losses, all weights of a stage and the statistics of its layers are numbers."""
+    if not all(map(math.isfinite, report.losses.values())):
+        return False
+    # The last step can have spoiled the weights after its losses were taken.
     states = [module.state_dict().values() for module in stage.modules.values()]
     return all(bool(torch.isfinite(value).all()) for state in states for value in state)
 

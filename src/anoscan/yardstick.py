@@ -15,8 +15,8 @@ from anoscan.architectures import Networks
 from anoscan.baselines import Baselines
 from anoscan.calibration import tile_moments
 from anoscan.judgement import Judge
-from anoscan.maps import Maps
-from anoscan.material import Material
+from anoscan.maps import MOST_HELD_OUT, Maps
+from anoscan.material import Material, evenly
 from anoscan.mismatch import Looks
 from anoscan.model import Model, Yardstick
 from anoscan.runtime import Runtime
@@ -92,12 +92,16 @@ def measure(
             coarse.append(held.coarse)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
-    clean, some = np.concatenate(terms), material.unseen[: selftest.MOST_IMAGES]
-    views = np.ascontiguousarray(material.pixels[some])
+    some = evenly(np.arange(len(material.unseen)), selftest.MOST_IMAGES)
+    views = np.ascontiguousarray(material.pixels[material.unseen[some]])
+    clean = np.concatenate(terms)
     # Of a large image the self-test changes parts, so it needs what the same parts were before.
     before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
     trust = selftest.trust(networks, fitted, views, before, np.concatenate(trusts), seed)
     all_peaks = np.concatenate(peaks) if peaks else np.empty(0)
+    if maps is not None and maps.peaks is not None and not large:
+        calibrated = evenly(np.arange(len(all_peaks)), MOST_HELD_OUT)
+        all_peaks[calibrated] = maps.peaks
     yardstick = Yardstick(clean, trust, scale, all_peaks, looks=Looks.of(material.looks))
     mean_error = float(np.mean(np.concatenate(mean_errors)))
     missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
