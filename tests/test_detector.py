@@ -292,6 +292,12 @@ def test_some_of_many_come_from_all_over() -> None:
     assert evenly(rows, 4).tolist() == [100, 102, 105, 107]
 
 
+def test_arrays_are_refused_in_words(trained: Detector) -> None:
+    for some in (np.zeros((8, 8)), [np.zeros((8, 8))]):
+        with pytest.raises(UsageError, match="Got ndarray"):
+            trained.score(some)  # type: ignore[arg-type]
+
+
 def test_held_out_images_are_counted_and_a_tenth_of_many() -> None:
     digests = [value.to_bytes(2, "big") * 16 for value in range(2000)]
     train, held = split(digests, seed=0, share=0.1)

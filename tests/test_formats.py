@@ -57,6 +57,23 @@ def inspected(*files: Path) -> trainset.Inspection:
     return trainset.inspect(found, size=None, channels=None, workers=1, seed=0)
 
 
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_white_may_be_zero_at_any_depth(tmp_path: Path, kind: str, compression: str | None) -> None:
+    samples = np.arange(24 * 20, dtype=kind).reshape(24, 20) * (100 if kind == "u2" else 1)
+    most = np.iinfo(samples.dtype).max
+    for name, photometric in (("black", "minisblack"), ("white", "miniswhite")):
+        stored = samples if name == "black" else most - samples
+        file = tmp_path / f"{name}.tif"
+        tifffile.imwrite(file, stored, photometric=photometric, compression=compression)
+    how = rule(window=(0.0, float(most)) if kind == "u2" else None)
+    black, white = (
+        images.decode(ImageFile(f"{name}.tif", tmp_path / f"{name}.tif", f"{name}.tif"), how)
+        for name in ("black", "white")
+    )
+    np.testing.assert_array_equal(black.pixels, white.pixels)
+
+
 # --- what was read before is read as before -----------------------------------------------------
 
 

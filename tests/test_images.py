@@ -22,6 +22,7 @@ from anoscan.errors import InputError
 from anoscan.formats import picture, pillow
 from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.results import Skipped
+from anoscan.roi import Roi
 from anoscan.trainset import ImageArray
 
 GREY = ImageRule(size=32, channels=1, window=None)
@@ -689,6 +690,25 @@ def inspection(files: list[ImageFile], **options: Any) -> trainset.Inspection:
     )
 
 
+def test_what_is_outside_a_region_of_interest_does_not_set_the_range(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(7000, 29000, (40, 60)).astype(np.uint16)
+    samples[36:, :30], samples[36:, 30:] = 0, 65535  # as a scale bar burnt in
+    exif = Image.Exif()
+    files = []
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        file = tmp_path / f"{orientation}.tif"
+        Image.fromarray(samples).save(file, exif=exif)
+        files.append(ImageFile(file.name, file, file.name))
+    inside = np.ones((40, 60), np.bool_)
+    inside[36:] = False
+    assert inspection(files[:1]).rule.window == (0, 65535)
+    for file, mask in ((files[0], inside), (files[1], np.rot90(inside, -1))):
+        window = inspection([file], roi=Roi.of(mask)).rule.window
+        assert window is not None
+        assert 7000 <= window[0] < window[1] <= 29000
+
+
 @pytest.mark.parametrize(
     ("shapes", "size"),
     [
@@ -795,7 +815,7 @@ def test_at_most_512_files_are_opened_and_the_seed_says_which(
     opened: list[str] = []
     look = trainset._look
     monkeypatch.setattr(
-        trainset, "_look", lambda image: (opened.append(image.path), look(image))[1]
+        trainset, "_look", lambda image, roi: (opened.append(image.path), look(image, roi))[1]
     )
 
     draws = []

@@ -425,13 +425,33 @@ def test_without_the_model_a_saved_report_has_queries_only(
     results = tmp_path / "results.json"
     results.write_text(json.dumps(saved), encoding="utf-8")
 
-    assert run("report", str(results), "--output", str(tmp_path / "p.html"), "--quiet") == 0
+    assert run("report", str(results), "--output", str(tmp_path / "p.html"), "--quiet") == 3
     warned = capsys.readouterr().err
     assert "'gone'" in warned
     assert "1 of 40 images cannot be read" in warned
     data = Page((tmp_path / "p.html").read_text()).data
     assert data["views"] == 1
     assert [row[6] for row in data["images"][:2]] == [-1, 0]
+
+    before = (tmp_path / "p.html").read_bytes()
+    for row in saved["images"]:
+        row["path"] = f"gone/{row['path']}"
+    results.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(InputError, match="none of the 40 images can be read"):
+        run("report", str(results), "--output", str(tmp_path / "p.html"), "--quiet")
+    assert (tmp_path / "p.html").read_bytes() == before
+
+
+def test_a_model_that_was_changed_is_not_called_missing(
+    model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("score", str(few.queries), "--model", str(model_file), "--json", "--quiet")
+    saved = json.loads(capsys.readouterr().out)
+    saved["model"]["sha256"] = "0" * 64
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(saved), encoding="utf-8")
+    assert run("report", str(results), "--quiet") == 0
+    assert "was changed since (calibrated, or trained again)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

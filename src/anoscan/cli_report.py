@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from anoscan.errors import ExitCode
 from anoscan.options import (
     OUTPUT,
     BatchSize,
@@ -136,6 +137,8 @@ def report(
     detector = saved.detector(document, model, device, workers, output.warn)
     with HtmlReport(target, len(document["images"]), assets=assets) as made:
         with output.progress() as on_progress:
-            saved.draw(document, detector, made, batch_size, on_progress, output.warn)
+            missing = saved.draw(document, detector, made, batch_size, on_progress, output.warn)
         made.write(document, saved.background(document, detector))
     output.text(target.as_posix())
+    if missing:
+        raise typer.Exit(ExitCode.SKIPPED)

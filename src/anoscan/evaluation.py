@@ -29,7 +29,7 @@ COLUMNS = {
     "class": ("class",),
 }
 ANOMALOUS = frozenset(("1", "1.0", "true", "positive", "anomaly", "anomalous", "abnormal")).union(
-    ("bad", "defect", "defective", "ng", "fail")
+    ("bad", "defect", "defective", "ng", "nok", "fail")
 )
 NORMAL = frozenset(("0", "0.0", "false", "negative", "normal", "good", "ok", "pass"))
 
@@ -37,7 +37,10 @@ _DELIMITERS = ",;\t"
 _CURVE_POINTS = 200
 _BINS = 10, 60
 _BAD_ROWS_SHOWN = 5
-_HINT = "A labels file is a UTF-8 CSV with the header path,label and labels 1/0 or anomaly/normal."
+_HINT = (
+    "A labels file is a UTF-8 CSV with the header path,label and labels 1/0, anomaly/normal, "
+    "bad/good, ng/ok or defect/pass."
+)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def detection(
     return Detection(
         auroc=auroc,
         auroc_ci95=interval,
-        average_precision=float(average_precision_score(anomalous, scores)),
+        average_precision=min(float(average_precision_score(anomalous, scores)), 1.0),  # rounded
         undefined=None,
     )
 

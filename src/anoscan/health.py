@@ -126,7 +126,8 @@ def of_scores(scored: int, anomalous: int) -> str | None:
     return (
         f"{anomalous:,} of {scored:,} images are called anomalous. Unless they were picked for "
         f"that, this is the wrong model or the wrong folder, or the images are made otherwise than "
-        f"the training images were (another camera, crop, size or brightness)."
+        f"the training images were (another camera, crop, size or brightness, or a --roi that "
+        f"was not there in training)."
     )
 
 

@@ -22,7 +22,7 @@ AUTO = "auto"
 _LOOKED_AT = 512  # images
 _LEVELS = 2  # of 255: what a constant border may differ by
 _LEAST = 0.25  # of a side must remain: else it is no border
-_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # of rows, columns and maybe more
+UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # of rows, columns and maybe more
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -64,7 +64,7 @@ def read(file: Path) -> Roi:
             inside = np.asarray(shallow_image(picture, 1).convert("L")) >= least
         else:
             inside = picture != 0 if picture.ndim == 2 else (picture != 0).any(2)
-        return Roi.of(_UPRIGHT[opened.pending](inside))
+        return Roi.of(UPRIGHT[opened.pending](inside))
     except InputError as error:
         raise InputError(f"--roi {file}: {error.message}.") from None
     except ValueError:
@@ -133,7 +133,7 @@ def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
         shallow_image(picture, 3) if isinstance(picture, Image.Image) else picture, np.float32
     )
     reach = np.ptp(samples) * _LEVELS / 255 if opened.depth else _LEVELS
-    samples = _UPRIGHT[opened.pending](samples if samples.ndim == 3 else samples[..., None])
+    samples = UPRIGHT[opened.pending](samples if samples.ndim == 3 else samples[..., None])
     varied = (np.abs(samples - samples[0, 0]) > reach).any(2)
     other = (np.abs(samples - samples[-1, -1]) > reach).any(2)
     rows, columns = varied.any(1), varied.any(0)

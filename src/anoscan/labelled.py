@@ -124,8 +124,20 @@ def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], st
     -------
     paths, note
         As of `training_paths`.
+
+    Raises
+    ------
+    UsageError
+        For anything but paths, such as an array.
     """
-    given = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    for path in several:
+        if not isinstance(path, str | Path):
+            raise UsageError(
+                f"images are given as paths of files and folders. Got {type(path).__name__}.",
+                hint="Save an array first: numpy.save('image.npy', array).",
+            )
+    given = [str(path) for path in several]
     _, note = _narrowed(given, Path(_TEST))
     # Not through Path, which would change what was given, and make a folder of nothing.
     found = [

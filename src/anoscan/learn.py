@@ -414,6 +414,7 @@ def _inspect(
         workers=runtime.workers,
         seed=config.seed,
         patch=config.patch,
+        roi=roi,
     )
     return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=roi))
 

@@ -121,6 +121,7 @@ def on_normals(
         workers=runtime.workers,
         seed=config.seed,
         patch=rule.patch,
+        roi=rule.roi,
     )
     # 8-bit images have no levels to set; those of deeper ones stay until deep images come.
     rule = dataclasses.replace(rule, window=seen.rule.window or rule.window)

@@ -147,15 +147,17 @@ def detector(
         if found.reference.sha256 != said.get("sha256"):
             warn("the model is not the one that gave these scores: pictures may not fit them.")
         return found
+    state = "is not there"
     for place in (said.get("path"), said.get("name")):
         try:
             path = store.resolve(str(place))
             if place and modelfile.digest(path) == said.get("sha256"):
                 return Detector.load(path, device=device, workers=workers, scales=scales)
+            state = "was changed since (calibrated, or trained again)"
         except (AnoscanError, OSError, ValueError):
             continue
     warn(
-        f"the model {str(said.get('name'))!r} that gave these scores is not there: the report has "
+        f"the model {str(said.get('name'))!r} that gave these scores {state}: the report has "
         "queries only. Name it with --model."
     )
     return None
@@ -168,8 +170,19 @@ def draw(
     batch_size: int,
     on_progress: OnProgress,
     warn: Warn,
-) -> None:
-    """Give the page its pictures: with the model all of them, without it queries."""
+) -> int:
+    """Give the page its pictures: with the model all of them, without it queries.
+
+    Returns
+    -------
+    int
+        Images that cannot be read.
+
+    Raises
+    ------
+    InputError
+        When none can.
+    """
     rows = {row["path"]: row for row in document["images"]}
     files = [images.named(path, Path(path), path) for path in rows]
     if model is None:
@@ -177,11 +190,15 @@ def draw(
             _add_query(file, page, _regions(rows[file.path]))
     else:
         _remake(document, rows, files, model, page, batch_size, on_progress)
-    if files and (missing := len(files) - page.shown):
-        warn(
-            f"{missing:,} of {len(files):,} images cannot be read where the results say. Run "
-            "anoscan report in the folder in which they were scored."
+    missing = len(files) - page.shown
+    where = "Run anoscan report in the folder in which they were scored."
+    if files and not page.shown:
+        raise InputError(
+            f"none of the {len(files):,} images can be read where the results say.", hint=where
         )
+    if missing:
+        warn(f"{missing:,} of {len(files):,} images cannot be read where the results say. {where}")
+    return missing
 
 
 def _remake(

@@ -6,6 +6,7 @@ import heapq
 import importlib.util
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -45,6 +46,11 @@ class Gallery:
             raise UsageError(
                 "--show needs a terminal, and the output goes elsewhere.",
                 hint="Use --residuals or --report for pictures in files.",
+            )
+        if 0 in os.get_terminal_size(sys.stdout.fileno()):
+            raise UsageError(
+                "--show needs a terminal that says how large it is.",
+                hint="Tell it (stty cols 100 rows 40), or use --residuals or --report.",
             )
         self._most = most
         self._order = itertools.count()

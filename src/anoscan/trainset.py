@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from anoscan import interest
 from anoscan.config import LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.errors import InputError
 from anoscan.formats import DAMAGE, KINDS, Opened, read
 from anoscan.images import ImageFile, ImageRule, shallow_image, stream
 from anoscan.mismatch import Look
 from anoscan.results import Skipped
+from anoscan.roi import Roi
 from anoscan.tiles import Floats
 
 _LARGEST_AUTO_SIZE = 128
@@ -67,13 +69,14 @@ def inspect(
     workers: int,
     seed: int,
     patch: int | None = None,
+    roi: Roi | None = None,
 ) -> Inspection:
     """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
 
     A `size` of None becomes `patch`, or for whole images the median of the longer sides, rounded
     to a multiple of 4, from 16 to 128; `channels` None becomes 1 where no image has a colour, else
     3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples, or their
-    ends where these lie close.
+    ends where these lie close; of those inside `roi`, where there is one.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def inspect(
         drawn = sorted(random.Random(seed).sample(range(len(files)), _INSPECTED))
         chosen = [files[index] for index in drawn]
     with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
-        results = list(pool.map(_look, chosen))
+        results = list(pool.map(lambda image: _look(image, roi), chosen))
     large_enough = [_within(look, patch) for look in results]
     looks = [look for look in large_enough if isinstance(look, _Look)]
     if not looks:
@@ -120,7 +123,7 @@ def _within(look: _Look | str, patch: int | None) -> _Look | str:
     return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
 
 
-def _look(image: ImageFile) -> _Look | str:
+def _look(image: ImageFile, roi: Roi | None) -> _Look | str:
     try:
         opened = _opened(image)
         width, height = opened.width, opened.height
@@ -129,7 +132,12 @@ def _look(image: ImageFile) -> _Look | str:
         picture = opened.picture
         if not isinstance(picture, Image.Image):
             colour = picture.ndim == 3 and bool(np.ptp(picture, axis=2).any())
-            return _Look(width, height, opened.depth, colour, _samples(picture))
+            counted = picture
+            if roi is not None:
+                turned = interest.UPRIGHT[opened.pending](picture)
+                inside = roi.part((0, 0), turned.shape[:2], turned.shape[:2])
+                counted = turned[inside] if inside.any() else picture
+            return _Look(width, height, opened.depth, colour, _samples(counted))
         red, green, blue = shallow_image(picture, 3).split()
         differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
         colour = any(difference.getbbox() for difference in differences)

@@ -30,7 +30,7 @@ SUFFIXES = ".png .jpg .jpeg .bmp .webp .gif .ppm .pgm .pnm .pbm"
 # Pillow decides by content, and some of its other formats run programs (EPS starts Ghostscript).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-_ORIENTATION, _BITS, _SAMPLE_FORMAT = 0x0112, 0x0102, 0x0153
+_ORIENTATION, _BITS, _SAMPLE_FORMAT, _PHOTOMETRIC = 0x0112, 0x0102, 0x0153, 0x0106
 _BAND = 2**22  # pixels that are taken over at a time
 _CUT = re.compile("truncated|not enough image data|EOF")
 
@@ -95,6 +95,10 @@ def loses_depth(image: Image.Image) -> bool:
     return max(bits, default=8) > 8 and image.mode not in _DEEP_MODES
 
 
+def _is_negative(image: Image.Image) -> bool:
+    return image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+
+
 def _deep(image: Image.Image) -> Deep:
     with _plain_reasons():
         samples = _samples(image)
@@ -102,6 +106,11 @@ def _deep(image: Image.Image) -> Deep:
         tags = getattr(image, "tag_v2", {})
         if (tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))) == ((1,), (32,)):
             samples = samples.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
+    if _is_negative(image) and samples.dtype.kind == "u":
+        # White is 0. Of 8 bits and fewer Pillow sees to it itself.
+        bits = getattr(image, "tag_v2", {}).get(_BITS, (16,))[0]
+        brightest = 2 ** min(bits, 8 * samples.dtype.itemsize) - 1
+        samples = samples.dtype.type(brightest) - samples
     return finite(samples)
 
 

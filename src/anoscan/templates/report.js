@@ -9,7 +9,9 @@
 
   const images = data.images.map((row) => {
     const [rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest] = row;
-    const cut = path.lastIndexOf("/");
+    let cut = path.lastIndexOf("/");
+    // A page is no name: the file that it is of stands before it, as in scan.tif/3.
+    if (/\.[a-z]+\/\d+$/i.test(path)) cut = path.lastIndexOf("/", cut - 1);
     return {
       rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest,
       folder: cut < 0 ? "" : path.slice(0, cut), name: path.slice(cut + 1), key: path.toLowerCase(),
