@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import pictures
+from anoscan import pictures, terminal_pictures
 from anoscan.cli import app
 from anoscan.errors import UsageError
 from anoscan.pictures import Views
@@ -96,3 +96,10 @@ def test_on_a_terminal_the_top_images_follow_the_table(model_file: Path, few: Di
     assert 16 <= len(lines) <= 40
     plain = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in lines]
     assert max(map(len, plain)) <= 80
+
+
+def test_a_terminal_without_a_size_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(terminal_pictures, "_is_without_size", lambda: True)
+    with pytest.raises(UsageError, match="says how large it is"):
+        Gallery(1)

@@ -22,6 +22,13 @@ WIDTH = 90  # columns; less in a narrow terminal
 _SIDE = 256  # pixels of each picture
 
 
+def _is_without_size() -> bool:
+    try:
+        return 0 in os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):  # not said here; what draws has its own ways to find out
+        return False
+
+
 class Gallery:
     """The pictures of the most anomalous of the images that pass by; the others are forgotten.
 
@@ -47,7 +54,7 @@ class Gallery:
                 "--show needs a terminal, and the output goes elsewhere.",
                 hint="Use --residuals or --report for pictures in files.",
             )
-        if 0 in os.get_terminal_size(sys.stdout.fileno()):
+        if _is_without_size():
             raise UsageError(
                 "--show needs a terminal that says how large it is.",
                 hint="Tell it (stty cols 100 rows 40), or use --residuals or --report.",
