@@ -9,12 +9,12 @@
 
   const images = data.images.map((row) => {
     const [rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest] = row;
-    let cut = path.lastIndexOf("/");
+    const cut = path.lastIndexOf("/");
     // A page is no name: the file that it is of stands before it, as in scan.tif/3.
-    if (/\.[a-z]+\/\d+$/i.test(path)) cut = path.lastIndexOf("/", cut - 1);
+    const start = /\.[a-z]+\/\d+$/i.test(path) ? path.lastIndexOf("/", cut - 1) : cut;
     return {
       rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest,
-      folder: cut < 0 ? "" : path.slice(0, cut), name: path.slice(cut + 1), key: path.toLowerCase(),
+      folder: cut < 0 ? "" : path.slice(0, cut), name: path.slice(start + 1), key: path.toLowerCase(),
     };
   });
   const byName = images.map((_, i) => i).sort((a, b) => (images[a].path < images[b].path ? -1 : 1));
