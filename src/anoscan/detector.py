@@ -311,11 +311,7 @@ class Detector:
             mapping=(how := Inversion.of(mapping)).mapping,
             search=searched(how),
             threshold=self.threshold(false_alarm_rate, score, mapping),
-            counts={
-                "scored": len(ordered),
-                "anomalous": anomalous,
-                "skipped": len(skipped),
-            },
+            counts={"scored": len(ordered), "anomalous": anomalous, "skipped": len(skipped)},
             images=tuple(ordered),
             skipped=tuple(skipped),
             warning=health.of_scores(len(ordered), anomalous),
@@ -438,7 +434,8 @@ class Detector:
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
         self.model, self._judge = model, self._judge.of(model)
-        self.save(file)
+        with store.dated_like(Path(before.path), file):
+            self.save(file)
         return CalibrateReport(
             model=self.reference,
             previous=before,

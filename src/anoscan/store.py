@@ -214,6 +214,17 @@ def _newest() -> Path:
     return min(dated)[2]
 
 
+@contextmanager
+def dated_like(model: Path, file: Path) -> Iterator[None]:
+    """Give a file that is written meanwhile the date of the training of a model.
+
+    The model trained last is found by dates; one that is only calibrated anew must not become it.
+    """
+    date = model.stat().st_mtime_ns
+    yield
+    os.utime(file, ns=(date, date - (file != model)))
+
+
 def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
     """Where a new model goes: its place in the store, or `path`.
 
