@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import calibration, drift, store
+from anoscan import calibration, drift
 from anoscan.atlas import Atlas
 from anoscan.cli import main
 from anoscan.detector import Detector
@@ -72,7 +72,9 @@ def test_new_normals_set_the_threshold_and_the_history_says_so(
     assert report.images == len(half[::2]) == after.threshold.calibration_images
     assert report.warning is None
     assert report.previous.name == "own"
-    assert store.resolve(None) == Path(report.previous.path)  # still the one trained last
+    # Older than the model that it came from, which so is still the one trained last.
+    made, source = (Path(model.path).stat() for model in (report.model, report.previous))
+    assert made.st_mtime_ns == source.st_mtime_ns - 1
     assert report.model.path == str(loaded.reference.path)
     assert [event["action"] for event in loaded.model.metadata["history"]] == ["calibrate"]
     assert not any(event["uses_labels"] for event in loaded.model.metadata["history"])
