@@ -51,7 +51,7 @@ def test_the_plain_column_name_wins_over_an_alias(csv_file: Path) -> None:
     assert labels_of(csv_file, "file,path,y,label\nx,a.png,0,1\n") == [Label(2, "a.png", True)]
 
 
-ANOMALOUS = """1 true anomaly anomalous abnormal bad defect defective ng fail positive
+ANOMALOUS = """1 true anomaly anomalous abnormal bad defect defective ng nok fail positive
  1.0 True NG Anomaly"""
 NORMAL = "0 false normal good ok pass negative 0.0 False OK Good"
 
@@ -205,6 +205,12 @@ def test_auroc_is_the_share_of_pairs_in_order_and_half_for_ties(
     scores: list[float], auroc: float
 ) -> None:
     assert detection(np.array(scores), NORMAL_FIRST).auroc == pytest.approx(auroc)
+
+
+def test_rounding_takes_no_average_precision_above_one() -> None:
+    # As scikit-learn adds up these, the sum is 1.0000000000000002.
+    found = detection(np.arange(21.0), np.arange(21) > 0, resamples=0)
+    assert found.average_precision == 1
 
 
 def test_average_precision_by_hand() -> None:

@@ -123,14 +123,19 @@ def terms_of(networks: object, x: torch.Tensor) -> dict[str, dict[str, torch.Ten
     return fit_terms(networks, ["local", "subspace"], [x])  # type: ignore[arg-type]
 
 
+def seen_by(detector: Detector, folder: Path, n: int) -> np.ndarray:
+    """The first images of a folder as the networks see them, (n, c, s, s)."""
+    rule = detector.model.rule
+    return np.stack([images.decode(file, rule).pixels for file in images.find([folder])[:n]])
+
+
 def test_what_sets_the_level_of_regions_had_no_part_in_the_maps(
     trained: Detector, digits: Digits
 ) -> None:
     """A new normal image is as likely to have the highest peak as one that maps were made with."""
     model = trained.model
     assert model.maps is not None
-    files = images.find([digits.normal])[:300]
-    pixels = np.stack([images.decode(file, model.rule).pixels for file in files])
+    pixels = seen_by(trained, digits.normal, 300)
     p: list[np.ndarray] = []
     for seed in range(6):
         order = np.random.default_rng(seed).permutation(len(pixels))
@@ -148,8 +153,7 @@ def test_only_what_is_inside_a_region_of_interest_sets_levels(
 ) -> None:
     model = trained.model
     assert model.maps is not None
-    files = images.find([digits.normal])[:60]
-    x = torch.from_numpy(np.stack([images.decode(file, model.rule).pixels for file in files]))
+    x = torch.from_numpy(seen_by(trained, digits.normal, 60))
     side = model.rule.size
     inside = np.zeros((side, side), np.bool_)
     inside[side // 4 : -side // 4, side // 4 : -side // 4] = True

@@ -132,7 +132,7 @@ def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], st
     """
     several = [paths] if isinstance(paths, str | Path) else list(paths)
     for path in several:
-        if not isinstance(path, str | Path):
+        if not isinstance(path, str | os.PathLike):
             raise UsageError(
                 f"images are given as paths of files and folders. Got {type(path).__name__}.",
                 hint="Save an array first: numpy.save('image.npy', array).",

@@ -250,13 +250,14 @@ class Material:
                 coarse = measured_coarser(networks, fitted, decoded, self.rule, device, maps)
                 yield HeldOut(tiled.measured, error, mean, tiled.level, tiled, coarse)
             return
+        inside = self.inside
         for start in range(0, len(self.held_out), CHUNK):
             x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])
             views_of = torch.from_numpy(x).to(device)
             found = measure(networks, fitted, views_of, maps=maps, mapped=True)
             error = np.square(x - found.x_hat).mean((1, 2, 3))
             residual = found.residual
-            if (inside := self.inside) is not None:
+            if inside is not None:
                 residual = residual[:, inside]
                 found = dataclasses.replace(found, oddness=np.where(inside, found.oddness, 0))
             level = float(np.quantile(residual, 0.999))
@@ -311,8 +312,8 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
             f"of {n} training images only {len(twins)} are different: too few to learn from.",
             hint="Give a folder with different images.",
         )
-    outside = np.array([digest in held for digest in digests])
-    return np.flatnonzero(~outside), np.flatnonzero(outside)
+    apart = np.array([digest in held for digest in digests])
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
 
 
 def evenly(rows: np.ndarray, most: int) -> np.ndarray:

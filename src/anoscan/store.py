@@ -220,9 +220,10 @@ def dated_like(model: Path, file: Path) -> Iterator[None]:
 
     The model trained last is found by dates; one that is only calibrated anew must not become it.
     """
-    date = model.stat().st_mtime_ns
+    date = model.stat().st_mtime_ns if _exists(model) else None
     yield
-    os.utime(file, ns=(date, date - (file != model)))
+    if date is not None:  # else it was removed while it was in use
+        os.utime(file, ns=(date, date - (file != model)))
 
 
 def unused(name: str, path: Path | None = None, *, force: bool) -> Path:

@@ -92,9 +92,8 @@ def measure(
             coarse.append(held.coarse)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
-    some = evenly(np.arange(len(material.unseen)), selftest.MOST_IMAGES)
-    views = np.ascontiguousarray(material.pixels[material.unseen[some]])
-    clean = np.concatenate(terms)
+    clean, some = np.concatenate(terms), evenly(material.unseen, selftest.MOST_IMAGES)
+    views = np.ascontiguousarray(material.pixels[some])
     # Of a large image the self-test changes parts, so it needs what the same parts were before.
     before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
     trust = selftest.trust(networks, fitted, views, before, np.concatenate(trusts), seed)
