@@ -302,14 +302,23 @@ def test_all_forms_are_written_and_agree(trained: Detector, digits: Digits, tmp_
             assert drawn.size == (3 * 16 + 2 * 4, 16)
 
 
-def test_a_map_has_the_resolution_of_its_image(trained: Detector, tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((40, 24), np.uint8)).save(tmp_path / "tall.png")
-    report = trained.score(tmp_path / "tall.png", maps=Atlas(tmp_path / "maps", ("npy", "overlay")))
+@pytest.mark.parametrize("shape", [(40, 24), (16, 20), (32, 24), (28, 28)])
+def test_a_map_has_the_resolution_of_its_image(
+    trained: Detector, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "a.png")
+    report = trained.score(
+        tmp_path / "a.png", maps=Atlas(tmp_path / "maps", ("npy", "overlay")), residuals=tmp_path
+    )
     written = report.images[0].maps
     assert written is not None
-    assert np.load(written["npy"]).shape == (40, 24)
+    assert np.load(written["npy"]).shape == shape
     with Image.open(written["overlay"]) as drawn:
-        assert drawn.size == (24, 40)
+        assert drawn.size == shape[::-1]
+    assert report.images[0].residual is not None
+    with Image.open(report.images[0].residual) as drawn:
+        width = (drawn.width - 2 * 4) / 3
+    assert width / drawn.height == pytest.approx(shape[1] / shape[0], abs=0.01)
 
 
 def test_enlarged_strips_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,20 @@ def test_enlarged_pixels_stay_sharp() -> None:
     assert panel.getpixel((4, 3)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((60, 80), (192, 144)), ((900, 1), (1, 192))])
+def test_square_views_get_the_proportions_of_their_image(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    query, white = np.full((1, 32, 32), -1.0), np.full((1, 32, 32), 1.0)
+    query[:, -1] = 1.0  # the last row must not be cut off
+    panel = pictures.panel(query, white, np.zeros((32, 32)), 1.0, shape=shape, like=[white])
+    width, height = size
+    assert panel.size == (3 * (width + 4) + 192, 192)  # the like keep theirs
+    assert panel.getpixel((0, height - 1)) == (255, 255, 255)
+    assert panel.getpixel((0, height // 2)) == (0, 0, 0)
+    assert panel.getpixel((width + 4, height // 2)) == (255, 255, 255)
+
+
 def test_a_residual_gets_lighter_with_the_anomaly_up_to_the_scale() -> None:
     ramp = np.linspace(0, 2.0, 257)[None]
     picture = np.zeros((1, 1, 257))

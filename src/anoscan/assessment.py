@@ -233,11 +233,9 @@ class _Pixels:
         if item.mask is None and item.anomalous:
             self._without_mask += 1
             return
-        turned = decoded.orientation >= 5
-        shape = (decoded.height, decoded.width)[:: -1 if turned else 1]
         try:
             mask = (
-                np.zeros(shape, np.bool_)
+                np.zeros(decoded.shape, np.bool_)
                 if item.mask is None
                 else labelled.read_mask(item.mask, decoded)
             )

@@ -120,8 +120,7 @@ class Atlas:
         return {form: target.as_posix() for form, target in targets.items()}
 
     def _rows(self, decoded: Decoded, oddness: Floats) -> Rows:
-        turned = decoded.orientation >= 5
-        size = (decoded.width, decoded.height) if turned else (decoded.height, decoded.width)
+        size = decoded.shape
         if self._spool is None:
             height, width = oddness.shape
             return Rows(lambda top, end: oddness[top:end], (height, width), size)

@@ -107,10 +107,9 @@ class HtmlReport:
         self._add(decoded.image.path, draw, decoded, regions)
 
     def _add(self, path: str, draw: Draw, decoded: Decoded, regions: Sequence[Region]) -> None:
-        width, height = decoded.width, decoded.height
-        upright = (height, width) if decoded.orientation >= 5 else (width, height)
+        height, width = decoded.shape
         boxes = tuple(_upright(region, decoded) for region in regions)
-        self._shown[path] = Shown(self._album.add(draw), *upright, boxes)
+        self._shown[path] = Shown(self._album.add(draw), width, height, boxes)
 
     @property
     def shown(self) -> int:

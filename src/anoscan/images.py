@@ -150,6 +150,11 @@ class Decoded:
     look: Look
     digest: bytes
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the image at its own resolution, upright."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
     @cached_property
     def pixels(self) -> Floats:
         """All of it, (channels, height, width) float32, in [-1, 1] ([-3, 3] for deep samples)."""

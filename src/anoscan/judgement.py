@@ -399,7 +399,11 @@ class Judge:
         like = nearest.thumbnails / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
         scale, query = self._yardstick.picture_scale, decoded.canvas.reduced(LARGEST_PICTURE)
-        panel = pictures.panel(query, outcome.x_hat, outcome.residual, scale, like=like)
+        # A square view gets the image's proportions back; what is seen in patches kept them.
+        shape = decoded.shape if self._rule.patch is None else None
+        panel = pictures.panel(
+            query, outcome.x_hat, outcome.residual, scale, shape=shape, like=like
+        )
         pictures.save_png(panel, target)
         return target.as_posix()
 

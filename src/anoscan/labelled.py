@@ -186,8 +186,7 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
         picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
     if picture.mode in ("P", "PA", "LA", "RGBA"):  # colours, not their numbers in a palette
         picture = picture.convert("L" if picture.mode == "LA" else "RGB")
-    stored, turned = (decoded.width, decoded.height), decoded.orientation >= 5
-    upright = stored[::-1] if turned else stored
+    stored, upright = (decoded.width, decoded.height), decoded.shape[::-1]
     turn = opened.pending
     if opened.orientation == 1 and picture.size == stored:
         turn = decoded.orientation

@@ -109,6 +109,7 @@ def panel(
     anomaly_map: NDArray[np.floating[Any]],
     scale: float,
     *,
+    shape: tuple[int, int] | None = None,
     like: Iterable[NDArray[np.floating[Any]]] = (),
     zoom_to: int = 192,
 ) -> Image.Image:
@@ -122,13 +123,17 @@ def panel(
         Values from 0 up.
     scale : float
         Value with the brightest colour. Panels can be compared only if it is the same for all.
+    shape : (int, int), optional
+        Height and width of the image, of which only the proportions are used; as drawn without.
     like : iterable of ndarray, (channels, height, width) float
         More pictures, to stand on the right.
     zoom_to : int
         Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
     """
-    drawn = [*views(query, reconstruction, anomaly_map, scale), *map(_rgb, like)]
-    return row([_zoom(picture, zoom_to) for picture in drawn])
+    drawn = [_zoom(view, zoom_to) for view in views(query, reconstruction, anomaly_map, scale)]
+    if shape is not None:
+        drawn = [_proportioned(view, shape) for view in drawn]
+    return row([*drawn, *(_zoom(_rgb(picture), zoom_to) for picture in like)])
 
 
 def coloured(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Image.Image:
@@ -288,6 +293,12 @@ def _blocks(image: NDArray[np.floating[Any]], side: int) -> NDArray[np.floating[
 def _zoom(image: Image.Image, side: int) -> Image.Image:
     factor = max(1, round(side / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _proportioned(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """A square view of an image of `shape`, its shorter side reduced: nothing is cut or blurred."""
+    height, width = (max(1, round(image.width * side / max(shape))) for side in shape)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def row(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -58,7 +58,7 @@ class Seen:
     def views(self, side: int) -> pictures.Views:
         """Query, reconstruction and map, none with a side over `side` pixels.
 
-        The query has its own resolution where that is finer than what the networks see.
+        The query has its own resolution.
         """
         small = self._canvas.reduced(2 * side)
         return pictures.views(small, self.x_hat, self.anomaly_map, self.scale, side=side)
@@ -69,8 +69,8 @@ class Seen:
 
 
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
-    """The image at its own resolution, where that is finer than what the networks see."""
-    if rule.patch is not None or max(decoded.width, decoded.height) <= rule.size:
+    """The image at its own resolution; where that is too small to decode, as networks see it."""
+    if rule.patch is not None or decoded.shape == (rule.size, rule.size):
         return decoded.canvas
     # A rule of patches as large as they are seen keeps the pixels of the file.
     own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
