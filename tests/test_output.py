@@ -419,6 +419,11 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end_of_a_stage() -> 
     assert said[0].endswith("1,000/s discriminator 0.5 generator 1.25")
 
 
+def test_what_follows_the_training_is_told_in_parts() -> None:
+    report = Progress("calibration", 5, 5, {}, 0.0)
+    assert lines_of([(0.1, report)]) == ["calibrating: 5 of 5 parts"]
+
+
 def test_small_losses_are_not_shown_as_zero() -> None:
     report = Progress("gan", 5, 10, {"discriminator": -0.000412, "generator": 0.00123}, 0.0)
     assert lines_of([(11.0, report)])[0].endswith("discriminator -0.000412 generator 0.00123")

@@ -577,16 +577,13 @@ def test_an_interrupt_after_the_last_stage_loses_none_of_them(
         with pytest.raises(TrainingInterrupted, match="a checkpoint is kept"):
             Detector.train(few.normal, name="late", path=path, **settings)
     assert not path.exists()
-    shown: list[str] = []
+    shown: list[Progress] = []
     resumed = Detector.train(
-        few.normal,
-        name="late",
-        path=path,
-        resume=True,
-        on_progress=lambda now: shown.append(now.stage),
-        **settings,
+        few.normal, name="late", path=path, resume=True, on_progress=shown.append, **settings
     )
-    assert not {"gan", "rotation", "encoder"} & set(shown)
+    assert not {"gan", "rotation", "encoder"} & {now.stage for now in shown}
+    parts = [(now.images, now.total_images) for now in shown if now.stage == "calibration"]
+    assert parts == [(done, 5) for done in range(6)]
     whole = Detector.train(few.normal, path=tmp_path / "whole.safetensors", **settings)
     assert resumed.reference.sha256 == whole.reference.sha256
 
@@ -608,8 +605,10 @@ def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(
         patch.setattr("anoscan.learn.run", stop)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="r", path=path, **quick)
-    with pytest.raises(ModelError, match="other settings"):
+    with pytest.raises(ModelError, match=r"What differs: --seed \(was 0, is 9\)\."):
         Detector.train(few.normal, name="r", path=path, resume=True, seed=9, **quick)
+    with pytest.raises(ModelError, match=r"What differs: images\."):
+        Detector.train(few.queries, name="r", path=path, resume=True, **quick)
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(

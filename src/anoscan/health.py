@@ -311,8 +311,9 @@ def _near_copies(share: float) -> HealthCheck:
     if share < 0.05:
         return _check("near_copies", "ok", share, "Held-out normals differ from training images.")
     advice = (
-        f"{share:.0%} of the held-out normals are all but copies of training images (frames of a "
-        f"video, files saved twice?): false alarms will be more frequent than promised. Keep one "
-        f"of each."
+        f"{share:.0%} of the held-out normals are all but copies of training images. Where these "
+        f"are frames of a video or files saved twice, false alarms will be more frequent than "
+        f"promised: keep one of each. Images of one simple shape are that much alike by nature, "
+        f"and need nothing."
     )
     return _check("near_copies", "warn", share, advice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ class Keeper:
                 hint="Train without --resume.",
             ) from error
         if self._found.get("identity") != self.identity:
+            differing = ", ".join(_differing(self._found.get("identity"), self.identity))
             raise ModelError(
-                "--resume: the checkpoint is of other images or other settings.",
+                f"--resume: the checkpoint is not of this run. What differs: {differing}.",
                 hint="Give the images and options of the interrupted run, or drop --resume.",
             )
 
@@ -112,3 +114,16 @@ class Keeper:
             for key, value in self._tensors.items()
             if key.startswith(prefix)
         }
+
+
+def _differing(kept: Any, now: dict[str, Any]) -> Iterator[str]:
+    """What another run was given, named as on the command line."""
+    kept = kept if isinstance(kept, dict) else {}
+    if kept.get("images") != now["images"]:
+        yield "images"
+    if kept.get("roi") != now.get("roi"):
+        yield "--roi"
+    before = kept.get("config", {})
+    for name, value in now["config"].items():
+        if before.get(name) != value:
+            yield f"--{name.replace('_', '-')} (was {before.get(name)}, is {value})"

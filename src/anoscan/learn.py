@@ -184,9 +184,7 @@ def learn(
     clock.lap("reading")
     keeper = Keeper(checkpoint, _run_identity(config, material), resume)
     folder = _of_folder(material, inspection, config)
-    for check in folder:
-        if check.verdict != "ok" and check.name != "calibration":
-            on_progress(Progress("reading", len(files), len(files), {}, 0.0, check.message))
+    _note(folder, len(files), on_progress)
     tracker.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     networks, rollbacks, after, game = _train(
         material, config, runtime, keeper, tracker, on_progress, stopping, clock
@@ -197,13 +195,15 @@ def learn(
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
         clock.lap("suspects")
-    stop_where_asked(stopping)
+    part = _Parts(on_progress, stopping)
     fitted, baselines = _fitted(networks, names, material, config, measuring)
+    part.begin()
     maps = _maps(networks, fitted, material, config, measuring)
-    stop_where_asked(stopping)
+    part.begin()
     held = yardstick.measure(networks, fitted, baselines, material, maps, config.seed, measuring)
     extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, yardstick=extended)
+    part.begin()
     health = examine(
         folder,
         Findings(
@@ -224,9 +224,10 @@ def learn(
     kept = _kept(networks, material) if config.keep_thumbnails else None
     model = Model(networks, fitted, held.yardstick, baselines, metadata, kept, maps)
     model = held.complete(model, measuring)
-    stop_where_asked(stopping)
+    part.begin()
     self_test = sensitivity.measure(model, material, measuring)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
+    part.done()
     clock.lap("self_test")
     return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
 
@@ -364,6 +365,12 @@ def _of_folder(
     return of_folder(counts, len(material.rows), calibrating, of)
 
 
+def _note(checks: Sequence[HealthCheck], files: int, on_progress: OnProgress) -> None:
+    for check in checks:
+        if check.verdict != "ok" and check.name != "calibration":
+            on_progress(Progress("reading", files, files, {}, 0.0, check.message))
+
+
 def _maps(
     networks: Networks,
     fitted: dict[str, Tensors],
@@ -434,6 +441,28 @@ def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:
         on_progress(Progress("reading", done, total, {}, speed))
 
     return report
+
+
+class _Parts:
+    """What comes after the last stage, part by part: told as progress, and each can be the last."""
+
+    PARTS = 5  # terms, maps, held-out images, checks, self-test
+
+    def __init__(self, on_progress: OnProgress, stopping: Callable[[], bool]) -> None:
+        self._on_progress, self._stopping, self._begun = on_progress, stopping, 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Stop before the next part where that is asked for."""
+        stop_where_asked(self._stopping)
+        self._tell(self._begun)
+        self._begun += 1
+
+    def done(self) -> None:
+        self._tell(self._begun)
+
+    def _tell(self, parts: int) -> None:
+        self._on_progress(Progress("calibration", parts, self.PARTS, {}, 0.0))
 
 
 class _Clock:

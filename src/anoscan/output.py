@@ -38,6 +38,7 @@ _STAGES = {
     "rotation": "learning turns",
     "encoder": "learning to map",
     "folds": "calibrating in folds",
+    "calibration": "calibrating",
     "scoring": "scoring",
 }
 _LOSSES = {
@@ -241,7 +242,8 @@ class Lines:
         self._told = now
         of = f" of {progress.total_images:,}" if progress.total_images else ""
         facts = " ".join(_facts(progress))
-        self._note(f"{_STAGES[progress.stage]}: {progress.images:,}{of} images {facts}".rstrip())
+        what = "parts" if progress.stage == "calibration" else "images"
+        self._note(f"{_STAGES[progress.stage]}: {progress.images:,}{of} {what} {facts}".rstrip())
 
 
 def _bars(console: Console) -> Bars:

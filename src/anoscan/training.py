@@ -35,7 +35,9 @@ STOPPED = "training was stopped; a checkpoint is kept."
 class Progress:
     """Where a stage of training is. `losses` are means since the last report.
 
-    `tiles` says of a large image how many of its tiles are measured, and how many there are.
+    Of the stage `calibration`, which is everything after networks are trained, `images` and
+    `total_images` count its parts. `tiles` says of a large image how many of its tiles are
+    measured, and how many there are.
     """
 
     stage: str
