@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import html_report, images, saved
+from anoscan import html_report, images, modelfile, saved
 from anoscan.album import Album
 from anoscan.cli import app
 from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
+from anoscan.health import of_model
 from anoscan.html_report import Background, HtmlReport, chart
 from anoscan.images import ImageFile, ImageRule
 from anoscan.pictures import Views
@@ -339,10 +340,32 @@ def test_a_page_that_cannot_be_written_fails_before_anything_is_scored(tmp_path:
         HtmlReport(tmp_path / "file" / "report.html", 1)
 
 
+def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
+    model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, metadata = modelfile.load(model_file)
+    for check in metadata["health"]["checks"]:
+        check["verdict"] = "fail" if check["name"] in ("images", "diversity") else "ok"
+    modelfile.save(tmp_path / "poor.safetensors", tensors, metadata)
+    page = tmp_path / "page.html"
+    query = str(next(few.queries.iterdir()))
+    code = run("score", query, "--model", str(tmp_path / "poor.safetensors"),
+               "--quiet", "--report", str(page))  # fmt: skip
+    warning = "failed the check of images and diversity: its scores may mean little"
+    assert code == 0
+    assert warning in capsys.readouterr().err
+    assert warning in page.read_text()
+
+
 def test_the_model_card_survives_metadata_that_nobody_checked() -> None:
     odd: dict[str, Any] = {"config": 3, "image_rule": {"size": "x"}, "health": {"checks": [1, {}]}}
     card = html_report.model_card(document([]), odd)
     assert ("model", "cells") in card
+
+
+@pytest.mark.parametrize("health", [None, 3, {"checks": 3}, {"checks": [1, {"verdict": "ok"}]}])
+def test_only_a_model_that_failed_a_check_is_warned_of(health: Any) -> None:
+    assert of_model("cells", {"health": health}) is None
 
 
 def run(*arguments: str) -> int:
@@ -370,6 +393,7 @@ def test_scoring_writes_the_page_and_saved_results_give_it_again(
     assert capsys.readouterr().out.strip() == (tmp_path / "results.html").as_posix()
 
     scored = json.loads(out)
+    assert "failed the check" not in page.read_text()
     first, again = Page(page.read_text()), Page((tmp_path / "results.html").read_text())
     assert [row[1] for row in first.data["images"]] == [row["path"] for row in scored["images"]]
     assert first.images() == again.images()

@@ -6,8 +6,9 @@ starting. `examine` adds what only a finished training can show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from anoscan.census import Census, odd_depths, odd_sizes
 from anoscan.checkup import Checkup, Game
@@ -128,6 +129,23 @@ def of_scores(scored: int, anomalous: int) -> str | None:
         f"that, this is the wrong model or the wrong folder, or the images are made otherwise than "
         f"the training images were (another camera, crop, size or brightness, or a --roi that "
         f"was not there in training)."
+    )
+
+
+def of_model(name: str, metadata: Mapping[str, Any]) -> str | None:
+    """What to say of a model, by its file, whose training failed a check; else None."""
+    found = metadata.get("health")
+    checks = found.get("checks") if isinstance(found, Mapping) else None
+    failed = [
+        str(check.get("name"))
+        for check in (checks if isinstance(checks, list) else [])
+        if isinstance(check, Mapping) and check.get("verdict") == "fail"
+    ]
+    if not failed:
+        return None
+    return (
+        f"the training of {name} failed the check of {' and '.join(failed)}: its scores may mean "
+        f"little (`anoscan models show` says why)."
     )
 
 

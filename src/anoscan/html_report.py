@@ -23,7 +23,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import anoscan
-from anoscan import images
+from anoscan import health, images
 from anoscan.album import NAMES, Album, Draw
 from anoscan.errors import UsageError
 from anoscan.images import Decoded
@@ -130,18 +130,22 @@ class HtmlReport:
         InputError
             When it cannot be written.
         """
-        rows = document["images"]
+        rows, model = document["images"], printable(str(document["model"].get("name", "")))
         numbers = [s.number for row in rows if (s := self._shown.get(row["path"]))]
         folder = self._album.folder
         inline = [] if folder else numbers
         context = {
             "version": anoscan.__version__,
             "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "model": printable(str(document["model"].get("name", ""))),
+            "model": model,
             "document": document,
             "warnings": [
                 printable(str(warning))
-                for warning in (document["threshold"]["warning"], document.get("warning"))
+                for warning in (
+                    health.of_model(model, background.metadata),
+                    document["threshold"]["warning"],
+                    document.get("warning"),
+                )
                 if warning
             ],
             "data": _embedded(self._data(document)),

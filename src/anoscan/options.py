@@ -266,11 +266,14 @@ def load(
 ) -> Detector:
     """The model of a command, said where it was not named."""
     steps = scale_steps(scales or SCALES[1])
+    from anoscan import health
     from anoscan.detector import Detector
 
     detector = Detector.load(model, device=device, workers=workers, roi=roi, scales=steps)
     if model is None:
         output.note(f"using the model trained last: {detector.reference.name}")
+    if failed := health.of_model(detector.reference.name, detector.model.metadata):
+        output.warn(failed)
     return detector
 
 
