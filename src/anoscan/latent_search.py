@@ -24,7 +24,7 @@ from anoscan.scores import Inversion
 from anoscan.terms.anogan import absolute, combined
 
 RATE = 0.1  # of Adam; the paper does not say. See docs/benchmarks.md
-LANES = 16
+LANES, LANES_WIDE = 32, 1024  # at most so many images at a time, so many pixels side by side
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ def latents(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
     return search(networks, x, how).z
 
 
-def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int = LANES) -> Found:
+def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int | None = None) -> Found:
     """Latents that bring G(z) near to images, each image for itself.
 
     No image's latent depends on the others or on how many there are: the loss is a sum over
     images, Adam works element by element, the start is E(x) or one draw for all, and networks see
     `lanes` images at a time, the last of them repeated where there are fewer. (A product of other
-    shape rounds otherwise, and hundreds of steps make a percent of the last digit.)
+    shape rounds otherwise, and hundreds of steps make a percent of the last digit.) Large images
+    gain little from company, and a lone one pays for all lanes: there are fewer then.
 
     ``refine`` gives the best latent of all steps by the loss, so that none is worse than E(x);
     ``search`` the last one, as the paper.
@@ -76,9 +77,11 @@ def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int = LANES)
         Frozen.
     x : Tensor of shape (n, c, s, s), n >= 1
     how : Inversion
-    lanes : int
-        Other values give other last digits.
+    lanes : int, optional
+        By default 32 for images of up to 32x32, 16 at 64x64, 4 at 256x256. Other values give other
+        last digits.
     """
+    lanes = lanes or max(1, min(LANES, LANES_WIDE // x.shape[-1]))
     parts = []
     for some in (x[at : at + lanes] for at in range(0, len(x), lanes)):
         filled = torch.cat([some, some[-1:].expand(lanes - len(some), -1, -1, -1)])
