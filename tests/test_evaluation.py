@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -289,6 +290,39 @@ def test_the_interval_is_as_wide_as_theory_says() -> None:
 def test_the_interval_depends_on_the_seed_alone() -> None:
     assert interval(50, seed=1) == interval(50, seed=1)
     assert interval(50, seed=1) != interval(50, seed=2)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_perfect_auroc_of_few_images_is_no_certainty(turned: bool) -> None:
+    ends = []
+    for normal, anomalous in ((5, 5), (10, 5), (50, 50)):
+        labels = np.repeat([False, True], (normal, anomalous))
+        scores = np.linspace(0, 1, labels.size) * (-1 if turned else 1)
+        found = detection(scores, labels)
+        assert found.auroc == (0 if turned else 1)
+        assert found.auroc_ci95 is not None
+        low, high = sorted(1 - end for end in found.auroc_ci95) if turned else found.auroc_ci95
+        assert high == 1
+        # The standard error of the lower end, by Hanley and McNeil for exponential scores, with
+        # the mean number of images in the place of both.
+        of_two = low / (2 - low) - low**2, 2 * low**2 / (1 + low) - low**2
+        variance = low * (1 - low) + ((normal + anomalous) / 2 - 1) * sum(of_two)
+        assert (1 - low) / math.sqrt(variance / (normal * anomalous)) == pytest.approx(1.96)
+        ends.append(low)
+    assert ends == sorted(ends)
+    assert 0.6 < ends[0] < 0.7 < ends[1] < 0.9 < ends[2] < 0.97
+
+
+def test_the_interval_of_few_good_images_holds_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    anomalous = np.repeat([False, True], 5)
+    held = 0
+    for _ in range(60):  # normal scores this far apart have an AUROC of 0.97
+        scores = generator.normal(size=10) + anomalous * 2.66
+        interval = detection(scores, anomalous, resamples=50).auroc_ci95
+        assert interval is not None
+        held += interval[0] <= 0.97 <= interval[1]
+    assert held >= 54  # 20 by the bootstrap alone
 
 
 def test_without_resamples_there_is_no_interval() -> None:

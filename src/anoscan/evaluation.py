@@ -171,7 +171,8 @@ def detection(
     Detection
         AUROC, its 95 % interval (percentile bootstrap, normal and anomalous images resampled
         apart), and average precision. The interval says how much other images of the same kinds
-        would change the AUROC; it collapses where the classes are separated entirely.
+        would change the AUROC. Where the classes are separated entirely every resample is too, and
+        the other end is Newcombe's (see `_of_separated`).
 
     Raises
     ------
@@ -190,6 +191,9 @@ def detection(
         low, high = (float(value) for value in np.quantile(samples, (0.025, 0.975)))
         # Few resamples, or rounding, can leave the estimate outside.
         interval = min(low, auroc), max(high, auroc)
+        if auroc in (0, 1):
+            end = _of_separated(int((~anomalous).sum()), int(anomalous.sum()))
+            interval = (end, 1.0) if auroc == 1 else (0.0, 1 - end)
     return Detection(
         auroc=auroc,
         auroc_ci95=interval,
@@ -430,6 +434,26 @@ def _bootstrap(
         return np.bincount(drawn, minlength=distinct.size)
 
     return np.array([_auroc(counts(normal), counts(positive)) for _ in range(resamples)])
+
+
+def _of_separated(normal: int, anomalous: int) -> float:
+    """Lower end of the 95 % interval of an AUROC of 1, of so many images of each class.
+
+    The smallest value from which 1 is 1.96 standard errors away, with the standard error of that
+    value: method 5 of Newcombe 2006 (Statistics in Medicine 25:559-573), which is Hanley and
+    McNeil's variance with both numbers of images replaced by their mean.
+    """
+    from scipy.optimize import brentq
+
+    others = (normal + anomalous) / 2 - 1
+
+    def beyond(value: float) -> float:
+        spread = (1 - value) / (2 - value) + value / (1 + value)
+        variance = value * (1 - value) * (1 + others * spread) / (normal * anomalous)
+        return float((1 - value) ** 2 - 1.96**2 * variance)
+
+    # At 1 both sides vanish; just below it the variance is the greater, for any numbers of images.
+    return float(brentq(beyond, 0, 1 - 1e-9))
 
 
 def _auroc(normal: NDArray[np.intp], anomalous: NDArray[np.intp]) -> float:
