@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anoscan import cli, detector, registry
+from anoscan import cli, detector, registry, store
 from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.scores import MAPPINGS, SCORES
@@ -767,6 +767,12 @@ def test_the_store_lists_shows_renames_exports_imports_and_removes(
     listed = run("models", "list", "--json").json
     assert listed["schema"] == "anoscan.models/1"
     assert [model["name"] for model in listed["models"]] == ["b"]
+    assert run("models", "import", model_file, "--name", "a").code == 0
+    os.utime(store.path_for("a"), (0, 0))
+    listed = run("models", "list", "--json").json
+    assert [(m["name"], m["default"]) for m in listed["models"]] == [("a", False), ("b", True)]
+    assert re.findall(r"\b[ab](?: \*)?(?= )", run("models", "list").out)[:2] == ["a", "b *"]
+    assert run("models", "remove", "a").code == 0
     shown = run("models", "show", "b", "--json").json
     assert shown["schema"] == "anoscan.model/1"
     assert shown["config"]["architecture"] == "dcgan"

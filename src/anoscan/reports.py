@@ -370,7 +370,7 @@ def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
     for model in report.models:
         if not model.problem:
             table.add_row(
-                _cell(model.name),
+                _cell(f"{model.name} *" if model.default else model.name),
                 _cell(model.architecture or "-"),
                 _cell(model.objective or "-"),
                 f"{model.size or '-'} {_COLOURS.get(model.channels or 0, '')}",
@@ -380,6 +380,8 @@ def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
             )
     if table.row_count:
         yield table
+    if any(model.default for model in report.models if not model.problem):
+        yield Text("* trained last: what commands use without --model", "dim")
     for model in broken:
         yield f"cannot be used: {printable(model.name)}: {printable(model.problem or '')}"
 

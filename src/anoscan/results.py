@@ -443,7 +443,7 @@ class SampleReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """One line of ``anoscan models list``; `problem` is set for a file that cannot be read."""
+    """One model of ``anoscan models list``: `problem` if unreadable, `default` if trained last."""
 
     name: str
     path: str
@@ -455,6 +455,7 @@ class ModelSummary:
     channels: int | None = None
     images: int | None = None
     problem: str | None = None
+    default: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

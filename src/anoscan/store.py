@@ -5,6 +5,7 @@ Nothing here imports torch: listing and moving models is instant.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import shutil
@@ -191,7 +192,9 @@ def resolve(model: str | Path | None) -> Path:
         When there is no such model, with the names that come close; or no model at all.
     """
     if model is None:
-        return _newest()
+        if newest := _newest():
+            return newest
+        raise ModelError("there is no model yet.", hint="Train one: anoscan train FOLDER")
     text = str(model)
     if not _problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
         return path_for(text)
@@ -202,16 +205,14 @@ def resolve(model: str | Path | None) -> Path:
     raise _missing(text)
 
 
-def _newest() -> Path:
+def _newest() -> Path | None:
     dated = []
     for path in _files():
         try:
             dated.append((-path.stat().st_mtime_ns, path.name, path))
         except FileNotFoundError:  # removed by another process since the listing
             continue
-    if not dated:
-        raise ModelError("there is no model yet.", hint="Train one: anoscan train FOLDER")
-    return min(dated)[2]
+    return min(dated)[2] if dated else None
 
 
 @contextmanager
@@ -253,7 +254,8 @@ def models() -> list[ModelSummary]:
     ModelError
         When the folder of the store cannot be read.
     """
-    return [_summary(path) for path in _files()]
+    newest = _newest()
+    return [dataclasses.replace(_summary(path), default=path == newest) for path in _files()]
 
 
 def _files() -> list[Path]:
