@@ -18,6 +18,7 @@ from anoscan import doctor, reports, trial
 from anoscan.adversarial import TurnStage
 from anoscan.architectures import Growing
 from anoscan.config import TrainConfig
+from anoscan.errors import UsageError
 from anoscan.images import ImageRule, decode, find
 from anoscan.results import DoctorReport, to_json
 from anoscan.runtime import Runtime
@@ -26,8 +27,9 @@ from tests.conftest import Digits
 Examine = Callable[..., DoctorReport]
 
 
-def examine(folder: Path) -> DoctorReport:
-    return doctor.examine([folder], device="cpu", precision="float32", workers=1)
+def examine(folder: Path, **settings: Any) -> DoctorReport:
+    config = doctor.triable(settings)
+    return doctor.examine([folder], config, device="cpu", precision="float32", workers=1)
 
 
 @pytest.fixture
@@ -172,3 +174,18 @@ def test_later_stages_are_tried_on_networks_that_have_grown(
     trial.run(pixels, config, rule, Runtime.resolve("cpu"), trained=100, held_out=10)
     assert levels
     assert set(levels) == {0}
+
+
+def test_the_training_of_other_settings_can_be_tried(tmp_path: Path) -> None:
+    folder = write(tmp_path / "n", noise(30, 32, 32))
+    first, other = examine(folder).images, examine(folder, size=16, images_shown=64_000).images
+    assert first is not None
+    assert other is not None
+    assert (first["model_size"], first["images_shown"]) == (32, 32_000)
+    assert (other["model_size"], other["images_shown"]) == (16, 64_000)
+
+
+@pytest.mark.parametrize("settings", [{"patches": 9}, {"calibration_folds": 2}, {"size": 3}])
+def test_what_cannot_be_tried_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="--" + next(iter(settings)).replace("_", "-")):
+        doctor.triable(settings)

@@ -399,6 +399,17 @@ def doctor(
         list[Path] | None,
         typer.Argument(metavar="IMAGES", help="A folder, to see what training on it would mean."),
     ] = None,
+    size: Annotated[
+        str | None, option(help="Side of that training, as for train.", metavar="auto|N")
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        option(
+            "--config",
+            help="Settings of that training, as for train: whole images, no folds.",
+            metavar="FILE",
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = None,
@@ -408,9 +419,16 @@ def doctor(
     from anoscan import doctor as practice
 
     output = _output(as_json, False)
+    given = {} if size is None else {"size": cli_train.auto_int("--size", size)}
+    settings = cli_train.settings_of(config_file) | given
+    if settings and not images:
+        raise UsageError("--size and --config are of a training: name its IMAGES too.")
+    config = practice.triable(settings)
     if images:
         output.note("reading the images, and trying a few steps of training on them ...")
-    report = practice.examine(images or [], device=device, precision=precision, workers=workers)
+    report = practice.examine(
+        images or [], config, device=device, precision=precision, workers=workers
+    )
     output.emit(report)
     failed = [check.message for check in report.checks if check.verdict == "fail"]
     if failed:

@@ -260,10 +260,10 @@ def train(
     if keep_thumbnails:
         settings["keep_thumbnails"] = True
     if size is not None:
-        settings["size"] = _auto_int("--size", size)
+        settings["size"] = auto_int("--size", size)
     if channels is not None:
-        settings["channels"] = _auto_int("--channels", channels)
-    chosen = TrainConfig.from_dict(_merged(_settings(config_file), settings))
+        settings["channels"] = auto_int("--channels", channels)
+    chosen = TrainConfig.from_dict(_merged(settings_of(config_file), settings))
     from anoscan.output import Output
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -298,7 +298,8 @@ def train(
     finish(output, detector.report.images.skipped)
 
 
-def _auto_int(option: str, value: str) -> int | None:
+def auto_int(option: str, value: str) -> int | None:
+    """Number of an option that may be ``auto``, which is None."""
     if value == "auto":
         return None
     if not value.isascii() or not value.isdigit() or len(value) > 9:
@@ -332,7 +333,7 @@ def _train(
             raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
 
 
-def _settings(path: Path | None) -> dict[str, Any]:
+def settings_of(path: Path | None) -> dict[str, Any]:
     """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
     if path is None:
         return {}

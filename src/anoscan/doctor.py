@@ -21,7 +21,7 @@ import torch
 import anoscan
 from anoscan import census, images, labelled, material, store, trainset, trial
 from anoscan.config import TrainConfig
-from anoscan.errors import InputError, ModelError
+from anoscan.errors import InputError, ModelError, UsageError
 from anoscan.health import of_folder, worst
 from anoscan.images import ImageFile
 from anoscan.learn import resolve
@@ -39,15 +39,38 @@ TRIED = 256  # images that a trial of training gets, about
 LONG_SECONDS = 6 * 3600
 
 
+def triable(settings: dict[str, Any]) -> TrainConfig:
+    """Settings of a training that can be tried.
+
+    Raises
+    ------
+    UsageError
+        For settings that are wrong, or of a training whose cost a few steps do not show.
+    """
+    config = TrainConfig.from_dict(settings)
+    for name in ("patches", "calibration_folds"):
+        if getattr(config, name) is not None:
+            raise UsageError(
+                f"doctor tries no trainings with --{name.replace('_', '-')}.",
+                hint="Leave it out of --config; the rest can be tried.",
+            )
+    return config
+
+
 def examine(
-    folders: Sequence[str | Path], *, device: str, precision: str, workers: int | None
+    folders: Sequence[str | Path],
+    config: TrainConfig,
+    *,
+    device: str,
+    precision: str,
+    workers: int | None,
 ) -> DoctorReport:
     """Facts about the machine, and about `folders` of training images when some are given."""
     runtime = Runtime.resolve(device, precision, workers)
     facts, checks = _store()
     about = None
     if folders:
-        about, more = _images(folders, runtime)
+        about, more = _images(folders, config, runtime)
         checks += more
     return DoctorReport(
         verdict=worst(tuple(checks)),
@@ -127,14 +150,20 @@ def _writable(folder: Path) -> bool:
 
 
 def _images(
-    folders: Sequence[str | Path], runtime: Runtime
+    folders: Sequence[str | Path], config: TrainConfig, runtime: Runtime
 ) -> tuple[dict[str, Any], list[HealthCheck]]:
     files = images.find(labelled.training_paths(folders)[0])
-    inspection = trainset.inspect(files, size=None, channels=None, workers=runtime.workers, seed=0)
-    config = resolve(TrainConfig(), inspection)
+    inspection = trainset.inspect(
+        files,
+        size=config.size,
+        channels=config.channels,
+        workers=runtime.workers,
+        seed=config.seed,
+    )
+    config = resolve(config, inspection)
     read = _read(files, inspection, runtime)
     counts = census.take(read.digests, read.blank, inspection)
-    checks, parts = _image_checks(read, counts)
+    checks, parts = _image_checks(read, counts, config)
     facts: dict[str, Any] = {
         "found": len(files),
         "readable": counts.images,
@@ -195,7 +224,7 @@ def _read(files: Sequence[ImageFile], inspection: Inspection, runtime: Runtime) 
 
 
 def _image_checks(
-    read: _Read, counts: census.Census
+    read: _Read, counts: census.Census, config: TrainConfig
 ) -> tuple[list[HealthCheck], tuple[np.ndarray, np.ndarray] | None]:
     """Checks of the images, and how they would be split; None where they cannot be learned from."""
     checks: list[HealthCheck] = []
@@ -206,7 +235,6 @@ def _image_checks(
     if counts.images < FEWEST_IMAGES:
         message = f"{counts.images} readable images: training needs at least {FEWEST_IMAGES}."
         return [_check("images", "fail", float(counts.images), message), *checks], None
-    config = TrainConfig()
     try:
         alike = material.together(read.images, read.digests)
         parts = material.split(alike, config.seed, config.held_out)
