@@ -191,9 +191,11 @@ def detection(
         low, high = (float(value) for value in np.quantile(samples, (0.025, 0.975)))
         # Few resamples, or rounding, can leave the estimate outside.
         interval = min(low, auroc), max(high, auroc)
-        if auroc in (0, 1):
-            end = _of_separated(int((~anomalous).sum()), int(anomalous.sum()))
-            interval = (end, 1.0) if auroc == 1 else (0.0, 1 - end)
+        normal, odd = scores[~anomalous], scores[anomalous]
+        if normal.max() < odd.min():
+            interval = _of_separated(normal.size, odd.size), 1.0
+        elif odd.max() < normal.min():
+            interval = 0.0, 1 - _of_separated(normal.size, odd.size)
     return Detection(
         auroc=auroc,
         auroc_ci95=interval,

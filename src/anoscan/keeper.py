@@ -52,8 +52,8 @@ class Keeper:
                 f"--resume: the checkpoint cannot be used: {error.message}",
                 hint="Train without --resume.",
             ) from error
-        if self._found.get("identity") != self.identity:
-            differing = ", ".join(_differing(self._found.get("identity"), self.identity))
+        if (identity := self._found.get("identity", {})) != self.identity:
+            differing = ", ".join(_differing(identity, self.identity))
             raise ModelError(
                 f"--resume: the checkpoint is not of this run. What differs: {differing}.",
                 hint="Give the images and options of the interrupted run, or drop --resume.",
@@ -116,14 +116,13 @@ class Keeper:
         }
 
 
-def _differing(kept: Any, now: dict[str, Any]) -> Iterator[str]:
+def _differing(kept: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     """What another run was given, named as on the command line."""
-    kept = kept if isinstance(kept, dict) else {}
     if kept.get("images") != now["images"]:
         yield "images"
     if kept.get("roi") != now.get("roi"):
         yield "--roi"
-    before = kept.get("config", {})
-    for name, value in now["config"].items():
-        if before.get(name) != value:
-            yield f"--{name.replace('_', '-')} (was {before.get(name)}, is {value})"
+    before, after = kept.get("config", {}), now["config"]
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield f"--{name.replace('_', '-')} (was {before.get(name)}, is {after.get(name)})"

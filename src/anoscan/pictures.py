@@ -296,7 +296,7 @@ def _zoom(image: Image.Image, side: int) -> Image.Image:
 
 
 def _proportioned(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """A square view of an image of `shape`, its shorter side reduced: nothing is cut or blurred."""
+    """A square view of an image of `shape`, its shorter side reduced: nothing is cut."""
     height, width = (max(1, round(image.width * side / max(shape))) for side in shape)
     return image.resize((width, height), Image.Resampling.BOX)
 
