@@ -95,7 +95,7 @@ def test_a_latent_is_the_same_to_the_last_bit_in_any_company(
     mapping: str, plain: Detector, digits: Digits
 ) -> None:
     how = Inversion(mapping, steps=15)
-    networks, x = plain.model.networks, queries(plain, digits, 2 * LANES + 3)
+    networks, x = plain.model.networks, queries(plain, digits, LANES + 3)
     with exact_float32():
         whole = search(networks, x, how).z
         backwards = search(networks, x.flip(0), how).z
