@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import images, modelfile, registry
+from anoscan import images, latent_search, modelfile, registry
 from anoscan.architectures import Networks
 from anoscan.cli import app
 from anoscan.config import TrainConfig
@@ -104,6 +104,22 @@ def test_a_latent_is_the_same_to_the_last_bit_in_any_company(
     assert torch.equal(backwards.flip(0), whole)
     assert torch.equal(alone, whole[[0, 17]])
     assert torch.equal(few, whole[5:10])
+
+
+@pytest.mark.parametrize(("side", "lanes"), [(28, 32), (32, 32), (64, 16), (128, 8), (256, 4)])
+def test_fewer_large_images_are_searched_at_a_time(
+    side: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def descend(networks: Networks, x: Tensor, how: Inversion) -> latent_search.Found:
+        given.append(len(x))
+        return latent_search.Found(x.new_zeros(len(x), 4), *x.new_zeros(2, 1, len(x)))
+
+    monkeypatch.setattr(latent_search, "_descend", descend)
+    found = search(small(1), torch.zeros(lanes + 1, 1, side, side), SEARCH)
+    assert given == [lanes, lanes]
+    assert len(found.z) == lanes + 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])

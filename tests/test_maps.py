@@ -16,13 +16,15 @@ from scipy import ndimage
 from anoscan import atlas, cli, drift, images, maps, modelfile, pictures, tiles
 from anoscan.architectures import EvenPad
 from anoscan.atlas import Atlas, Rows
+from anoscan.config import SMALLEST_SIZE
 from anoscan.detector import Detector
 from anoscan.errors import ModelError, UsageError
-from anoscan.images import Decoded, ImageFile
+from anoscan.images import Decoded, ImageFile, ImageRule
 from anoscan.judgement import Judge
 from anoscan.maps import Maps, Scale
 from anoscan.regions import Finder, find
 from anoscan.scores import MAP_FORMS, map_forms
+from anoscan.seen import own_canvas
 from anoscan.tiles import Canvas
 from tests.conftest import Digits
 
@@ -319,6 +321,18 @@ def test_a_map_has_the_resolution_of_its_image(
     with Image.open(report.images[0].residual) as drawn:
         width = (drawn.width - 2 * 4) / 3
     assert width / drawn.height == pytest.approx(shape[1] / shape[0], abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(20, 28), (32, 20), (32, 32), (64, 48), (12, 40)])
+def test_pictures_are_drawn_at_the_image_s_own_resolution_where_it_can_be_decoded(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.png"
+    Image.new("L", size).save(file)
+    rule = ImageRule(size=32, channels=1, window=None)
+    canvas = own_canvas(images.decode(ImageFile("a.png", file, "a.png"), rule), rule)
+    drawn = (canvas.width, canvas.height)
+    assert drawn == (size if min(size) >= SMALLEST_SIZE else (32, 32))
 
 
 def test_enlarged_strips_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
