@@ -58,7 +58,6 @@ ORDER = [
     "mapping",
     "calibration",
     "scoring",
-    "scales",
     "selftest",
     "baselines",
     "neighbours",
@@ -86,7 +85,6 @@ ORDER = [
     "detector",
     "drift",
     "suspects",
-    "saved",
     "demo",
     "doctor",
     "reports",
@@ -143,7 +141,6 @@ def test_imports_run_one_way(name: str) -> None:
         ["sample"],
         ["calibrate"],
         ["drift"],
-        ["report"],
     ],
 )
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:

@@ -10,24 +10,21 @@ import shutil
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import html_report, images, modelfile, saved
+from anoscan import html_report, images, modelfile
 from anoscan.album import Album
 from anoscan.cli import app
-from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
 from anoscan.health import of_model
 from anoscan.html_report import Background, HtmlReport, chart
 from anoscan.images import ImageFile, ImageRule
 from anoscan.pictures import Views
-from anoscan.results import ImageScore, Region, to_json
-from anoscan.scores import Inversion
+from anoscan.results import ImageScore, Region
 from anoscan.seen import Seen
 from tests.conftest import Digits
 
@@ -376,133 +373,26 @@ def run(*arguments: str) -> int:
     return int(code or 0)
 
 
-def test_scoring_writes_the_page_and_saved_results_give_it_again(
+def test_scoring_writes_the_page(
     model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queries = tmp_path / "queries"
     shutil.copytree(few.queries, queries)
     (queries / "broken.png").write_bytes(b"\x89PNG")
-    page, results = tmp_path / "page.html", tmp_path / "results.json"
+    page = tmp_path / "page.html"
 
     code = run("score", str(queries), "--model", str(model_file), "--json", "--report", str(page),
                "--false-alarm-rate", "0.05")  # fmt: skip
     out = capsys.readouterr().out
-    results.write_text(out, encoding="utf-8")
     assert code == 3
-    assert run("report", str(results)) == 0
-    assert capsys.readouterr().out.strip() == (tmp_path / "results.html").as_posix()
 
     scored = json.loads(out)
     assert "failed the check" not in page.read_text()
-    first, again = Page(page.read_text()), Page((tmp_path / "results.html").read_text())
+    first = Page(page.read_text())
     assert [row[1] for row in first.data["images"]] == [row["path"] for row in scored["images"]]
-    assert first.images() == again.images()
     assert {len(pictures) for _, pictures in first.images()} == {3}
     assert ("dt", "held out") in first.texts
     assert ("td", (queries / "broken.png").as_posix()) in first.texts
-
-
-@pytest.mark.parametrize(
-    ("kept", "how"),
-    [
-        ({"mapping": "encoder", "search": None}, Inversion()),
-        (
-            {
-                "mapping": "encoder",
-                "search": {"steps": 7, "discrimination_loss": "fool", "seed": 3},
-            },
-            Inversion(),
-        ),
-        ({"mapping": "refine"}, Inversion("refine")),
-        (
-            {
-                "mapping": "search",
-                "search": {"steps": 7, "discrimination_loss": "fool", "seed": 3},
-            },
-            Inversion("search", "fool", 7, 3),
-        ),
-    ],
-)
-def test_a_saved_report_searches_again_as_its_results_did(
-    kept: dict[str, Any], how: Inversion, trained: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[object] = []
-
-    def stream(self: Detector, files: object, **options: object) -> list[object]:
-        asked.append(options["mapping"])
-        return []
-
-    monkeypatch.setattr(Detector, "stream", stream)
-    page: Any = SimpleNamespace(shown=1)
-    scored = to_json(document([result("a.png", 3.0)]) | kept)
-    saved.draw(scored, trained, page, 8, lambda progress: None, lambda text: None)
-    assert asked == [how]
-
-
-def test_without_the_model_a_saved_report_has_queries_only(
-    model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("score", str(few.queries), "--model", str(model_file), "--json", "--quiet")
-    saved = json.loads(capsys.readouterr().out)
-    saved["model"] |= {"name": "gone", "path": "gone.safetensors"}
-    saved["images"][0]["path"] = "missing.png"
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps(saved), encoding="utf-8")
-
-    assert run("report", str(results), "--output", str(tmp_path / "p.html"), "--quiet") == 3
-    warned = capsys.readouterr().err
-    assert "'gone'" in warned
-    assert "1 of 40 images cannot be read" in warned
-    data = Page((tmp_path / "p.html").read_text()).data
-    assert data["views"] == 1
-    assert [row[6] for row in data["images"][:2]] == [-1, 0]
-
-    before = (tmp_path / "p.html").read_bytes()
-    for row in saved["images"]:
-        row["path"] = f"gone/{row['path']}"
-    results.write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(InputError, match="none of the 40 images can be read"):
-        run("report", str(results), "--output", str(tmp_path / "p.html"), "--quiet")
-    assert (tmp_path / "p.html").read_bytes() == before
-
-
-def test_a_model_that_was_changed_is_not_called_missing(
-    model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("score", str(few.queries), "--model", str(model_file), "--json", "--quiet")
-    saved = json.loads(capsys.readouterr().out)
-    saved["model"]["sha256"] = "0" * 64
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps(saved), encoding="utf-8")
-    assert run("report", str(results), "--quiet") == 0
-    assert "was changed since (calibrated, or trained again)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"schema": "anoscan.train/1"}, "schema"),
-        ({"images": [{"path": 3}]}, "rank"),
-        ({"threshold": {"score": None}}, "score"),
-        ({"skipped": [3]}, "path"),
-        ({"model": []}, "model"),
-    ],
-)
-def test_a_document_of_another_form_is_refused_with_the_field(
-    change: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "r.json"
-    file.write_text(json.dumps(document([result("a.png", 3.0)]) | change), encoding="utf-8")
-    with pytest.raises(InputError, match=reason):
-        app(["report", str(file)], standalone_mode=False)
-
-
-@pytest.mark.parametrize("text", ["", "[", "[1]", '{"schema": NaN}', "[" * 100_000])
-def test_what_is_no_document_is_refused(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "r.json"
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"score --json"):
-        app(["report", str(file)], standalone_mode=False)
 
 
 @pytest.mark.parametrize(

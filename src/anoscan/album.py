@@ -37,7 +37,7 @@ _EXACT = 32  # pixels: pictures as small as this lose nothing
 NAMES = ("query", "reconstruction", "map")
 _FILE = re.compile(r"\d{6,}-(query|reconstruction|map)\.webp")
 
-Draw = Callable[[int], Views | Image.Image]
+Draw = Callable[[int], Views]
 
 
 class Album:
@@ -90,7 +90,7 @@ class Album:
         Parameters
         ----------
         draw : callable
-            From the longest side in pixels to all three views, or to the query alone.
+            From the longest side in pixels to all three views.
         """
         files = self._encoded(draw)
         if self.folder is not None:
@@ -114,11 +114,7 @@ class Album:
         """WebP files as large as the budget allows; how large that is changes little by little."""
         for rung in range(self._rung, len(_RUNGS)):
             side, quality = _RUNGS[rung]
-            drawn = draw(side)
-            files = [
-                _webp(view, quality)
-                for view in ((drawn,) if isinstance(drawn, Image.Image) else drawn)
-            ]
+            files = [_webp(view, quality) for view in draw(side)]
             size = sum(map(len, files))
             if size <= self._budget:
                 break

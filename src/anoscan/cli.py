@@ -51,7 +51,6 @@ from anoscan.options import (
     Report,
     ReportAssets,
     RoiMask,
-    Scales,
     ScoreName,
     SearchSeed,
     SearchSteps,
@@ -130,7 +129,6 @@ def score(
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
     roi: RoiMask = None,
-    scales: Scales = None,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
@@ -204,7 +202,7 @@ def score(
     files, notes = queries.gather(paths, written)
     for note in notes:
         output.note(note)
-    detector = load(model, device, workers, roi, scales, output)
+    detector = load(model, device, workers, roi, output)
     if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
         output.warn(warning)
     if hint := detector.hint(score_name, how):
@@ -296,7 +294,6 @@ def evaluate(
     search_steps: SearchSteps = None,
     false_alarm_rate: Rate = None,
     roi: RoiMask = None,
-    scales: Scales = None,
     plots: Annotated[
         Path | None,
         option(
@@ -331,7 +328,7 @@ def evaluate(
         writing.check(plots, "--plots", folder=True)
     output = _output(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
-    detector, *others = [load(name, device, workers, roi, scales, output) for name in names]
+    detector, *others = [load(name, device, workers, roi, output) for name in names]
     if hint := detector.hint(score_name, how):
         output.note(hint)
     with output.progress() as on_progress:
@@ -360,7 +357,6 @@ app.command(cls=Command)(cli_sample.sample)
 app.command(cls=Command)(cli_calibration.calibrate)
 app.command(cls=Command)(cli_calibration.drift)
 app.command(cls=Command)(cli_calibration.suspects)
-app.command(cls=Command)(cli_report.report)
 
 
 @app.command(cls=Command)

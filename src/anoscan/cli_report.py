@@ -1,22 +1,9 @@
-"""What is to be looked at: ``score --report`` and ``--show``, and ``anoscan report``."""
+"""What ``score --report`` and ``score --show`` look at while images are scored."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
-
-import typer
-
-from anoscan.errors import ExitCode
-from anoscan.options import (
-    OUTPUT,
-    BatchSize,
-    Device,
-    Quiet,
-    ReportAssets,
-    Workers,
-    option,
-)
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from anoscan.detector import Detector
@@ -96,49 +83,3 @@ def beside(page: Path) -> Path:
     from anoscan.html_report import assets_of
 
     return assets_of(page)
-
-
-def report(
-    source: Annotated[
-        str, typer.Argument(metavar="RESULTS", help="What score --json wrote; - for stdin.")
-    ],
-    path: Annotated[
-        Path | None,
-        option(
-            "--output",
-            metavar="FILE",
-            help="The page. [default: RESULTS as .html, report.html of stdin]",
-            panel=OUTPUT,
-        ),
-    ] = None,
-    assets: ReportAssets = False,
-    model: Annotated[
-        str | None,
-        option(metavar="MODEL", help="Name or path of the model.", default="the results name it"),
-    ] = None,
-    batch_size: BatchSize = 64,
-    device: Device = "auto",
-    workers: Workers = None,
-    quiet: Quiet = False,
-) -> None:
-    """Write an HTML page of the results that score --json wrote.
-
-    It shows the images by score, to be filtered and looked at.
-
-    Example: anoscan report results.json
-    """
-    from anoscan import saved
-    from anoscan.html_report import HtmlReport
-    from anoscan.output import Output
-
-    output = Output(quiet=quiet)
-    document = saved.read(source)
-    target = path or Path("report.html" if source == "-" else source).with_suffix(".html")
-    detector = saved.detector(document, model, device, workers, output.warn)
-    with HtmlReport(target, len(document["images"]), assets=assets) as made:
-        with output.progress() as on_progress:
-            missing = saved.draw(document, detector, made, batch_size, on_progress, output.warn)
-        made.write(document, saved.background(document, detector))
-    output.text(target.as_posix())
-    if missing:
-        raise typer.Exit(ExitCode.SKIPPED)

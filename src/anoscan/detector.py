@@ -40,7 +40,7 @@ from anoscan.results import (
 )
 from anoscan.runtime import Runtime
 from anoscan.sampling import SAMPLES, Sampler
-from anoscan.scores import FINEST, Inversion
+from anoscan.scores import DEFAULT_SCORE, Inversion
 from anoscan.suspicion import Suspicion
 from anoscan.tracking import Tracker
 from anoscan.training import OnProgress, Progress, stop_on_interrupt
@@ -189,12 +189,10 @@ class Detector:
         device: str = "auto",
         workers: int | None = None,
         roi: str | Path | None = None,
-        scales: tuple[int, ...] = FINEST,
     ) -> Detector:
         """Read a model by name or path; None is the model trained last.
 
         With `roi`, a mask, what is outside it counts no more, beside what the model leaves out.
-        With `scales`, keys of `scores.SCALES`, large images are measured at all of them.
 
         Raises
         ------
@@ -205,7 +203,7 @@ class Detector:
         runtime = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else interest.read(Path(roi))
         read = Model.read(path, runtime)
-        detector = cls(read, runtime, Judge(read, runtime, region, scales))
+        detector = cls(read, runtime, Judge(read, runtime, region))
         digest = modelfile.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
@@ -214,7 +212,7 @@ class Detector:
         self,
         paths: str | Path | Sequence[str | Path],
         *,
-        score: str = scoring.DEFAULT_SCORE,
+        score: str = DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float | None = None,
         top: int | None = None,
@@ -272,7 +270,7 @@ class Detector:
         self,
         files: Sequence[ImageFile],
         *,
-        score: str = scoring.DEFAULT_SCORE,
+        score: str = DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
@@ -321,7 +319,7 @@ class Detector:
         self,
         files: Iterable[ImageFile],
         *,
-        score: str = scoring.DEFAULT_SCORE,
+        score: str = DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
@@ -386,14 +384,14 @@ class Detector:
         sampler = Sampler(self.model, self.runtime, seed)
         return sampler.write(Path(output), self.reference, n=n, between=between, turing=turing)
 
-    def score_terms(self, score: str = scoring.DEFAULT_SCORE) -> tuple[str, ...]:
+    def score_terms(self, score: str = DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those this model has."""
         return self._judge.terms(score)
 
     def threshold(
         self,
         false_alarm_rate: float | None = None,
-        score: str = scoring.DEFAULT_SCORE,
+        score: str = DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
     ) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
@@ -448,7 +446,7 @@ class Detector:
             skipped=skipped,
         )
 
-    def calibration_scores(self, score: str = scoring.DEFAULT_SCORE) -> np.ndarray:
+    def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
         """Scores (n,) of the normal images that thresholds are made of."""
         return self._judge.calibration_scores(score)
 
@@ -459,7 +457,7 @@ class Detector:
         *,
         masks: str | Path | None = None,
         against: Sequence[Detector] = (),
-        score: str = scoring.DEFAULT_SCORE,
+        score: str = DEFAULT_SCORE,
         mapping: str | Inversion = "encoder",
         false_alarm_rate: float | None = None,
         batch_size: int = BATCH_SIZE,

@@ -1,8 +1,8 @@
 """One page of a scoring: images with reconstruction and map, sorted, to be filtered and looked at.
 
 The page is one file without any request: pictures, style and script are inside, and a
-Content-Security-Policy forbids everything else. It is made of the JSON document of ``score``, so a
-saved one gives the same page. Whatever comes from file names or a model file is only ever text.
+Content-Security-Policy forbids everything else. It is made of the JSON document of ``score``.
+Whatever comes from file names or a model file is only ever text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +20,10 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 import anoscan
 from anoscan import health, images
-from anoscan.album import NAMES, Album, Draw
+from anoscan.album import Album
 from anoscan.errors import UsageError
 from anoscan.images import Decoded
 from anoscan.results import ImageScore, Region
@@ -93,28 +92,12 @@ class HtmlReport:
         self.path = path
         self._album = Album(images, path.parent, assets_of(path) if assets else None)
         self._shown: dict[str, Shown] = {}
-        self._views = len(NAMES)
 
     def add(self, image: ImageScore, seen: Seen) -> None:
         """Take the pictures of an image that has just been scored."""
-        self._add(image.path, seen.views, seen.decoded, image.regions)
-
-    def add_query(
-        self, draw: Callable[[int], Image.Image], decoded: Decoded, regions: Sequence[Region]
-    ) -> None:
-        """Take the picture of an image alone, drawn with no side over a number of pixels."""
-        self._views = 1
-        self._add(decoded.image.path, draw, decoded, regions)
-
-    def _add(self, path: str, draw: Draw, decoded: Decoded, regions: Sequence[Region]) -> None:
-        height, width = decoded.shape
-        boxes = tuple(_upright(region, decoded) for region in regions)
-        self._shown[path] = Shown(self._album.add(draw), width, height, boxes)
-
-    @property
-    def shown(self) -> int:
-        """Images that there are pictures of."""
-        return len(self._shown)
+        height, width = seen.decoded.shape
+        boxes = tuple(_upright(region, seen.decoded) for region in image.regions)
+        self._shown[image.path] = Shown(self._album.add(seen.views), width, height, boxes)
 
     def write(self, document: Mapping[str, Any], background: Background) -> None:
         """Write the page.
@@ -180,7 +163,6 @@ class HtmlReport:
         return {
             "threshold": document["threshold"]["score"],
             "terms": terms,
-            "views": self._views,
             "assets": None if folder is None else quote(folder.name) + "/",
             "images": [self._row(row, terms) for row in rows],
         }

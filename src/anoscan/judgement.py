@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anoscan import calibration, images, pictures, regions, registry, scales, scoring
+from anoscan import calibration, images, pictures, regions, registry, scoring
 from anoscan.atlas import Atlas
 from anoscan.baselines import NAMES
 from anoscan.config import rate_in_range
@@ -26,17 +26,14 @@ from anoscan.runtime import Runtime
 from anoscan.scores import (
     DEFAULT_SCORE,
     ENCODER,
-    FINEST,
     SCORES,
     Inversion,
     Score,
-    at_scale,
     score_named,
-    term_of,
 )
 from anoscan.scoring import OnRows, OnTiles
 from anoscan.seen import Outcome, Seen, own_canvas
-from anoscan.tiles import LARGEST_PICTURE, Floats, Grid, block_side
+from anoscan.tiles import LARGEST_PICTURE, Floats, Grid, block_side, worst
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ class Judge:
         Where to compute, and how many threads decode.
     roi : Roi, optional
         Outside it nothing counts, beside what the model itself leaves out.
-    steps : tuple of int
-        Keys of `scores.SCALES`, the finest first; more than that for models of patches only.
 
     Attributes
     ----------
@@ -79,17 +74,15 @@ class Judge:
         model: Model,
         runtime: Runtime,
         roi: Roi | None = None,
-        steps: tuple[int, ...] = FINEST,
     ) -> None:
         self.model, self.runtime = model, runtime
-        self._rule, self._steps, self._roi = model.rule, steps, roi
-        self._coarse, self._yardstick = model.at(steps)
-        self.columns = tuple(at_scale(name, step) for step in steps for name in model.fitted)
+        self._rule, self._roi, self._yardstick = model.rule, roi, model.yardstick
+        self.columns = tuple(model.fitted)
         self._cover = None if roi is None else model.cover(roi)
 
     def of(self, model: Model) -> Judge:
         """The same with another model."""
-        return Judge(model, self.runtime, self._roi, self._steps)
+        return Judge(model, self.runtime, self._roi)
 
     def _stream(self, files: Iterable[ImageFile]) -> Iterator[Decoded | Skipped]:
         return images.stream(files, self._rule, workers=self.runtime.workers, cover=self._cover)
@@ -101,8 +94,6 @@ class Judge:
         ------
         ModelError
             When the model has no term that the score could be made of.
-        UsageError
-            When it is not in units that several scales share.
         """
         chosen = score_named(score)
         if not self._has(chosen):
@@ -110,13 +101,10 @@ class Judge:
                 f"this model was trained before there was --score {score}.",
                 hint="Train it again, or use --score calibrated.",
             )
-        if chosen.raw and self._coarse:
-            raise UsageError(f"--scales needs a score in units that scales share: not {score}.")
         return self._names(score)
 
     def _names(self, score: str) -> tuple[str, ...]:
-        present = [name for name in score_named(score).weights if name in self.model.fitted]
-        return tuple(at_scale(name, step) for step in self._steps for name in present)
+        return tuple(name for name in score_named(score).weights if name in self.model.fitted)
 
     def _has(self, score: Score) -> bool:
         return any(name in self.model.fitted for name, weight in score.weights.items() if weight)
@@ -154,7 +142,7 @@ class Judge:
         return " ".join(found) or None
 
     def _asks_for_latent(self, score: str) -> bool:
-        weights = zip(map(term_of, self.terms(score)), self._weights(score), strict=True)
+        weights = zip(self.terms(score), self._weights(score), strict=True)
         return any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
 
     def hint(self, score: str, how: Inversion) -> str | None:
@@ -233,11 +221,7 @@ class Judge:
                     continue
                 spool = None if atlas is None else atlas.spool(outcome.canvas)
                 wanted = (pictures, mapped, levels, spool)
-                try:
-                    found = self._measure_tiled(outcome, how, *wanted, on_tiles)
-                except InputError as error:  # too small for one of the scales
-                    found = Outcome(Skipped(path=outcome.image.path, reason=error.message))
-                yield [found]
+                yield [self._measure_tiled(outcome, how, *wanted, on_tiles)]
             return
         waiting: list[Decoded | Skipped] = []
         readable = 0
@@ -291,14 +275,13 @@ class Judge:
             for take in takers:
                 take(top, rows)
 
-        tiled = scales.measure(
+        tiled = scoring.measure_tiled(
             self.model.networks,
             self.model.fitted,
             decoded,
             self._rule,
             self.runtime.device,
             how,
-            scales=self._coarse,
             picture=pictures,
             maps=maps,
             on_rows=on_rows,
@@ -318,9 +301,7 @@ class Judge:
     def baseline(self, decoded: Decoded) -> np.ndarray:
         """Scores of an image by each baseline, in their order; of a large one, its worst tiles."""
         batches = [self.model.baselines.scores(x) for x in scoring.views(decoded, self._rule)]
-        return np.array(
-            [scoring.worst(np.concatenate([b[name] for b in batches])) for name in NAMES]
-        )
+        return np.array([worst(np.concatenate([b[name] for b in batches])) for name in NAMES])
 
     def judge(
         self,
@@ -429,7 +410,7 @@ class Judge:
     def _weights(self, score: str) -> np.ndarray:
         """How much each column counts: what the score gives it, as far as it can be trusted."""
         chosen = score_named(score).weights
-        given = np.array([chosen[term_of(name)] for name in self._names(score)], dtype=np.float64)
+        given = np.array([chosen[name] for name in self._names(score)], dtype=np.float64)
         trusted: np.ndarray = self._yardstick.trust[self._columns(score)] * given
         # Where nothing can be trusted, nothing can be preferred.
         return trusted if trusted.any() else given

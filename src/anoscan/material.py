@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from anoscan.maps import Maps
 from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.runtime import stream as random_stream
-from anoscan.scales import measured_coarser
 from anoscan.scoring import CHUNK, Measured, Tiled, measure, measure_tiled, views
 from anoscan.terms import Tensors
 from anoscan.tiles import TRIES, Floats
@@ -46,8 +45,7 @@ class HeldOut:
 
     `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
     `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
-    for a large image, which comes alone, and `coarse` what it is at those coarser scales that it is
-    large enough for.
+    for a large image, which comes alone.
     """
 
     measured: Measured
@@ -55,7 +53,6 @@ class HeldOut:
     mean_error: np.ndarray
     level: float
     tiled: Tiled | None = None
-    coarse: dict[int, Tiled] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,8 +244,7 @@ class Material:
                 means = [baselines.scores(x)["mean_image"] for x in views(decoded, self.rule)]
                 mean = np.concatenate(means).mean(keepdims=True)
                 error = np.array([tiled.error])
-                coarse = measured_coarser(networks, fitted, decoded, self.rule, device, maps)
-                yield HeldOut(tiled.measured, error, mean, tiled.level, tiled, coarse)
+                yield HeldOut(tiled.measured, error, mean, tiled.level, tiled)
             return
         inside = self.inside
         for start in range(0, len(self.held_out), CHUNK):

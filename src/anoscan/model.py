@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ from anoscan.mismatch import Looks
 from anoscan.neighbours import Neighbours
 from anoscan.roi import Cover, Roi
 from anoscan.runtime import Runtime, seeded
-from anoscan.scales import Coarse
-from anoscan.scores import SCALES
 from anoscan.terms import Tensors
 
 
@@ -40,8 +37,7 @@ class Yardstick:
 
     `trust` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
     patches, are the `calibration.tile_moments` of each image. `looks` are those of the normal
-    images; None in models made before they were kept. `coarse` is what they gave at scales that
-    images of patches can be scored at too.
+    images; None in models made before they were kept.
     """
 
     terms: np.ndarray
@@ -50,20 +46,6 @@ class Yardstick:
     region_peaks: np.ndarray
     tiles: np.ndarray | None = None
     looks: Looks | None = None
-    coarse: tuple[Coarse, ...] = ()
-
-    def joined(self, coarse: Sequence[Coarse]) -> Yardstick:
-        """Yardstick of images that are measured at those scales too; see `scales.measure`."""
-        if self.tiles is None or not coarse:
-            return self
-        return dataclasses.replace(
-            self,
-            terms=np.concatenate([self.terms, *(scale.terms for scale in coarse)], 1),
-            tiles=np.concatenate([self.tiles, *(scale.tiles for scale in coarse)], 2),
-            trust=np.tile(self.trust, 1 + len(coarse)),
-            # Enlarged, a coarse map is never higher than it was.
-            region_peaks=np.max([self.region_peaks, *(scale.peaks for scale in coarse)], 0),
-        )
 
 
 @dataclass(frozen=True)
@@ -105,27 +87,6 @@ class Model:
     def _decision(self) -> dict[str, Any]:
         return dict(self.metadata.get("decision", {}))
 
-    def at(self, steps: tuple[int, ...]) -> tuple[tuple[Coarse, ...], Yardstick]:
-        """What scoring at several scales needs.
-
-        Raises
-        ------
-        ModelError
-            When held-out normals were not measured at one of them.
-        """
-        there = {scale.step: scale for scale in self.yardstick.coarse}
-        coarse = steps[1:]
-        if coarse and self.rule.patch is None:
-            raise ModelError("--scales needs a model of patches.", hint="See train --patches.")
-        if missing := [SCALES[step] for step in coarse if step not in there]:
-            raise ModelError(
-                f"this model knows no normal image at scale {missing[0]}: those held out were too "
-                "small, or it was trained before there were scales.",
-                hint="Give it larger normal images with anoscan calibrate.",
-            )
-        chosen = tuple(there[step] for step in coarse)
-        return chosen, self.yardstick.joined(chosen)
-
     def cover(self, roi: Roi) -> Cover | None:
         """What stands outside a region given for queries: the mean image, or the mean of patches.
 
@@ -159,9 +120,6 @@ class Model:
             tensors["calibration/tiles"] = torch.from_numpy(self.yardstick.tiles)
         if self.yardstick.looks is not None:
             tensors["calibration/looks"] = torch.from_numpy(self.yardstick.looks.values)
-        for scale in self.yardstick.coarse:
-            own = scale.stored().items()
-            tensors |= {f"calibration/scale{scale.step}/{key}": value for key, value in own}
         if self.neighbours is not None:
             tensors |= self.neighbours.tensors()
         for part, network in _parts(self.networks):
@@ -235,7 +193,6 @@ class Model:
             raise ValueError("the calibration does not fit the terms")
         if yardstick.tiles is not None and yardstick.tiles.shape != (n, 3, k):
             raise ValueError("the calibration of tiles does not fit the terms")
-        yardstick = dataclasses.replace(yardstick, coarse=_coarse(tensors, (n, k)))
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
         kept = Neighbours.of_tensors(tensors)
@@ -253,11 +210,6 @@ def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None
     if looks.values.ndim != 2 or looks.values.shape[1] not in (4, 8) or not len(looks.values):
         raise ValueError("the looks of normal images are not (n, 8)")
     return looks
-
-
-def _coarse(tensors: dict[str, Tensor], shape: tuple[int, int]) -> tuple[Coarse, ...]:
-    found = {step: _under(tensors, f"calibration/scale{step}") for step in SCALES}
-    return tuple(Coarse.restored(step, own, shape) for step, own in found.items() if own)
 
 
 def describe(

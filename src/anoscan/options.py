@@ -22,11 +22,9 @@ from anoscan.scores import (
     DISCRIMINATION_LOSSES,
     MAP_FORMS,
     MAPPINGS,
-    SCALES,
     SCORES,
     STEPS,
     map_forms,
-    scale_steps,
 )
 
 if TYPE_CHECKING:
@@ -225,15 +223,6 @@ SearchSteps = Annotated[
         default=", ".join(f"{steps} for {mapping}" for mapping, steps in STEPS.items()),
     ),
 ]
-Scales = Annotated[
-    str | None,
-    option(
-        help="Of large images (train --patches): measure them at coarser scales too, with commas: "
-        f"{', '.join(SCALES.values())}.",
-        metavar="LIST",
-        default=SCALES[1],
-    ),
-]
 Maps = Annotated[Path | None, option(metavar="DIR", help="Write anomaly maps there.", panel=OUTPUT)]
 MapsFormat = Annotated[
     str | None,
@@ -261,15 +250,13 @@ def load(
     device: str,
     workers: int | None,
     roi: Path | None,
-    scales: str | None,
     output: Output,
 ) -> Detector:
     """The model of a command, said where it was not named."""
-    steps = scale_steps(scales or SCALES[1])
     from anoscan import health
     from anoscan.detector import Detector
 
-    detector = Detector.load(model, device=device, workers=workers, roi=roi, scales=steps)
+    detector = Detector.load(model, device=device, workers=workers, roi=roi)
     if model is None:
         output.note(f"using the model trained last: {detector.reference.name}")
     if failed := health.of_model(detector.reference.name, detector.model.metadata):

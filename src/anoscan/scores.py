@@ -5,7 +5,6 @@ Nothing here imports torch: ``--help`` describes each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from anoscan.errors import UsageError
@@ -74,9 +73,6 @@ MAP_FORMS = {
     "mask": "PNG that is white inside the regions",
 }
 DEFAULT_MAP_FORMS = "overlay,npy"
-
-SCALES = {1: "1", 2: "0.5", 4: "0.25"}  # of large images, by pixels along a side that become one
-FINEST = (1,)
 
 MAPPINGS = {
     "encoder": "one pass",
@@ -155,36 +151,3 @@ def map_forms(text: str) -> tuple[str, ...]:
     if not forms or not set(forms) <= set(MAP_FORMS):
         raise UsageError(f"--maps-format must be some of {', '.join(MAP_FORMS)}. Got {text!r}.")
     return forms
-
-
-def scale_steps(text: str) -> tuple[int, ...]:
-    """Scales from a list with commas, as keys of `SCALES`, the finest first, each once.
-
-    Raises
-    ------
-    UsageError
-        When 1 is not among them, or one of them does not exist.
-    """
-    steps = {name: step for step, name in SCALES.items()}
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if SCALES[1] not in parts or not set(parts) <= set(steps):
-        raise UsageError(
-            f"--scales must be 1 and some of {', '.join(list(steps)[1:])}. Got {text!r}."
-        )
-    return tuple(sorted({steps[part] for part in parts}))
-
-
-def at_scale(term: str, step: int) -> str:
-    """Name of a term at a scale: itself at the finest."""
-    return term if step == 1 else f"{term}@{SCALES[step]}"
-
-
-def term_of(name: str) -> str:
-    """Term of what `at_scale` named."""
-    return name.partition("@")[0]
-
-
-def scales_of(terms: Iterable[str]) -> tuple[int, ...]:
-    """Scales that terms are named after."""
-    found = {name.partition("@")[2] or SCALES[1] for name in terms}
-    return tuple(step for step, name in SCALES.items() if step == 1 or name in found)

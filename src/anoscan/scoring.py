@@ -16,34 +16,13 @@ from anoscan.images import Decoded, ImageRule
 from anoscan.latent_search import latents
 from anoscan.maps import Maps
 from anoscan.runtime import exact_float32
-from anoscan.scores import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
+from anoscan.scores import ENCODER, Inversion
 from anoscan.terms import ROWS, Evidence, Tensors, Term, gather
 from anoscan.tiles import LARGEST_PICTURE, Blender, Canvas, Floats, Grid, Reduced, worst
 
 CHUNK = 64
 OnRows = Callable[[int, Floats], None]
-Over = Callable[[int, Floats], Floats]
 OnTiles = Callable[[int, int], None]
-
-__all__ = [
-    "CHUNK",
-    "DEFAULT_SCORE",
-    "SCORES",
-    "Measured",
-    "Score",
-    "Tiled",
-    "chunks",
-    "fit_sums",
-    "fit_terms",
-    "measure",
-    "measure_tiled",
-    "residual",
-    "score_named",
-    "smooth",
-    "term_sums",
-    "views",
-    "worst",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,7 +207,6 @@ def measure_tiled(
     *,
     picture: bool,
     maps: Maps | None = None,
-    over: Over | None = None,
     on_rows: OnRows | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Tiled:
@@ -239,16 +217,13 @@ def measure_tiled(
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
     maps : Maps, optional
-    over : callable, optional
-        Called with (top, rows (h, width)) of the anomaly map, from the top down; gives what becomes
-        of them.
     on_rows : callable, optional
-        Called with the same when they are finished.
+        Called with (top, rows (h, width)) of the anomaly map, from the top down.
     on_tiles : callable, optional
         Called with how many tiles are measured, and how many there are.
     """
     grid = _grid(decoded, rule)
-    mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, maps is not None, over, on_rows)
+    mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, maps is not None, on_rows)
     # Filled in place: what torch allocated would be kept, between all that it lets go.
     terms, trusts = np.empty((2, len(grid), len(fitted)))
     squares, levels, end = np.empty(len(grid)), [], 0
@@ -277,11 +252,10 @@ class _Mosaic:
         channels: int,
         picture: bool,
         mapped: bool,
-        over: Over | None,
         on_rows: OnRows | None,
     ) -> None:
         self._canvas, self._picture, self._mapped = canvas, picture, mapped
-        self._over, self._on_rows = over, on_rows
+        self._on_rows = on_rows
         drawn = (1 + channels) * picture
         self._blender = Blender(grid, drawn + mapped) if drawn + mapped else None
         size = (canvas.height, canvas.width)
@@ -304,7 +278,6 @@ class _Mosaic:
                 self._chart(top, rows[-1])
 
     def _chart(self, top: int, rows: Floats) -> None:
-        rows = rows if self._over is None else self._over(top, rows)
         counted = self._canvas.counted_rows(top, rows)
         self.oddness.add(top, counted[None])
         if self._on_rows is not None:

@@ -95,12 +95,6 @@ class Canvas:
         block = -(-max(self.height, self.width) // side)
         return self.whole() if block == 1 else self._means(block)
 
-    def coarser(self, block: int) -> Canvas:
-        """Means of square blocks as an image; rows and columns that fill no block are left out."""
-        means = self._means(block)
-        samples = means[0] if len(means) == 1 else np.ascontiguousarray(means.transpose(1, 2, 0))
-        return Canvas(samples, self.channels, (-1.0, 1.0), self.cover)
-
     def _means(self, block: int) -> Floats:
         rows, columns = max(1, self.height // block), max(1, self.width // block)
         high, wide = min(block, self.height), min(block, self.width)

@@ -20,7 +20,6 @@ from anoscan.material import Material, evenly
 from anoscan.mismatch import Looks
 from anoscan.model import Model, Yardstick
 from anoscan.runtime import Runtime
-from anoscan.scales import Coarse
 from anoscan.scoring import Tiled, chunks
 from anoscan.scoring import measure as measure_views
 from anoscan.terms import Tensors
@@ -37,14 +36,11 @@ class HeldAgainst:
         Squared residual of their reconstructions, relative to that of the mean image.
     large : list of Tiled
         Of a model of patches: the images, tile by tile.
-    coarse : list of dict of Tiled
-        The same at coarser scales, by their steps.
     """
 
     yardstick: Yardstick
     missed: float
     large: list[Tiled]
-    coarse: list[dict[int, Tiled]]
 
     def complete(self, model: Model, runtime: Runtime) -> Model:
         """Model with this yardstick, which then knows the tiles of large images too."""
@@ -52,11 +48,7 @@ class HeldAgainst:
         if not self.large:
             return model
         moments = np.stack([tile_moments(image.terms) for image in self.large])
-        steps = sorted(set.intersection(*map(set, self.coarse)))
-        coarse = [
-            Coarse.fit(step, self.large, [image[step] for image in self.coarse]) for step in steps
-        ]
-        yardstick = dataclasses.replace(self.yardstick, tiles=moments, coarse=tuple(coarse))
+        yardstick = dataclasses.replace(self.yardstick, tiles=moments)
         if model.maps is not None:
             return dataclasses.replace(model, yardstick=yardstick)
         judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
@@ -78,7 +70,6 @@ def measure(
     """Measure the held-out images of `material`, and how far each term can be trusted."""
     terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
-    coarse: list[dict[int, Tiled]] = []
     for held in material.measured(networks, fitted, baselines, runtime.device, maps):
         terms.append(held.measured.terms)
         trusts.append(held.measured.trust)
@@ -89,7 +80,6 @@ def measure(
             peaks.append(held.measured.oddness.max(axis=(1, 2)))
         if held.tiled is not None:
             large.append(held.tiled)
-            coarse.append(held.coarse)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
     scale = max(2 * float(np.mean(levels)), 1e-3)
     clean, some = np.concatenate(terms), evenly(material.unseen, selftest.MOST_IMAGES)
@@ -104,7 +94,7 @@ def measure(
     yardstick = Yardstick(clean, trust, scale, all_peaks, looks=Looks.of(material.looks))
     mean_error = float(np.mean(np.concatenate(mean_errors)))
     missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
-    return HeldAgainst(yardstick, missed, large, coarse)
+    return HeldAgainst(yardstick, missed, large)
 
 
 def _terms_of_views(

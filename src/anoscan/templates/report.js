@@ -2,9 +2,9 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const VIEWS = ["Query", "Reconstruction", "Anomaly map"].slice(0, data.views);
-  const FILES = ["query", "reconstruction", "map"].slice(0, data.views);
-  const GAP = 12, PAD = 8, INNER = 4, CAPTION = 50, NARROWEST = data.views > 1 ? 300 : 180, OVERSCAN = 2;
+  const VIEWS = ["Query", "Reconstruction", "Anomaly map"];
+  const FILES = ["query", "reconstruction", "map"];
+  const GAP = 12, PAD = 8, INNER = 4, CAPTION = 50, NARROWEST = 300, OVERSCAN = 2;
   const PRINTED = 300;
 
   const images = data.images.map((row) => {
@@ -96,7 +96,7 @@
     const width = grid.clientWidth;
     columns = Math.max(1, Math.floor((width + GAP) / (NARROWEST + GAP)));
     const wide = (width - GAP * (columns - 1)) / columns;
-    const side = Math.floor((wide - 2 * PAD - (data.views - 1) * INNER - 2) / data.views);
+    const side = Math.floor((wide - 2 * PAD - (VIEWS.length - 1) * INNER - 2) / VIEWS.length);
     cell = { width: wide, side, height: side + CAPTION + 2 * PAD };
     grid.style.setProperty("--side", side + "px");
     grid.style.height = Math.max(0, Math.ceil(shown.length / columns) * (cell.height + GAP) - GAP) + "px";
@@ -244,8 +244,6 @@
   // --- the viewer ---
 
   const viewer = $("viewer"), stage = $("stage"), panes = [...stage.querySelectorAll(".pane")];
-  stage.dataset.views = data.views;
-  $("modes").hidden = data.views === 1;
   const slides = { wipe: 50, blend: 60 };
   let zoom = 1, x = 0, y = 0, open = null;
 
@@ -425,7 +423,7 @@
   const everywhere = { t: turn, "?": () => help.showModal() };
   const inViewer = {
     ArrowLeft: () => view(current - 1), ArrowRight: () => view(current + 1),
-    1: () => set("side"), 2: () => data.views > 1 && set("wipe"), 3: () => data.views > 1 && set("blend"),
+    1: () => set("side"), 2: () => set("wipe"), 3: () => set("blend"),
     "+": () => scaled(1.5), "=": () => scaled(1.5), "-": () => scaled(1 / 1.5), 0: fit,
     ",": () => slide(slides[mode()] - 5), ".": () => slide(slides[mode()] + 5),
     b: () => { $("boxes").checked = !$("boxes").checked; regions(); },
