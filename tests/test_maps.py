@@ -441,4 +441,9 @@ def test_labels_without_masks_ask_for_no_maps(
     report = trained.evaluate(digits.labels)
     assert report.pixel is None
     assert report.auroc is not None
-    assert drift.compare(trained, [digits.queries], lambda progress: None).checks
+    assert drift.compare(
+        Judge(trained.model, trained.runtime),
+        trained.reference,
+        [digits.queries],
+        lambda progress: None,
+    ).checks

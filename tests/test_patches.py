@@ -20,6 +20,7 @@ from anoscan.config import TrainConfig
 from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile, ImageRule, decode, find
+from anoscan.judgement import Judge
 from anoscan.material import Material
 from anoscan.results import ScoreReport
 from anoscan.scores import Inversion
@@ -274,11 +275,15 @@ def test_drift_of_large_images_is_found_and_their_size_is_none_of_it(
     own = Detector.load(detector.reference.path, workers=1)
     own.save(tmp_path / "own.safetensors")
     own.calibrate([walls(tmp_path / "walls")])
-    same = drift.compare(own, [tmp_path / "walls"], lambda progress: None)
+    same = drift.compare(
+        Judge(own.model, own.runtime), own.reference, [tmp_path / "walls"], lambda progress: None
+    )
     assert same.fits, same.advice
     assert same.counts == {"compared": 24, "mismatch": 0, "skipped": 0}
     dark = walls(tmp_path / "dark", factor=0.4)
-    found = drift.compare(own, [dark], lambda progress: None)
+    found = drift.compare(
+        Judge(own.model, own.runtime), own.reference, [dark], lambda progress: None
+    )
     assert not found.fits
     assert {"score", "brightness"} <= {check.name for check in found.checks if check.drifted}
 

@@ -222,10 +222,17 @@ def test_recall_that_no_rate_reaches_is_refused(own: Detector, tmp_path: Path) -
 def test_drift_finds_another_camera_and_nothing_where_there_is_none(
     trained: Detector, unseen: Path, tmp_path: Path
 ) -> None:
-    same = drift.compare(trained, [unseen], lambda progress: None)
+    same = drift.compare(
+        Judge(trained.model, trained.runtime), trained.reference, [unseen], lambda progress: None
+    )
     assert same.fits
     assert same.counts == {"compared": 150, "mismatch": same.counts["mismatch"], "skipped": 0}
-    other = drift.compare(trained, [paler(unseen, tmp_path / "pale")], lambda progress: None)
+    other = drift.compare(
+        Judge(trained.model, trained.runtime),
+        trained.reference,
+        [paler(unseen, tmp_path / "pale")],
+        lambda progress: None,
+    )
     assert not other.fits
     assert {"score", "brightness"} <= {check.name for check in other.checks if check.drifted}
     assert "anoscan calibrate" in other.advice
@@ -234,7 +241,12 @@ def test_drift_finds_another_camera_and_nothing_where_there_is_none(
 def test_drift_knows_the_look_of_images_that_the_model_was_trained_on(
     trained: Detector, digits: Digits
 ) -> None:
-    found = drift.compare(trained, [digits.normal], lambda progress: None)
+    found = drift.compare(
+        Judge(trained.model, trained.runtime),
+        trained.reference,
+        [digits.normal],
+        lambda progress: None,
+    )
     assert not found.fits
     assert "trained on look like that: give it others." in found.advice
     assert "If it never saw these" in found.advice.split("anoscan calibrate")[0]

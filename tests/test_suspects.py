@@ -11,6 +11,7 @@ from PIL import Image
 
 from anoscan import images, suspects, suspicion
 from anoscan.cli import main
+from anoscan.cli_calibration import train_and_rank
 from anoscan.detector import Detector
 from anoscan.errors import InputError, UsageError
 from anoscan.images import ImageFile, decode
@@ -45,7 +46,9 @@ def mixed(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_strangers_are_among_the_first_tenth(trained: Detector, mixed: Path) -> None:
-    found = suspects.rank(trained, [mixed], lambda progress: None).images
+    found = suspects.rank(
+        trained.model, trained.reference, trained.runtime, [mixed], lambda progress: None
+    ).images
     assert len(found) == 190 + STRANGERS
     assert sum("stranger" in image.path for image in found[:20]) >= 7
     assert [image.rank for image in found] == list(range(1, 201))
@@ -96,7 +99,7 @@ def test_suspects_are_left_out_of_what_counts_as_usual_alone(
 ) -> None:
     options = quick | {"rotation_images_shown": 64, "calibration_folds": 2, "workers": 1}
     with_all = Detector.train(few.normal, path=tmp_path / "all.safetensors", **options)
-    detector, report = suspects.train(
+    detector, report = train_and_rank(
         [few.normal],
         drop=True,
         on_progress=lambda progress: None,
@@ -144,7 +147,13 @@ def test_of_a_root_like_mvtec_only_train_good_is_suspected(
     shutil.copytree(mixed, tmp_path / "train" / "good")
     shutil.copytree(mixed, tmp_path / "test" / "scratch")
     notes = []
-    report = suspects.rank(trained, [tmp_path], lambda progress: notes.append(progress.note))
+    report = suspects.rank(
+        trained.model,
+        trained.reference,
+        trained.runtime,
+        [tmp_path],
+        lambda progress: notes.append(progress.note),
+    )
     assert {"train/good" in image.path for image in report.images} == {True}
     assert len(report.images) == 190 + STRANGERS
     assert any("train/good is used" in (note or "") for note in notes)
@@ -178,7 +187,9 @@ def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) ->
 def test_what_cannot_be_done_is_said(trained: Detector, few: Digits, tmp_path: Path) -> None:
     some = sorted(few.normal.iterdir())[:10]
     with pytest.raises(InputError, match="too few"):
-        suspects.rank(trained, some, lambda progress: None)
+        suspects.rank(
+            trained.model, trained.reference, trained.runtime, some, lambda progress: None
+        )
     with pytest.raises(InputError, match="10 readable images are too few"):
         Detector.train(some, path=tmp_path / "few.safetensors", drop_suspects=True)
     with pytest.raises(UsageError, match="not with --patches"):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anoscan import config
 from anoscan.errors import ExitCode, UsageError
 from anoscan.options import Device, Force, Json, Quiet, Workers, finish, option
+
+if TYPE_CHECKING:
+    from anoscan.detector import Detector
+    from anoscan.training import OnProgress
+    from anoscan.upkeep import SuspectsReport
 
 Named = Annotated[str, typer.Argument(metavar="MODEL", help="Name or path of a model.")]
 
@@ -100,12 +106,14 @@ def drift(
     """
     from anoscan import drift as job
     from anoscan.detector import Detector
+    from anoscan.judgement import Judge
     from anoscan.output import Output
 
     output = Output(as_json=as_json, quiet=quiet)
     detector = Detector.load(model, device=device, workers=workers)
     with output.progress() as on_progress:
-        report = job.compare(detector, images, on_progress)
+        judge = Judge(detector.model, detector.runtime)
+        report = job.compare(judge, detector.reference, images, on_progress)
     output.emit(report)
     if not report.fits:
         output.skipped(report.skipped)
@@ -149,7 +157,7 @@ def suspects(
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as on_progress, tempfile.TemporaryDirectory() as folder:
         if model is None:
-            _, report = job.train(
+            _, report = train_and_rank(
                 images,
                 drop=False,
                 on_progress=on_progress,
@@ -161,6 +169,33 @@ def suspects(
             )
         else:
             detector = Detector.load(model, device=device, workers=workers)
-            report = job.rank(detector, images, on_progress)
+            report = job.rank(
+                detector.model, detector.reference, detector.runtime, images, on_progress
+            )
     output.emit(report if model else dataclasses.replace(report, model=None))
     finish(output, report.skipped)
+
+
+def train_and_rank(
+    paths: Sequence[str | Path], *, drop: bool, on_progress: OnProgress, **options: Any
+) -> tuple[Detector, SuspectsReport]:
+    """Train a model and rank its images.
+
+    Parameters
+    ----------
+    drop : bool
+        Fit what counts as usual without the most suspect images.
+    paths, options
+        As for `Detector.train`.
+    """
+    from anoscan import labelled
+    from anoscan import suspects as job
+    from anoscan.detector import Detector
+
+    detector = Detector.train(paths, on_progress=on_progress, drop_suspects=drop, **options)
+    reference = detector.reference
+    if detector.suspicion is not None:
+        return detector, job.listed(reference, detector.suspicion)
+    # Narrowed here, because the training has said so already.
+    narrowed = labelled.training_paths(paths)[0]
+    return detector, job.rank(detector.model, reference, detector.runtime, narrowed, on_progress)

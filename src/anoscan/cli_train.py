@@ -314,14 +314,14 @@ def _train(
     drop_suspects: bool,
     **options: Any,
 ) -> Detector:
-    from anoscan import suspects
+    from anoscan.cli_calibration import train_and_rank
     from anoscan.detector import Detector
 
     with output.progress() as on_progress:
         try:
             if clean_report is None and not drop_suspects:
                 return Detector.train(images, on_progress=on_progress, **options)
-            detector, report = suspects.train(
+            detector, report = train_and_rank(
                 images, drop=drop_suspects, on_progress=on_progress, **options
             )
             if clean_report is not None:

@@ -161,7 +161,7 @@ class Detector:
                     runtime,
                     checkpoint=checkpoint,
                     resume=resume,
-                    tracker=tracker,
+                    observer=tracker,
                     on_progress=on_progress,
                     stopping=stopping,
                     drop_suspects=drop_suspects,

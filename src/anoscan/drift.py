@@ -13,11 +13,10 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from anoscan import calibration, images, labelled
-from anoscan.detector import Detector
 from anoscan.errors import InputError
 from anoscan.judgement import Judge, nothing_readable
 from anoscan.mismatch import Look
-from anoscan.results import Skipped
+from anoscan.results import ModelReference, Skipped
 from anoscan.scores import DEFAULT_SCORE
 from anoscan.training import OnProgress, Progress
 from anoscan.upkeep import DriftCheck, DriftReport
@@ -30,7 +29,10 @@ FEWEST = 20  # images; fewer can hardly show anything
 
 
 def compare(
-    detector: Detector, paths: Sequence[str | Path], on_progress: OnProgress
+    judge: Judge,
+    reference: ModelReference,
+    paths: Sequence[str | Path],
+    on_progress: OnProgress,
 ) -> DriftReport:
     """Compare images, mostly normal ones, with those that the model was calibrated on.
 
@@ -50,9 +52,8 @@ def compare(
     files = images.find(found)
     if narrowed:
         on_progress(Progress("scoring", 0, len(files), {}, 0.0, narrowed))
-    judge = Judge(detector.model, detector.runtime)
     terms, looks, skipped, unlike = [], [], [], 0
-    known = detector.model.yardstick.looks
+    known = judge.model.yardstick.looks
     for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
@@ -72,7 +73,7 @@ def compare(
     many = unlike > max(1, MOST_MISMATCHES * len(terms))
     fits = not drifted and not many
     return DriftReport(
-        model=detector.reference,
+        model=reference,
         counts={"compared": len(terms), "mismatch": unlike, "skipped": len(skipped)},
         calibration_images=threshold.calibration_images,
         anomalous_share=float((scores > threshold.score).mean()),

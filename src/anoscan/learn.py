@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import anoscan
 from anoscan import census, checkup, registry, sensitivity, suspicion, yardstick
@@ -57,16 +57,34 @@ from anoscan.scoring import chunks, fit_terms, terms_of
 from anoscan.suspicion import Suspicion
 from anoscan.terms import Tensors, turn_logits
 from anoscan.terms.rotation import certainty
-from anoscan.tracking import MOST as SHOWN
-from anoscan.tracking import Tracker
+from anoscan.tiles import Floats
 from anoscan.training import Batches, OnProgress, Progress, Stage, run, stop_where_asked
 from anoscan.trainset import Inspection, inspect
 
+SHOWN = 6  # held-out images whose reconstructions an observer is given
 MAPS_SAMPLE = 1024  # images, or patches, whose places say what is usual anywhere
 # Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
 # learned by heart, or not at all (textures, discs), only wears the features down. Of many images
 # little can be learned by heart: there anything above guessing says more than nothing.
 LEARNED, LEARNED_OF_FEW = 0.05, 0.5
+
+
+class Observer(Protocol):
+    """What looks on while networks are trained; it changes nothing of the training."""
+
+    def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
+        """Take held-out images (n, c, s, s), at most `SHOWN`, whose reconstructions are shown."""
+
+    def following(
+        self,
+        stage: str,
+        images: int,
+        on_progress: OnProgress,
+        *,
+        generator: nn.Module | None = None,
+        mirror: tuple[nn.Module, nn.Module] | None = None,
+    ) -> OnProgress:
+        """Return a callback for the progress of a stage that stands at `images`."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ def learn(
     *,
     checkpoint: Path,
     resume: bool,
-    tracker: Tracker,
+    observer: Observer,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     drop_suspects: bool = False,
@@ -160,7 +178,7 @@ def learn(
         Where an unfinished run is kept. Remove it when the model is safe.
     resume : bool
         Go on from the checkpoint, which must be of the same images and settings.
-    tracker : Tracker
+    observer : Observer
         Told of every stage.
     drop_suspects : bool
         Fit what counts as usual without the most suspect images; networks learn from all.
@@ -185,9 +203,9 @@ def learn(
     keeper = Keeper(checkpoint, _run_identity(config, material), resume)
     folder = _of_folder(material, inspection, config)
     _note(folder, len(files), on_progress)
-    tracker.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
+    observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     networks, rollbacks, after, game = _train(
-        material, config, runtime, keeper, tracker, on_progress, stopping, clock
+        material, config, runtime, keeper, observer, on_progress, stopping, clock
     )
     measuring = runtime.measuring()
     names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
@@ -273,7 +291,7 @@ def _train(
     config: TrainConfig,
     runtime: Runtime,
     keeper: Keeper,
-    tracker: Tracker,
+    observer: Observer,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
     clock: _Clock,
@@ -303,7 +321,7 @@ def _train(
                 steps=math.ceil((shown or 0) / many),
                 images_per_step=many,
                 position=position,
-                on_progress=tracker.following(stage.name, position.step * many, tell, **looks),
+                on_progress=observer.following(stage.name, position.step * many, tell, **looks),
                 checkpoint=lambda where: keeper.save(stage, where),
                 stopping=stopping,
             )

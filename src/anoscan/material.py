@@ -15,17 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anoscan.architectures import Networks
-from anoscan.baselines import Baselines
 from anoscan.config import TrainConfig
 from anoscan.errors import InputError
 from anoscan.images import Decoded, ImageFile, ImageRule, stream
-from anoscan.maps import Maps
 from anoscan.mismatch import Look
 from anoscan.results import Skipped
 from anoscan.runtime import stream as random_stream
-from anoscan.scoring import CHUNK, Measured, Tiled, measure, measure_tiled, views
-from anoscan.terms import Tensors
 from anoscan.tiles import TRIES, Floats
 from anoscan.trainset import ImageArray, allocate
 
@@ -37,22 +32,6 @@ LARGEST_STACK = 1 / 8  # of all images, in one file, that may be held out as a w
 UNSEEN = 512  # patches of held-out images, at most
 
 OnRead = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Some held-out images, measured.
-
-    `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
-    `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
-    for a large image, which comes alone.
-    """
-
-    measured: Measured
-    error: np.ndarray
-    mean_error: np.ndarray
-    level: float
-    tiled: Tiled | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +192,7 @@ class Material:
         """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
         if self.rule.patch is None:
             return np.ascontiguousarray(self.pixels[evenly(self.held_out, n)])
-        large = self._large(evenly(self.held_out, n))
+        large = self.large(evenly(self.held_out, n))
         return np.stack([decoded.canvas.centre(self.rule.size) for decoded in large])
 
     @property
@@ -227,39 +206,8 @@ class Material:
         """What images must not be parted from: the same for those alike; see `together`."""
         return together(self.images, self.digests)
 
-    def measured(
-        self,
-        networks: Networks,
-        fitted: dict[str, Tensors],
-        baselines: Baselines,
-        device: torch.device,
-        maps: Maps | None,
-    ) -> Iterator[HeldOut]:
-        """Held-out images, measured just as queries are."""
-        if self.rule.patch is not None:
-            for decoded in self._large(self.held_out):
-                tiled = measure_tiled(
-                    networks, fitted, decoded, self.rule, device, picture=False, maps=maps
-                )
-                means = [baselines.scores(x)["mean_image"] for x in views(decoded, self.rule)]
-                mean = np.concatenate(means).mean(keepdims=True)
-                error = np.array([tiled.error])
-                yield HeldOut(tiled.measured, error, mean, tiled.level, tiled)
-            return
-        inside = self.inside
-        for start in range(0, len(self.held_out), CHUNK):
-            x = np.ascontiguousarray(self.pixels[self.held_out[start : start + CHUNK]])
-            views_of = torch.from_numpy(x).to(device)
-            found = measure(networks, fitted, views_of, maps=maps, mapped=True)
-            error = np.square(x - found.x_hat).mean((1, 2, 3))
-            residual = found.residual
-            if inside is not None:
-                residual = residual[:, inside]
-                found = dataclasses.replace(found, oddness=np.where(inside, found.oddness, 0))
-            level = float(np.quantile(residual, 0.999))
-            yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
-
-    def _large(self, rows: np.ndarray) -> Iterator[Decoded]:
+    def large(self, rows: np.ndarray) -> Iterator[Decoded]:
+        """Decode the large images of these rows again, whole."""
         return _decoded([self.images[row] for row in rows], self.rule, self.workers)
 
 

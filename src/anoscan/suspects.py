@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from anoscan import calibration, images, labelled, suspicion
-from anoscan.detector import Detector
 from anoscan.judgement import nothing_readable
 from anoscan.learn import on_reading
 from anoscan.material import together
+from anoscan.model import Model
+from anoscan.results import ModelReference
+from anoscan.runtime import Runtime
 from anoscan.suspicion import Suspicion
 from anoscan.training import OnProgress, Progress
 from anoscan.trainset import ImageArray
@@ -22,13 +23,20 @@ from anoscan.upkeep import Suspect, SuspectsReport
 
 
 def rank(
-    detector: Detector, paths: Sequence[str | Path], on_progress: OnProgress
+    model: Model,
+    reference: ModelReference,
+    runtime: Runtime,
+    paths: Sequence[str | Path],
+    on_progress: OnProgress,
 ) -> SuspectsReport:
     """Rank images that a model was trained on by how little they look like the others.
 
     Parameters
     ----------
-    detector : Detector
+    model : Model
+    reference : ModelReference
+        Of the model, for the report.
+    runtime : Runtime
     paths : sequence of paths
         As for `Detector.train`: of a folder laid out like MVTec AD, ``train/good`` alone.
     on_progress : callable
@@ -40,7 +48,6 @@ def rank(
     UsageError
         For a model of patches.
     """
-    model, runtime = detector.model, detector.runtime
     suspicion.check(suspicion.FEWEST, patches=model.rule.patch is not None)
     normal, narrowed = labelled.training_paths(paths)
     files = images.find(normal)
@@ -54,15 +61,16 @@ def rank(
     suspicion.check(len(array), patches=False)
     kin = together(array.images, array.digests)
     scores = suspicion.scores(model, runtime, array.pixels, kin)
-    return _listed(detector, Suspicion(array.images, array.digests, scores, skipped))
+    return listed(reference, Suspicion(array.images, array.digests, scores, skipped))
 
 
-def _listed(detector: Detector, found: Suspicion) -> SuspectsReport:
+def listed(reference: ModelReference, found: Suspicion) -> SuspectsReport:
+    """Report of how suspect images are, the most suspect first."""
     n = len(found.scores)
     # Against the others: an image is no witness of how odd it is itself.
     p = calibration.p_values(found.scores, found.scores) - 1 / (n + 1)
     return SuspectsReport(
-        model=detector.reference,
+        model=reference,
         images=tuple(
             Suspect(
                 rank=rank,
@@ -74,20 +82,3 @@ def _listed(detector: Detector, found: Suspicion) -> SuspectsReport:
         ),
         skipped=tuple(found.skipped),
     )
-
-
-def train(
-    paths: Sequence[str | Path], *, drop: bool, on_progress: OnProgress, **options: Any
-) -> tuple[Detector, SuspectsReport]:
-    """Train and rank the images; to `drop` suspects, fit without them what counts as usual.
-
-    Parameters
-    ----------
-    paths, options
-        As for `Detector.train`.
-    """
-    detector = Detector.train(paths, on_progress=on_progress, drop_suspects=drop, **options)
-    if detector.suspicion is not None:
-        return detector, _listed(detector, detector.suspicion)
-    # Narrowed here, because the training has said so already.
-    return detector, rank(detector, labelled.training_paths(paths)[0], on_progress)

@@ -6,9 +6,11 @@ At the end of a training they are the held-out ones; ``anoscan calibrate`` takes
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from anoscan import selftest
 from anoscan.architectures import Networks
@@ -20,7 +22,7 @@ from anoscan.material import Material, evenly
 from anoscan.mismatch import Looks
 from anoscan.model import Model, Yardstick
 from anoscan.runtime import Runtime
-from anoscan.scoring import Tiled, chunks
+from anoscan.scoring import CHUNK, Measured, Tiled, chunks, measure_tiled, views
 from anoscan.scoring import measure as measure_views
 from anoscan.terms import Tensors
 
@@ -58,6 +60,53 @@ class HeldAgainst:
         )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Some held-out images, measured.
+
+    `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
+    `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
+    for a large image, which comes alone.
+    """
+
+    measured: Measured
+    error: np.ndarray
+    mean_error: np.ndarray
+    level: float
+    tiled: Tiled | None = None
+
+
+def measured(
+    material: Material,
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    baselines: Baselines,
+    device: torch.device,
+    maps: Maps | None,
+) -> Iterator[HeldOut]:
+    """Held-out images, measured just as queries are."""
+    rule, rows, inside = material.rule, material.held_out, material.inside
+    if rule.patch is not None:
+        for decoded in material.large(rows):
+            tiled = measure_tiled(networks, fitted, decoded, rule, device, picture=False, maps=maps)
+            means = [baselines.scores(x)["mean_image"] for x in views(decoded, rule)]
+            mean = np.concatenate(means).mean(keepdims=True)
+            yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
+        return
+    for start in range(0, len(rows), CHUNK):
+        x = np.ascontiguousarray(material.pixels[rows[start : start + CHUNK]])
+        found = measure_views(
+            networks, fitted, torch.from_numpy(x).to(device), maps=maps, mapped=True
+        )
+        error = np.square(x - found.x_hat).mean((1, 2, 3))
+        residual = found.residual
+        if inside is not None:
+            residual = residual[:, inside]
+            found = dataclasses.replace(found, oddness=np.where(inside, found.oddness, 0))
+        level = float(np.quantile(residual, 0.999))
+        yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
+
+
 def measure(
     networks: Networks,
     fitted: dict[str, Tensors],
@@ -70,7 +119,7 @@ def measure(
     """Measure the held-out images of `material`, and how far each term can be trusted."""
     terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
-    for held in material.measured(networks, fitted, baselines, runtime.device, maps):
+    for held in measured(material, networks, fitted, baselines, runtime.device, maps):
         terms.append(held.measured.terms)
         trusts.append(held.measured.trust)
         levels.append(held.level)

@@ -61,21 +61,31 @@ def turn_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor])
     return torch.stack([discriminator.turn(features), *turned], 1)
 
 
+def no_sums(evidence: Evidence) -> Tensors:
+    """Give no sums: the formula of the term has no statistics of training images."""
+    return {}
+
+
+def as_summed(total: Tensors) -> Tensors:
+    """Give the total sums as they are: they are all that `Term.measure` needs."""
+    return total
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of the score.
 
     Parameters
     ----------
+    measure : callable
+        (evidence, fitted) -> (n,) float64, positive, higher is more anomalous.
+    paper : str
+        Where it comes from.
     sums : callable
         Evidence of training images -> sums over those images; sums of batches are added up, but
         for `ROWS` (n, p), which are joined.
     fit : callable
         Total sums -> what `measure` needs; stored in the model.
-    measure : callable
-        (evidence, fitted) -> (n,) float64, positive, higher is more anomalous.
-    paper : str
-        Where it comes from.
     trust : callable, optional
         Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
         much the term may count: a task that was hardly learned says little. Without it the
@@ -92,10 +102,10 @@ class Term:
         Pixels a side of the images, under which the term is shown and does not count.
     """
 
-    sums: Callable[[Evidence], Tensors]
-    fit: Callable[[Tensors], Tensors]
     measure: Callable[[Evidence, Tensors], Tensor]
     paper: str
+    sums: Callable[[Evidence], Tensors] = no_sums
+    fit: Callable[[Tensors], Tensors] = as_summed
     trust: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True

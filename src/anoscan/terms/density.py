@@ -44,4 +44,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return mahalanobis(pooled(evidence.features), fitted)
 
 
-ENTRY = Term(sums, fit, measure, paper="Lee et al. 2018", needs_latent=False)
+ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, needs_latent=False)

@@ -43,4 +43,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return torch.stack(blocks).mean(0)
 
 
-ENTRY = Term(sums, fit, measure, paper="Schlegl et al. 2019")
+ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit)

@@ -29,4 +29,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return mahalanobis(evidence.z, fitted)
 
 
-ENTRY = Term(sums, fit, measure, paper="Lee et al. 2018")
+ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit)

@@ -89,4 +89,6 @@ def standing_out(odd: Tensor) -> Tensor:
     return (worst + 1e-12).log() - (odd.mean(1) + 1e-12).log() / 2
 
 
-ENTRY = Term(sums, fit, measure, paper="Defard et al. 2021", narrow=True, needs_latent=False)
+ENTRY = Term(
+    measure, paper="Defard et al. 2021", sums=sums, fit=fit, narrow=True, needs_latent=False
+)

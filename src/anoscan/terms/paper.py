@@ -16,16 +16,6 @@ from anoscan.terms import Evidence, Tensors, Term
 KAPPA = 1.0
 
 
-def sums(evidence: Evidence) -> Tensors:
-    """Nothing: the formula has no statistics."""
-    return {}
-
-
-def fit(total: Tensors) -> Tensors:
-    """Nothing."""
-    return {}
-
-
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """A(x), (n,)."""
     pixel = (evidence.x - evidence.x_hat).double().square().flatten(1).mean(1)
@@ -33,4 +23,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return pixel + KAPPA * (last - last_hat).double().square().flatten(1).mean(1)
 
 
-ENTRY = Term(sums, fit, measure, paper="Schlegl et al. 2019")
+ENTRY = Term(measure, paper="Schlegl et al. 2019")

@@ -35,4 +35,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return (_squares(evidence) / fitted["usual"].double()).flatten(1).mean(1)
 
 
-ENTRY = Term(sums, fit, measure, paper="Schlegl et al. 2019")
+ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit)

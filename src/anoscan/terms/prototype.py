@@ -74,4 +74,4 @@ def _coarse(x: Tensor) -> Tensor:
     return (adaptive_avg_pool2d(x, SIDE) if x.shape[-1] > SIDE else x).flatten(1)
 
 
-ENTRY = Term(sums, fit, measure, paper="Tax 2001", needs_latent=False, of_patches=False)
+ENTRY = Term(measure, paper="Tax 2001", sums=sums, fit=fit, needs_latent=False, of_patches=False)

@@ -16,16 +16,6 @@ from torch import Tensor
 from anoscan.terms import Evidence, Tensors, Term
 
 
-def sums(evidence: Evidence) -> Tensors:
-    """Nothing: the task was learned with the discriminator."""
-    return {}
-
-
-def fit(total: Tensors) -> Tensors:
-    """Nothing."""
-    return {}
-
-
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Exp of minus the mean margin of the right turn over the mean of all, (n,).
 
@@ -51,4 +41,4 @@ def trust(evidence: Evidence) -> Tensor:
     return certainty(evidence.turns)
 
 
-ENTRY = Term(sums, fit, measure, paper="Golan and El-Yaniv 2018", trust=trust, needs_latent=False)
+ENTRY = Term(measure, paper="Golan and El-Yaniv 2018", trust=trust, needs_latent=False)

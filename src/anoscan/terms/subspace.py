@@ -132,10 +132,10 @@ def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, 
 
 
 ENTRY = Term(
-    sums,
-    fit,
     measure,
     paper="Halko et al. 2011",
+    sums=sums,
+    fit=fit,
     needs_latent=False,
     of_patches=False,
     least_side=LEAST_SIDE,
