@@ -29,7 +29,7 @@ from anoscan.detector import Detector
 from anoscan.judgement import Judge
 from anoscan.model import Model
 from anoscan.results import Skipped
-from anoscan.scoring import SCORES
+from anoscan.scores import SCORES
 from benchmarks import baselines, data
 from benchmarks.cells import Cell, keep, sweep
 

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -78,7 +78,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     **SETTINGS,
 )
-app.add_typer(cli_models.app, name="models")
 
 TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
 # typer does not name the class that all its complaints about wrong usage share.
@@ -102,10 +101,6 @@ def _root(
     cli_models.help_without_command(context)
 
 
-app.command(cls=Command)(cli_train.train)
-
-
-@app.command(cls=Command)
 def score(
     paths: Annotated[
         list[str],
@@ -265,7 +260,6 @@ def _stream(
     return anomalous, skipped
 
 
-@app.command(name="eval", cls=Command)
 def evaluate(
     images: Annotated[
         Path | None,
@@ -353,13 +347,6 @@ def evaluate(
     finish(output, [*report.images.skipped, *masks_skipped])
 
 
-app.command(cls=Command)(cli_sample.sample)
-app.command(cls=Command)(cli_calibration.calibrate)
-app.command(cls=Command)(cli_calibration.drift)
-app.command(cls=Command)(cli_calibration.suspects)
-
-
-@app.command(cls=Command)
 def demo(
     folder: Annotated[
         Path,
@@ -389,7 +376,6 @@ def demo(
     output.emit(dataclasses.replace(report, score=_cut(report.score, None, rows)))
 
 
-@app.command(cls=Command)
 def doctor(
     images: Annotated[
         list[Path] | None,
@@ -435,6 +421,40 @@ def _output(as_json: bool, quiet: bool) -> Output:
     from anoscan.output import Output
 
     return Output(as_json=as_json, quiet=quiet)
+
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    cli_train.train,
+    score,
+    evaluate,
+    cli_sample.sample,
+    cli_calibration.calibrate,
+    cli_calibration.drift,
+    cli_calibration.suspects,
+    demo,
+    doctor,
+)
+for command in _COMMANDS:
+    app.command(name="eval" if command is evaluate else None, cls=Command)(command)
+
+models = typer.Typer(
+    help="List, show and move trained models.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    **SETTINGS,
+)
+models.callback()(cli_models.help_without_command)
+app.add_typer(models, name="models")
+_MODELS: dict[str, Callable[..., None]] = {
+    "list": cli_models.list_models,
+    "show": cli_models.show,
+    "remove": cli_models.remove,
+    "rename": cli_models.rename,
+    "export": cli_models.export,
+    "import": cli_models.import_model,
+}
+for name, command in _MODELS.items():
+    models.command(name=name, cls=Command)(command)
 
 
 def main() -> NoReturn:

@@ -7,21 +7,9 @@ from typing import Annotated
 
 import typer
 
-from anoscan.options import SETTINGS, Command, Force, Json, option
-
-app = typer.Typer(
-    help="List, show and move trained models.",
-    rich_markup_mode=None,
-    invoke_without_command=True,
-    **SETTINGS,
-)
+from anoscan.options import Force, Json, option
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Model in the store.")]
-
-
-@app.callback()
-def _models(context: typer.Context) -> None:
-    help_without_command(context)
 
 
 def help_without_command(context: typer.Context) -> None:
@@ -31,7 +19,6 @@ def help_without_command(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-@app.command(name="list", cls=Command)
 def list_models(as_json: Json = False) -> None:
     """List the models in the store."""
     from anoscan import store
@@ -41,7 +28,6 @@ def list_models(as_json: Json = False) -> None:
     Output(as_json=as_json).emit(ModelsReport(models=tuple(store.models())))
 
 
-@app.command(cls=Command)
 def show(
     model: Annotated[
         str | None,
@@ -58,7 +44,6 @@ def show(
     Output(as_json=as_json).model(head | modelfile.read_metadata(path))
 
 
-@app.command(cls=Command)
 def remove(name: Name) -> None:
     """Delete a model."""
     from anoscan import store
@@ -68,7 +53,6 @@ def remove(name: Name) -> None:
     Output().note(f"removed {name}")
 
 
-@app.command(cls=Command)
 def rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="Name now.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name then.")],
@@ -82,7 +66,6 @@ def rename(
     Output().note(f"renamed {old} to {new}")
 
 
-@app.command(cls=Command)
 def export(
     name: Name,
     destination: Annotated[
@@ -97,7 +80,6 @@ def export(
     Output().text(str(store.export(name, destination, force=force)))
 
 
-@app.command(name="import", cls=Command)
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Model file.")],
     name: Annotated[

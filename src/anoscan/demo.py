@@ -9,16 +9,17 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from anoscan import pictures, store
-from anoscan.detector import Detector
 from anoscan.errors import InputError, TrainingInterrupted
 from anoscan.records import Record
 from anoscan.results import DemoReport
-from anoscan.training import OnProgress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from anoscan.detector import Detector
+    from anoscan.training import OnProgress
 
 NAME = "anoscan-demo"
 ODD_DIGIT = 0
@@ -63,6 +64,9 @@ def run(
     InputError
         When `output` is there and is not a demo's folder.
     """
+    from anoscan import store
+    from anoscan.detector import Detector
+
     folders = Folders.under(output)
     if output.exists() and not _is_ours(output, folders):
         raise InputError(
@@ -114,6 +118,7 @@ def _is_ours(output: Path, folders: Folders) -> bool:
 
 
 def _write_images(folders: Folders) -> None:
+    import numpy as np
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -142,11 +147,17 @@ def _name(row: int, digit: int) -> str:
 
 
 def _save(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
     Image.fromarray(image).save(path)
 
 
 def _write_sheet(detector: Detector, drawn: list[Path], folders: Folders) -> None:
     """The most and the least anomalous queries, one above the other."""
+    from PIL import Image
+
+    from anoscan import pictures
+
     half = SHEET_ROWS // 2
     rows = [Image.open(path) for path in [*drawn[:half], *drawn[-half:]]]
     pictures.save_png(pictures.sheet(rows), folders.sheet)

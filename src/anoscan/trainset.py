@@ -257,16 +257,6 @@ class ImageArray:
     def __len__(self) -> int:
         return len(self.images)
 
-    def close(self) -> None:
-        """Let the pixels go, and with them the temporary file, once nobody else holds them."""
-        self.pixels = np.empty((0, *self.pixels.shape[1:]), np.float32)
-
-    def __enter__(self) -> ImageArray:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.close()
-
 
 def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
     """Room for pixels: in memory, or in a temporary file where they need more than `in_memory`.
