@@ -17,7 +17,7 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anoscan.runtime import exact_float32, seeded
+from anoscan.core.runtime import exact_float32, seeded
 from benchmarks.data import Split
 
 Images = npt.NDArray[np.float32]

@@ -25,13 +25,13 @@ import numpy.typing as npt
 from scipy.stats import betabinom, ks_2samp, kstest
 from sklearn.metrics import roc_auc_score
 
-from anoscan import calibration
-from anoscan import suspects as job
+from anoscan.core.runtime import Runtime
 from anoscan.detector import Detector
-from anoscan.judgement import Judge
-from anoscan.model import Model
-from anoscan.runtime import Runtime
-from anoscan.scores import DEFAULT_SCORE
+from anoscan.model.judge import Judge
+from anoscan.model.model import Model
+from anoscan.scoring import calibration
+from anoscan.scoring.choices import DEFAULT_SCORE
+from anoscan.training import suspects as job
 from benchmarks import data
 from benchmarks.cells import Cell, keep, sweep
 from benchmarks.run import raw_terms, train

@@ -29,7 +29,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from anoscan.errors import InputError, UsageError
+from anoscan.core.errors import InputError, UsageError
 from benchmarks import defects, letters
 
 Pixels = npt.NDArray[np.uint8]

@@ -23,16 +23,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anoscan import pictures, registry
-from anoscan.adversarial import sample
-from anoscan.architectures import Networks
-from anoscan.config import IMAGES_SHOWN, TrainConfig, architecture_for
+from anoscan.core import registry
+from anoscan.core.config import IMAGES_SHOWN, TrainConfig, architecture_for
+from anoscan.core.runtime import exact_float32
 from anoscan.detector import Detector
-from anoscan.images import ImageFile, ImageRule, decode
-from anoscan.latent_search import search
-from anoscan.runtime import exact_float32
-from anoscan.scores import Inversion
-from anoscan.terms import gather
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.networks.architectures import Networks
+from anoscan.networks.gan_stage import sample
+from anoscan.report import pictures
+from anoscan.scoring.choices import Inversion
+from anoscan.scoring.search import search
+from anoscan.scoring.terms import gather
 from benchmarks import cells, data, run
 from benchmarks.cells import Cell, keep, sweep
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anoscan import modelfile, registry
+from anoscan.core import registry
+from anoscan.model import file as model_file
 from benchmarks.cells import RESULTS
 
 IMAGES = 64
@@ -41,7 +42,7 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
     if status:
         raise RuntimeError(f"{architecture} {size}: exit status {status}")
     millions = dict.fromkeys(NETWORKS, 0.0)
-    tensors, metadata = modelfile.load(folder / "models" / model.name)
+    tensors, metadata = model_file.load(folder / "models" / model.name)
     for name, tensor in tensors.items():
         part = name.split("/")[0]
         if part in millions:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from anoscan.mismatch import Look, Looks
-from anoscan.tiles import Canvas
+from anoscan.images.canvas import Canvas
+from anoscan.images.mismatch import Look, Looks
 from benchmarks import data
 
 KNOWN, QUERIES, SIDE = 500, 200, 64

@@ -24,7 +24,7 @@ from scipy import ndimage
 from sklearn.decomposition import PCA
 
 from anoscan.detector import Detector
-from anoscan.localisation import PixelScores, pixel_metrics
+from anoscan.evaluation.pixels import PixelScores, pixel_metrics
 from benchmarks import data
 from benchmarks.cells import RESULTS, commit
 from benchmarks.defects import defective

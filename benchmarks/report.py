@@ -23,13 +23,14 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from anoscan import images
-from anoscan.html_report import Background, HtmlReport
-from anoscan.results import ImageScore, Region
-from anoscan.seen import Seen
+from anoscan.core.results import ImageScore, Region
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.report.html_page import Background, HtmlReport
+from anoscan.report.views import Seen
 
 SIDE, CROPS = 300, 150
-RULE = images.ImageRule(size=64, channels=1, window=None)
+RULE = ImageRule(size=64, channels=1, window=None)
 RUNS = 3
 
 
@@ -56,7 +57,7 @@ def _peak() -> float:
 
 def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, Seen]]:
     rng = np.random.default_rng(seed)
-    decoded = [images.decode(file, RULE) for file in _crops(folder, rng)]
+    decoded = [decode(file, RULE) for file in _crops(folder, rng)]
     for index in range(count):
         path = f"line{index % 7}/day{index % 30:02d}/image{index:05d}.png"
         score = float(rng.standard_gamma(2) - 2)
@@ -76,14 +77,14 @@ def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, S
         yield image, Seen(source, x[:, ::-1], np.abs(x[0] - x.mean()), 1.0, RULE)
 
 
-def _crops(folder: Path, rng: np.random.Generator) -> Iterator[images.ImageFile]:
+def _crops(folder: Path, rng: np.random.Generator) -> Iterator[ImageFile]:
     sources = [data.brick(), data.grass(), data.gravel()]
     for index in range(CROPS):
         source = sources[index % len(sources)]
         top, left = rng.integers(0, np.array(source.shape) - SIDE + 1)
         file = folder / f"{index}.png"
         Image.fromarray(source[top : top + SIDE, left : left + SIDE]).save(file)
-        yield images.ImageFile(str(file), file, file.name)
+        yield ImageFile(str(file), file, file.name)
 
 
 def _document(scored: list[ImageScore]) -> dict[str, Any]:

@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from anoscan import images
-from anoscan.calibration import Scale
-from anoscan.config import FALSE_ALARM_RATE, IMAGES_SHOWN
+from anoscan.core.config import FALSE_ALARM_RATE, IMAGES_SHOWN
+from anoscan.core.results import Skipped
 from anoscan.detector import Detector
-from anoscan.judgement import Judge
-from anoscan.model import Model
-from anoscan.results import Skipped
-from anoscan.scores import SCORES
+from anoscan.images.files import find
+from anoscan.model.judge import Judge
+from anoscan.model.model import Model
+from anoscan.scoring.calibration import Scale
+from anoscan.scoring.choices import SCORES
 from benchmarks import baselines, data
 from benchmarks.cells import Cell, keep, sweep
 
@@ -136,7 +136,7 @@ def raw_terms(
     judge: Judge, folder: Path
 ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
     """Raw terms (n, k) of the images of a folder by name, and what the model's baselines say."""
-    files = sorted(images.find([folder]), key=lambda image: image.path)
+    files = sorted(find([folder]), key=lambda image: image.path)
     rows, pixels = [], []
     for batch in judge.measured(files, 64, pictures=False, mapped=False):
         for outcome, terms, *_ in batch:

@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from anoscan import images, sensitivity
+from anoscan.dataset.material import Material
 from anoscan.detector import Detector
-from anoscan.material import Material
+from anoscan.images.files import find
+from anoscan.training.self_test import run_self_test
 from benchmarks import data
 from benchmarks.cells import RESULTS, Cell, keep, sweep
 
@@ -76,14 +77,14 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
             **dict(cell.settings),
         )
         material = Material.load(
-            images.find([train]),
+            find([train]),
             detector.model.rule,
             detector.model.config,
             workers=1,
             on_progress=lambda done, total: None,
         )
         scored = sorted(detector.score(test).images, key=lambda image: image.path)
-    tested = sensitivity.measure(detector.model, material, detector.runtime, wanted=DEFECTS)
+    tested = run_self_test(detector.model, material, detector.runtime, wanted=DEFECTS)
     assert detector.report is not None
     seconds = detector.report.seconds
     found = {

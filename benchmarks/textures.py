@@ -20,9 +20,9 @@ import numpy.typing as npt
 import skimage.data
 from PIL import Image
 
-from anoscan.atlas import Atlas
 from anoscan.detector import Detector
-from anoscan.localisation import PixelScores, pixel_metrics
+from anoscan.evaluation.pixels import PixelScores, pixel_metrics
+from anoscan.report.map_files import Atlas
 from benchmarks.cells import RESULTS
 from benchmarks.defects import defective
 

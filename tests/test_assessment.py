@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anoscan import cli, evaluation
+from anoscan.cli import app
+from anoscan.core.results import to_json
 from anoscan.detector import Detector
-from anoscan.results import to_json
+from anoscan.evaluation import metrics
 from tests.conftest import Digits
 
 Run = Callable[..., tuple[int, str, str]]
@@ -28,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "argv", ["anoscan", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return call
@@ -83,7 +84,7 @@ def test_figures_of_pixels_are_those_of_the_maps_at_the_images_own_size(
 
 
 def _all_maps(detector: Detector, files: list[Path]) -> list[np.ndarray]:
-    from anoscan.images import find
+    from anoscan.images.files import find
 
     batches = detector._judge.measured(find(files), 64, pictures=False)
     return [outcome.oddness for batch in batches for outcome in batch]
@@ -146,7 +147,7 @@ def test_the_interval_of_a_difference_is_that_of_paired_resampling() -> None:
     anomalous = np.repeat([False, True], 80)
     shared = generator.normal(size=160) + anomalous
     one, other = shared + 0.1 * generator.normal(size=160), shared
-    found = evaluation.difference(one, other, anomalous)
+    found = metrics.difference(one, other, anomalous)
     assert found is not None
     by_hand = []
     for _ in range(300):
@@ -158,10 +159,10 @@ def test_the_interval_of_a_difference_is_that_of_paired_resampling() -> None:
     low, high = np.quantile(by_hand, (0.025, 0.975))
     assert found.ci95[0] == pytest.approx(low, abs=0.25 * (high - low))
     assert found.ci95[1] == pytest.approx(high, abs=0.25 * (high - low))
-    single = evaluation.detection(one, anomalous).auroc_ci95
+    single = metrics.detection(one, anomalous).auroc_ci95
     assert single is not None
     assert high - low < (single[1] - single[0]) / 3  # what pairing is for
-    assert evaluation.difference(one, other, np.ones(160, bool)) is None
+    assert metrics.difference(one, other, np.ones(160, bool)) is None
 
 
 def test_eval_of_the_layout_needs_no_csv_and_shows_types_pixels_and_models(
@@ -271,13 +272,13 @@ def test_curves_stay_short_however_many_images_there_are() -> None:
     anomalous = np.arange(50_000) % 2 == 0
     scores = np.random.default_rng(0).normal(size=50_000) + anomalous
     scores[0] = 1e30  # one far out must not ask for a bin every other score apart
-    found = evaluation.curves(scores, anomalous)
+    found = metrics.curves(scores, anomalous)
     assert found is not None
     assert max(len(found.roc.recall), len(found.precision_recall.recall)) <= 200
     assert len(found.scores.edges) <= 61
     area = np.trapezoid(found.roc.recall, found.roc.false_alarm_rate)
     assert area == pytest.approx(roc_auc_score(anomalous, scores), abs=2e-3)
-    assert evaluation.curves(scores, np.ones(50_000, bool)) is None
+    assert metrics.curves(scores, np.ones(50_000, bool)) is None
 
 
 def test_training_on_the_layout_takes_the_good_images_and_says_so(

@@ -14,7 +14,7 @@ import skimage.data
 import torchvision
 from PIL import Image
 
-from anoscan.errors import InputError, UsageError
+from anoscan.core.errors import InputError, UsageError
 from benchmarks import data, defects, letters, mismatch, selftest
 from benchmarks.baselines import BASELINES, as_float, evaluate
 from benchmarks.data import Split

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anoscan import calibration
+from anoscan.scoring import calibration
 
 
 def test_p_values_count_calibration_scores_at_least_as_high() -> None:

@@ -20,11 +20,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anoscan import cli, detector, registry, store
-from anoscan.config import TrainConfig
+import anoscan as package
+from anoscan import detector
+from anoscan.cli import app
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.dataset.image_array import ImageArray
 from anoscan.detector import Detector
-from anoscan.scores import MAPPINGS, SCORES
-from anoscan.trainset import ImageArray
+from anoscan.model import store
+from anoscan.scoring.choices import MAPPINGS, SCORES
 from tests.conftest import Digits
 
 QUICK = ("--images-shown", "640", "--encoder-images-shown", "320", "--width", "8")
@@ -55,7 +59,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 
@@ -81,7 +85,7 @@ def finished(*arguments: object) -> Result:
 
 
 def _source() -> str:
-    return str(Path(cli.__file__).parents[1])
+    return str(Path(package.__file__).parents[1])
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anoscan import cli, demo, store
+from anoscan.cli import app
+from anoscan.cli.commands import demo
+from anoscan.core.errors import TrainingInterrupted
 from anoscan.detector import Detector
-from anoscan.errors import TrainingInterrupted
+from anoscan.model import store
 
 
 def run(
@@ -20,7 +22,7 @@ def run(
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["anoscan", "demo", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
 

@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anoscan import images, modelfile, registry
+from anoscan.core import registry
+from anoscan.core.arrays import evenly
+from anoscan.core.errors import InputError, ModelError, UsageError
+from anoscan.core.progress import Progress
+from anoscan.core.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
+from anoscan.dataset.split import dealt, split
 from anoscan.detector import Detector
-from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.material import dealt, evenly, split
-from anoscan.results import EvalReport, ImageScore, ScoreReport, Skipped, to_json
-from anoscan.training import Progress
+from anoscan.images.decode import decode
+from anoscan.images.files import find
 from tests.conftest import Digits
 
 
@@ -75,7 +78,7 @@ def test_a_score_does_not_depend_on_batch_size_order_or_neighbours(
         np.testing.assert_allclose(
             [whole[path] for path in whole], [other[path] for path in whole], atol=1e-5
         )
-    files = images.find([digits.queries])[::-1]
+    files = find([digits.queries])[::-1]
     backwards = scores(trained.score_files(files))
     assert max(abs(whole[path] - backwards[path]) for path in whole) < 1e-5
 
@@ -87,7 +90,7 @@ def test_a_score_does_not_depend_on_batch_size_order_or_neighbours(
 def test_a_score_is_the_same_in_any_company(
     trained: Detector, digits: Digits, data: st.DataObject
 ) -> None:
-    files = images.find([digits.queries])
+    files = find([digits.queries])
     reference = test_a_score_is_the_same_in_any_company.__dict__.setdefault(
         "scores", scores(trained.score_files(files))
     )
@@ -155,7 +158,7 @@ def test_held_out_normals_raise_about_as_many_alarms_as_promised(
 
 
 def test_streaming_gives_the_same_scores_in_input_order(trained: Detector, digits: Digits) -> None:
-    files = images.find([digits.queries])
+    files = find([digits.queries])
     streamed = list(trained.stream(files))
     ranked = scores(trained.score(digits.queries))
     assert [item.path for item in streamed] == [file.path for file in files]
@@ -202,8 +205,8 @@ def test_nothing_readable_is_an_error_that_names_the_first(
 
 def test_the_paper_score_is_the_formula_on_raw_networks(trained: Detector, digits: Digits) -> None:
     report = trained.score(digits.queries, score="paper")
-    file = images.find([report.images[0].path])[0]
-    x = torch.from_numpy(images.decode(file, trained.model.rule).pixels)[None]
+    file = find([report.images[0].path])[0]
+    x = torch.from_numpy(decode(file, trained.model.rule).pixels)[None]
     networks = trained.model.networks
     with torch.no_grad():
         x_hat = networks.generator(networks.encoder(x))
@@ -366,18 +369,18 @@ def test_every_choice_trains_scores_and_loads(
 def test_a_model_lacking_a_tensor_or_of_a_foreign_shape_is_refused(
     model_file: Path, tmp_path: Path
 ) -> None:
-    tensors, metadata = modelfile.load(model_file)
+    tensors, metadata = model_file.load(model_file)
     del metadata["format"]
     partial = {key: value for key, value in tensors.items() if key != "baselines/mean"}
-    modelfile.save(tmp_path / "partial.safetensors", partial, metadata)
+    model_file.save(tmp_path / "partial.safetensors", partial, metadata)
     with pytest.raises(ModelError, match="complete"):
         Detector.load(tmp_path / "partial.safetensors")
     wide = metadata | {"config": metadata["config"] | {"width": 64}}
-    modelfile.save(tmp_path / "wide.safetensors", tensors, wide)
+    model_file.save(tmp_path / "wide.safetensors", tensors, wide)
     with pytest.raises(ModelError, match=r"complete.*generator's weights do not fit") as refused:
         Detector.load(tmp_path / "wide.safetensors")
     assert "\n" not in refused.value.message
-    modelfile.save(tmp_path / "check.safetensors", tensors, metadata | {"kind": "checkpoint"})
+    model_file.save(tmp_path / "check.safetensors", tensors, metadata | {"kind": "checkpoint"})
     with pytest.raises(ModelError, match="checkpoint"):
         Detector.load(tmp_path / "check.safetensors")
 
@@ -409,7 +412,7 @@ def test_model_files_hold_no_time_no_path_and_no_folder_name(
 
 
 def test_scoring_streams_from_an_endless_source(trained: Detector, digits: Digits) -> None:
-    file = images.find([digits.queries])[0]
+    file = find([digits.queries])[0]
 
     def endless():  # type: ignore[no-untyped-def]
         while True:

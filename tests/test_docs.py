@@ -10,10 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 import anoscan
-from anoscan import registry
-from anoscan.cli import app
-from anoscan.errors import ExitCode
-from anoscan.scores import SCORES
+from anoscan.cli.app import app
+from anoscan.core import registry
+from anoscan.core.errors import ExitCode
+from anoscan.scoring.choices import SCORES
 
 ROOT = Path(__file__).parent.parent
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

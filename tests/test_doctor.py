@@ -14,14 +14,16 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from anoscan import doctor, reports, trial
-from anoscan.adversarial import TurnStage
-from anoscan.architectures import Growing
-from anoscan.config import TrainConfig
-from anoscan.errors import UsageError
-from anoscan.images import ImageRule, decode, find
-from anoscan.results import DoctorReport, to_json
-from anoscan.runtime import Runtime
+from anoscan.cli import tables
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import UsageError
+from anoscan.core.results import DoctorReport, to_json
+from anoscan.core.runtime import Runtime
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import find
+from anoscan.networks.architectures import Growing
+from anoscan.networks.rotation_stage import TurnStage
+from anoscan.training import doctor, trial
 from tests.conftest import Digits
 
 Examine = Callable[..., DoctorReport]
@@ -144,7 +146,7 @@ def test_memory_and_time_that_are_not_there_are_warned_of(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("no_trial")
 def test_the_report_fits_a_terminal(tmp_path: Path) -> None:
     console = Console(width=80, record=True)
-    for part in reports.render(examine(write(tmp_path / "n", noise(30)))):
+    for part in tables.render(examine(write(tmp_path / "n", noise(30)))):
         console.print(part)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80

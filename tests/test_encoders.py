@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from anoscan import mapping as mapping_stage
-from anoscan import registry
-from anoscan.adversarial import GanStage
-from anoscan.architectures import Networks, Shape
-from anoscan.config import TrainConfig
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import TrainingInterrupted, UsageError
+from anoscan.core.runtime import Runtime, seeded
 from anoscan.detector import Detector
-from anoscan.encoders import ae, vae
-from anoscan.errors import TrainingInterrupted, UsageError
-from anoscan.images import ImageRule
-from anoscan.joint import JointStage, PairDiscriminator, pack, unpack
-from anoscan.mapping import EncoderStage
-from anoscan.model import fresh_networks
-from anoscan.objectives import squared_gradient_norm
-from anoscan.runtime import Runtime, seeded
-from anoscan.training import Batches, Position, load_state_tensors, run, state_tensors
+from anoscan.images.decode import ImageRule
+from anoscan.model.model import fresh_networks
+from anoscan.networks import encoder_stage
+from anoscan.networks.architectures import Networks, Shape
+from anoscan.networks.encoder_stage import EncoderStage
+from anoscan.networks.encoders import ae, vae
+from anoscan.networks.gan_stage import GanStage
+from anoscan.networks.joint_stage import JointStage, PairDiscriminator, pack, unpack
+from anoscan.networks.loop import Batches, Position, load_state_tensors, run, state_tensors
+from anoscan.networks.objectives import squared_gradient_norm
 from tests.conftest import Digits
 
 CPU = Runtime(torch.device("cpu"), "float32", 1)
@@ -156,7 +156,7 @@ def test_latents_come_back_from_where_the_generator_says_nothing(
     chosen = config(encoder_images_shown=800)
     made = networks(chosen)
     made.encoder = Given(torch.full((1, 4), 30.0))
-    monkeypatch.setattr(mapping_stage, "LEARNING_RATE", 1.0)
+    monkeypatch.setattr(encoder_stage, "LEARNING_RATE", 1.0)
     made.generator = nn.Sequential(nn.Linear(4, 256), nn.Hardtanh(), nn.Unflatten(1, (1, 16, 16)))
     nn.init.ones_(made.generator[0].weight)
     stage = EncoderStage(made, registry.load("mappings", "izi"), batches(), chosen, CPU)
@@ -412,7 +412,7 @@ def test_a_resumed_game_of_pairs_ends_with_the_same_bytes(
 
     whole = train("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.learn.run", stop_early)
+        patch.setattr("anoscan.training.learn.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train("resumed")
     assert train("resumed", resume=True) == whole

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from anoscan import evaluation
-from anoscan.errors import InputError
-from anoscan.evaluation import Label, at_threshold, detection, match, read_labels
+from anoscan.core.errors import InputError
+from anoscan.evaluation import metrics
+from anoscan.evaluation.labels import Label, match, read_labels
+from anoscan.evaluation.metrics import at_threshold, detection
 
 
 @pytest.fixture
@@ -245,7 +246,7 @@ def test_the_fast_auroc_of_the_bootstrap_is_that_of_sklearn(
     counts = [
         np.bincount(ranks[chosen], minlength=len(distinct)) for chosen in (~anomalous, anomalous)
     ]
-    assert evaluation._auroc(*counts) == pytest.approx(roc_auc_score(anomalous, scores))
+    assert metrics._auroc(*counts) == pytest.approx(roc_auc_score(anomalous, scores))
 
 
 def test_the_bootstrap_draws_what_resampling_images_by_hand_draws() -> None:
@@ -256,7 +257,7 @@ def test_the_bootstrap_draws_what_resampling_images_by_hand_draws() -> None:
     for _ in range(20):
         drawn = np.concatenate([group[generator.integers(30, size=30)] for group in groups])
         by_hand.append(roc_auc_score(anomalous[drawn], scores[drawn]))
-    fast = evaluation._bootstrap(scores, anomalous, np.random.default_rng(5), 20)
+    fast = metrics._bootstrap(scores, anomalous, np.random.default_rng(5), 20)
     assert fast == pytest.approx(np.array(by_hand))
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anoscan import folds as module
-from anoscan.config import TrainConfig
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import UsageError
 from anoscan.detector import Detector
-from anoscan.errors import UsageError
-from anoscan.training import Batches
+from anoscan.networks.loop import Batches
+from anoscan.training import folds as module
 from tests.conftest import Digits
 
 
@@ -37,7 +37,7 @@ def test_every_image_calibrates_and_none_is_measured_by_what_learned_from_it(
         seen[name] = set(np.asarray(rows).tolist())
         build(self, pixels, rows, size, seed, name, device)
 
-    monkeypatch.setattr("anoscan.learn.Folds", Watched)
+    monkeypatch.setattr("anoscan.training.learn.Folds", Watched)
     monkeypatch.setattr(Batches, "__init__", watch)
     path = tmp_path_factory.mktemp("folds") / "folds.safetensors"
     settings = quick | {"rotation_images_shown": 64, "workers": 1}

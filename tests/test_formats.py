@@ -19,11 +19,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from anoscan import formats, images, trainset
-from anoscan.errors import InputError
-from anoscan.formats import npy, tiff
-from anoscan.images import ImageFile, ImageRule
-from anoscan.results import Skipped
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.dataset.inspection import Inspection, inspect
+from anoscan.images import formats
+from anoscan.images.decode import Decoded, ImageRule, decode, decode_all
+from anoscan.images.files import ImageFile, find, in_file
+from anoscan.images.formats import npy, tiff
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 RNG = np.random.default_rng(0)
@@ -37,8 +39,8 @@ def rule(channels: int = 1, window: tuple[float, float] | None = (0, 4000)) -> I
 
 def only(file: Path, how: ImageRule | None = None) -> Samples:
     """Pixels of a file with one image, back on the scale of the window 0 to 4000."""
-    (image,) = images.find([file])
-    return (images.decode(image, how or rule()).pixels + 1) * 2000
+    (image,) = find([file])
+    return (decode(image, how or rule()).pixels + 1) * 2000
 
 
 def page(file: Path, number: int | None) -> ImageFile:
@@ -48,13 +50,13 @@ def page(file: Path, number: int | None) -> ImageFile:
 def reason(image: ImageFile | Path, how: ImageRule | None = None) -> str:
     image = ImageFile(image.name, image, image.name) if isinstance(image, Path) else image
     with pytest.raises(InputError) as caught:
-        images.decode(image, how or rule())
+        decode(image, how or rule())
     return caught.value.message
 
 
-def inspected(*files: Path) -> trainset.Inspection:
-    found = images.find(list(files))
-    return trainset.inspect(found, size=None, channels=None, workers=1, seed=0)
+def inspected(*files: Path) -> Inspection:
+    found = find(list(files))
+    return inspect(found, size=None, channels=None, workers=1, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["u1", "u2"])
@@ -68,7 +70,7 @@ def test_white_may_be_zero_at_any_depth(tmp_path: Path, kind: str, compression: 
         tifffile.imwrite(file, stored, photometric=photometric, compression=compression)
     how = rule(window=(0.0, float(most)) if kind == "u2" else None)
     black, white = (
-        images.decode(ImageFile(f"{name}.tif", tmp_path / f"{name}.tif", f"{name}.tif"), how)
+        decode(ImageFile(f"{name}.tif", tmp_path / f"{name}.tif", f"{name}.tif"), how)
         for name in ("black", "white")
     )
     np.testing.assert_array_equal(black.pixels, white.pixels)
@@ -85,9 +87,9 @@ def test_images_of_8_bits_are_read_as_they_always_were(
 ) -> None:
     stored = Image.fromarray(RNG.integers(0, 256, shape, np.uint8))
     stored.save(tmp_path / f"x.{suffix}")
-    (found,) = images.find([tmp_path])
+    (found,) = find([tmp_path])
 
-    pixels = images.decode(found, rule(3, window)).pixels
+    pixels = decode(found, rule(3, window)).pixels
 
     opened = Image.open(tmp_path / f"x.{suffix}").convert("RGB")
     resized = np.asarray(opened.resize((32, 32), Image.Resampling.BILINEAR), np.float64)
@@ -106,9 +108,9 @@ def test_deep_grey_tiffs_are_read_as_they_always_were(
         kind
     )
     Image.fromarray(samples).save(tmp_path / "x.tif", compression=compression)
-    (found,) = images.find([tmp_path])
+    (found,) = find([tmp_path])
 
-    pixels = images.decode(found, rule(1, window)).pixels
+    pixels = decode(found, rule(1, window)).pixels
 
     floats = Image.fromarray(samples.astype(np.float32))
     resized = np.asarray(floats.resize((32, 32), Image.Resampling.BILINEAR), np.float64)
@@ -122,7 +124,7 @@ def test_colours_of_16_bits_are_reduced_as_ever_for_a_model_that_learned_no_wind
 ) -> None:
     tifffile.imwrite(tmp_path / "x.tif", COLOUR * 16, photometric="rgb")
 
-    pixels = images.decode(images.find([tmp_path])[0], rule(3, None)).pixels
+    pixels = decode(find([tmp_path])[0], rule(3, None)).pixels
 
     expected = ((COLOUR * 16 >> 8) / 127.5 - 1).transpose(2, 0, 1).astype(np.float32)
     assert pixels.tobytes() == np.ascontiguousarray(expected).tobytes()
@@ -158,7 +160,7 @@ def test_pngs_with_colours_of_16_bits_keep_their_levels(tmp_path: Path) -> None:
     assert found.bit_depths == {"16-bit colour": 1}
     assert found.rule.window is not None
     assert found.rule.window[1] > 3900
-    reduced = images.decode(images.find([tmp_path])[0], rule(3, None)).pixels
+    reduced = decode(find([tmp_path])[0], rule(3, None)).pixels
     assert reduced.max() == np.float32(15 / 127.5 - 1)
 
 
@@ -189,7 +191,7 @@ def test_a_png_cut_within_its_header_is_refused_and_stops_no_search(
     tmp_path: Path, kept: int
 ) -> None:
     (tmp_path / "x.png").write_bytes(png(COLOUR)[:kept])
-    (found,) = images.find([tmp_path])
+    (found,) = find([tmp_path])
     assert reason(found)
 
 
@@ -214,7 +216,7 @@ def test_deep_grey_tiffs_of_every_type_keep_their_levels(
 def test_unsigned_samples_of_32_bits_do_not_turn_negative(tmp_path: Path) -> None:
     samples = np.full((32, 32), 4_000_000_000, np.uint32)
     tifffile.imwrite(tmp_path / "x.tif", samples)
-    pixels = images.decode(images.find([tmp_path])[0], rule(window=(0, 4e9))).pixels
+    pixels = decode(find([tmp_path])[0], rule(window=(0, 4e9))).pixels
     np.testing.assert_allclose(pixels, 1)
 
 
@@ -304,7 +306,7 @@ def test_tiffs_that_tifffile_reads_are_turned_upright(tmp_path: Path, orientatio
     tag = [(274, 3, 1, orientation, True)]
     tifffile.imwrite(tmp_path / "x.tif", samples, extratags=tag)
 
-    decoded = images.decode(images.find([tmp_path])[0], rule())
+    decoded = decode(find([tmp_path])[0], rule())
 
     square = np.asarray(Image.fromarray(samples.astype(np.float32)).resize((32, 32), 2))
     expected = {1: square, 3: np.rot90(square, 2), 6: np.rot90(square, -1)}[orientation]
@@ -336,13 +338,13 @@ def test_each_page_of_a_tiff_is_an_image(
 ) -> None:
     tifffile.imwrite(tmp_path / "scan.tif", samples, photometric="minisblack", **options)
 
-    found = images.find([tmp_path])
+    found = find([tmp_path])
 
     assert [image.inside for image in found] == [f"scan.tif/{n}" for n in range(1, 6)]
     assert [image.path for image in found] == [f"{tmp_path}/scan.tif/{n}" for n in range(1, 6)]
     for image, expected in zip(found, samples, strict=True):
         np.testing.assert_allclose(
-            (images.decode(image, rule()).pixels[0] + 1) * 2000, expected, atol=1e-3
+            (decode(image, rule()).pixels[0] + 1) * 2000, expected, atol=1e-3
         )
 
 
@@ -354,7 +356,7 @@ def test_compressed_pages_that_pillow_knows_need_no_other_package(
     flats[0].save(
         tmp_path / "x.tif", save_all=True, append_images=flats[1:], compression=compression
     )
-    decoded = [images.decode(image, rule(3, None)) for image in images.find([tmp_path])]
+    decoded = [decode(image, rule(3, None)) for image in find([tmp_path])]
     reds = [round(float(image.pixels[0].mean() + 1) * 127.5) for image in decoded]
     np.testing.assert_allclose(reds, [10, 120, 240], atol=3)
     assert [image.width for image in decoded] == [40, 40, 40]
@@ -365,29 +367,27 @@ def test_a_page_has_a_name_that_no_file_can_have_and_that_is_understood(
 ) -> None:
     tifffile.imwrite(tmp_path / "scan.tif", np.stack([GREY] * 3), photometric="minisblack")
     monkeypatch.chdir(tmp_path)
-    every = images.find(["scan.tif"])
+    every = find(["scan.tif"])
     assert [image.path for image in every] == ["scan.tif/1", "scan.tif/2", "scan.tif/3"]
     with pytest.raises(OSError, match=r"scan\.tif/2"):
         Path("scan.tif/2").touch()
 
-    (second,) = images.find(["scan.tif/2"])
+    (second,) = find(["scan.tif/2"])
     assert second == every[1]
-    assert images.find(["scan.tif/2", "scan.tif", "./scan.tif/1"])[0].page == 2
-    assert len(images.find(["scan.tif/2", "scan.tif", "./scan.tif/1"])) == 3
-    np.testing.assert_array_equal(
-        images.decode(second, rule()).pixels, images.decode(every[1], rule()).pixels
-    )
+    assert find(["scan.tif/2", "scan.tif", "./scan.tif/1"])[0].page == 2
+    assert len(find(["scan.tif/2", "scan.tif", "./scan.tif/1"])) == 3
+    np.testing.assert_array_equal(decode(second, rule()).pixels, decode(every[1], rule()).pixels)
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "scan.tif", np.stack([GREY] * 3), photometric="minisblack")
     Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / "x.png")
-    assert reason(images.find([tmp_path / "scan.tif/9"])[0]) == "has no page 9: it has 3"
-    assert reason(images.find([tmp_path / "scan.tif/0"])[0]) == "has no page 0: it has 3"
-    assert reason(images.find([tmp_path / "x.png/2"])[0]) == "has no page 2: it has 1"
+    assert reason(find([tmp_path / "scan.tif/9"])[0]) == "has no page 9: it has 3"
+    assert reason(find([tmp_path / "scan.tif/0"])[0]) == "has no page 0: it has 3"
+    assert reason(find([tmp_path / "x.png/2"])[0]) == "has no page 2: it has 1"
     assert reason(tmp_path / "scan.tif").startswith("holds 3 images: add a number to the path")
     with pytest.raises(InputError, match="does not exist"):
-        images.find([tmp_path / "missing.tif/1"])
+        find([tmp_path / "missing.tif/1"])
 
 
 def test_smaller_copies_and_masks_are_no_pages(tmp_path: Path) -> None:
@@ -396,13 +396,13 @@ def test_smaller_copies_and_masks_are_no_pages(tmp_path: Path) -> None:
         file.write(GREY[::2, ::2], subfiletype=1)
         file.write(GREY[::4, ::4], subfiletype=1)
         file.write(GREY > 5, subfiletype=4)
-    assert [image.page for image in images.find([tmp_path])] == [None]
+    assert [image.page for image in find([tmp_path])] == [None]
     np.testing.assert_allclose(only(tmp_path)[0], GREY, atol=1e-3)
 
 
 def test_pages_have_digests_of_their_samples(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.stack([GREY, GREY + 1, GREY]), photometric="minisblack")
-    digests = [images.decode(image, rule()).digest for image in images.find([tmp_path])]
+    digests = [decode(image, rule()).digest for image in find([tmp_path])]
     assert digests[0] == digests[2] != digests[1]
     assert len(digests[0]) == 32
 
@@ -434,8 +434,8 @@ def test_a_stack_of_many_pages_is_read_without_reading_the_whole_file_again(
     tifffile.imwrite(tmp_path / "x.tif", samples, photometric="minisblack")
     monkeypatch.setattr(tiff, "open_file", None)
     monkeypatch.setattr(Path, "read_bytes", None)
-    found = images.find([tmp_path])
-    results = list(images.stream(found, ImageRule(size=16, channels=1, window=(0, 99)), workers=4))
+    found = find([tmp_path])
+    results = list(decode_all(found, ImageRule(size=16, channels=1, window=(0, 99)), workers=4))
     for result, expected in zip(results, samples, strict=True):
         assert not isinstance(result, Skipped), result
         np.testing.assert_allclose((result.pixels[0] + 1) * 49.5, expected, atol=1e-4)
@@ -451,9 +451,9 @@ def test_a_stack_of_many_pages_is_read_without_reading_the_whole_file_again(
 def test_arrays_of_every_real_type_are_images(tmp_path: Path, kind: str, order: Any) -> None:
     samples = (GREY % 256 if kind == "uint8" else GREY % 2 if kind == "bool" else GREY).astype(kind)
     np.save(tmp_path / "x.npy", np.asarray(samples, order=order))
-    (found,) = images.find([tmp_path])
+    (found,) = find([tmp_path])
 
-    pixels = images.decode(found, rule()).pixels[0]
+    pixels = decode(found, rule()).pixels[0]
 
     if kind == "bool":
         np.testing.assert_array_equal(pixels, samples * 2.0 - 1)
@@ -486,12 +486,12 @@ def test_the_shape_of_an_array_says_what_its_pages_are(
         samples[..., 3] = 65535
     np.save(tmp_path / "x.npy", np.asarray(samples, order=order))
 
-    found = images.find([tmp_path])
+    found = find([tmp_path])
 
     assert [image.page for image in found] == pages
     expected = samples.reshape(len(pages), 32, 32, -1)[..., :3]
     for image, one in zip(found, expected, strict=True):
-        pixels = (images.decode(image, rule(one.shape[2])).pixels + 1) * 2000
+        pixels = (decode(image, rule(one.shape[2])).pixels + 1) * 2000
         np.testing.assert_allclose(pixels, np.moveaxis(one, 2, 0), atol=1e-3)
 
 
@@ -517,7 +517,7 @@ def test_other_arrays_are_refused_with_what_is_wrong(
     tmp_path: Path, array: Samples, said: str
 ) -> None:
     np.save(tmp_path / "x.npy", array)
-    assert reason(images.find([tmp_path])[0]).startswith(said)
+    assert reason(find([tmp_path])[0]).startswith(said)
 
 
 class Trap:
@@ -537,7 +537,7 @@ def test_nothing_in_an_array_file_is_ever_run(
 def test_headers_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Python 3.11.7 evaluates a header wrongly, now and then, while another thread does so as well.
     np.save(tmp_path / "x.npy", np.stack([GREY] * 12))
-    found, at_once, most = images.find([tmp_path]), 0, 0
+    found, at_once, most = find([tmp_path]), 0, 0
     genuine = np.lib.format.open_memmap
 
     def slow(*arguments: Any, **options: Any) -> Any:
@@ -551,9 +551,9 @@ def test_headers_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
             at_once -= 1
 
     monkeypatch.setattr(np.lib.format, "open_memmap", slow)
-    decoded = list(images.stream(found, rule(), workers=4))
+    decoded = list(decode_all(found, rule(), workers=4))
 
-    assert [one.image.page for one in decoded if isinstance(one, images.Decoded)] == [*range(1, 13)]
+    assert [one.image.page for one in decoded if isinstance(one, Decoded)] == [*range(1, 13)]
     assert most == 1
 
 
@@ -594,8 +594,8 @@ def test_damaged_files_are_decoded_or_refused_with_a_plain_reason(
             del broken[generator.randrange(len(broken)) :]
         file = tmp_path / f"{attempt}-{name}"
         file.write_bytes(broken)
-        found = images.in_file(name, file, name)
-        for result in images.stream(found[:3], rule(3), workers=1):
+        found = in_file(name, file, name)
+        for result in decode_all(found[:3], rule(3), workers=1):
             if isinstance(result, Skipped):
                 reasons.append(result.reason)
     assert reasons
@@ -614,7 +614,7 @@ def test_deflate_that_grows_beyond_its_image_is_stopped(
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         (offset,), (length,) = file.pages.first.dataoffsets, file.pages.first.databytecounts
     (tmp_path / "good.tif").write_bytes(data)
-    assert images.decode(images.find([tmp_path / "good.tif"])[0], rule(3))
+    assert decode(find([tmp_path / "good.tif"])[0], rule(3))
     bomb = zlib.compress(bytes(8 * 2**20), 9)
     data[offset : offset + length] = bomb.ljust(length, b"\0")
     (tmp_path / "bomb.tif").write_bytes(data)
@@ -649,7 +649,7 @@ def test_the_content_of_a_file_decides_not_its_name(tmp_path: Path) -> None:
     Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / "y.png")
     (tmp_path / "y.png").rename(tmp_path / "y.npy")
     assert formats.count(tmp_path / "y.npy") == 1
-    assert images.decode(images.find([tmp_path / "y.npy"])[0], rule()).width == 32
+    assert decode(find([tmp_path / "y.npy"])[0], rule()).width == 32
 
 
 def test_readers_are_found_by_their_suffixes() -> None:

@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from anoscan import census, checkup, health
-from anoscan.baselines import Baselines
-from anoscan.census import Census
-from anoscan.checkup import Checkup, Game
-from anoscan.config import TrainConfig
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import InputError
+from anoscan.core.progress import Progress
+from anoscan.core.results import Health, HealthReport
+from anoscan.dataset import census
+from anoscan.dataset.census import Census
 from anoscan.detector import Detector
-from anoscan.errors import InputError
-from anoscan.health import Findings, Watch
-from anoscan.images import ImageRule
-from anoscan.model import fresh_networks
-from anoscan.results import Health, HealthReport
-from anoscan.training import Progress
+from anoscan.images.decode import ImageRule
+from anoscan.model.model import fresh_networks
+from anoscan.scoring.baselines import Baselines
+from anoscan.training import health, network_checks
+from anoscan.training.health import Findings, GameWatch
+from anoscan.training.network_checks import Checkup, Game
 from tests.conftest import Digits
 
 GOOD_FOLDER = Census(
@@ -163,10 +164,10 @@ def test_an_image_is_blank_when_no_channel_has_anything_in_it() -> None:
 def test_generated_copies_are_told_from_new_images() -> None:
     draw = np.random.default_rng(0).normal
     known, unknown = draw(size=(900, 8)), draw(size=(100, 8))
-    assert checkup.copied(draw(size=(512, 8)), known, unknown) < 0.4
-    assert checkup.copied(known[:512] + draw(size=(512, 8)) / 100, known, unknown) > 0.9
+    assert network_checks.copied(draw(size=(512, 8)), known, unknown) < 0.4
+    assert network_checks.copied(known[:512] + draw(size=(512, 8)) / 100, known, unknown) > 0.9
     far = 40 + draw(size=(512, 8))  # the outermost image is the nearest of them all
-    assert checkup.copied(far, known, unknown) == 0
+    assert network_checks.copied(far, known, unknown) == 0
 
 
 def test_one_image_or_noise_is_not_called_a_copy_of_training_images() -> None:
@@ -180,7 +181,7 @@ def test_one_image_or_noise_is_not_called_a_copy_of_training_images() -> None:
 
 def test_the_nearest_point_is_found() -> None:
     points = np.random.default_rng(0).normal(size=(20, 3))
-    apart, which = checkup.nearest(points + 1e-3, points)
+    apart, which = network_checks.nearest(points + 1e-3, points)
     assert which.tolist() == list(range(20))
     assert apart == pytest.approx(np.full(20, 3e-6))
 
@@ -191,7 +192,7 @@ class Told:
     def __init__(self, *games: Game, total: int = 10_000) -> None:
         self.seen: list[Progress] = []
         self.games = iter(games)
-        self.watch = Watch(self.seen.append, lambda images: next(self.games))
+        self.watch = GameWatch(self.seen.append, lambda images: next(self.games))
         for images in range(0, total + 1, total // 50):
             self.watch(Progress("gan", images, total, {"generator": 1.0}, 100.0))
 
@@ -311,11 +312,13 @@ def test_a_huge_learning_rate_ruins_the_gan_and_is_told(few: Digits, quick: dict
 def test_a_generator_of_one_image_has_no_diversity_and_loses_the_game() -> None:
     pixels = np.random.default_rng(0).uniform(-1, 1, (100, 1, 16, 16)).astype(np.float32)
     material: Any = SimpleNamespace(pixels=pixels, rows=np.arange(80), unseen=np.arange(80, 100))
-    found = checkup.game(Blob(), Blob(), material, TrainConfig(latent_dim=4), images=64)
+    found = network_checks.game(Blob(), Blob(), material, TrainConfig(latent_dim=4), images=64)
     assert found.diversity == 0
     assert found.separated == 1
     assert not found.still
-    mute = checkup.game(Blob(), Blob(told=1e-9), material, TrainConfig(latent_dim=4), images=64)
+    mute = network_checks.game(
+        Blob(), Blob(told=1e-9), material, TrainConfig(latent_dim=4), images=64
+    )
     assert mute.still
 
 
@@ -349,7 +352,9 @@ def test_a_discriminator_that_tells_nothing_apart_has_learned_nothing_by_heart()
     pixels = np.random.default_rng(0).uniform(-1, 1, (400, 1, 16, 16)).astype(np.float32)
     material: Any = SimpleNamespace(pixels=pixels, rows=np.arange(300), unseen=np.arange(300, 400))
     config = TrainConfig(latent_dim=4)
-    found = [checkup.game(Noise(), Guess(n), material, config, images=300) for n in range(20)]
+    found = [
+        network_checks.game(Noise(), Guess(n), material, config, images=300) for n in range(20)
+    ]
     assert sum((game.by_heart or 0) > health.BY_HEART for game in found) <= 1
 
 
@@ -367,7 +372,7 @@ class Pixels:
 
 def checked_up(side: int, monkeypatch: pytest.MonkeyPatch, most_pixels: int) -> tuple[Any, int]:
     """A checkup of untrained networks on noise, and how many images it read at a time."""
-    monkeypatch.setattr(checkup, "MOST_PIXELS", most_pixels)
+    monkeypatch.setattr(network_checks, "MOST_PIXELS", most_pixels)
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, (300, 1, side, side)).astype(np.float32)
     counting = Pixels(pixels)
@@ -377,14 +382,14 @@ def checked_up(side: int, monkeypatch: pytest.MonkeyPatch, most_pixels: int) -> 
     config = TrainConfig(latent_dim=4, width=4, architecture="dcgan", size=side, channels=1)
     networks = fresh_networks(config, ImageRule(size=side, channels=1, window=None)).frozen()
     baselines = Baselines.fit(pixels, np.arange(200), 0)
-    return checkup.examine(networks, baselines, material, config), counting.most
+    return network_checks.examine(networks, baselines, material, config), counting.most
 
 
 def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     side = 16
-    whole, most = checked_up(side, monkeypatch, checkup.SAMPLES * side**2)
+    whole, most = checked_up(side, monkeypatch, network_checks.SAMPLES * side**2)
     assert most == 200
     sparing, most = checked_up(side, monkeypatch, 40 * side**2)
     assert most == 64, "thumbnails are made of a chunk at a time"
@@ -398,4 +403,4 @@ def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
 
 @pytest.mark.parametrize(("side", "images"), [(16, 512), (128, 512), (256, 128), (512, 32)])
 def test_up_to_128_pixels_as_many_images_are_looked_at_as_ever(side: int, images: int) -> None:
-    assert checkup.in_full(checkup.SAMPLES, side) == images
+    assert network_checks.in_full(network_checks.SAMPLES, side) == images

@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, TiffImagePlugin
 
-from anoscan import images, resampling, trainset
-from anoscan.errors import InputError
-from anoscan.formats import picture, pillow
-from anoscan.images import Decoded, ImageFile, ImageRule
-from anoscan.results import Skipped
-from anoscan.roi import Roi
-from anoscan.trainset import ImageArray
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.dataset import inspection
+from anoscan.dataset.image_array import ImageArray
+from anoscan.dataset.inspection import Inspection, _look, _samples, inspect
+from anoscan.images import resampling
+from anoscan.images.decode import Decoded, ImageRule, decode, decode_all, stored_box
+from anoscan.images.files import ImageFile, find
+from anoscan.images.formats import picture, pillow
+from anoscan.images.roi import Roi
 
 GREY = ImageRule(size=32, channels=1, window=None)
 COLOUR = ImageRule(size=32, channels=3, window=None)
@@ -70,7 +73,7 @@ def levels(decoded: Decoded) -> np.ndarray[Any, Any]:
 
 def reason(image: ImageFile, rule: ImageRule = GREY) -> str:
     with pytest.raises(InputError) as caught:
-        images.decode(image, rule)
+        decode(image, rule)
     return caught.value.message
 
 
@@ -84,7 +87,7 @@ def test_a_folder_is_searched_recursively_in_sorted_order_with_paths_as_given(
         saved(tmp_path / "set" / name, ramp())
     monkeypatch.chdir(tmp_path)
 
-    found = images.find(["./set/"])
+    found = find(["./set/"])
 
     assert [image.inside for image in found] == ["a/b/c.tif", "a/z.JpEg", "b.PNG", "c.pgm"]
     assert [image.path for image in found] == [f"./set/{image.inside}" for image in found]
@@ -98,16 +101,16 @@ def test_hidden_and_foreign_entries_of_a_folder_are_passed_over(tmp_path: Path) 
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "folder.png").mkdir()
 
-    assert [image.inside for image in images.find([tmp_path])] == ["good.png"]
+    assert [image.inside for image in find([tmp_path])] == ["good.png"]
 
 
 def test_a_file_given_by_itself_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     shutil.copy(saved(tmp_path / "a.png", ramp()).file, tmp_path / ".scan.dat")
 
-    (found,) = images.find([tmp_path / ".scan.dat"])
+    (found,) = find([tmp_path / ".scan.dat"])
 
     assert (found.path, found.inside) == (str(tmp_path / ".scan.dat"), ".scan.dat")
-    assert images.decode(found, GREY).pixels.shape == (1, 32, 32)
+    assert decode(found, GREY).pixels.shape == (1, 32, 32)
 
 
 def test_the_same_path_given_twice_is_found_once(tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_the_same_path_given_twice_is_found_once(tmp_path: Path) -> None:
     saved(tmp_path / "set/b.png", ramp())
     roundabout = tmp_path / "set" / ".." / "set" / "b.png"
 
-    found = images.find([tmp_path / "set", roundabout, tmp_path / "set", tmp_path / "set/a.png"])
+    found = find([tmp_path / "set", roundabout, tmp_path / "set", tmp_path / "set/a.png"])
 
     assert [Path(image.path).name for image in found] == ["a.png", "b.png"]
 
@@ -127,7 +130,7 @@ def test_loops_of_links_end_and_a_folder_keeps_its_real_name(tmp_path: Path) -> 
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
 
-    assert [image.inside for image in images.find([tmp_path])] == ["itself.png", "real/a.png"]
+    assert [image.inside for image in find([tmp_path])] == ["itself.png", "real/a.png"]
     assert reason(image_file(tmp_path / "itself.png"))
 
 
@@ -136,23 +139,23 @@ def test_a_linked_folder_outside_the_tree_is_read(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
 
-    assert [image.inside for image in images.find([tmp_path / "set"])] == ["link/a.png"]
+    assert [image.inside for image in find([tmp_path / "set"])] == ["link/a.png"]
 
 
 @pytest.mark.parametrize("path", ["missing.png", "missing/", "nul\0.png"])
 def test_a_path_that_does_not_exist_is_an_error_that_names_it(tmp_path: Path, path: str) -> None:
     with pytest.raises(InputError, match=path.rstrip("/")):
-        images.find([tmp_path / path])
+        find([tmp_path / path])
 
 
 def test_nothing_to_look_at_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match="no images given"):
-        images.find([])
+        find([])
     with pytest.raises(InputError, match="empty path"):
-        images.find([""])
+        find([""])
     with pytest.raises(InputError, match="no images in") as caught:
-        images.find([tmp_path])
+        find([tmp_path])
     assert "PNG" in (caught.value.hint or "")
 
 
@@ -168,10 +171,10 @@ def test_nothing_to_look_at_is_an_error(tmp_path: Path) -> None:
 def test_odd_file_names_are_found_and_decoded(tmp_path: Path, name: str) -> None:
     saved(tmp_path / "plain.png", ramp()).file.rename(tmp_path / name)
 
-    (found,) = images.find([tmp_path])
+    (found,) = find([tmp_path])
 
     assert found.inside == name
-    np.testing.assert_array_equal(levels(images.decode(found, GREY))[0], ramp())
+    np.testing.assert_array_equal(levels(decode(found, GREY))[0], ramp())
 
 
 # --- decode: formats ----------------------------------------------------------------------------
@@ -180,7 +183,7 @@ def test_odd_file_names_are_found_and_decoded(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif", "pgm", "webp", "TIFF", "pnm"])
 def test_lossless_grey_files_of_model_size_are_pixel_exact(tmp_path: Path, suffix: str) -> None:
     options = {"lossless": True} if suffix == "webp" else {}
-    decoded = images.decode(saved(tmp_path / f"x.{suffix}", ramp(), **options), GREY)
+    decoded = decode(saved(tmp_path / f"x.{suffix}", ramp(), **options), GREY)
 
     assert decoded.pixels.dtype == np.float32
     np.testing.assert_array_equal(levels(decoded)[0], ramp())
@@ -190,26 +193,26 @@ def test_lossless_grey_files_of_model_size_are_pixel_exact(tmp_path: Path, suffi
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "ppm", "webp"])
 def test_lossless_colour_files_of_model_size_are_pixel_exact(tmp_path: Path, suffix: str) -> None:
     options = {"lossless": True} if suffix == "webp" else {}
-    decoded = images.decode(saved(tmp_path / f"x.{suffix}", colours(), **options), COLOUR)
+    decoded = decode(saved(tmp_path / f"x.{suffix}", colours(), **options), COLOUR)
 
     np.testing.assert_array_equal(levels(decoded), colours().transpose(2, 0, 1))
 
 
 def test_black_and_white_are_the_ends_of_the_range(tmp_path: Path) -> None:
     picture = np.array([[0, 255], [255, 0]], np.uint8).repeat(16, 0).repeat(16, 1)
-    pixels = images.decode(saved(tmp_path / "x.png", picture), GREY).pixels
+    pixels = decode(saved(tmp_path / "x.png", picture), GREY).pixels
 
     assert (pixels.min(), pixels.max(), pixels[0, 0, 0]) == (-1, 1, -1)
 
 
 def test_grey_files_fill_all_channels_of_a_colour_model(tmp_path: Path) -> None:
     for name, samples in {"a.png": ramp(), "b.png": ramp().astype(np.uint16) * 257}.items():
-        decoded = images.decode(saved(tmp_path / name, samples), COLOUR)
+        decoded = decode(saved(tmp_path / name, samples), COLOUR)
         np.testing.assert_array_equal(levels(decoded), np.stack([ramp()] * 3))
 
 
 def test_a_grey_model_sees_the_lightness_of_a_colour_file(tmp_path: Path) -> None:
-    decoded = images.decode(saved(tmp_path / "x.png", colours()), GREY)
+    decoded = decode(saved(tmp_path / "x.png", colours()), GREY)
 
     expected = np.asarray(Image.fromarray(colours()).convert("L"))
     np.testing.assert_array_equal(levels(decoded)[0], expected)
@@ -236,8 +239,8 @@ def test_other_colour_spaces_come_out_near_the_colours_put_in(
         "LAB": Image.new("LAB", (32, 32), (136, 164, 178)),  # the same colour
         "P": flat.quantize(2),
     }.get(mode) or flat.convert(mode)
-    decoded = images.decode(saved(tmp_path / f"x.{suffix}", stored), COLOUR)
-    grey = images.decode(image_file(tmp_path / f"x.{suffix}"), GREY)
+    decoded = decode(saved(tmp_path / f"x.{suffix}", stored), COLOUR)
+    grey = decode(image_file(tmp_path / f"x.{suffix}"), GREY)
 
     expected = np.asarray(flat.convert("L").convert("RGB") if mode == "L" else flat)[0, 0]
     np.testing.assert_allclose(levels(decoded)[:, 5, 5], expected, atol=14)
@@ -248,7 +251,7 @@ def test_other_colour_spaces_come_out_near_the_colours_put_in(
 def test_transparency_lies_over_black(tmp_path: Path, mode: str, channels: int) -> None:
     picture = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
     ImageDraw.Draw(picture).rectangle((0, 0, 15, 31), fill=(255, 255, 255, 128))
-    decoded = images.decode(
+    decoded = decode(
         saved(tmp_path / "x.png", picture.convert(mode)),
         ImageRule(size=32, channels=channels, window=None),
     )
@@ -261,22 +264,22 @@ def test_a_transparent_palette_entry_is_black(tmp_path: Path) -> None:
     picture.putpalette([0, 0, 0, 250, 250, 250, 90, 90, 90])
     ImageDraw.Draw(picture).rectangle((0, 0, 15, 31), fill=2)
     for name, transparency in {"a.png": 1, "b.gif": 1, "c.png": b"\xff\x00\xff"}.items():
-        decoded = images.decode(saved(tmp_path / name, picture, transparency=transparency), GREY)
+        decoded = decode(saved(tmp_path / name, picture, transparency=transparency), GREY)
         assert (levels(decoded)[0, 3, 3], levels(decoded)[0, 3, 30]) == (90, 0)
 
 
 def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:
     picture = Image.fromarray(ramp() > 128)
     for suffix in ["png", "pbm", "tif"]:
-        decoded = images.decode(saved(tmp_path / f"x.{suffix}", picture), GREY)
+        decoded = decode(saved(tmp_path / f"x.{suffix}", picture), GREY)
         np.testing.assert_array_equal(levels(decoded)[0], (ramp() > 128) * 255)
 
 
 def test_only_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     first, second = Image.new("L", (32, 32), 50), Image.new("L", (32, 32), 200)
     file = saved(tmp_path / "x.gif", first, save_all=True, append_images=[second])
-    assert np.unique(levels(images.decode(file, GREY))).tolist() == [50]
-    assert images.find([file.file]) == [file]
+    assert np.unique(levels(decode(file, GREY))).tolist() == [50]
+    assert find([file.file]) == [file]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -286,7 +289,7 @@ def test_sixteen_bit_grey_keeps_more_levels_than_eight_bits_could(
     samples = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 12 bits of 16
     rule = ImageRule(size=64, channels=1, window=(0, 4095))
 
-    pixels = images.decode(saved(tmp_path / f"x.{suffix}", samples), rule).pixels
+    pixels = decode(saved(tmp_path / f"x.{suffix}", samples), rule).pixels
 
     assert len(np.unique(pixels)) == 4096
     np.testing.assert_allclose(pixels[0], samples / 4095 * 2 - 1, atol=1e-6)
@@ -296,7 +299,7 @@ def test_levels_survive_the_resizing_of_deep_images(tmp_path: Path) -> None:
     samples = np.linspace(0, 4095, 128 * 128).astype(np.uint16).reshape(128, 128)
     rule = ImageRule(size=64, channels=1, window=(0, 4095))
 
-    pixels = images.decode(saved(tmp_path / "x.png", samples), rule).pixels
+    pixels = decode(saved(tmp_path / "x.png", samples), rule).pixels
 
     assert len(np.unique(pixels)) > 2000
     assert abs(float(pixels.mean())) < 1e-3
@@ -311,21 +314,21 @@ def test_large_deep_images_are_resized_in_parts_that_meet_without_a_seam(
         ImageRule(size=16, channels=1, window=(0, 4095)),
         ImageRule(size=16, channels=1, window=(0, 4095), patch=24),
     ):
-        whole = images.decode(file, rule).pixels
+        whole = decode(file, rule).pixels
         by_pillow = Image.fromarray(samples.astype(np.float32)).resize(
             whole.shape[:0:-1], Image.Resampling.BILINEAR
         )
         assert np.allclose(whole[0], np.asarray(by_pillow) / 2047.5 - 1, atol=1e-6)
         with monkeypatch.context() as little:
             little.setattr(resampling, "LARGEST", 2000)
-            assert np.abs(images.decode(file, rule).pixels - whole).max() < 1e-5
+            assert np.abs(decode(file, rule).pixels - whole).max() < 1e-5
 
 
 def test_big_endian_deep_tiffs_are_read(tmp_path: Path) -> None:
     samples = ramp().astype(">u2") * 257
     (tmp_path / "x.tif").write_bytes(big_endian_tiff(samples))
 
-    decoded = images.decode(image_file(tmp_path / "x.tif"), GREY)
+    decoded = decode(image_file(tmp_path / "x.tif"), GREY)
 
     np.testing.assert_array_equal(levels(decoded)[0], ramp())
 
@@ -346,7 +349,7 @@ def test_what_is_brighter_than_the_window_stays_visible_up_to_three(tmp_path: Pa
     samples[0, 0], samples[0, 1], samples[0, 2] = 2000, 60_000, 500
     rule = ImageRule(size=32, channels=1, window=(500, 1500))
 
-    pixels = images.decode(saved(tmp_path / "x.png", samples), rule).pixels
+    pixels = decode(saved(tmp_path / "x.png", samples), rule).pixels
 
     assert pixels[0, 0, :4].tolist() == [2, 3, -1, 0]
 
@@ -354,14 +357,14 @@ def test_what_is_brighter_than_the_window_stays_visible_up_to_three(tmp_path: Pa
 def test_the_window_does_not_touch_eight_bit_images(tmp_path: Path) -> None:
     rule = ImageRule(size=32, channels=1, window=(500, 1500))
     np.testing.assert_array_equal(
-        levels(images.decode(saved(tmp_path / "x.png", ramp()), rule))[0], ramp()
+        levels(decode(saved(tmp_path / "x.png", ramp()), rule))[0], ramp()
     )
 
 
 def test_without_a_window_deep_queries_use_the_range_of_their_type(tmp_path: Path) -> None:
     whole = ramp().astype(np.int32) * 257
     for samples in [whole.astype(np.uint16), whole, (ramp() / 255).astype(np.float32)]:
-        decoded = images.decode(saved(tmp_path / "x.tif", samples), GREY)
+        decoded = decode(saved(tmp_path / "x.tif", samples), GREY)
         np.testing.assert_allclose((decoded.pixels[0] + 1) * 127.5, ramp(), atol=1e-3)
 
 
@@ -375,7 +378,7 @@ def test_a_float_image_with_a_hole_is_unreadable(tmp_path: Path, bad: float) -> 
 def test_other_shapes_are_stretched_to_the_square_with_antialiasing(tmp_path: Path) -> None:
     stripes = np.zeros((64, 256), np.uint8)
     stripes[:, ::2] = 255
-    decoded = images.decode(saved(tmp_path / "x.png", stripes), GREY)
+    decoded = decode(saved(tmp_path / "x.png", stripes), GREY)
 
     assert decoded.pixels.shape == (1, 32, 32)
     assert (decoded.width, decoded.height) == (256, 64)
@@ -383,12 +386,12 @@ def test_other_shapes_are_stretched_to_the_square_with_antialiasing(tmp_path: Pa
 
 
 def test_a_small_image_is_enlarged(tmp_path: Path) -> None:
-    assert images.decode(saved(tmp_path / "x.png", ramp(5)), GREY).pixels.shape == (1, 32, 32)
+    assert decode(saved(tmp_path / "x.png", ramp(5)), GREY).pixels.shape == (1, 32, 32)
 
 
 def test_a_large_jpeg_is_decoded_near_the_size_needed_and_looks_the_same(tmp_path: Path) -> None:
     file = saved(tmp_path / "x.jpg", Image.fromarray(ramp(1024)), quality=95)
-    decoded = images.decode(file, GREY)
+    decoded = decode(file, GREY)
 
     drafted = pillow.read(file.file, 64)
     assert isinstance(drafted.picture, Image.Image)
@@ -415,7 +418,7 @@ def oriented(file: Path, picture: Image.Image, orientation: int) -> ImageFile:
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
 def test_images_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
     picture = Image.fromarray(ramp())
-    decoded = images.decode(oriented(tmp_path / f"x{suffix}", picture, orientation), GREY)
+    decoded = decode(oriented(tmp_path / f"x{suffix}", picture, orientation), GREY)
 
     upright = picture.transpose(TRANSPOSES[orientation]) if orientation > 1 else picture
     tolerance = 12 if suffix == ".jpg" else 2 if suffix == ".webp" else 0
@@ -429,12 +432,12 @@ def test_width_and_height_are_those_of_the_stored_image(
     tmp_path: Path, suffix: str, orientation: int
 ) -> None:
     picture = Image.new("L", (40, 20))
-    decoded = images.decode(oriented(tmp_path / f"x{suffix}", picture, orientation), GREY)
+    decoded = decode(oriented(tmp_path / f"x{suffix}", picture, orientation), GREY)
     assert (decoded.width, decoded.height) == (40, 20)
 
 
 def test_a_senseless_orientation_is_ignored(tmp_path: Path) -> None:
-    assert images.decode(oriented(tmp_path / "x.png", Image.new("L", (4, 4)), 77), GREY)
+    assert decode(oriented(tmp_path / "x.png", Image.new("L", (4, 4)), 77), GREY)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -450,7 +453,7 @@ def test_stored_boxes_undo_the_orientation(orientation: int) -> None:
         upright = stored.transpose(TRANSPOSES[orientation]) if orientation > 1 else stored
         left, top, right, bottom = upright.getbbox() or (0, 0, 0, 0)
 
-        box = images.stored_box(
+        box = stored_box(
             left / upright.width,
             top / upright.height,
             right / upright.width,
@@ -472,7 +475,7 @@ def test_stored_boxes_undo_the_orientation(orientation: int) -> None:
     ],
 )
 def test_stored_boxes_hold_a_pixel_and_stay_inside(corners: Any, box: Any) -> None:
-    assert images.stored_box(*corners, width=10, height=20, orientation=1) == box
+    assert stored_box(*corners, width=10, height=20, orientation=1) == box
 
 
 # --- decode: what cannot be read ----------------------------------------------------------------
@@ -501,7 +504,7 @@ def test_damaged_files_are_decoded_or_refused_with_a_plain_reason(
         for _ in range(generator.randint(1, 8)):
             broken[generator.randrange(min(len(broken), 300))] = generator.randrange(256)
         (tmp_path / "broken").write_bytes(broken)
-        (result,) = images.stream([image_file(tmp_path / "broken")], GREY, workers=1)
+        (result,) = decode_all([image_file(tmp_path / "broken")], GREY, workers=1)
         if isinstance(result, Skipped):
             reasons.append(result.reason)
     assert reasons
@@ -564,7 +567,7 @@ def test_warnings_of_pillow_are_silent_in_every_thread(
     files = [saved(tmp_path / f"{index}.png", ramp()) for index in range(20)]
 
     # Warnings are errors here, so that one that got through would have been a Skipped.
-    results = list(images.stream(files, GREY, workers=4))
+    results = list(decode_all(files, GREY, workers=4))
 
     assert all(isinstance(result, Decoded) for result in results)
 
@@ -581,7 +584,7 @@ def test_equal_contents_have_equal_digests_whatever_the_name(tmp_path: Path) -> 
     other = saved(tmp_path / "c.png", ramp()[::-1])
 
     digests = [
-        images.decode(image_file(file), GREY).digest
+        decode(image_file(file), GREY).digest
         for file in (first.file, tmp_path / "b.jpg", other.file)
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -613,7 +616,7 @@ def mixed(tmp_path: Path) -> list[ImageFile]:
 def test_results_come_in_input_order_whatever_the_workers(
     mixed: list[ImageFile], workers: int
 ) -> None:
-    results = list(images.stream(mixed, GREY, workers=workers))
+    results = list(decode_all(mixed, GREY, workers=workers))
 
     paths = [item.path if isinstance(item, Skipped) else item.image.path for item in results]
     assert paths == [image.path for image in mixed]
@@ -635,7 +638,7 @@ def test_an_endless_list_of_files_is_read_only_a_little_ahead(
             taken += 1
             yield image
 
-    results = images.stream(endless(), GREY, workers=workers)
+    results = decode_all(endless(), GREY, workers=workers)
     for used in range(1, 40):
         next(results)
         assert taken <= used + 4 * workers
@@ -651,7 +654,7 @@ def test_finished_results_do_not_wait_for_the_look_ahead_to_fill(mixed: list[Ima
             time.sleep(0.02)
             yield image
 
-    next(images.stream(slow(), GREY, workers=4))
+    next(decode_all(slow(), GREY, workers=4))
     assert len(taken) < 16
 
 
@@ -684,10 +687,8 @@ def test_a_rule_of_hostile_values_is_refused(values: Any) -> None:
 # --- inspect ------------------------------------------------------------------------------------
 
 
-def inspection(files: list[ImageFile], **options: Any) -> trainset.Inspection:
-    return trainset.inspect(
-        files, **({"size": None, "channels": None, "workers": 2, "seed": 0} | options)
-    )
+def inspected(files: list[ImageFile], **options: Any) -> Inspection:
+    return inspect(files, **({"size": None, "channels": None, "workers": 2, "seed": 0} | options))
 
 
 def test_what_is_outside_a_region_of_interest_does_not_set_the_range(tmp_path: Path) -> None:
@@ -702,9 +703,9 @@ def test_what_is_outside_a_region_of_interest_does_not_set_the_range(tmp_path: P
         files.append(ImageFile(file.name, file, file.name))
     inside = np.ones((40, 60), np.bool_)
     inside[36:] = False
-    assert inspection(files[:1]).rule.window == (0, 65535)
+    assert inspected(files[:1]).rule.window == (0, 65535)
     for file, mask in ((files[0], inside), (files[1], np.rot90(inside, -1))):
-        window = inspection([file], roi=Roi.of(mask)).rule.window
+        window = inspected([file], roi=Roi.of(mask)).rule.window
         assert window is not None
         assert 7000 <= window[0] < window[1] <= 29000
 
@@ -726,7 +727,7 @@ def test_the_size_follows_the_longer_sides(
         saved(tmp_path / f"{index}.png", Image.new("L", shape))
         for index, shape in enumerate(shapes)
     ]
-    found = inspection(files)
+    found = inspected(files)
 
     assert found.rule == ImageRule(size=size, channels=1, window=None)
     assert found.sizes == {f"{width}x{height}": 1 for width, height in shapes}
@@ -734,7 +735,7 @@ def test_the_size_follows_the_longer_sides(
 
 
 def test_what_the_user_sets_is_not_learned(tmp_path: Path) -> None:
-    found = inspection([saved(tmp_path / "x.png", colours())], size=48, channels=1)
+    found = inspected([saved(tmp_path / "x.png", colours())], size=48, channels=1)
     assert (found.rule.size, found.rule.channels) == (48, 1)
 
 
@@ -753,7 +754,7 @@ def test_what_the_user_sets_is_not_learned(tmp_path: Path) -> None:
 def test_colour_and_depth_are_recognised(
     tmp_path: Path, picture: Image.Image, channels: int, kind: str
 ) -> None:
-    found = inspection([saved(tmp_path / "x.tif", picture)])
+    found = inspected([saved(tmp_path / "x.tif", picture)])
     assert (found.rule.channels, found.bit_depths) == (channels, {kind: 1})
 
 
@@ -761,12 +762,12 @@ def test_a_single_coloured_pixel_makes_a_colour_model(tmp_path: Path) -> None:
     picture = Image.fromarray(ramp()).convert("RGB")
     picture.putpixel((9, 9), (10, 10, 200))
     files = [saved(tmp_path / "grey.png", ramp()), saved(tmp_path / "colour.png", picture)]
-    assert inspection(files).rule.channels == 3
+    assert inspected(files).rule.channels == 3
 
 
 def test_a_sixteen_bit_pgm_is_called_sixteen_bit(tmp_path: Path) -> None:
     file = saved(tmp_path / "x.pgm", ramp().astype(np.uint16) * 257)
-    assert inspection([file]).bit_depths == {"16-bit grey": 1}
+    assert inspected([file]).bit_depths == {"16-bit grey": 1}
 
 
 def test_the_window_spans_the_levels_in_use(tmp_path: Path) -> None:
@@ -775,13 +776,13 @@ def test_the_window_spans_the_levels_in_use(tmp_path: Path) -> None:
         saved(tmp_path / f"{i}.png", generator.integers(300, 3300, (64, 64)).astype(np.uint16))
         for i in range(4)
     ]
-    assert inspection(files).rule.window == (300, 3299)
+    assert inspected(files).rule.window == (300, 3299)
 
 
 def test_hot_pixels_do_not_stretch_the_window(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(300, 3300, (64, 64)).astype(np.uint16)
     samples[5, 5] = 65_535
-    window = inspection([saved(tmp_path / "x.png", samples)]).rule.window
+    window = inspected([saved(tmp_path / "x.png", samples)]).rule.window
     assert window is not None
     assert 300 <= window[0] < 310
     assert 3290 < window[1] < 3300
@@ -790,18 +791,18 @@ def test_hot_pixels_do_not_stretch_the_window(tmp_path: Path) -> None:
 def test_sparse_bright_spots_on_a_flat_ground_make_the_window(tmp_path: Path) -> None:
     samples = np.full((100, 100), 7, np.uint16)
     samples[3, 3] = 900
-    assert inspection([saved(tmp_path / "x.png", samples)]).rule.window == (7, 900)
+    assert inspected([saved(tmp_path / "x.png", samples)]).rule.window == (7, 900)
 
 
 def test_flat_deep_images_still_get_a_window(tmp_path: Path) -> None:
     flat = saved(tmp_path / "x.png", np.full((32, 32), 7, np.uint16))
-    assert inspection([flat]).rule.window == (7, 8)
+    assert inspected([flat]).rule.window == (7, 8)
 
 
 def test_samples_of_wide_images_come_from_all_columns(tmp_path: Path) -> None:
     samples = np.tile(np.arange(512, dtype=np.uint16), (512, 1))
-    window = inspection([saved(tmp_path / "x.png", samples)]).rule.window
-    taken = trainset._samples(samples.astype(np.float32))
+    window = inspected([saved(tmp_path / "x.png", samples)]).rule.window
+    taken = _samples(samples.astype(np.float32))
     assert window == (0, 511)
     assert len(taken) <= 16_386
     assert len(np.unique(taken)) == 512
@@ -813,15 +814,15 @@ def test_at_most_512_files_are_opened_and_the_seed_says_which(
     file = saved(tmp_path / "x.png", ramp()).file
     many = [ImageFile(str(index), file, "x.png") for index in range(700)]
     opened: list[str] = []
-    look = trainset._look
+    look = _look
     monkeypatch.setattr(
-        trainset, "_look", lambda image, roi: (opened.append(image.path), look(image, roi))[1]
+        inspection, "_look", lambda image, roi: (opened.append(image.path), look(image, roi))[1]
     )
 
     draws = []
     for seed in (1, 1, 2):
         opened.clear()
-        assert inspection(many, seed=seed).inspected == 512
+        assert inspected(many, seed=seed).inspected == 512
         draws.append(set(opened))
 
     assert draws[0] == draws[1] != draws[2]
@@ -832,11 +833,11 @@ def test_unreadable_files_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("bad")
     hole = saved(tmp_path / "hole.tif", np.full((8, 8), np.nan, np.float32))
     files = [image_file(tmp_path / "bad.png"), hole, saved(tmp_path / "good.png", ramp())]
-    assert inspection(files).inspected == 1
+    assert inspected(files).inspected == 1
     with pytest.raises(InputError, match=r"none of the 2 images.*bad\.png: not a PNG"):
-        inspection(files[:2])
+        inspected(files[:2])
     with pytest.raises(InputError, match="none of the 0 images"):
-        inspection([])
+        inspected([])
 
 
 def test_sizes_are_counted_upright(tmp_path: Path) -> None:
@@ -844,7 +845,7 @@ def test_sizes_are_counted_upright(tmp_path: Path) -> None:
         oriented(tmp_path / f"x{suffix}", Image.new("L", (40, 20)), 6)
         for suffix in (".png", ".tif")
     ]
-    assert inspection(files).sizes == {"20x40": 2}
+    assert inspected(files).sizes == {"20x40": 2}
 
 
 # --- ImageArray ---------------------------------------------------------------------------------
@@ -868,7 +869,7 @@ def test_an_array_holds_what_decode_gives_and_lists_the_rest(
         assert [item.path for item in skipped] == [mixed[i].path for i in (3, 10, 17)]
         assert len(array) == len(array.pixels) == len(array.images) == len(array.digests) == 21
         for pixels, image, digest in zip(array.pixels, array.images, array.digests, strict=True):
-            decoded = images.decode(image, COLOUR)
+            decoded = decode(image, COLOUR)
             np.testing.assert_array_equal(pixels, decoded.pixels)
             assert digest == decoded.digest
         np.testing.assert_array_equal(array.pixels[[4, 0, 4]][1], array.pixels[0])

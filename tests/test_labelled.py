@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import formats, images, labelled
-from anoscan.errors import InputError, UsageError
-from anoscan.images import Decoded, ImageFile, ImageRule
-from anoscan.labelled import gather, read_mask, training_paths
+from anoscan.core.errors import InputError, UsageError
+from anoscan.evaluation.labels import MASK_SUFFIXES, gather
+from anoscan.images import formats
+from anoscan.images.decode import UPRIGHT, Decoded, ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.images.layout import training_paths
+from anoscan.images.masks import read_mask
 
 RULE = ImageRule(size=16, channels=1, window=None)
 EXIF_ORIENTATION = 0x0112
@@ -182,7 +185,7 @@ def decoded(tmp_path: Path) -> Decode:
         picture = Image.new("L", (width, height), 9)
         picture.getexif()[EXIF_ORIENTATION] = orientation
         picture.save(tmp_path / "image.png", exif=picture.getexif())
-        return images.decode(ImageFile("image.png", tmp_path / "image.png", "image.png"), RULE)
+        return decode(ImageFile("image.png", tmp_path / "image.png", "image.png"), RULE)
 
     return of
 
@@ -230,7 +233,7 @@ def test_masks_turn_with_their_image(tmp_path: Path, decoded: Decode, orientatio
     stored = Image.fromarray(PATTERN)
     upright = stored
     if orientation != 1:
-        upright = stored.transpose(images.UPRIGHT[orientation])
+        upright = stored.transpose(UPRIGHT[orientation])
     expected = np.asarray(upright) > 0
     assert expected.shape == ((WIDE, HIGH) if orientation >= 5 else (HIGH, WIDE))
     in_stored_pixels = saved(tmp_path / "plain.png", stored)
@@ -252,5 +255,5 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path, decod
 
 
 def test_suffixes_of_masks_are_those_of_lossless_images() -> None:
-    assert set(labelled.MASK_SUFFIXES) <= formats.EXTENSIONS
-    assert ".jpg" not in labelled.MASK_SUFFIXES
+    assert set(MASK_SUFFIXES) <= formats.EXTENSIONS
+    assert ".jpg" not in MASK_SUFFIXES

@@ -10,17 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import images, latent_search, modelfile, registry
-from anoscan.architectures import Networks
-from anoscan.cli import app
-from anoscan.config import TrainConfig
+from anoscan.cli.app import app
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import ModelError, UsageError
+from anoscan.core.runtime import exact_float32
 from anoscan.detector import Detector
-from anoscan.errors import ModelError, UsageError
-from anoscan.images import ImageRule
-from anoscan.latent_search import LANES, search
-from anoscan.model import fresh_networks
-from anoscan.runtime import exact_float32
-from anoscan.scores import Inversion
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import find
+from anoscan.model import file as model_file
+from anoscan.model.model import fresh_networks
+from anoscan.networks.architectures import Networks
+from anoscan.scoring import search as search_module
+from anoscan.scoring.choices import Inversion
+from anoscan.scoring.search import LANES, search
 from tests.conftest import Digits
 
 SEARCH = Inversion("search", steps=40)
@@ -28,9 +31,9 @@ REFINE = Inversion("refine", steps=20)
 
 
 def queries(detector: Detector, digits: Digits, n: int) -> Tensor:
-    files = images.find([digits.queries])[:n]
+    files = find([digits.queries])[:n]
     rule = detector.model.rule
-    return torch.from_numpy(np.stack([images.decode(file, rule).pixels for file in files]))
+    return torch.from_numpy(np.stack([decode(file, rule).pixels for file in files]))
 
 
 def small(channels: int, architecture: str = "dcgan") -> Networks:
@@ -112,11 +115,11 @@ def test_fewer_large_images_are_searched_at_a_time(
 ) -> None:
     given: list[int] = []
 
-    def descend(networks: Networks, x: Tensor, how: Inversion) -> latent_search.Found:
+    def descend(networks: Networks, x: Tensor, how: Inversion) -> search_module.Found:
         given.append(len(x))
-        return latent_search.Found(x.new_zeros(len(x), 4), *x.new_zeros(2, 1, len(x)))
+        return search_module.Found(x.new_zeros(len(x), 4), *x.new_zeros(2, 1, len(x)))
 
-    monkeypatch.setattr(latent_search, "_descend", descend)
+    monkeypatch.setattr(search_module, "_descend", descend)
     found = search(small(1), torch.zeros(lanes + 1, 1, side, side), SEARCH)
     assert given == [lanes, lanes]
     assert len(found.z) == lanes + 1
@@ -183,13 +186,13 @@ def test_published_scores_are_the_formulas_on_raw_networks(
         "anogan": (1 - 0.1) * (x - x_hat).abs().sum((1, 2, 3))
         + 0.1 * (f - f_hat).abs().sum((1, 2, 3)),
     }[score]
-    found = list(plain.stream(images.find([few.queries])[:4], score=score))
+    found = list(plain.stream(find([few.queries])[:4], score=score))
     values = [item.score for item in found]  # type: ignore[union-attr]
     assert values == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def test_a_searched_score_is_the_loss_that_was_reached(plain: Detector, few: Digits) -> None:
-    files = images.find([few.queries])[:5]
+    files = find([few.queries])[:5]
     with exact_float32():
         loss = search(plain.model.networks, queries(plain, few, 5), SEARCH).loss[-1]
     for batch_size in (64, 2):
@@ -201,7 +204,7 @@ def test_a_searched_score_is_the_loss_that_was_reached(plain: Detector, few: Dig
 def test_the_default_score_does_not_ask_for_the_latent_and_residuals_do(
     plain: Detector, trained: Detector, digits: Digits
 ) -> None:
-    files = images.find([digits.queries])[:6]
+    files = find([digits.queries])[:6]
     for detector in (plain, trained):
         by_encoder = list(detector.stream(files))
         searched = list(detector.stream(files, mapping=SEARCH))
@@ -231,7 +234,7 @@ def test_fooling_needs_the_discriminator_of_the_game(
     with pytest.raises(UsageError, match="--discrimination-loss fool") as error:
         trained.score(few.queries, mapping=fool)
     assert "--rotation-images-shown 0" in str(error.value.hint)
-    files = images.find([few.queries])[:3]
+    files = find([few.queries])[:3]
     by_word = list(plain.stream(files, score="paper", mapping=fool))
     by_feature = list(plain.stream(files, score="paper", mapping=Inversion("search", steps=20)))
     for one, other in zip(by_word, by_feature, strict=True):
@@ -241,14 +244,14 @@ def test_fooling_needs_the_discriminator_of_the_game(
 def test_a_model_from_before_a_score_says_so_and_scores_as_it_did(
     plain: Detector, few: Digits, tmp_path: Path
 ) -> None:
-    tensors, metadata = modelfile.load(Path(plain.reference.path))
+    tensors, metadata = model_file.load(Path(plain.reference.path))
     names = metadata["terms"]
     kept = [index for index, name in enumerate(names) if name != "anogan"]
     older = {**tensors, "calibration/terms": tensors["calibration/terms"][:, kept].clone()}
     older["calibration/trust"] = tensors["calibration/trust"][kept].clone()
     del metadata["format"]
     path = tmp_path / "older.safetensors"
-    modelfile.save(path, older, metadata | {"terms": [names[index] for index in kept]})
+    model_file.save(path, older, metadata | {"terms": [names[index] for index in kept]})
     model = Detector.load(path)
     for score in ("calibrated", "paper"):
         old, new = (d.score(few.queries, score=score) for d in (model, plain))

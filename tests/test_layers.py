@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import anoscan
-from anoscan import registry
+from anoscan.core import registry
 
 PACKAGE = Path(anoscan.__file__).parent
 # A module may import only modules that stand before it.

@@ -12,14 +12,14 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anoscan import localisation
-from anoscan.localisation import AUPRO_LIMIT, PixelScores, pixel_metrics
-from anoscan.results import PixelReport
+from anoscan.core.results import PixelReport
+from anoscan.evaluation import pixels
+from anoscan.evaluation.pixels import AUPRO_LIMIT, PixelScores, pixel_metrics
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def measured(pairs: list[Pair], run: int = localisation.RUN, parts: int = 1) -> PixelReport:
+def measured(pairs: list[Pair], run: int = pixels.RUN, parts: int = 1) -> PixelReport:
     with ExitStack() as stack:
         made = [stack.enter_context(PixelScores(run)) for _ in range(parts)]
         for number, (scores, mask) in enumerate(pairs):
@@ -98,7 +98,7 @@ def test_runs_on_disk_parts_and_small_steps_change_nothing(
 ) -> None:
     whole = measured(pairs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(localisation, "RUN", run)
+        patch.setattr(pixels, "RUN", run)
         broken = measured(pairs, run, parts)
     assert broken.images == whole.images == len(pairs)
     for name in ("auroc", "average_precision", "aupro"):
@@ -150,7 +150,7 @@ def test_a_coarse_map_is_enlarged_to_the_mask_and_strips_leave_no_seam() -> None
     whole = measured([(enlarged, mask)])
     assert measured([(coarse, mask)]) == whole
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(localisation, "_STRIP", 70 * 7)
+        patch.setattr(pixels, "_STRIP", 70 * 7)
         strips = measured([(coarse, mask)])
     assert strips.auroc == pytest.approx(whole.auroc, abs=1e-6)
     assert strips.aupro == pytest.approx(whole.aupro, abs=1e-5)

@@ -13,19 +13,26 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from anoscan import atlas, cli, drift, images, maps, modelfile, pictures, tiles
-from anoscan.architectures import EvenPad
-from anoscan.atlas import Atlas, Rows
-from anoscan.config import SMALLEST_SIZE
+from anoscan.cli import app
+from anoscan.core.config import SMALLEST_SIZE
+from anoscan.core.errors import ModelError, UsageError
 from anoscan.detector import Detector
-from anoscan.errors import ModelError, UsageError
-from anoscan.images import Decoded, ImageFile, ImageRule
-from anoscan.judgement import Judge
-from anoscan.maps import Maps, Scale
-from anoscan.regions import Finder, find
-from anoscan.scores import MAP_FORMS, map_forms
-from anoscan.seen import own_canvas
-from anoscan.tiles import Canvas
+from anoscan.evaluation import drift
+from anoscan.images import tiles
+from anoscan.images.canvas import Canvas
+from anoscan.images.decode import Decoded, ImageRule, decode
+from anoscan.images.files import ImageFile, find
+from anoscan.model import file as model_file
+from anoscan.model import regions
+from anoscan.model.judge import Judge
+from anoscan.model.regions import Finder
+from anoscan.networks.architectures import EvenPad
+from anoscan.report import map_files, pictures
+from anoscan.report.map_files import Atlas, Rows
+from anoscan.report.views import own_canvas
+from anoscan.scoring import maps
+from anoscan.scoring.choices import MAP_FORMS, map_forms
+from anoscan.scoring.maps import Maps, Scale
 from tests.conftest import Digits
 
 
@@ -120,7 +127,7 @@ def test_whether_images_are_aligned_is_decided_by_held_out_ones(trained: Detecto
 
 
 def terms_of(networks: object, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
-    from anoscan.scoring import fit_terms
+    from anoscan.scoring.measure import fit_terms
 
     return fit_terms(networks, ["local", "subspace"], [x])  # type: ignore[arg-type]
 
@@ -128,7 +135,7 @@ def terms_of(networks: object, x: torch.Tensor) -> dict[str, dict[str, torch.Ten
 def seen_by(detector: Detector, folder: Path, n: int) -> np.ndarray:
     """The first images of a folder as the networks see them, (n, c, s, s)."""
     rule = detector.model.rule
-    return np.stack([images.decode(file, rule).pixels for file in images.find([folder])[:n]])
+    return np.stack([decode(file, rule).pixels for file in find([folder])[:n]])
 
 
 def test_what_sets_the_level_of_regions_had_no_part_in_the_maps(
@@ -187,13 +194,13 @@ def test_alignment_can_be_chosen_and_is_kept(
 ) -> None:
     path = tmp_path / "m.safetensors"
     Detector.train(few.normal, path=path, align=align, rotation_images_shown=0, **quick)
-    metadata = modelfile.read_metadata(path)
+    metadata = model_file.read_metadata(path)
     assert metadata["maps"]["aligned"] is (align == "on")
     assert Detector.load(path).score(few.queries).images
 
 
 def test_patches_are_never_aligned() -> None:
-    from anoscan.config import TrainConfig
+    from anoscan.core.config import TrainConfig
 
     with pytest.raises(UsageError, match="never aligned"):
         TrainConfig(patches=100, align="on")
@@ -204,10 +211,12 @@ def test_patches_are_never_aligned() -> None:
 def test_a_model_without_maps_scores_as_ever_and_says_what_it_lacks(
     trained: Detector, digits: Digits, tmp_path: Path
 ) -> None:
-    tensors, metadata = modelfile.load(Path(trained.reference.path))
+    tensors, metadata = model_file.load(Path(trained.reference.path))
     older = tmp_path / "older.safetensors"
     metadata = {k: v for k, v in metadata.items() if k not in ("maps", "format")}
-    modelfile.save(older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata)
+    model_file.save(
+        older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata
+    )
     detector = Detector.load(older)
     before = [(r.path, r.score) for r in trained.score(digits.queries).images]
     assert [(r.path, r.score) for r in detector.score(digits.queries).images] == before
@@ -224,7 +233,7 @@ def test_a_region_has_a_box_an_area_a_peak_and_a_p_value_in_pixels_of_the_image(
     oddness[3, 7] = 5
     oddness[8, 18] = 1  # not above the level
     decoded = dataclasses.replace(image(10, 20), width=40, height=20)
-    (region,) = find(decoded, oddness, 1.0, np.array([1.0, 4.5, 6.0]))
+    (region,) = regions.find(decoded, oddness, 1.0, np.array([1.0, 4.5, 6.0]))
     assert (region.x, region.y, region.width, region.height) == (6, 4, 10, 4)
     assert (region.area, region.score, region.p_value) == (40, 5.0, 0.5)
 
@@ -232,10 +241,10 @@ def test_a_region_has_a_box_an_area_a_peak_and_a_p_value_in_pixels_of_the_image(
 def test_regions_come_worst_first_and_touching_corners_are_one() -> None:
     oddness = np.zeros((8, 8), np.float32)
     oddness[0, 0], oddness[1, 1], oddness[5, 5] = 2, 3, 4
-    found = find(image(8, 8), oddness, 1.0, np.array([1.0]))
+    found = regions.find(image(8, 8), oddness, 1.0, np.array([1.0]))
     assert [region.score for region in found] == [4, 3]
     assert (found[1].width, found[1].height, found[1].area) == (2, 2, 2)
-    assert find(image(8, 8), oddness, 9.0, np.array([1.0])) == ()
+    assert regions.find(image(8, 8), oddness, 9.0, np.array([1.0])) == ()
 
 
 def test_regions_of_a_reduced_map_are_in_full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +257,7 @@ def test_regions_of_a_reduced_map_are_in_full_resolution(monkeypatch: pytest.Mon
     assert reduced.picture.shape == (1, 4, 4)
     assert reduced.picture[0, 3, 1] == 7
     assert reduced.picture.sum() == 7
-    (region,) = find(image(10, 10), reduced.picture[0], 1.0, np.array([1.0]))
+    (region,) = regions.find(image(10, 10), reduced.picture[0], 1.0, np.array([1.0]))
     assert (region.x, region.y, region.width, region.height) == (3, 9, 3, 1)
 
 
@@ -261,7 +270,7 @@ def test_regions_of_a_map_that_comes_in_rows_are_those_of_the_whole(orientation:
         finder = Finder(level)
         for top in range(0, 60, 7):
             finder.add(top, oddness[top : top + 7])
-        whole = find(decoded, oddness, level, peaks)
+        whole = regions.find(decoded, oddness, level, peaks)
         assert finder.found(decoded, (60, 47), peaks) == whole
         labels, count = ndimage.label(oddness > level, np.ones((3, 3)))
         assert sum(region.area or 0 for region in whole) == (labels > 0).sum()
@@ -330,7 +339,7 @@ def test_pictures_are_drawn_at_the_image_s_own_resolution_where_it_can_be_decode
     file = tmp_path / "a.png"
     Image.new("L", size).save(file)
     rule = ImageRule(size=32, channels=1, window=None)
-    canvas = own_canvas(images.decode(ImageFile("a.png", file, "a.png"), rule), rule)
+    canvas = own_canvas(decode(ImageFile("a.png", file, "a.png"), rule), rule)
     drawn = (canvas.width, canvas.height)
     assert drawn == (size if min(size) >= SMALLEST_SIZE else (32, 32))
 
@@ -349,7 +358,7 @@ def test_rows_of_a_large_image_wait_on_disk_and_are_written_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiles, "LARGEST_MAP", 8)
-    monkeypatch.setattr(atlas, "STRIP", 60)
+    monkeypatch.setattr(map_files, "STRIP", 60)
     full = np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)
     decoded, reduced = image(30, 20), tiles.Reduced(1, 30, 20)
     book = Atlas(tmp_path, ("npy", "tiff", "mask"))
@@ -393,14 +402,14 @@ def test_the_command_writes_maps_and_names_them(
     command = ["anoscan", "score", str(query), "--model", str(model_file), "--json"]
     monkeypatch.setattr("sys.argv", [*command, "--maps", str(tmp_path / "m")])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert stop.value.code == 0
     (found,) = json.loads(capsys.readouterr().out)["images"]
     assert list(found["maps"]) == ["overlay", "npy"]
     assert all(Path(path).is_file() for path in found["maps"].values())
     monkeypatch.setattr("sys.argv", [*command, "--maps-format", "npy"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert stop.value.code == 2
 
 
@@ -419,7 +428,7 @@ def test_scores_are_the_same_bit_for_bit_without_maps_which_are_then_not_made(
     trained: Detector, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judge(trained.model, trained.runtime)
-    files = images.find([digits.queries])[:80]
+    files = find([digits.queries])[:80]
 
     def outcomes(mapped: bool) -> tuple[np.ndarray, list[tuple[int, ...]]]:
         batches = judge.measured(files, 64, pictures=False, mapped=mapped)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anoscan import images, trainset
-from anoscan.errors import InputError
-from anoscan.formats import dicom, nifti
-from anoscan.images import ImageFile, ImageRule
-from anoscan.results import Skipped
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.dataset.inspection import inspect
+from anoscan.images.decode import ImageRule, decode, decode_all
+from anoscan.images.files import ImageFile, find, in_file
+from anoscan.images.formats import dicom, nifti
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 RNG = np.random.default_rng(0)
@@ -30,19 +31,19 @@ def rule(window: tuple[float, float] | None = (0, 4000), channels: int = 1) -> I
 def values(image: ImageFile, window: tuple[float, float] = (0, 4000)) -> Samples:
     """Pixels of an image on the scale of a window."""
     low, high = window
-    pixels = images.decode(image, rule(window)).pixels[0].astype(np.float64)
+    pixels = decode(image, rule(window)).pixels[0].astype(np.float64)
     return (pixels + 1) / 2 * (high - low) + low
 
 
 def only(file: Path, window: tuple[float, float] = (0, 4000)) -> Samples:
-    (image,) = images.find([file])
+    (image,) = find([file])
     return values(image, window)
 
 
 def reason(file: Path) -> str:
-    (image,) = images.find([file])
+    (image,) = find([file])
     with pytest.raises(InputError) as caught:
-        images.decode(image, rule())
+        decode(image, rule())
     return caught.value.message
 
 
@@ -112,7 +113,7 @@ def test_values_are_rescaled_to_their_unit_and_keep_it_whatever_the_window(tmp_p
         HighBit=11,
     )
     np.testing.assert_allclose(only(file, (-1024, 7000)), STORED * 2.0 - 1024, atol=1e-2)
-    found = trainset.inspect(images.find([file]), size=None, channels=None, workers=1, seed=0)
+    found = inspect(find([file]), size=None, channels=None, workers=1, seed=0)
     assert found.bit_depths == {"16-bit grey": 1}
     assert found.rule.window is not None
     assert found.rule.window[0] < -1000
@@ -149,7 +150,7 @@ def test_exposures_without_a_unit_are_brought_to_their_window_and_not_cut_off(
     shown = expected(STORED.astype(np.float64))
     np.testing.assert_allclose(only(file, (-2, 5)), shown, atol=1e-4)
     # A model that never learned a window takes that of the file from -1 to 1.
-    pixels = images.decode(images.find([file])[0], rule(None)).pixels[0]
+    pixels = decode(find([file])[0], rule(None)).pixels[0]
     np.testing.assert_allclose(pixels, np.clip(shown * 2 - 1, -3, 3), atol=1e-4)
 
 
@@ -173,7 +174,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     short = write_dicom(
         tmp_path / "short.dcm", STORED.astype(np.uint8), PhotometricInterpretation="MONOCHROME1"
     )
-    pixels = images.decode(images.find([short])[0], rule()).pixels[0]
+    pixels = decode(find([short])[0], rule()).pixels[0]
     np.testing.assert_allclose(pixels, 1 - STORED.astype(np.uint8) / 127.5, atol=1e-6)
 
 
@@ -201,7 +202,7 @@ def test_frames_are_pages_with_values_of_their_own(tmp_path: Path, syntax: str |
         SharedFunctionalGroupsSequence=[{"FrameVOILUTSequence": [{"WindowCenter": 1}]}],
         PerFrameFunctionalGroupsSequence=own,
     )
-    found = images.find([file])
+    found = find([file])
     assert [image.page for image in found] == [1, 2, 3]
     for image, frame, slope in zip(found, frames, (1, 2, 4), strict=True):
         np.testing.assert_allclose(values(image, (0, 5000)), frame * slope + 7.0, atol=1e-2)
@@ -210,7 +211,7 @@ def test_frames_are_pages_with_values_of_their_own(tmp_path: Path, syntax: str |
 def test_colours_are_read_as_they_are(tmp_path: Path) -> None:
     colours = RNG.integers(0, 256, (32, 32, 3), np.uint8)
     file = write_dicom(tmp_path / "x.dcm", colours)
-    pixels = images.decode(images.find([file])[0], rule(None, 3)).pixels
+    pixels = decode(find([file])[0], rule(None, 3)).pixels
     np.testing.assert_allclose((pixels + 1) * 127.5, np.moveaxis(colours, 2, 0), atol=1e-4)
 
 
@@ -219,7 +220,7 @@ def test_files_that_scanners_name_without_an_ending_are_found(tmp_path: Path) ->
         write_dicom(tmp_path / name, STORED)
     write_dicom(tmp_path / "DICOMDIR", STORED)
     (tmp_path / "README").write_text("no image", encoding="utf-8")
-    assert [image.inside for image in images.find([tmp_path])] == ["1.2.840.113619.2", "IM000001"]
+    assert [image.inside for image in find([tmp_path])] == ["1.2.840.113619.2", "IM000001"]
 
 
 def test_a_file_without_a_preamble_is_read(tmp_path: Path) -> None:
@@ -275,15 +276,15 @@ def test_slices_along_the_last_axis_are_pages(
     voxels = RNG.integers(0, 200, (20, 30, 5)).astype(kind)
     file = write_nifti(tmp_path / name, voxels, form)
 
-    found = images.find([tmp_path])
+    found = find([tmp_path])
 
     assert [image.inside for image in found] == [f"{name}/{n}" for n in range(1, 6)]
     for image, index in zip(found, range(5), strict=True):
-        decoded = images.decode(image, ImageRule(size=32, channels=1, window=(0, 200)))
+        decoded = decode(image, ImageRule(size=32, channels=1, window=(0, 200)))
         # The first axis runs to the right, the second down.
         assert (decoded.width, decoded.height) == (20, 30)
         patch = ImageRule(size=16, channels=1, window=(0, 200), patch=16)
-        whole = images.decode(image, patch).pixels[0]
+        whole = decode(image, patch).pixels[0]
         expected = voxels[:, :, index].T.astype(np.float64)
         scale = 127.5 if kind == "uint8" else 100
         np.testing.assert_allclose((whole + 1) * scale, expected, atol=1e-3)
@@ -314,28 +315,28 @@ def test_volumes_that_are_cut_off_or_lie_are_refused(tmp_path: Path) -> None:
     for name in ("x.nii", "x.nii.gz"):
         file = write_nifti(tmp_path / name, RNG.integers(0, 999, (32, 32, 4)).astype(np.int16))
         file.write_bytes(file.read_bytes()[:-2000])
-        last = images.find([file])[-1]
+        last = find([file])[-1]
         with pytest.raises(InputError, match=r"truncated image|damaged image"):
-            images.decode(last, rule())
+            decode(last, rule())
     lying = bytearray(write_nifti(tmp_path / "y.nii", STORED).read_bytes())
     lying[40:48] = np.array([3, 30_000, 30_000, 1000], "<i2").tobytes()
     (tmp_path / "y.nii").write_bytes(lying)
     with pytest.raises(InputError, match="too many pixels"):
-        images.decode(images.find([tmp_path / "y.nii"])[0], rule())
+        decode(find([tmp_path / "y.nii"])[0], rule())
     lying[40:48] = np.array([3, 9000, 9000, 1000], "<i2").tobytes()
     (tmp_path / "y.nii.gz").write_bytes(gzip.compress(bytes(lying)))
     with pytest.raises(InputError, match="unpacks to more than 2 GiB"):
-        images.decode(images.find([tmp_path / "y.nii.gz"])[0], rule())
+        decode(find([tmp_path / "y.nii.gz"])[0], rule())
 
 
 def test_packed_slices_are_right_whatever_the_workers(tmp_path: Path) -> None:
     volumes = [RNG.integers(0, 999, (16, 16, 20)).astype(np.int16) for _ in range(3)]
     for index, voxels in enumerate(volumes):
         write_nifti(tmp_path / f"{index}.nii.gz", voxels)
-    files = images.find([tmp_path])
+    files = find([tmp_path])
     random.Random(0).shuffle(files)
     small = ImageRule(size=16, channels=1, window=(0, 999))
-    for image, result in zip(files, images.stream(files, small, workers=4), strict=True):
+    for image, result in zip(files, decode_all(files, small, workers=4), strict=True):
         assert not isinstance(result, Skipped), result
         voxels = volumes[int(image.inside[0])][:, :, (image.page or 1) - 1]
         np.testing.assert_allclose((result.pixels[0] + 1) * 499.5, voxels.T, atol=1e-2)
@@ -361,7 +362,7 @@ def test_damaged_files_are_decoded_or_refused_with_a_plain_reason(
             del broken[generator.randrange(len(broken)) :]
         file = tmp_path / f"{attempt}-{name}"
         file.write_bytes(broken)
-        for result in images.stream(images.in_file(name, file, name)[:2], rule(), workers=1):
+        for result in decode_all(in_file(name, file, name)[:2], rule(), workers=1):
             if isinstance(result, Skipped):
                 reasons.append(result.reason)
     assert reasons

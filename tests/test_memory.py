@@ -15,7 +15,7 @@ import tifffile
 from scipy import ndimage
 
 from anoscan.detector import Detector
-from anoscan.scores import MAP_FORMS
+from anoscan.scoring.choices import MAP_FORMS
 
 QUICK: dict[str, Any] = {
     "patches": 24, "patch_size": 64, "images_shown": 32, "encoder_images_shown": 16,

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from anoscan import judgement, neighbours
-from anoscan.cli import main
+from anoscan.cli.app import main
+from anoscan.core.errors import ModelError
 from anoscan.detector import Detector
-from anoscan.errors import ModelError
-from anoscan.images import ImageFile, ImageRule, decode
-from anoscan.mismatch import Look, Looks
-from anoscan.neighbours import Neighbours
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.images.mismatch import Look, Looks
+from anoscan.model import judge
+from anoscan.scoring import neighbours
+from anoscan.scoring.neighbours import Neighbours
 from tests.conftest import Digits
 
 RULE = ImageRule(size=16, channels=1, window=None)
@@ -217,7 +219,7 @@ def test_pictures_show_the_nearest_training_images_which_are_looked_for_once(
         asked.append(given)
         return neighbours.latent(*given)
 
-    monkeypatch.setattr(judgement, "latent", latent)
+    monkeypatch.setattr(judge, "latent", latent)
     query = sorted(few.queries.iterdir())[0]
     plain = keeper.score([query], residuals=tmp_path / "plain").images[0].residual
     more = keeper.score([query], residuals=tmp_path / "more", nearest=2).images[0].residual

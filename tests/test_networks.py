@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anoscan import registry
-from anoscan.architectures import Growing, Networks, Shape, build, parameter_count, pyramid, widths
-from anoscan.runtime import seeded
+from anoscan.core import registry
+from anoscan.core.runtime import seeded
+from anoscan.networks.architectures import (
+    Growing,
+    Networks,
+    Shape,
+    build,
+    parameter_count,
+    pyramid,
+    widths,
+)
 
 ARCHITECTURES = registry.names("architectures")
 

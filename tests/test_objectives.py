@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anoscan import registry
-from anoscan.architectures import Discriminator, Shape, equalise
-from anoscan.objectives import spread_gap, squared_gradient_norm
-from anoscan.objectives.nonsaturating import GAMMA, r1
-from anoscan.objectives.wgan_gp import LAMBDA, gradient_penalty
-from anoscan.runtime import seeded
+from anoscan.core import registry
+from anoscan.core.runtime import seeded
+from anoscan.networks.architectures import Discriminator, Shape, equalise
+from anoscan.networks.objectives import spread_gap, squared_gradient_norm
+from anoscan.networks.objectives.nonsaturating import GAMMA, r1
+from anoscan.networks.objectives.wgan_gp import LAMBDA, gradient_penalty
 
 OBJECTIVES = registry.names("objectives")
 PENALISED = [name for name in OBJECTIVES if registry.load("objectives", name).penalty]

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from anoscan import output, reports
-from anoscan.errors import AnoscanError
-from anoscan.output import CsvWriter, Lines, Output, defused
-from anoscan.results import (
+from anoscan.cli import output, tables
+from anoscan.cli.output import CsvWriter, Lines, Output
+from anoscan.core.errors import AnoscanError
+from anoscan.core.files import defused, encodable, printable
+from anoscan.core.progress import Progress
+from anoscan.core.results import (
     AtThreshold,
     BestDice,
     ClassReport,
@@ -42,8 +44,6 @@ from anoscan.results import (
     TrainImages,
     TrainReport,
 )
-from anoscan.text import encodable, printable
-from anoscan.training import Progress
 
 NAME = "queries/part[bold]x\x1b[31m\n" + "long" * 40 + ".png"
 SHOWN = "part[bold]x\\x1b[31m\\n"
@@ -202,7 +202,7 @@ def rendered(report: Any, width: int = 80) -> str:
     """Text of a report; what is meant to be copied must fit, or be unbroken."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-    parts = reports.model(report) if isinstance(report, dict) else reports.render(report)
+    parts = tables.model(report) if isinstance(report, dict) else tables.render(report)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
     return stream.getvalue()
@@ -466,11 +466,11 @@ def test_results_do_not_leave_by_stderr_while_bars_are_shown(
 
 
 def test_stages_of_training_have_names() -> None:
-    from anoscan import adversarial, mapping
+    from anoscan.networks import encoder_stage, rotation_stage
 
     names = {
         value.name
-        for module in (adversarial, mapping)
+        for module in (rotation_stage, encoder_stage)
         for value in vars(module).values()
         if isinstance(value, type)
         and value.__module__ == module.__name__

@@ -15,8 +15,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from anoscan import cli, material
-from anoscan.images import ImageFile
+from anoscan.cli import app
+from anoscan.dataset.split import split, together
+from anoscan.images.files import ImageFile
 from tests.conftest import Digits
 
 Run = Callable[..., tuple[int, str]]
@@ -31,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     return call
@@ -152,13 +153,13 @@ def test_pages_of_a_file_are_held_out_together_where_there_are_enough_files() ->
         return found, [f"{name}{page}".encode() for name, page in names]
 
     many, digests = pages(30, 10)
-    rows, held = material.split(material.together(many, digests), 0, 0.1)
+    rows, held = split(together(many, digests), 0, 0.1)
     assert len(held) == 50  # as few as are held out of any folder
     assert {many[row].file for row in rows}.isdisjoint(many[row].file for row in held)
     renamed = [replace(image, file=Path("x", image.file)) for image in many]
-    assert material.together(renamed, digests) == material.together(many, digests)
+    assert together(renamed, digests) == together(many, digests)
 
     few, digests = pages(3, 100)
-    assert material.together(few, digests) == digests
+    assert together(few, digests) == digests
     plain = [replace(image, page=None) for image in many]
-    assert material.together(plain, digests) == digests
+    assert together(plain, digests) == digests

@@ -14,17 +14,23 @@ import torch
 from PIL import Image
 from skimage import data
 
-from anoscan import cli, drift, images, modelfile, selftest
-from anoscan.atlas import Atlas
-from anoscan.config import TrainConfig
+from anoscan.cli import app
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import InputError, UsageError
+from anoscan.core.results import ScoreReport
+from anoscan.dataset.material import Material
 from anoscan.detector import Detector
-from anoscan.errors import InputError, UsageError
-from anoscan.images import ImageFile, ImageRule, decode, find
-from anoscan.judgement import Judge
-from anoscan.material import Material
-from anoscan.results import ScoreReport
-from anoscan.scores import Inversion
-from anoscan.scoring import measure, measure_tiled
+from anoscan.evaluation import drift
+from anoscan.images import decode as decode_module
+from anoscan.images.decode import ImageRule, decode, decode_all
+from anoscan.images.files import ImageFile, find
+from anoscan.model import file as model_file
+from anoscan.model.judge import Judge
+from anoscan.model.trust import measure_trust
+from anoscan.report.map_files import Atlas
+from anoscan.scoring.choices import Inversion
+from anoscan.scoring.measure import measure
+from anoscan.scoring.tiled import measure_tiled
 
 SIDE, PIECE, PLANT = 32, 128, 44
 QUICK: dict[str, Any] = {
@@ -116,7 +122,7 @@ def test_parts_of_held_out_images_decide_how_much_a_term_counts(
     )
     views = material.pixels[material.unseen]
     clean = measure(model.networks, model.fitted, torch.from_numpy(views)).terms
-    found = selftest.trust(model.networks, model.fitted, views, clean, clean, model.config.seed)
+    found = measure_trust(model.networks, model.fitted, views, clean, clean, model.config.seed)
     place = list(model.fitted).index("local")
     assert 0 < model.yardstick.trust[place] < 1
     assert model.yardstick.trust[place] == pytest.approx(found[place])
@@ -154,7 +160,7 @@ def test_the_model_knows_that_it_is_one_of_patches(detector: Detector) -> None:
     assert report is not None
     assert (report.model.size, report.model.patch_size) == (SIDE, SIDE)
     assert (report.images.trained, report.images.held_out, report.images.patches) == (9, 3, 1000)
-    metadata = modelfile.read_metadata(Path(detector.reference.path))
+    metadata = model_file.read_metadata(Path(detector.reference.path))
     assert metadata["image_rule"]["patch"] == SIDE
     assert metadata["training_data"]["patches"] == 1000
     assert metadata["config"]["patch_size"] == SIDE
@@ -443,9 +449,9 @@ def test_few_large_images_are_decoded_ahead(
         begun.append(image.path)
         return decode(image, rule, *more)
 
-    monkeypatch.setattr(images, "decode", counting)
+    monkeypatch.setattr(decode_module, "decode", counting)
     rule = ImageRule(size=16, channels=1, window=None, patch=16)
-    for taken, _ in enumerate(images.stream(find([folder]), rule, workers=8), start=1):
+    for taken, _ in enumerate(decode_all(find([folder]), rule, workers=8), start=1):
         assert len(begun) <= taken + 2
 
 
@@ -480,7 +486,7 @@ def test_the_command_trains_on_patches_and_says_so(
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["anoscan", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     options = [

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from anoscan import pictures
-from anoscan.errors import InputError
+from anoscan.core.errors import InputError
+from anoscan.report import pictures
 
 
 def test_a_panel_shows_query_reconstruction_and_residual_from_left_to_right() -> None:

@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import evaluation, plots
-from anoscan.errors import UsageError
-from anoscan.results import (
-    ClassReport,
-    ComparedModel,
-    EvalImages,
-    EvalReport,
-    ModelReference,
-)
+from anoscan.core.errors import UsageError
+from anoscan.core.results import ClassReport, ComparedModel, EvalImages, EvalReport, ModelReference
+from anoscan.evaluation import metrics
+from anoscan.report import plots
 
 HOSTILE = "$\\frac{1$ 字 <b>&\x1b\n" + "x" * 60
 NAMES = ("roc", "precision-recall", "scores", "confusion", "classes")
@@ -27,13 +22,13 @@ def measured(shift: float, seed: int, only: bool | None = None) -> dict[str, Any
     generator = np.random.default_rng(seed)
     anomalous = np.arange(400) % 4 == 0 if only is None else np.full(400, only)
     scores = generator.normal(size=400) + shift * anomalous
-    found = evaluation.detection(scores, anomalous)
+    found = metrics.detection(scores, anomalous)
     return {
         "auroc": found.auroc,
         "auroc_ci95": found.auroc_ci95,
         "average_precision": found.average_precision,
-        "at_threshold": evaluation.at_threshold(scores, anomalous, 2.0),
-        "curves": evaluation.curves(scores, anomalous),
+        "at_threshold": metrics.at_threshold(scores, anomalous, 2.0),
+        "curves": metrics.curves(scores, anomalous),
     }
 
 

@@ -9,24 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anoscan import registry
-from anoscan.adversarial import GanStage
-from anoscan.architectures import (
-    GROWN,
-    Shape,
-    equalise,
-    growth,
-    halved,
-    plain_state,
-)
-from anoscan.architectures.progressive import ENTRY, Generator, GrowingDiscriminator, PixelNorm
-from anoscan.config import TrainConfig
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import TrainingInterrupted
+from anoscan.core.runtime import Runtime, seeded
 from anoscan.detector import Detector
-from anoscan.errors import TrainingInterrupted
-from anoscan.images import ImageRule
-from anoscan.model import fresh_networks
-from anoscan.runtime import Runtime, seeded
-from anoscan.training import Batches, Position, Stage, run
+from anoscan.images.decode import ImageRule
+from anoscan.model.model import fresh_networks
+from anoscan.networks.architectures import GROWN, Shape, equalise, growth, halved, plain_state
+from anoscan.networks.architectures.progressive import (
+    ENTRY,
+    Generator,
+    GrowingDiscriminator,
+    PixelNorm,
+)
+from anoscan.networks.gan_stage import GanStage
+from anoscan.networks.loop import Batches, Position, Stage, run
 from tests.conftest import Digits
 
 SIZES = [16, 28, 30]
@@ -163,7 +161,7 @@ def test_realness_in_training_sees_how_much_a_batch_varies() -> None:
 
 
 def test_evaluation_uses_the_spread_that_real_batches_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anoscan.architectures.progressive.MEMORY", 0.5)
+    monkeypatch.setattr("anoscan.networks.architectures.progressive.MEMORY", 0.5)
     _, discriminator = pair()
     discriminator.train()
     real, fake = torch.randn(8, 3, 16, 16), torch.zeros(8, 3, 16, 16)
@@ -219,7 +217,7 @@ def test_a_run_resumed_while_it_grows_ends_with_the_same_bytes(
 
     path = tmp_path / "resumed.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.learn.run", stop_early)
+        patch.setattr("anoscan.training.learn.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="run", path=path, **settings)
     resumed = Detector.train(few.normal, name="run", path=path, resume=True, **settings)

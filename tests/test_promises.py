@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import betabinom, binom
 
-from anoscan import calibration, images
 from anoscan.detector import Detector
-from anoscan.judgement import Judge
+from anoscan.images.files import find
+from anoscan.model.judge import Judge
+from anoscan.scoring import calibration
 from benchmarks.calibration import RATES, resplit
 from tests.conftest import Digits
 
@@ -39,7 +40,7 @@ def test_random_splits_of_real_normals_keep_rate_uniformity_and_false_discoverie
         line.removeprefix("queries/").split(",")
         for line in digits.labels.read_text(encoding="utf-8").splitlines()[1:]
     )
-    for batch in judge.measured(images.find([digits.queries]), 64, pictures=False):
+    for batch in judge.measured(find([digits.queries]), 64, pictures=False):
         for decoded, row, *_ in batch:
             terms[labels[decoded.image.file.name]].append(row)  # type: ignore[union-attr]
     pool = np.concatenate([trained.model.yardstick.terms, np.array(terms["0"])])

@@ -8,12 +8,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anoscan import scoring
-from anoscan.config import TrainConfig
-from anoscan.images import ImageRule
-from anoscan.model import fresh_networks
-from anoscan.scoring import fit_sums, term_sums
-from anoscan.terms import ROWS, Evidence, Tensors, prototype
+from anoscan.core.config import TrainConfig
+from anoscan.images.decode import ImageRule
+from anoscan.model.model import fresh_networks
+from anoscan.scoring import measure
+from anoscan.scoring.measure import fit_sums, term_sums
+from anoscan.scoring.terms import ROWS, Evidence, Tensors, prototype
 
 KINDS = 6
 
@@ -110,5 +110,5 @@ def test_of_very_many_images_some_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_parts_of_larger_images_have_no_prototypes() -> None:
-    assert "prototype" in scoring.terms_of(turned=True, patches=False)
-    assert "prototype" not in scoring.terms_of(turned=True, patches=True)
+    assert "prototype" in measure.terms_of(turned=True, patches=False)
+    assert "prototype" not in measure.terms_of(turned=True, patches=True)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import calibration, drift
-from anoscan.atlas import Atlas
-from anoscan.cli import main
+from anoscan.cli.app import main
+from anoscan.core.errors import InputError, ModelError, UsageError
 from anoscan.detector import Detector
-from anoscan.errors import InputError, ModelError, UsageError
-from anoscan.judgement import Judge
-from anoscan.maps import Scale
-from anoscan.recalibration import Target
+from anoscan.evaluation import drift
+from anoscan.evaluation.recalibrate import Target
+from anoscan.model.judge import Judge
+from anoscan.report.map_files import Atlas
+from anoscan.scoring import calibration
+from anoscan.scoring.maps import Scale
 from tests.conftest import Digits
 
 

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import html_report, images, modelfile
-from anoscan.album import Album
-from anoscan.cli import app
-from anoscan.errors import InputError, UsageError
-from anoscan.health import of_model
-from anoscan.html_report import Background, HtmlReport, chart
-from anoscan.images import ImageFile, ImageRule
-from anoscan.pictures import Views
-from anoscan.results import ImageScore, Region
-from anoscan.seen import Seen
+from anoscan.cli.app import app
+from anoscan.core.errors import InputError, UsageError
+from anoscan.core.results import ImageScore, Region
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.report import html_page
+from anoscan.report.album import Album
+from anoscan.report.html_page import Background, HtmlReport, chart
+from anoscan.report.pictures import Views
+from anoscan.report.views import Seen
+from anoscan.training.health import of_model
 from tests.conftest import Digits
 
 HOSTILE = (
@@ -97,7 +98,7 @@ def seen(path: str, folder: Path, *, size: tuple[int, int] = (40, 20)) -> Seen:
     if not file.exists():
         noise = np.random.default_rng(0).integers(0, 255, size[::-1]).astype(np.uint8)
         Image.fromarray(noise).save(file)
-    decoded = images.decode(ImageFile(path, file, path), RULE)
+    decoded = decode(ImageFile(path, file, path), RULE)
     return Seen(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE)
 
 
@@ -247,7 +248,7 @@ def test_regions_turn_with_the_image(
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    decoded = images.decode(ImageFile("a.jpg", tmp_path / "turned.jpg", "a.jpg"), RULE)
+    decoded = decode(ImageFile("a.jpg", tmp_path / "turned.jpg", "a.jpg"), RULE)
     region = Region(x=0, y=0, width=10, height=2, score=1.0)
     scored = result("a.jpg", 3.0, (region,))
     with HtmlReport(tmp_path / "r.html", 1) as page:
@@ -340,10 +341,10 @@ def test_a_page_that_cannot_be_written_fails_before_anything_is_scored(tmp_path:
 def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
     model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors, metadata = modelfile.load(model_file)
+    tensors, metadata = model_file.load(model_file)
     for check in metadata["health"]["checks"]:
         check["verdict"] = "fail" if check["name"] in ("images", "diversity") else "ok"
-    modelfile.save(tmp_path / "poor.safetensors", tensors, metadata)
+    model_file.save(tmp_path / "poor.safetensors", tensors, metadata)
     page = tmp_path / "page.html"
     query = str(next(few.queries.iterdir()))
     code = run("score", query, "--model", str(tmp_path / "poor.safetensors"),
@@ -356,7 +357,7 @@ def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
 
 def test_the_model_card_survives_metadata_that_nobody_checked() -> None:
     odd: dict[str, Any] = {"config": 3, "image_rule": {"size": "x"}, "health": {"checks": [1, {}]}}
-    card = html_report.model_card(document([]), odd)
+    card = html_page.model_card(document([]), odd)
     assert ("model", "cells") in card
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import images, interest, reports
+from anoscan.cli import tables
+from anoscan.core.errors import InputError
 from anoscan.detector import Detector
-from anoscan.errors import InputError
-from anoscan.images import ImageFile, ImageRule
-from anoscan.roi import Cover, Roi
+from anoscan.images import masks
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import ImageFile
+from anoscan.images.roi import Cover, Roi
 from tests.conftest import Digits
 
 RNG = np.random.default_rng(0)
@@ -46,7 +48,7 @@ def test_a_region_survives_its_json_form_and_lies_over_images_of_any_size() -> N
 
 
 def test_the_bits_of_a_region_are_not_shown_to_people() -> None:
-    assert reports._plain(Roi.of(INSIDE).to_dict()) == "a mask of 40x40"
+    assert tables._plain(Roi.of(INSIDE).to_dict()) == "a mask of 40x40"
 
 
 def test_a_large_mask_is_thinned_out() -> None:
@@ -109,9 +111,7 @@ def test_what_is_outside_does_not_change_a_pixel(tmp_path: Path, size: int, kind
         roi=Roi.of(INSIDE),
     )
     pixels = [
-        images.decode(
-            saved(tmp_path / f"{place}.png", np.ascontiguousarray(x), **options), rule
-        ).pixels
+        decode(saved(tmp_path / f"{place}.png", np.ascontiguousarray(x), **options), rule).pixels
         for place, x in enumerate((first, second))
     ]
     np.testing.assert_array_equal(pixels[0], pixels[1])
@@ -124,8 +124,8 @@ def test_what_is_outside_does_not_change_a_pixel(tmp_path: Path, size: int, kind
 def test_inside_nothing_changes(tmp_path: Path) -> None:
     image = saved(tmp_path / "x.png", RNG.integers(0, 256, (40, 40), np.uint8))
     rule = ImageRule(size=40, channels=1, window=None)
-    plain = images.decode(image, rule).pixels
-    covered = images.decode(image, dataclasses.replace(rule, roi=Roi.of(INSIDE))).pixels
+    plain = decode(image, rule).pixels
+    covered = decode(image, dataclasses.replace(rule, roi=Roi.of(INSIDE))).pixels
     np.testing.assert_array_equal(plain[:, INSIDE], covered[:, INSIDE])
 
 
@@ -133,7 +133,7 @@ def test_a_cover_fills_with_its_own_image(tmp_path: Path) -> None:
     image = saved(tmp_path / "x.png", RNG.integers(0, 256, (40, 40), np.uint8))
     fill = RNG.uniform(-1, 1, (1, 20, 20)).astype(np.float32)
     rule = ImageRule(size=20, channels=1, window=None)
-    pixels = images.decode(image, rule, Cover(Roi.of(INSIDE), fill)).pixels
+    pixels = decode(image, rule, Cover(Roi.of(INSIDE), fill)).pixels
     outside = ~Roi.of(INSIDE).part((0, 0), (20, 20), (20, 20))
     np.testing.assert_array_equal(pixels[:, outside], fill[:, outside])
 
@@ -148,11 +148,11 @@ def test_masks_of_any_depth_are_read_and_black_ones_refused(tmp_path: Path) -> N
         "c.tif": INSIDE.astype(np.uint16) * 3,
         "d.jpg": INSIDE.astype(np.uint8) * 255,
     }.items():
-        assert interest.read(saved(tmp_path / name, samples).file) == Roi.of(INSIDE), name
+        assert masks.read(saved(tmp_path / name, samples).file) == Roi.of(INSIDE), name
     with pytest.raises(InputError, match=r"black\.png is black: nothing would count"):
-        interest.read(saved(tmp_path / "black.png", np.zeros((9, 9), np.uint8)).file)
+        masks.read(saved(tmp_path / "black.png", np.zeros((9, 9), np.uint8)).file)
     with pytest.raises(InputError, match=r"--roi .*gone\.png: file does not exist"):
-        interest.read(tmp_path / "gone.png")
+        masks.read(tmp_path / "gone.png")
 
 
 def framed(border: tuple[int, int, int, int], size: tuple[int, int], level: int = 0) -> Any:
@@ -166,7 +166,7 @@ def framed(border: tuple[int, int, int, int], size: tuple[int, int], level: int 
 
 
 def borders(files: list[ImageFile]) -> Roi | None:
-    return interest.within_borders(files, workers=1, seed=0)
+    return masks.within_borders(files, workers=1, seed=0)
 
 
 def test_borders_that_all_images_share_are_left_out(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anoscan import cli
+from anoscan.cli import app
+from anoscan.core.errors import InputError, UsageError
+from anoscan.core.results import SampleReport
 from anoscan.detector import Detector
-from anoscan.errors import InputError, UsageError
-from anoscan.images import decode, find
-from anoscan.results import SampleReport
-from anoscan.sampling import STEPS, WALKS, Sampler, slerp
+from anoscan.images.decode import decode
+from anoscan.images.files import find
+from anoscan.report.samples import STEPS, WALKS, Sampler, slerp
 from tests.conftest import Digits
 
 GAP, MARGIN = 4, 20
@@ -192,7 +193,7 @@ def test_the_command_prints_one_document_and_exits_as_the_contract_says(
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["anoscan", "sample", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     model, out = detector.reference.path, tmp_path / "out"

@@ -12,10 +12,14 @@ from PIL import Image
 from rich.console import Console
 from scipy import ndimage
 
-from anoscan import modelfile, reports, sensitivity
+from anoscan.cli import tables
+from anoscan.core.results import SelfTest, SelfTestCell, to_json
 from anoscan.detector import Detector
-from anoscan.results import SelfTest, SelfTestCell, to_json
-from anoscan.synthetic import KINDS, bent, defect
+from anoscan.model import file as model_file
+from anoscan.scoring.measure import measure
+from anoscan.training import self_test
+from anoscan.training.defects import KINDS, bent, defect
+from anoscan.training.self_test import _findings, run_self_test, sizes_for, smallest_seen
 from tests.conftest import Digits
 
 
@@ -108,8 +112,8 @@ def test_a_defect_in_an_enlarged_image_is_as_coarse_as_the_image() -> None:
 
 
 def test_sizes_follow_the_side() -> None:
-    assert sensitivity.sizes_for(64) == [2, 4, 8, 16, 32]
-    assert sensitivity.sizes_for(16) == [2, 4, 8]
+    assert sizes_for(64) == [2, 4, 8, 16, 32]
+    assert sizes_for(16) == [2, 4, 8]
 
 
 def cells(**means: float) -> list[SelfTestCell]:
@@ -127,11 +131,11 @@ def cells(**means: float) -> list[SelfTestCell]:
 
 
 def test_the_smallest_size_seen_lies_between_those_that_were_tried() -> None:
-    assert sensitivity.smallest_seen(cells(s2=0.9, s4=0.95)) == 2
-    assert sensitivity.smallest_seen(cells(s2=0.5, s4=0.6)) is None
-    assert sensitivity.smallest_seen(cells(s4=0.65, s8=0.85)) == pytest.approx(4 * 2**0.5)
+    assert smallest_seen(cells(s2=0.9, s4=0.95)) == 2
+    assert smallest_seen(cells(s2=0.5, s4=0.6)) is None
+    assert smallest_seen(cells(s4=0.65, s8=0.85)) == pytest.approx(4 * 2**0.5)
     # Seen by luck at a small size, and not at a larger one: not seen.
-    assert sensitivity.smallest_seen(cells(s2=0.8, s4=0.6, s8=0.75)) == 8
+    assert smallest_seen(cells(s2=0.8, s4=0.6, s8=0.75)) == 8
 
 
 @pytest.fixture(scope="module")
@@ -160,32 +164,32 @@ def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detec
     assert set(found.whole_auroc) == {"anoscan", "pca", "mean_image"}
     assert found.whole_auroc["pca"] > 0.9  # 0.5 if none was bent
     assert found.whole_auroc["anoscan"] > 0.55
-    kept = modelfile.load(Path(tested.reference.path))[1]["self_test"]
+    kept = model_file.load(Path(tested.reference.path))[1]["self_test"]
     assert kept == to_json(found)
 
 
 def test_a_self_test_costs_little_and_says_the_same_again(
     tested: Detector, few: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anoscan import images
-    from anoscan.material import Material
+    from anoscan.dataset.material import Material
+    from anoscan.images.files import find
 
     model = tested.model
     material = Material.load(
-        images.find([few.normal]),
+        find([few.normal]),
         model.rule,
         model.config,
         workers=1,
         on_progress=lambda done, total: None,
     )
-    measured, measure = [], sensitivity.measure_views
+    measured: list[int] = []
 
     def count(networks: object, fitted: object, x: np.ndarray, **how: Any) -> object:
         measured.append(len(x))
         return measure(networks, fitted, x, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sensitivity, "measure_views", count)
-    assert sensitivity.measure(model, material, tested.runtime) == report_of(tested)
+    monkeypatch.setattr(self_test, "measure_views", count)
+    assert run_self_test(model, material, tested.runtime) == report_of(tested)
     # Trained on 640 + 640 + 320 images, each seen forwards and backwards by several networks.
     assert sum(measured) <= 160
 
@@ -207,7 +211,7 @@ def test_a_few_coloured_images_are_enough_for_a_self_test(
 def test_better_baselines_are_named_with_what_may_help(tested: Detector) -> None:
     def say(sees_from: float | None, **auroc: float) -> str:
         model = tested.model
-        return " ".join(sensitivity._findings(model, auroc, sees_from, 4, 70))
+        return " ".join(_findings(model, auroc, sees_from, 4, 70))
 
     good = say(3.0, anoscan=0.9, pca=0.8, mean_image=0.7)
     assert "about 3 px of the 16" in good
@@ -224,7 +228,7 @@ def test_the_table_fits_into_eighty_columns(tested: Detector) -> None:
     test = report_of(tested)
     wide = dataclasses.replace(test, cells=tuple(cells(s16=0.5, s32=0.6, s64=0.7, s128=0.8)))
     console = Console(width=80, record=True)
-    for part in reports._self_test(wide):
+    for part in tables._self_test(wide):
         console.print(part)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80

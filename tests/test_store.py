@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anoscan import modelfile, store
-from anoscan.errors import ModelError, UsageError
+from anoscan.core.errors import ModelError, UsageError
+from anoscan.model import file as model_file
+from anoscan.model import store
 
 METADATA = {
     "format": 1,
@@ -408,5 +409,5 @@ def test_import_refuses_what_is_no_model() -> None:
 
 
 def test_a_saved_model_is_found_by_name() -> None:
-    modelfile.save(store.path_for("a"), {}, METADATA)
-    assert modelfile.read_metadata(store.resolve("a")) == METADATA
+    model_file.save(store.path_for("a"), {}, METADATA)
+    assert model_file.read_metadata(store.resolve("a")) == METADATA

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import images, maps, selftest
-from anoscan.config import TrainConfig
+from anoscan.core.config import TrainConfig
 from anoscan.detector import Detector
-from anoscan.images import ImageRule
-from anoscan.maps import Maps
-from anoscan.model import fresh_networks
-from anoscan.scoring import fit_terms, measure
-from anoscan.terms import Evidence, gather, subspace
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import find
+from anoscan.model.model import fresh_networks
+from anoscan.model.trust import measure_trust
+from anoscan.scoring import maps
+from anoscan.scoring.maps import Maps
+from anoscan.scoring.measure import fit_terms, measure
+from anoscan.scoring.terms import Evidence, gather, subspace
 from tests.conftest import Digits
 
 PARTS = 12  # that pictures are made of
@@ -111,7 +113,7 @@ def test_the_term_counts_from_64_pixels_on(side: int, counts: bool) -> None:
     train, seen = (pictures(n, n, side=side) for n in (120, 30))
     found = fit_terms(networks, ["subspace"], [train])
     clean = measure(networks, found, seen)
-    (trusted,) = selftest.trust(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
+    (trusted,) = measure_trust(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
     assert (trusted > 0.5) == counts
 
 
@@ -136,7 +138,7 @@ def test_layers_of_relative_maps_are_nought_in_the_calmest_quarter(
 ) -> None:
     model = trained.model
     assert model.maps is not None
-    some = [images.decode(file, model.rule).pixels for file in images.find([digits.queries])[:5]]
+    some = [decode(file, model.rule).pixels for file in find([digits.queries])[:5]]
     x = torch.from_numpy(np.stack(some))
     with torch.no_grad():
         seen = gather(model.networks, x, model.networks.encoder(x))

@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from anoscan import images, suspects, suspicion
-from anoscan.cli import main
-from anoscan.cli_calibration import train_and_rank
+from anoscan.cli.app import main
+from anoscan.cli.commands.suspects import train_and_rank
+from anoscan.core.errors import InputError, UsageError
+from anoscan.core.runtime import random_stream
+from anoscan.dataset.split import dealt
 from anoscan.detector import Detector
-from anoscan.errors import InputError, UsageError
-from anoscan.images import ImageFile, decode
-from anoscan.judgement import Judge
-from anoscan.material import dealt
-from anoscan.runtime import stream
-from anoscan.scoring import fit_sums, fit_terms, term_sums
+from anoscan.images.decode import decode
+from anoscan.images.files import ImageFile, find
+from anoscan.model.judge import Judge
+from anoscan.scoring.measure import fit_sums, fit_terms, term_sums
+from anoscan.training import suspects
 from tests.conftest import Digits
 
 STRANGERS = 10
@@ -60,7 +61,7 @@ def test_strangers_are_among_the_first_tenth(trained: Detector, mixed: Path) -> 
 
 def test_parts_added_up_give_the_fit_of_the_whole(trained: Detector, mixed: Path) -> None:
     model = trained.model
-    pixels = [decode(image, model.rule).pixels for image in images.find([mixed])[:60]]
+    pixels = [decode(image, model.rule).pixels for image in find([mixed])[:60]]
     x = torch.from_numpy(np.stack(pixels))
     whole = fit_terms(model.networks, ["density"], [x])
     parts = [term_sums(model.networks, ["density"], [x[i::3]]) for i in range(3)]
@@ -163,23 +164,23 @@ def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
     trained: Detector, mixed: Path
 ) -> None:
     rule = trained.model.rule
-    pixels = np.stack([decode(file, rule).pixels for file in images.find([mixed])[:30]])
+    pixels = np.stack([decode(file, rule).pixels for file in find([mixed])[:30]])
     folds = [np.arange(6 * number, 6 * number + 6) for number in range(5)]
     usual = np.ones(30, dtype=bool)
     usual[folds[2]] = False
     for some in (usual, np.arange(30) < 6):  # of the other folds, one lacks witnesses, or all do
-        terms = suspicion._cross_fitted(trained.model, trained.runtime, pixels, folds, some)
+        terms = suspects._cross_fitted(trained.model, trained.runtime, pixels, folds, some)
         assert np.isfinite(terms).all()
     with pytest.raises(InputError, match="same picture"):
-        suspicion.scores(trained.model, trained.runtime, pixels, [b"one"] * 30)
+        suspects.scores(trained.model, trained.runtime, pixels, [b"one"] * 30)
 
 
 def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) -> None:
     rule = trained.model.rule
-    pixels = np.stack([decode(file, rule).pixels for file in images.find([mixed])])
+    pixels = np.stack([decode(file, rule).pixels for file in find([mixed])])
     twice, kin = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
-    scores = suspicion.scores(trained.model, trained.runtime, twice, kin + kin)
-    folds = dealt(kin + kin, suspicion.FOLDS, stream(trained.model.config.seed, "suspects"))
+    scores = suspects.scores(trained.model, trained.runtime, twice, kin + kin)
+    folds = dealt(kin + kin, suspects.FOLDS, random_stream(trained.model.config.seed, "suspects"))
     assert all(set(fold) == {(row + len(kin)) % len(twice) for row in fold} for fold in folds)
     np.testing.assert_allclose(scores[: len(kin)], scores[len(kin) :], atol=1e-4)
 
@@ -193,4 +194,4 @@ def test_what_cannot_be_done_is_said(trained: Detector, few: Digits, tmp_path: P
     with pytest.raises(InputError, match="10 readable images are too few"):
         Detector.train(some, path=tmp_path / "few.safetensors", drop_suspects=True)
     with pytest.raises(UsageError, match="not with --patches"):
-        suspicion.check(1000, patches=True)
+        suspects.check(1000, patches=True)

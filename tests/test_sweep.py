@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from anoscan import registry
-from anoscan.config import TrainConfig
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
 from benchmarks import cells, lineage, run, table
 from benchmarks.cells import Cell
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anoscan import pictures, terminal_pictures
-from anoscan.cli import app
-from anoscan.errors import UsageError
-from anoscan.pictures import Views
-from anoscan.terminal_pictures import Gallery
+from anoscan.cli import terminal
+from anoscan.cli.app import app
+from anoscan.cli.terminal import Gallery
+from anoscan.core.errors import UsageError
+from anoscan.report import pictures
+from anoscan.report.pictures import Views
 from tests.conftest import Digits
 from tests.test_report import result, seen
 
@@ -100,6 +101,6 @@ def test_on_a_terminal_the_top_images_follow_the_table(model_file: Path, few: Di
 
 def test_a_terminal_without_a_size_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(terminal_pictures, "_is_without_size", lambda: True)
+    monkeypatch.setattr(terminal, "_is_without_size", lambda: True)
     with pytest.raises(UsageError, match="says how large it is"):
         Gallery(1)

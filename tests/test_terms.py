@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from anoscan import selftest
-from anoscan.config import TrainConfig
-from anoscan.images import ImageRule
-from anoscan.learn import _certainty
-from anoscan.model import fresh_networks
-from anoscan.runtime import stream
-from anoscan.scoring import chunks, fit_terms, measure
-from anoscan.terms import Evidence, local
+from anoscan.core.config import TrainConfig
+from anoscan.core.runtime import random_stream
+from anoscan.images.decode import ImageRule
+from anoscan.model.model import fresh_networks
+from anoscan.model.trust import measure_trust
+from anoscan.scoring.measure import chunks, fit_terms, measure
+from anoscan.scoring.terms import Evidence, local
+from anoscan.training.learn import _certainty
 
 CONFIG = TrainConfig(size=32, channels=1, latent_dim=4, width=8)
 RULE = ImageRule(size=32, channels=1, window=None)
@@ -100,7 +100,7 @@ def trusts(seen: np.ndarray, *terms: str) -> dict[str, float]:
     ]
     clean = np.concatenate([m.terms for m in measured])
     own = np.concatenate([m.trust for m in measured])
-    return dict(zip(fitted, selftest.trust(networks, fitted, seen, clean, own, 0), strict=True))
+    return dict(zip(fitted, measure_trust(networks, fitted, seen, clean, own, 0), strict=True))
 
 
 def test_a_term_that_sees_pasted_patches_is_trusted_and_one_that_cannot_is_not() -> None:
@@ -128,5 +128,5 @@ def test_nothing_is_trusted_where_patches_change_nothing() -> None:
 
 def test_turns_of_images_without_a_way_up_are_not_learned() -> None:
     networks = fresh_networks(CONFIG, RULE)
-    x = torch.randn(40, 1, 32, 32, generator=stream(0, "noise"))
+    x = torch.randn(40, 1, 32, 32, generator=random_stream(0, "noise"))
     assert _certainty(networks.discriminator, [x]) < 0.5

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anoscan.tiles import BLANK, TRIES, WORST, Blender, Canvas, Grid, worst
+from anoscan.images.canvas import BLANK, TRIES, Canvas
+from anoscan.images.tiles import WORST, Blender, Grid, worst
 
 sizes = st.integers(16, 70)
 relaxed = settings(max_examples=60, deadline=None)

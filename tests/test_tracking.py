@@ -16,12 +16,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from anoscan import modelfile, store, training
+from anoscan.core.errors import TrainingInterrupted, UsageError
+from anoscan.core.progress import Progress
 from anoscan.detector import Detector
-from anoscan.errors import TrainingInterrupted, UsageError
-from anoscan.records import LOSSES, Record
-from anoscan.tracking import LOOKS, Tracker
-from anoscan.training import Progress, run
+from anoscan.model import file as model_file
+from anoscan.model import store
+from anoscan.model.training_record import LOSSES, Record
+from anoscan.networks import loop
+from anoscan.networks.loop import run
+from anoscan.report.tracking import LOOKS, Tracker
 from tests.conftest import Digits
 
 QUICK: dict[str, Any] = {
@@ -33,8 +36,8 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _looks_by_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECK_EVERY", 4)
-    monkeypatch.setattr(training, "LOOK_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "CHECK_EVERY", 4)
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 1e9)
 
 
 def lines(folder: Path) -> Lines:
@@ -50,7 +53,7 @@ def names(folder: Path) -> set[str]:
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    return modelfile.load(path)[0]
+    return model_file.load(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_a_resumed_run_appends_without_a_line_twice(
 
     train("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.learn.run", stop_early)
+        patch.setattr("anoscan.training.learn.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train("halved")
     beside = Record(store.checkpoint_path("halved"))
@@ -254,7 +257,7 @@ def test_a_record_that_cannot_be_written_does_not_cost_the_training(
 def recorded(name: str) -> Record:
     """A model of the store, not a good one, with a record."""
     path = store.path_for(name)
-    modelfile.save(path, {"x": torch.zeros(1)}, {"kind": "model"})
+    model_file.save(path, {"x": torch.zeros(1)}, {"kind": "model"})
     Record(path).append({"stage": "gan", "images": 1, "losses": {}, "pictures": [], "by": name})
     return Record(path)
 

@@ -14,28 +14,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anoscan import learn, registry
-from anoscan.adversarial import GanStage, TurnStage, sample, turn_randomly
-from anoscan.architectures import Networks
-from anoscan.augmentation import VIEWS, cut_paste, discriminator_view
-from anoscan.config import AUGMENTATIONS, TrainConfig
+from anoscan.core import registry
+from anoscan.core.config import AUGMENTATIONS, TrainConfig
+from anoscan.core.errors import ModelError, TrainingDiverged, TrainingInterrupted, UsageError
+from anoscan.core.progress import Progress
+from anoscan.core.runtime import Runtime, random_stream
 from anoscan.detector import Detector
-from anoscan.errors import ModelError, TrainingDiverged, TrainingInterrupted, UsageError
-from anoscan.folds import Folds
-from anoscan.images import ImageRule, decode, find
-from anoscan.keeper import Keeper
-from anoscan.mapping import EncoderStage
-from anoscan.model import fresh_networks
-from anoscan.runtime import Runtime, stream
-from anoscan.training import (
+from anoscan.images.decode import ImageRule, decode
+from anoscan.images.files import find
+from anoscan.model.model import fresh_networks
+from anoscan.networks.architectures import Networks
+from anoscan.networks.augmentation import VIEWS, cut_paste, discriminator_view
+from anoscan.networks.encoder_stage import EncoderStage
+from anoscan.networks.gan_stage import GanStage, sample
+from anoscan.networks.loop import (
     Batches,
     Position,
-    Progress,
     load_state_tensors,
     run,
     state_tensors,
     stop_on_interrupt,
 )
+from anoscan.networks.rotation_stage import TurnStage, turn_randomly
+from anoscan.training import learn
+from anoscan.training.checkpoint import Keeper
+from anoscan.training.folds import Folds
 from tests.conftest import Digits
 
 CPU = Runtime(torch.device("cpu"), "float32", 1)
@@ -331,32 +334,32 @@ def test_an_epoch_shows_every_image_once_and_epochs_differ() -> None:
 
 def test_cut_paste_changes_about_half_of_the_images_inside_a_rectangle() -> None:
     x = torch.arange(200.0).view(200, 1, 1, 1).expand(200, 1, 16, 16)
-    given = cut_paste(x, stream(0, "corruption"))
+    given = cut_paste(x, random_stream(0, "corruption"))
     changed = (given != x).flatten(1)
     assert 70 <= changed.any(1).sum() <= 130
     assert changed.sum(1).max() <= 36
-    assert torch.equal(given, cut_paste(x, stream(0, "corruption")))
+    assert torch.equal(given, cut_paste(x, random_stream(0, "corruption")))
 
 
 def test_every_augmentation_has_a_view_that_changes_images_and_can_be_differentiated() -> None:
     assert set(VIEWS) == set(AUGMENTATIONS)
     x = torch.from_numpy(pixels(32)).requires_grad_(True)
     for name in AUGMENTATIONS:
-        seen = discriminator_view(x, [name], stream(0, "view"))
+        seen = discriminator_view(x, [name], random_stream(0, "view"))
         assert seen.shape == x.shape
         assert not torch.equal(seen, x), name
         (gradient,) = torch.autograd.grad(seen.sum(), x)
         assert gradient.abs().sum() > 0
-        assert torch.equal(seen, discriminator_view(x, [name], stream(0, "view")))
+        assert torch.equal(seen, discriminator_view(x, [name], random_stream(0, "view")))
 
 
 def test_mirrored_images_are_half_of_them_and_brightness_moves_all_pixels_alike() -> None:
     x = torch.from_numpy(pixels(64))
-    mirrored = discriminator_view(x, ["flip"], stream(0, "view"))
+    mirrored = discriminator_view(x, ["flip"], random_stream(0, "view"))
     flipped = (mirrored == x.flip(3)).flatten(1).all(1)
     assert 16 < flipped.sum() < 48
     assert ((mirrored == x).flatten(1).all(1) ^ flipped).all()
-    lighter = (discriminator_view(x, ["brightness"], stream(0, "view")) - x).flatten(1)
+    lighter = (discriminator_view(x, ["brightness"], random_stream(0, "view")) - x).flatten(1)
     torch.testing.assert_close(lighter, lighter[:, :1].expand_as(lighter), atol=1e-5, rtol=0)
     assert 0.3 < lighter.abs().max() <= 0.5
 
@@ -379,7 +382,7 @@ def test_the_discriminator_sees_images_with_what_was_asked_for(
     x = batches()(0)
     assert stage.views == views
     seen = stage._view(3, "real", x)
-    assert torch.equal(seen, discriminator_view(x, views, stream(0, "view-real", 3)))
+    assert torch.equal(seen, discriminator_view(x, views, random_stream(0, "view-real", 3)))
     assert torch.equal(seen, x) == (not views)
 
 
@@ -390,12 +393,13 @@ def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
 
 def test_streams_differ_by_name_seed_and_index_and_repeat() -> None:
     draws = {
-        torch.rand(1, generator=stream(*arguments)).item()
+        torch.rand(1, generator=random_stream(*arguments)).item()
         for arguments in [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
     }
     assert len(draws) == 4
     assert torch.equal(
-        torch.rand(3, generator=stream(5, "z", 2)), torch.rand(3, generator=stream(5, "z", 2))
+        torch.rand(3, generator=random_stream(5, "z", 2)),
+        torch.rand(3, generator=random_stream(5, "z", 2)),
     )
 
 
@@ -538,7 +542,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
         return Detector.train(few.normal, name="run", path=path, resume=resume, **quick)
 
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.learn.run", stop_early)
+        patch.setattr("anoscan.training.learn.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train(resume=False)
     resumed = train(resume=True)
@@ -602,7 +606,7 @@ def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(
         )
     assert not told  # no image is read, no folder named, for nothing
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.learn.run", stop)
+        patch.setattr("anoscan.training.learn.run", stop)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="r", path=path, **quick)
     with pytest.raises(ModelError, match=r"What differs: --seed \(was 0, is 9\)\."):

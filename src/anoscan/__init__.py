@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from anoscan.config import TrainConfig
+    from anoscan.core.config import TrainConfig
+    from anoscan.core.errors import AnoscanError
     from anoscan.detector import Detector
-    from anoscan.errors import AnoscanError
 
 __all__ = ["AnoscanError", "Detector", "TrainConfig", "__version__"]
 
 _HOMES = {
     "Detector": "anoscan.detector",
-    "TrainConfig": "anoscan.config",
-    "AnoscanError": "anoscan.errors",
+    "TrainConfig": "anoscan.core.config",
+    "AnoscanError": "anoscan.core.errors",
 }
 
 

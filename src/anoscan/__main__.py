@@ -1,6 +1,6 @@
 """Lets ``python -m anoscan`` do what the ``anoscan`` script does."""
 
-from anoscan.cli import main
+from anoscan.cli.app import main
 
 if __name__ == "__main__":
     main()

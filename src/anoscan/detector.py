@@ -16,19 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from anoscan import health, images, interest, labelled, modelfile, recalibration, scoring, store
-from anoscan.assessment import Conditions, Subject, assess
-from anoscan.atlas import Atlas
-from anoscan.config import TrainConfig
-from anoscan.errors import UsageError
-from anoscan.images import ImageFile
-from anoscan.judgement import Judge, OnImage, nothing_readable, ranked, searched
-from anoscan.keeper import Keeper
-from anoscan.learn import learn, on_reading
-from anoscan.model import Model
-from anoscan.recalibration import Target
-from anoscan.records import Record
-from anoscan.results import (
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import UsageError
+from anoscan.core.progress import OnProgress, Progress, on_reading
+from anoscan.core.results import (
+    CalibrateReport,
     EvalReport,
     ImageScore,
     ModelReference,
@@ -38,15 +30,32 @@ from anoscan.results import (
     Threshold,
     TrainReport,
 )
-from anoscan.runtime import Runtime
-from anoscan.sampling import SAMPLES, Sampler
-from anoscan.scores import DEFAULT_SCORE, Inversion
-from anoscan.suspicion import Suspicion
-from anoscan.tracking import Tracker
-from anoscan.training import OnProgress, Progress, stop_on_interrupt
-from anoscan.upkeep import CalibrateReport
+from anoscan.core.runtime import Runtime
+from anoscan.evaluation import recalibrate
+from anoscan.evaluation.evaluate import Conditions, Subject, assess
+from anoscan.evaluation.labels import gather
+from anoscan.evaluation.recalibrate import Target
+from anoscan.images import masks
+from anoscan.images.files import ImageFile, find
+from anoscan.images.layout import query_paths, training_paths
+from anoscan.model import file as model_file
+from anoscan.model import store
+from anoscan.model.judge import Judge, nothing_readable, ranked, searched
+from anoscan.model.model import Model
+from anoscan.model.training_record import Record
+from anoscan.networks.loop import stop_on_interrupt
+from anoscan.report.map_files import Atlas
+from anoscan.report.samples import SAMPLES, Sampler
+from anoscan.report.tracking import Tracker
+from anoscan.report.views import OnImage
+from anoscan.scoring import measure
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion
+from anoscan.training import health
+from anoscan.training.checkpoint import Keeper
+from anoscan.training.learn import learn
+from anoscan.training.suspects import Suspicion
 
-BATCH_SIZE = scoring.CHUNK
+BATCH_SIZE = measure.CHUNK
 
 
 def _quiet(progress: Progress) -> None:
@@ -141,9 +150,9 @@ class Detector:
         with store.claim(name):  # until its files are where they stay
             target = store.unused(name, Path(path) if path else None, force=force)
             runtime = Runtime.resolve(device, precision, workers)
-            normal, narrowed = labelled.training_paths(paths)
-            files = images.find(normal)
-            region = interest.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            normal, narrowed = training_paths(paths)
+            files = find(normal)
+            region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
             record = Record(checkpoint := store.checkpoint_path(name))
             if resume:
                 Keeper.check(checkpoint)
@@ -201,10 +210,10 @@ class Detector:
         """
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers).measuring()
-        region = None if roi is None else interest.read(Path(roi))
+        region = None if roi is None else masks.read(Path(roi))
         read = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region))
-        digest = modelfile.digest(path)
+        digest = model_file.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
 
@@ -252,7 +261,7 @@ class Detector:
         InputError
             When nothing can be read.
         """
-        files = images.find(labelled.query_paths(paths)[0])
+        files = find(query_paths(paths)[0])
         report = self.score_files(
             files,
             score=score,
@@ -424,11 +433,11 @@ class Detector:
         """
         before = self.reference
         file = store.unused(name, force=force) if name else Path(before.path)
-        normal, narrowed = labelled.training_paths(paths)
-        normals = images.find(normal) if normal else []
+        normal, narrowed = training_paths(paths)
+        normals = find(normal) if normal else []
         if narrowed:
             on_progress(Progress("reading", 0, len(normals), {}, 0.0, narrowed))
-        model, decision, skipped = recalibration.renew(
+        model, decision, skipped = recalibrate.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
         self.model, self._judge = model, self._judge.of(model)
@@ -438,7 +447,7 @@ class Detector:
             model=self.reference,
             previous=before,
             images=len(model.yardstick.terms) if paths else None,
-            warning=recalibration.reservation(model) if paths else None,
+            warning=recalibrate.reservation(model) if paths else None,
             threshold=self.threshold(),
             decision=decision,
             uses_labels=model.uses_labels,
@@ -489,7 +498,7 @@ class Detector:
         UsageError
             Without labels of either kind.
         """
-        given = labelled.gather(*(None if p is None else Path(p) for p in (labels, folder, masks)))
+        given = gather(*(None if p is None else Path(p) for p in (labels, folder, masks)))
         conditions = Conditions(score, Inversion.of(mapping), false_alarm_rate, batch_size)
         subjects = [Subject(model._judge, model.reference) for model in (self, *against)]
         return assess(subjects, given, conditions, on_progress)

@@ -1,0 +1,139 @@
+"""The command line: declarations, and one call each.
+
+Nothing here imports torch or scikit-learn until a command runs: ``--help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import anoscan
+from anoscan.cli.commands import calibrate, drift, models, sample, suspects, train
+from anoscan.cli.commands.demo import demo
+from anoscan.cli.commands.doctor import doctor
+from anoscan.cli.commands.evaluate import evaluate
+from anoscan.cli.commands.score import score
+from anoscan.cli.options import SETTINGS, Command, output_of
+from anoscan.core.errors import AnoscanError, ExitCode, UsageError
+
+app = typer.Typer(
+    name="anoscan",
+    help="Find the odd image out: learn from a folder of normal images, then rank others.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    **SETTINGS,
+)
+# typer does not name the class that all its complaints about wrong usage share.
+_WrongUsage: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"anoscan {anoscan.__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    models.help_without_command(context)
+
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    train.train,
+    score,
+    evaluate,
+    sample.sample,
+    calibrate.calibrate,
+    drift.drift,
+    suspects.suspects,
+    demo,
+    doctor,
+)
+for command in _COMMANDS:
+    app.command(name="eval" if command is evaluate else None, cls=Command)(command)
+
+model_commands = typer.Typer(
+    help="List, show and move trained models.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    **SETTINGS,
+)
+model_commands.callback()(models.help_without_command)
+app.add_typer(model_commands, name="models")
+_MODELS: dict[str, Callable[..., None]] = {
+    "list": models.list_models,
+    "show": models.show,
+    "remove": models.remove,
+    "rename": models.rename,
+    "export": models.export,
+    "import": models.import_model,
+}
+for name, command in _MODELS.items():
+    model_commands.command(name=name, cls=Command)(command)
+
+
+def main() -> NoReturn:
+    """Run the command line; every exit code is decided here or by `typer.Exit`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False) or ExitCode.DONE
+        sys.stdout.flush()
+    except _WrongUsage as error:
+        command = error.ctx.command_path if error.ctx else "anoscan"
+        message = error.format_message()
+        message = message if message.endswith("?") else message.rstrip(".") + "."
+        return _fail(UsageError(message, hint=f"See {command} --help."))
+    except AnoscanError as error:
+        return _fail(error)
+    except BrokenPipeError:
+        return _reader_gone()
+    except OSError as error:
+        # A full disk or a folder that is not the user's; without a number it is none of these.
+        if error.errno is None:
+            return _bug()
+        named = f"{error.filename}: " if error.filename else ""
+        return _fail(AnoscanError(f"{named}{error.strerror}."))
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Exception:
+        return _bug()
+    if code == ExitCode.INTERRUPTED:
+        output_of(False, False).note("interrupted")
+    return int(code)
+
+
+def _fail(error: AnoscanError) -> int:
+    output_of(False, False).error(error)
+    return error.exit_code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    sys.stderr.write("This is a bug in anoscan: please report it with the lines above.\n")
+    return ExitCode.BUG
+
+
+def _reader_gone() -> int:
+    # As in | head: nobody is left to tell, and Python must not try again when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.FAILED

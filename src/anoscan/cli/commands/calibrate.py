@@ -1,0 +1,78 @@
+"""The command ``anoscan calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anoscan.cli.options import Device, Force, Json, Named, Quiet, Workers, finish, option
+from anoscan.core.errors import UsageError
+
+
+def calibrate(
+    model: Named,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGES", help="Folders or files of new normal images, not trained on."
+        ),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float | None,
+        option(help="Of the model's verdicts from now on.", metavar="SHARE", default="as it was"),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        option(
+            help="CSV with the header path,label, for --miss-cost or --target-recall.",
+            metavar="FILE",
+        ),
+    ] = None,
+    miss_cost: Annotated[
+        float | None,
+        option(
+            help="Uses labels: a missed anomaly costs as much as so many false alarms.",
+            metavar="X",
+        ),
+    ] = None,
+    target_recall: Annotated[
+        float | None,
+        option(help="Uses labels: share of the labelled anomalies to be found.", metavar="SHARE"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        option(help="Save under this name.", metavar="NAME", default="the model is changed"),
+    ] = None,
+    force: Force = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set a model's scales and threshold anew, without training.
+
+    From normal images that it was not trained on: of a new camera, or a new batch of slides.
+
+    Example: anoscan calibrate bolts ./new_normals
+    """
+    if not images and labels is None and false_alarm_rate is None:
+        if miss_cost is None and target_recall is None:
+            raise UsageError("calibrate needs IMAGES, --labels or --false-alarm-rate.")
+        raise UsageError("--miss-cost and --target-recall need --labels FILE.")
+    from anoscan.cli.output import Output
+    from anoscan.detector import Detector
+    from anoscan.evaluation.recalibrate import Target
+
+    target = Target(false_alarm_rate, labels, miss_cost, target_recall)
+    output = Output(as_json=as_json, quiet=quiet)
+    detector = Detector.load(model, device=device, workers=workers)
+    with output.progress() as on_progress:
+        report = detector.calibrate(
+            images or [], target, name=name, force=force, on_progress=on_progress
+        )
+    for warning in filter(None, (report.warning, report.threshold.warning)):
+        output.warn(warning)
+    output.emit(report)
+    finish(output, report.skipped)

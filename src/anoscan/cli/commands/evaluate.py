@@ -1,0 +1,120 @@
+"""The command ``anoscan eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anoscan.cli.options import (
+    OUTPUT,
+    BatchSize,
+    Device,
+    DiscriminationLoss,
+    Json,
+    Mapping,
+    Models,
+    Quiet,
+    Rate,
+    RoiMask,
+    ScoreName,
+    SearchSeed,
+    SearchSteps,
+    Workers,
+    checked_rate,
+    finish,
+    load,
+    option,
+    output_of,
+)
+from anoscan.core.errors import UsageError
+from anoscan.core.files import check_writable
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, score_named
+
+
+def evaluate(
+    images: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="What paths in the CSV are relative to; or a folder laid out like MVTec AD, "
+            "which needs no CSV. [default: the CSV's folder]",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        option(help="CSV with the header path,label[,mask][,class].", metavar="FILE"),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        option(
+            help="Measure pixels too: masks there have the relative paths of the images, with "
+            "another suffix or _mask added. [default: the CSV's masks]",
+            metavar="DIR",
+        ),
+    ] = None,
+    model: Models = None,
+    score_name: ScoreName = DEFAULT_SCORE,
+    mapping: Mapping = "encoder",
+    discrimination_loss: DiscriminationLoss = "feature",
+    search_steps: SearchSteps = None,
+    false_alarm_rate: Rate = None,
+    roi: RoiMask = None,
+    plots: Annotated[
+        Path | None,
+        option(
+            help="Write ROC, precision-recall, histograms and confusion there, as PNG and SVG.",
+            metavar="DIR",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    workers: Workers = None,
+    seed: SearchSeed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure detection on labelled images. AUROC stands beside those of the mean image and PCA.
+
+    Example: anoscan eval --labels labels.csv --masks ./masks
+    """
+    if labels is None and images is None:
+        raise UsageError(
+            "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
+            "like MVTec AD."
+        )
+    score_named(score_name)
+    how = Inversion(mapping, discrimination_loss, search_steps, seed)
+    checked_rate(false_alarm_rate)
+    if plots is not None:
+        from anoscan.report import plots as drawing
+
+        drawing.check()
+        check_writable(plots, "--plots", folder=True)
+    output = output_of(as_json, quiet)
+    names: list[str | None] = [*model] if model else [None]
+    detector, *others = [load(name, device, workers, roi, output) for name in names]
+    if hint := detector.hint(score_name, how):
+        output.note(hint)
+    with output.progress() as on_progress:
+        report = detector.evaluate(
+            labels,
+            images,
+            masks=masks,
+            against=others,
+            score=score_name,
+            mapping=how,
+            false_alarm_rate=false_alarm_rate,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+    if report.warning:
+        output.warn(report.warning)
+    output.emit(report)
+    if plots is not None:
+        drawing.write(report, plots)
+        output.note(f"plots: {plots}")
+    masks_skipped = report.pixel.skipped if report.pixel else ()
+    finish(output, [*report.images.skipped, *masks_skipped])

@@ -1,0 +1,269 @@
+"""The command ``anoscan score``: a ranked table, and all that is written beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from anoscan.cli import queries
+from anoscan.cli.options import (
+    OUTPUT,
+    SHOWN,
+    TABLE_ROWS,
+    BatchSize,
+    Device,
+    DiscriminationLoss,
+    Json,
+    Mapping,
+    Maps,
+    MapsFormat,
+    Model,
+    Quiet,
+    Rate,
+    Report,
+    ReportAssets,
+    RoiMask,
+    ScoreName,
+    SearchSeed,
+    SearchSteps,
+    Workers,
+    atlas,
+    checked_rate,
+    finish,
+    first_images,
+    load,
+    option,
+    output_of,
+)
+from anoscan.core.errors import UsageError
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, score_named
+
+if TYPE_CHECKING:
+    from anoscan.cli.output import Output
+    from anoscan.core.results import ImageScore, ScoreReport, Skipped
+    from anoscan.detector import Detector
+    from anoscan.report.views import OnImage, Seen
+
+
+def score(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Folders, files, or - for a list on stdin: one a line, or NUL after each.",
+        ),
+    ],
+    model: Model = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"List only the N most anomalous. [default: {TABLE_ROWS} in a table, all in JSON]",
+        ),
+    ] = None,
+    score_name: ScoreName = DEFAULT_SCORE,
+    mapping: Mapping = "encoder",
+    discrimination_loss: DiscriminationLoss = "feature",
+    search_steps: SearchSteps = None,
+    false_alarm_rate: Rate = None,
+    roi: RoiMask = None,
+    fail_on_anomaly: Annotated[
+        bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
+    ] = False,
+    residuals: Annotated[
+        Path | None,
+        option(
+            metavar="DIR", help="Write query | reconstruction | residual PNGs there.", panel=OUTPUT
+        ),
+    ] = None,
+    report_file: Report = None,
+    report_assets: ReportAssets = False,
+    show: Annotated[
+        bool,
+        option(
+            "--show",
+            help=f"Show the most anomalous images in the terminal: --top, or {SHOWN}.",
+            panel=OUTPUT,
+        ),
+    ] = False,
+    nearest: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="K",
+            help="Name the K training images most like each query (train --keep-thumbnails); "
+            "with --residuals, show them too.",
+        ),
+    ] = 0,
+    maps: Maps = None,
+    maps_format: MapsFormat = None,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    workers: Workers = None,
+    seed: SearchSeed = 0,
+    as_json: Json = False,
+    as_jsonl: Annotated[
+        bool, option("--jsonl", help="One JSON object an image, as it is scored.", panel=OUTPUT)
+    ] = False,
+    as_csv: Annotated[
+        bool, option("--csv", help="One CSV row an image, as it is scored.", panel=OUTPUT)
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank images by how anomalous they are. A higher score is more anomalous.
+
+    Example: anoscan score ./queries --top 20 --residuals ./pictures
+    """
+    streams = as_jsonl or as_csv
+    if as_json + as_jsonl + as_csv > 1:
+        raise UsageError("--json, --jsonl and --csv exclude each other.")
+    if top is not None and streams:
+        raise UsageError("--top needs all images: not with --jsonl or --csv.")
+    if show and (as_json or streams):
+        raise UsageError("--show goes with the table: not with --json, --jsonl or --csv.")
+    if report_file is not None and streams:
+        raise UsageError("--report needs all images: not with --jsonl or --csv.")
+    if report_assets and report_file is None:
+        raise UsageError("--report-assets needs --report.")
+    options: dict[str, Any] = {
+        "score": score_named(score_name).name,
+        "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
+        "false_alarm_rate": checked_rate(false_alarm_rate),
+        "residuals": residuals,
+        "maps": atlas(maps, maps_format),
+        "nearest": nearest,
+        "batch_size": batch_size,
+    }
+    output = output_of(as_json, quiet)
+    pages_folder = beside(report_file) if report_file and report_assets else None
+    written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
+    files, notes = queries.gather(paths, written)
+    for note in notes:
+        output.note(note)
+    detector = load(model, device, workers, roi, output)
+    if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
+        output.warn(warning)
+    if hint := detector.hint(score_name, how):
+        output.note(hint)
+    with (
+        ScoringViewers(
+            len(files), report_file, assets=report_assets, show=show * (top or SHOWN)
+        ) as watch,
+        output.progress(streams=streams) as on_progress,
+    ):
+        if streams:
+            outcomes = detector.stream(files, on_progress=on_progress, **options)
+            terms = detector.score_terms(score_name)
+            anomalous, skipped = _stream(outcomes, output, as_csv, terms)
+        else:
+            report = detector.score_files(
+                files, on_progress=on_progress, on_image=watch.on_image, **options
+            )
+            anomalous, skipped = report.counts["anomalous"], list(report.skipped)
+            watch.write(report, detector)
+    if not streams:
+        output.emit(first_images(report, top, None if as_json else TABLE_ROWS))
+        if report.warning:
+            output.warn(report.warning)
+    if residuals is not None:
+        output.note(f"pictures: {residuals}")
+    watch.show(output)
+    if maps is not None:
+        output.note(f"maps: {maps}")
+    finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
+
+
+def _stream(
+    outcomes: Iterator[ImageScore | Skipped], output: Output, as_csv: bool, terms: tuple[str, ...]
+) -> tuple[int, list[Skipped]]:
+    from anoscan.cli.output import CsvWriter
+    from anoscan.core.results import Skipped
+    from anoscan.model.judge import nothing_readable
+
+    write = CsvWriter(terms).write if as_csv else output.line
+    scored, anomalous, skipped = 0, 0, []
+    for outcome in outcomes:
+        if isinstance(outcome, Skipped):
+            output.unreadable(outcome)
+            skipped.append(outcome)
+            continue
+        write(outcome)
+        scored += 1
+        anomalous += outcome.verdict == "anomalous"
+    if not scored:
+        raise nothing_readable(skipped)
+    return anomalous, skipped
+
+
+class ScoringViewers:
+    """What looks at images while they are scored: the page, and pictures for the terminal.
+
+    Parameters
+    ----------
+    images : int
+        How many will come, about.
+    page : path, optional
+        Where the page goes.
+    assets : bool
+        Keep its pictures beside it.
+    show : int
+        How many of the most anomalous images the terminal is to show.
+    """
+
+    def __init__(self, images: int, page: Path | None, *, assets: bool, show: int) -> None:
+        self._page: HtmlReport | None = None
+        self._gallery: Gallery | None = None
+        if show:
+            from anoscan.cli.terminal import Gallery
+
+            self._gallery = Gallery(show)
+        if page is not None:
+            from anoscan.report.html_page import HtmlReport
+
+            self._page = HtmlReport(page, images, assets=assets)
+
+    @property
+    def on_image(self) -> OnImage | None:
+        """What is to be called with every image; None where nobody looks."""
+        watching = [watch.add for watch in (self._page, self._gallery) if watch is not None]
+
+        def add(image: ImageScore, seen: Seen) -> None:
+            for watch in watching:
+                watch(image, seen)
+
+        return add if watching else None
+
+    def write(self, report: ScoreReport, detector: Detector) -> None:
+        """Finish the page."""
+        if self._page is None:
+            return
+        from anoscan.core import results
+        from anoscan.report.html_page import Background
+
+        scores = detector.calibration_scores(report.score)
+        self._page.write(results.to_json(report), Background(detector.model.metadata, scores))
+
+    def show(self, output: Output) -> None:
+        """Show pictures, and say where the page is."""
+        if self._gallery is not None:
+            output.gallery(self._gallery)
+        if self._page is not None:
+            output.note(f"report: {self._page.path}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._page is not None:
+            self._page.close()
+
+
+def beside(page: Path) -> Path:
+    """Folder of the pictures of a page that keeps them beside it."""
+    from anoscan.report.html_page import assets_of
+
+    return assets_of(page)

@@ -1,0 +1,100 @@
+"""The command ``anoscan suspects``."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anoscan.cli.options import Device, Json, Quiet, Workers, finish, option
+from anoscan.core import config
+from anoscan.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from anoscan.core.progress import OnProgress
+    from anoscan.core.results import SuspectsReport
+    from anoscan.detector import Detector
+
+
+def suspects(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES", help="Folders or files of images taken for normal."),
+    ],
+    model: Annotated[
+        str | None,
+        option(
+            help="Name or path of a model that was trained on them.",
+            metavar="MODEL",
+            default="one is trained, and not kept",
+        ),
+    ] = None,
+    images_shown: Annotated[
+        int | None,
+        option(help="Length of that training.", metavar="N", default=str(config.IMAGES_SHOWN)),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of that training.")] = 0,
+    device: Device = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank images taken for normal: the likeliest anomalies first.
+
+    Example: anoscan suspects ./normal_imgs --json
+    """
+    if model is not None and images_shown is not None:
+        raise UsageError("--images-shown is for a training: not with --model.")
+    from anoscan.cli.output import Output
+    from anoscan.detector import Detector
+    from anoscan.training import suspects as job
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as on_progress, tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            _, report = train_and_rank(
+                images,
+                drop=False,
+                on_progress=on_progress,
+                path=Path(folder) / "suspects.safetensors",
+                images_shown=images_shown,
+                seed=seed,
+                device=device,
+                workers=workers,
+            )
+        else:
+            detector = Detector.load(model, device=device, workers=workers)
+            report = job.rank(
+                detector.model, detector.reference, detector.runtime, images, on_progress
+            )
+    output.emit(report if model else dataclasses.replace(report, model=None))
+    finish(output, report.skipped)
+
+
+def train_and_rank(
+    paths: Sequence[str | Path], *, drop: bool, on_progress: OnProgress, **options: Any
+) -> tuple[Detector, SuspectsReport]:
+    """Train a model and rank its images.
+
+    Parameters
+    ----------
+    drop : bool
+        Fit what counts as usual without the most suspect images.
+    paths, options
+        As for `Detector.train`.
+    """
+    from anoscan.detector import Detector
+    from anoscan.images.layout import training_paths
+    from anoscan.training import suspects as job
+
+    detector = Detector.train(paths, on_progress=on_progress, drop_suspects=drop, **options)
+    reference = detector.reference
+    if detector.suspicion is not None:
+        return detector, job.listed(reference, detector.suspicion)
+    # Narrowed here, because the training has said so already.
+    narrowed = training_paths(paths)[0]
+    return detector, job.rank(detector.model, reference, detector.runtime, narrowed, on_progress)

@@ -1,0 +1,421 @@
+"""The command ``anoscan train``, and how its settings come together.
+
+Defaults, then the --config file, then the options that were given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anoscan.cli.options import (
+    IMAGES,
+    OUTPUT,
+    Device,
+    Force,
+    Json,
+    Precision,
+    Quiet,
+    Workers,
+    choice,
+    finish,
+    listed,
+    option,
+    setting,
+)
+from anoscan.core import config
+from anoscan.core.config import TrainConfig, decided
+from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
+from anoscan.core.files import check_writable
+
+if TYPE_CHECKING:
+    from anoscan.cli.output import Output
+    from anoscan.detector import Detector
+
+
+def train(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Folders (searched recursively) or files of normal images; of a folder laid "
+            "out like MVTec AD, only train/good.",
+        ),
+    ],
+    name: Annotated[
+        str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
+    ] = None,
+    size: Annotated[
+        str | None,
+        setting(
+            "size",
+            f"Side the networks see, {config.SMALLEST_SIZE} to {config.LARGEST_SIZE} pixels.",
+            "auto|N",
+            default="auto",
+            panel=IMAGES,
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
+    ] = None,
+    patches: Annotated[
+        int | None,
+        setting(
+            "patches",
+            "Learn from so many random parts of larger images, not from whole ones made small.",
+            "N",
+            default="whole images",
+            panel=IMAGES,
+        ),
+    ] = None,
+    patch_size: Annotated[
+        int | None,
+        setting(
+            "patch_size",
+            "Side of a patch in pixels of the images; made smaller only by a lower --size.",
+            "N",
+            default=str(config.PATCH_SIZE),
+            panel=IMAGES,
+        ),
+    ] = None,
+    roi: Annotated[
+        str | None,
+        option(
+            help="Mask as large as the images, or stretched over them: black does not count, here "
+            "and in score. auto: leave out borders that are constant in all images.",
+            metavar="auto|MASK",
+            panel=IMAGES,
+        ),
+    ] = None,
+    align: Annotated[
+        str | None,
+        setting(
+            "align",
+            "Whether anomaly maps compare a place with the same place of the normal images; auto "
+            "asks held-out ones.",
+            "|".join(config.ALIGNMENTS),
+            panel=IMAGES,
+        ),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        choice(
+            "architecture",
+            "architectures",
+            f"progressive from {config.PROGRESSIVE_FROM} pixels on, else dcgan.",
+        ),
+    ] = None,
+    objective: Annotated[str | None, choice("objective", "objectives")] = None,
+    encoder: Annotated[str | None, choice("encoder", "encoders")] = None,
+    mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
+    images_shown: Annotated[
+        int | None,
+        setting(
+            "images_shown",
+            "Length: real images the discriminator sees.",
+            "N",
+            default=f"{config.IMAGES_SHOWN}, three times that for wgan-gp",
+        ),
+    ] = None,
+    rotation_images_shown: Annotated[
+        int | None,
+        setting(
+            "rotation_images_shown",
+            "Length of the training on turned images.",
+            "N",
+            default="that of --images-shown, a third of it for wgan-gp",
+        ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        setting(
+            "augment",
+            "Random changes to what the discriminator sees in the game: auto is "
+            f"{','.join(config.FEW_AUGMENTED)} with fewer than {config.FEW_IMAGES:,} images, else "
+            "none. " + listed(config.AUGMENTATIONS),
+            "auto|none|LIST",
+        ),
+    ] = None,
+    encoder_images_shown: Annotated[
+        int | None,
+        setting(
+            "encoder_images_shown",
+            "Length of the encoder's training.",
+            "N",
+            default="two fifths of --rotation-images-shown's default",
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
+    learning_rate: Annotated[
+        float | None,
+        setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
+    ] = None,
+    latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
+    width: Annotated[
+        int | None, setting("width", "Channels of maps of 64x64; finer ones have fewer.", "N")
+    ] = None,
+    ema_images: Annotated[
+        int | None,
+        setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
+    ] = None,
+    seed: Annotated[int | None, setting("seed", "Of all randomness.", "N")] = None,
+    config_file: Annotated[
+        Path | None,
+        option(
+            "--config",
+            help="JSON file of settings, or what models show --json or --dry-run print; options "
+            "given here come first.",
+            metavar="FILE",
+        ),
+    ] = None,
+    calibration_folds: Annotated[
+        int | None,
+        setting(
+            "calibration_folds",
+            "Where images are few: calibrate on those trained on too, in so many folds; each "
+            "trains all but the GAN again.",
+            "K",
+            default="held-out images alone",
+            panel=IMAGES,
+        ),
+    ] = None,
+    keep_thumbnails: Annotated[
+        bool,
+        option(
+            "--keep-thumbnails",
+            help="Keep small copies and the paths of the training images in the model, for "
+            "score --nearest: not where they are private.",
+        ),
+    ] = False,
+    clean_report: Annotated[
+        Path | None,
+        option(
+            help="Write all images there as JSON, those most likely to be anomalies first.",
+            metavar="FILE",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    drop_suspects: Annotated[
+        bool,
+        option(
+            "--drop-suspects",
+            help="Fit what counts as usual without the most suspect fifth of the images.",
+        ),
+    ] = False,
+    resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        option(
+            help="Also write losses and pictures for TensorBoard there.",
+            metavar="DIR",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what normal looks like from a folder of normal images.
+
+    Example: anoscan train ./normal_imgs --name bolts
+    """
+    given: dict[str, Any] = {
+        "patches": patches,
+        "patch_size": patch_size,
+        "align": align,
+        "held_out": held_out,
+        "calibration_folds": calibration_folds,
+        "architecture": architecture,
+        "objective": objective,
+        "encoder": encoder,
+        "mapping": mapping,
+        "images_shown": images_shown,
+        "rotation_images_shown": rotation_images_shown,
+        "encoder_images_shown": encoder_images_shown,
+        "augment": augment,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "latent_dim": latent_dim,
+        "width": width,
+        "ema_images": ema_images,
+        "seed": seed,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    if keep_thumbnails:
+        settings["keep_thumbnails"] = True
+    if size is not None:
+        settings["size"] = auto_int("--size", size)
+    if channels is not None:
+        settings["channels"] = auto_int("--channels", channels)
+    chosen = TrainConfig.from_dict(_merged(settings_of(config_file), settings))
+    from anoscan.cli.output import Output
+
+    output = Output(as_json=as_json, quiet=quiet)
+    machine: dict[str, Any] = {"device": device, "precision": precision, "workers": workers}
+    if chosen.patches is not None and (drop_suspects or clean_report is not None):
+        option = "--drop-suspects" if drop_suspects else "--clean-report"
+        raise UsageError(
+            f"{option} does not go with --patches: suspects are looked for among whole images."
+        )
+    if dry_run:
+        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
+        return
+    if clean_report is not None:
+        check_writable(clean_report, "--clean-report")
+    detector = _train(
+        output,
+        images,
+        config=chosen,
+        name=name,
+        force=force,
+        resume=resume,
+        tensorboard=tensorboard,
+        clean_report=clean_report,
+        drop_suspects=drop_suspects,
+        roi=roi,
+        **machine,
+    )
+    if detector.report is None:
+        raise RuntimeError("training gives a report")
+    output.emit(detector.report)
+    output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
+    finish(output, detector.report.images.skipped)
+
+
+def auto_int(option: str, value: str) -> int | None:
+    """Number of an option that may be ``auto``, which is None."""
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
+    return int(value)
+
+
+def _train(
+    output: Output,
+    images: list[Path],
+    clean_report: Path | None,
+    drop_suspects: bool,
+    **options: Any,
+) -> Detector:
+    from anoscan.cli.commands.suspects import train_and_rank
+    from anoscan.detector import Detector
+
+    with output.progress() as on_progress:
+        try:
+            if clean_report is None and not drop_suspects:
+                return Detector.train(images, on_progress=on_progress, **options)
+            detector, report = train_and_rank(
+                images, drop=drop_suspects, on_progress=on_progress, **options
+            )
+            if clean_report is not None:
+                output.save(report, clean_report)
+            return detector
+        except TrainingInterrupted as error:
+            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            command = shlex.join(["anoscan", *arguments, "--resume"])
+            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
+
+
+def settings_of(path: Path | None) -> dict[str, Any]:
+    """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--config {path} is not JSON: {error}.") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold one JSON object of settings.")
+    try:
+        TrainConfig.from_dict(values)
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error.message}", hint=error.hint) from error
+    return values
+
+
+def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a file under those that were given.
+
+    A model's file holds what its choices decided too; another choice decides that anew. What
+    somebody wrote there stays.
+    """
+    before = TrainConfig.from_dict(kept)
+    changed = {name for name, value in given.items() if value != getattr(before, name)}
+    follows = {
+        "images_shown": {"objective"},
+        "learning_rate": {"objective"},
+        "rotation_images_shown": {"images_shown", "objective"},
+        "encoder_images_shown": {"images_shown", "objective", "mapping"},
+    }
+    was = decided(before)
+    was["images_shown"] = decided(dataclasses.replace(before, images_shown=None))["images_shown"]
+    anew = {name for name in follows if follows[name] & changed and kept.get(name) == was[name]}
+    return {name: value for name, value in kept.items() if name not in anew} | given
+
+
+def _dry_run(
+    paths: list[Path],
+    chosen: TrainConfig,
+    machine: dict[str, Any],
+    output: Output,
+    *,
+    name: str | None,
+    resume: bool,
+    roi: str | None,
+) -> None:
+    from anoscan.core.runtime import Runtime
+    from anoscan.dataset.inspection import inspect
+    from anoscan.dataset.split import check_count
+    from anoscan.images import masks
+    from anoscan.images.files import find
+    from anoscan.images.layout import training_paths
+    from anoscan.model import store
+    from anoscan.training.checkpoint import Keeper
+    from anoscan.training.learn import resolve
+
+    # What the training itself would refuse; a name that is taken may be of the model in question.
+    name = store.check_name(name or store.name_for(paths[0]))
+    if resume:
+        Keeper.check(store.checkpoint_path(name))
+    runtime = Runtime.resolve(**machine)
+    files = find(training_paths(paths)[0])
+    masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
+    inspection = inspect(
+        files,
+        size=chosen.size,
+        channels=chosen.channels,
+        workers=runtime.workers,
+        seed=chosen.seed,
+        patch=chosen.patch,
+    )
+    check_count(inspection.inspected)
+    document = {
+        "schema": "anoscan.config/1",
+        "config": resolve(chosen, inspection).to_dict(),
+        "images_found": len(files),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+    }
+    output.document(document)

@@ -1,0 +1,312 @@
+"""What several commands share: options, how ``--help`` lays them out, and how a command ends.
+
+Help is plain text in sections: rich's boxes take longer to import than all else that ``--help``
+does, and wrap badly in a log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from anoscan.core import config, registry
+from anoscan.core.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
+from anoscan.core.errors import ExitCode, UsageError
+from anoscan.scoring.choices import (
+    DEFAULT_MAP_FORMS,
+    DEFAULT_SCORE,
+    DISCRIMINATION_LOSSES,
+    MAP_FORMS,
+    MAPPINGS,
+    SCORES,
+    STEPS,
+    map_forms,
+)
+
+if TYPE_CHECKING:
+    from anoscan.cli.output import Output
+    from anoscan.core.results import ScoreReport, Skipped
+    from anoscan.detector import Detector
+    from anoscan.report.map_files import Atlas
+
+
+IMAGES, MODEL, MACHINE, OUTPUT = "Images", "Model", "Machine", "Output"
+
+SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
+_DEFAULTS = TrainConfig().to_dict()
+
+
+class Command(TyperCommand):
+    """Command whose plain-text help has a section for each panel of options.
+
+    Arguments are named as they are typed, whatever the version of Typer makes of their types.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Options, then the arguments: PATH for one, PATH... for several, [PATH] for none too."""
+        pieces = ["[OPTIONS]"]
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'...' * (parameter.nargs != 1)}"
+                pieces.append(name if parameter.required else f"[{name}]")
+        return pieces
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, each under the title of its panel."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            if parameter.param_type_name == "argument":
+                sections.setdefault("Arguments", []).append((parameter.metavar or "", record[1]))
+            else:
+                title = getattr(parameter, "rich_help_panel", None) or "Options"
+                sections.setdefault(title, []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def option(
+    *names: str, help: str, default: object = None, metavar: str | None = None, panel: str = ""
+) -> Any:
+    """Option whose help ends with its default, in words where there is no value."""
+    if default is not None:
+        help = f"{help} [default: {default}]"
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel or None
+    )
+
+
+def setting(
+    name: str, help: str, metavar: str, *, default: str | None = None, panel: str = MODEL
+) -> Any:
+    """Option of ``train`` for a field of `TrainConfig`; not given, it is None.
+
+    A default in the signature would hide whether an option was given, and a given one comes
+    before the --config file.
+    """
+    return option(help=help, default=default or _DEFAULTS[name], metavar=metavar, panel=panel)
+
+
+def choice(name: str, family: str, auto: str = "") -> Any:
+    """Option of ``train`` for a choice of a family, described by the family's own files.
+
+    `auto` describes the choice of that name, where there is one.
+    """
+    entries = [f"auto: {auto}"] if auto else []
+    entries += [f"{entry}: {registry.summary(family, entry)}" for entry in registry.names(family)]
+    return setting(name, " ".join(entries), "NAME")
+
+
+def listed(choices: dict[str, str]) -> str:
+    """Choices and what they are, as sentences."""
+    return " ".join(f"{name}: {summary}." for name, summary in choices.items())
+
+
+Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No notes, no progress.", panel=OUTPUT)]
+Force = Annotated[bool, option("--force", help="Replace what is there.")]
+Device = Annotated[
+    str,
+    option(help="Where to compute.", metavar="|".join(DEVICES), default="auto", panel=MACHINE),
+]
+Precision = Annotated[
+    str,
+    option(
+        help="Of training; scoring is always float32.",
+        metavar="|".join(PRECISIONS),
+        default="auto",
+        panel=MACHINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Threads that decode images. [default: one a core, at most 8]",
+        rich_help_panel=MACHINE,
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Images a pass; scores do not depend on it.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Model = Annotated[
+    str | None,
+    option(help="Name or path of a model.", metavar="MODEL", default="the one trained last"),
+]
+Models = Annotated[
+    list[str] | None,
+    option(
+        "--model",
+        help="Name or path of a model; several are compared with the first.",
+        metavar="MODEL",
+        default="the one trained last",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    option(
+        "--report",
+        metavar="FILE",
+        help="Write an HTML page of all images, pictures inside, to sort, filter and look at.",
+        panel=OUTPUT,
+    ),
+]
+ReportAssets = Annotated[
+    bool,
+    option(
+        "--report-assets",
+        help="Keep the pictures of the page in a folder beside it, NAME-files, and larger.",
+        panel=OUTPUT,
+    ),
+]
+RoiMask = Annotated[
+    Path | None,
+    option(
+        "--roi",
+        help="Mask as large as the images, or stretched over them: black does not count.",
+        metavar="MASK",
+        panel=IMAGES,
+    ),
+]
+Rate = Annotated[
+    float | None,
+    option(
+        help="Share of normal images that may be called anomalous.",
+        metavar="SHARE",
+        default=f"the model's own, {FALSE_ALARM_RATE} unless calibrate set another",
+    ),
+]
+ScoreName = Annotated[
+    str,
+    option(
+        "--score",
+        help=listed({score.name: score.summary for score in SCORES.values()}),
+        metavar="|".join(SCORES),
+        default=DEFAULT_SCORE,
+    ),
+]
+Mapping = Annotated[
+    str,
+    option(
+        help="How an image gets its latent, which decides residuals and the scores paper and "
+        "anogan. " + listed(MAPPINGS),
+        metavar="|".join(MAPPINGS),
+        default="encoder",
+    ),
+]
+DiscriminationLoss = Annotated[
+    str,
+    option(
+        help="What a search asks of the discriminator. " + listed(DISCRIMINATION_LOSSES),
+        metavar="|".join(DISCRIMINATION_LOSSES),
+        default="feature",
+    ),
+]
+SearchSteps = Annotated[
+    int | None,
+    option(
+        help="Length of a search.",
+        metavar="N",
+        default=", ".join(f"{steps} for {mapping}" for mapping, steps in STEPS.items()),
+    ),
+]
+Maps = Annotated[Path | None, option(metavar="DIR", help="Write anomaly maps there.", panel=OUTPUT)]
+MapsFormat = Annotated[
+    str | None,
+    option(
+        metavar="LIST",
+        help=f"Forms of the maps, with commas. {listed(MAP_FORMS)}",
+        default=DEFAULT_MAP_FORMS,
+        panel=OUTPUT,
+    ),
+]
+SearchSeed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        min=0,
+        metavar="N",
+        help="Of the latent that a search starts from.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def load(
+    model: str | None,
+    device: str,
+    workers: int | None,
+    roi: Path | None,
+    output: Output,
+) -> Detector:
+    """The model of a command, said where it was not named."""
+    from anoscan.detector import Detector
+    from anoscan.training import health
+
+    detector = Detector.load(model, device=device, workers=workers, roi=roi)
+    if model is None:
+        output.note(f"using the model trained last: {detector.reference.name}")
+    if failed := health.of_model(detector.reference.name, detector.model.metadata):
+        output.warn(failed)
+    return detector
+
+
+def atlas(folder: Path | None, forms: str | None) -> Atlas | None:
+    """What writes the maps that --maps and --maps-format ask for."""
+    if folder is None:
+        if forms is not None:
+            raise UsageError("--maps-format needs --maps DIR.")
+        return None
+    wanted = map_forms(forms or DEFAULT_MAP_FORMS)
+    from anoscan.report.map_files import Atlas
+
+    return Atlas(folder, wanted)
+
+
+def finish(
+    output: Output, skipped: Sequence[Skipped], *, anomalous: int = 0, listed: bool = False
+) -> None:
+    """Report skipped files and leave with the exit code that the contract asks for."""
+    if not listed:
+        output.skipped(skipped)
+    if anomalous:
+        raise typer.Exit(ExitCode.ANOMALY)
+    if skipped:
+        raise typer.Exit(ExitCode.SKIPPED)
+
+
+Named = Annotated[str, typer.Argument(metavar="MODEL", help="Name or path of a model.")]
+
+TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
+
+
+def checked_rate(rate: float | None) -> float | None:
+    """Give a false-alarm rate back when it makes sense; None stands for the model's own."""
+    return None if rate is None else config.rate_in_range(rate)
+
+
+def first_images(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:
+    """Keep the first images of a report: ``--top``, or as many as a table has rows."""
+    return dataclasses.replace(report, images=report.images[: rows if top is None else top])
+
+
+def output_of(as_json: bool, quiet: bool) -> Output:
+    """Both streams of a command; imports rich only when they are needed."""
+    from anoscan.cli.output import Output
+
+    return Output(as_json=as_json, quiet=quiet)

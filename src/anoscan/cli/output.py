@@ -1,0 +1,301 @@
+"""What prints: results on stdout, everything else on stderr.
+
+File names are data here: never markup, never able to move a cursor, never a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from anoscan.cli import tables
+from anoscan.core import results
+from anoscan.core.errors import AnoscanError
+from anoscan.core.files import defused, encodable, printable, replacing
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from anoscan.cli.terminal import Gallery
+    from anoscan.core.progress import Progress
+
+
+SKIPPED_SHOWN = 5
+LINE_SECONDS = 10.0  # between lines of progress in a log
+CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
+_STAGES = {
+    "reading": "reading images",
+    "gan": "learning normal",
+    "rotation": "learning turns",
+    "encoder": "learning to map",
+    "folds": "calibrating in folds",
+    "calibration": "calibrating",
+    "scoring": "scoring",
+}
+_LOSSES = {
+    "discriminator": "discriminator",
+    "generator": "generator",
+    "rotation": "loss",
+    "encoder": "encoder",
+}
+# What a pipe gets: a table row is one line there, however long its file name is.
+_NEVER_WRAP = 32_767
+
+
+class Output:
+    """Both streams of one command.
+
+    Parameters
+    ----------
+    as_json : bool
+        Print results as one JSON document instead of tables.
+    quiet : bool
+        Leave out notes and progress; warnings and errors stay.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
+
+    # --- stderr ---------------------------------------------------------------------------------
+
+    def note(self, message: str) -> None:
+        """Say something that a user may want to know."""
+        if not self.quiet:
+            self._err.print(printable(message), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Say something that a user should know."""
+        line = Text("Warning: ", style="yellow").append(printable(message), "default")
+        self._err.print(line, soft_wrap=True)
+
+    def error(self, error: AnoscanError) -> None:
+        """Say what went wrong, in one line, and what to do."""
+        line = Text("Error: ", style="red").append(printable(error.message), "default")
+        if error.hint:
+            line.append(f" {printable(error.hint)}", "default")
+        self._err.print(line, soft_wrap=True)
+
+    def skipped(self, skipped: Sequence[results.Skipped]) -> None:
+        """List files that could not be read: the first few, and how many more."""
+        if not skipped:
+            return
+        self.warn(f"{len(skipped)} image{'s' * (len(skipped) > 1)} could not be read:")
+        for item in skipped[:SKIPPED_SHOWN]:
+            line = f"  {printable(item.path)}: {printable(item.reason)}"
+            self._err.print(line, soft_wrap=True)
+        if (more := len(skipped) - SKIPPED_SHOWN) > 0:
+            self._err.print(f"  and {more} more (all are in --json)", soft_wrap=True)
+
+    def unreadable(self, item: results.Skipped) -> None:
+        """Name one file that could not be read, where no list of them follows."""
+        self.warn(f"{item.path} could not be read: {item.reason}")
+
+    @contextmanager
+    def progress(self, *, streams: bool = False) -> Iterator[Callable[[Progress], None]]:
+        """Show training or scoring progress; without a terminal, a line now and then.
+
+        Parameters
+        ----------
+        streams : bool
+            Results are printed meanwhile: on a terminal they are progress enough.
+        """
+        if self.quiet or (streams and sys.stdout.isatty()):
+            yield lambda progress: None
+        elif not sys.stderr.isatty():
+            yield Lines(self.note)
+        else:
+            with _bars(self._err) as bars:
+                yield _Bars(bars, self.note)
+
+    # --- stdout ---------------------------------------------------------------------------------
+
+    def emit(self, report: Any) -> None:
+        """Print a result: its JSON document, or tables made for a person."""
+        if self.as_json:
+            self.document(results.to_json(report))
+        else:
+            self._show(tables.render(report))
+
+    def model(self, document: dict[str, Any]) -> None:
+        """Print all that is known of a model: as JSON, or as a table."""
+        if self.as_json:
+            self.document(document)
+        else:
+            self._show(tables.model(document))
+
+    def document(self, value: Any) -> None:
+        """Print one JSON document."""
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def save(self, report: Any, file: Path) -> None:
+        """Write a result as a JSON document to a file.
+
+        Raises
+        ------
+        InputError
+            When it cannot be written.
+        """
+        text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
+        with replacing(file) as stream:
+            stream.write(text.encode("ascii") + b"\n")
+
+    def line(self, image: results.ImageScore) -> None:
+        """Print one image as a line of JSON."""
+        text = json.dumps(results.to_json(image), allow_nan=False, ensure_ascii=True)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def gallery(self, gallery: Gallery) -> None:
+        """Show pictures on a terminal, each below its path."""
+        for path, picture in gallery.show(self._out.width):
+            self._show(["", printable(path), picture])
+
+    def text(self, message: str) -> None:
+        """Print plain text as a result."""
+        self._show([message])
+
+    def _show(self, parts: Iterable[RenderableType]) -> None:
+        for part in parts:
+            # Plain strings hold paths and commands, to be copied: the terminal may wrap them.
+            if isinstance(part, str) or self._out.file.isatty():
+                self._out.print(part, soft_wrap=isinstance(part, str))
+                continue
+            with self._out.capture() as printed:
+                self._out.print(part)
+            # Rich fills the lines of a table with spaces: a file or a pipe has no use for them.
+            lines = [line.rstrip() for line in printed.get().split("\n")]
+            self._out.file.write("\n".join(lines))
+            self._out.file.flush()
+
+
+def _console(stream: IO[str]) -> Console:
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _NEVER_WRAP
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+class CsvWriter:
+    """Images as CSV rows on stdout, one as soon as it is scored, the header before the first."""
+
+    def __init__(self, terms: Sequence[str], stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._terms = terms
+        self._clean = printable if self._stream.isatty() else encodable
+        self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._begun = False
+
+    def write(self, image: results.ImageScore) -> None:
+        """Write one row; numbers at full precision, empty where there is none."""
+        if not self._begun:
+            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
+            self._begun = True
+        values = [getattr(image, column) for column in CSV_COLUMNS]
+        values += [image.terms.get(term) for term in self._terms]
+        values.append("; ".join(image.mismatch) if image.mismatch else None)
+        self._writer.writerow([self._cell(value) for value in values])
+        self._stream.flush()
+
+    def _cell(self, value: Any) -> str:
+        if value is None:
+            return ""
+        return defused(self._clean(value)) if isinstance(value, str) else repr(value)
+
+
+class Lines:
+    """Progress for a log: one line at the end of a stage, and one now and then before.
+
+    Parameters
+    ----------
+    note : callable
+        Prints a line.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(
+        self, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._note, self._clock = note, clock
+        self._told = clock()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report of how far a stage is."""
+        if progress.note:
+            self._note(_noted(progress))
+            if not progress.images_per_second:  # a note alone
+                return
+        now = self._clock()
+        if progress.images != progress.total_images and now - self._told < LINE_SECONDS:
+            return
+        self._told = now
+        of = f" of {progress.total_images:,}" if progress.total_images else ""
+        facts = " ".join(_facts(progress))
+        what = "parts" if progress.stage == "calibration" else "images"
+        self._note(f"{_STAGES[progress.stage]}: {progress.images:,}{of} {what} {facts}".rstrip())
+
+
+def _bars(console: Console) -> Bars:
+    # Not at the top: this import takes longer than an error message should.
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=8),
+        TaskProgressColumn(),
+        TimeLeft(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+        # Redirected results would leave by stderr, where the bars are.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+class _Bars:
+    """Progress for a terminal: one bar a stage, 80 columns at most."""
+
+    def __init__(self, bars: Bars, note: Callable[[str], None]) -> None:
+        self._bars, self._note = bars, note
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        stage = progress.stage
+        if stage not in self._tasks:
+            total = progress.total_images or None
+            self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=total, facts="")
+        if progress.note:
+            self._note(_noted(progress))
+        facts = " ".join(_facts(progress))
+        self._bars.update(self._tasks[stage], completed=progress.images, facts=facts)
+
+
+def _noted(progress: Progress) -> str:
+    """What a stage of a training notes, after its name; what is said of images needs none."""
+    told = progress.note or ""
+    return (
+        told if progress.stage in ("reading", "scoring") else f"{_STAGES[progress.stage]}: {told}"
+    )
+
+
+def _facts(progress: Progress) -> Iterator[str]:
+    if progress.tiles is not None:
+        yield f"tile {progress.tiles[0]:,} of {progress.tiles[1]:,}"
+    if progress.images_per_second:
+        yield f"{progress.images_per_second:,.0f}/s"
+    for name, value in progress.losses.items():
+        if name in _LOSSES:
+            yield f"{_LOSSES[name]} {value:.3g}"  # those of a clipped critic are thousandths

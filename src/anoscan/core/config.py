@@ -1,0 +1,266 @@
+"""The settings of a training run, checked once and stored whole in the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from anoscan.core import registry
+from anoscan.core.errors import UsageError
+
+SMALLEST_SIZE, LARGEST_SIZE = 16, 512
+PROGRESSIVE_FROM = 256  # side from which ``--architecture auto`` is progressive
+PATCH_SIZE, LARGEST_PATCH = 64, 4096
+FEWEST_PATCHES = 8
+DEVICES = ("auto", "cpu", "cuda", "mps")
+ALIGNMENTS = ("auto", "on", "off")
+PRECISIONS = ("auto", "float32", "bfloat16")
+FALSE_ALARM_RATE = 0.01
+# What the discriminator may be shown images with, real and generated ones alike.
+AUGMENTATIONS = {
+    "shift": "moved by up to a sixteenth of the side",
+    "cutout": "with a square blanked",
+    "brightness": "lighter or darker",
+    "flip": "mirrored left to right",
+}
+FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
+FEW_IMAGES = 3000  # or patches: fewer can be learned by heart
+IMAGES_SHOWN = 32_000  # times `Objective.times_as_long` in the game, unless told otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides which model a folder of images becomes.
+
+    ``None`` means "decided from the images"; `learn.resolve`d values are what the model file keeps.
+    Lengths are counted in images shown, so that a batch size does not change their meaning.
+    """
+
+    size: int | None = None  # side of the square image the networks see, in pixels
+    channels: int | None = None  # 1 grey, 3 RGB
+    patches: int | None = None  # learn from so many random parts of larger images; None: whole ones
+    patch_size: int | None = None  # side of a part, in pixels of the images
+    architecture: str = "auto"  # see `architecture_for`
+    objective: str = "nonsaturating"
+    encoder: str = "ae"
+    mapping: str = "izi_f"
+    images_shown: int | None = None  # real images the discriminator sees
+    rotation_images_shown: int | None = None  # images turned; 0 leaves the stage out
+    encoder_images_shown: int | None = None  # images the encoder sees
+    batch_size: int = 32
+    learning_rate: float | None = None  # the objective's own
+    latent_dim: int = 64
+    width: int = 32  # channels of the widest-resolution layer; deeper layers double it
+    ema_images: int = 10_000  # half-life of the networks' moving averages, in images shown
+    augment: str = "auto"  # see `augmentations`
+    align: str = "auto"  # whether anomaly maps compare a place with the same place of others
+    held_out: float = 0.1  # share of the images kept from every network, for calibration
+    seed: int = 0
+    calibration_folds: int | None = None  # calibrate on the training images too, in so many folds
+    keep_thumbnails: bool = False  # keep small copies and the paths of training images
+
+    def __post_init__(self) -> None:
+        registry.check("architectures", self.architecture, "auto")
+        registry.check("objectives", self.objective)
+        registry.check("encoders", self.encoder)
+        registry.check("mappings", self.mapping)
+        _optional_int("--size", self.size, SMALLEST_SIZE, LARGEST_SIZE)
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
+        _optional_int("--images-shown", self.images_shown, 1, None)
+        _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
+        self.augmentations(few=True)
+        self._check_mapping()
+        _optional_int("--batch-size", self.batch_size, 2, None)
+        _optional_int("--latent-dim", self.latent_dim, 1, 4096)
+        _optional_int("--width", self.width, 4, 1024)
+        _optional_int("--ema-images", self.ema_images, 1, None)
+        _optional_int("--seed", self.seed, 0, 2**63 - 1)
+        self._check_patches()
+        self._check_align()
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
+
+    def _check_mapping(self) -> None:
+        if self.mapping == "bigan":
+            if self.encoder_images_shown:
+                raise UsageError(
+                    "--mapping bigan trains the encoder with the GAN: drop --encoder-images-shown, "
+                    "and set the length with --images-shown."
+                )
+            if self._grows():
+                raise UsageError(
+                    "--mapping bigan does not go with --architecture progressive, which grows (and "
+                    f"which auto is from --size {PROGRESSIVE_FROM} on): use --architecture dcgan, "
+                    "or --mapping izi_f."
+                )
+            if self.objective == "wgan":
+                raise UsageError(
+                    "--mapping bigan does not go with --objective wgan, whose clipped critic "
+                    "cannot judge pairs: use --objective wgan-gp, or --mapping izi_f."
+                )
+            return
+        _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
+        if (self.encoder, self.mapping) == ("vae", "ziz"):
+            raise UsageError(
+                "--encoder vae does not go with --mapping ziz, which compares the latent itself, "
+                "not a sample around it: use --encoder ae, or --mapping izi or izi_f."
+            )
+
+    def _grows(self) -> bool:
+        chosen = self.architecture
+        if chosen == "auto" and self.size is not None:
+            chosen = architecture_for(self.size)
+        return chosen == "progressive"
+
+    def _check_patches(self) -> None:
+        _optional_int("--patches", self.patches, FEWEST_PATCHES, None)
+        _optional_int("--patch-size", self.patch_size, SMALLEST_SIZE, LARGEST_PATCH)
+        _optional_int("--calibration-folds", self.calibration_folds, 2, 100)
+        if self.patches is not None and self.calibration_folds is not None:
+            raise UsageError(
+                "--calibration-folds does not go with --patches.", hint="It is for whole images."
+            )
+        if self.patches is not None and self.keep_thumbnails:
+            raise UsageError(
+                "--keep-thumbnails does not go with --patches.", hint="It is for whole images."
+            )
+        if self.patches is None:
+            if self.patch_size is not None:
+                raise UsageError(
+                    "--patch-size needs --patches.", hint="Say how many patches to learn from."
+                )
+            return
+        seen, patch = self.size or self.patch_size or 0, self.patch_size or 0
+        if seen > LARGEST_SIZE:
+            raise UsageError(
+                f"--patch-size {patch}: the networks see at most {LARGEST_SIZE} pixels.",
+                hint=f"Give --size {LARGEST_SIZE} or less too: patches are then made smaller.",
+            )
+        if patch and seen > patch:
+            raise UsageError(
+                f"--size {seen} is more than --patch-size {patch}.",
+                hint="Patches are made smaller, never larger: give a lower --size.",
+            )
+
+    def _check_align(self) -> None:
+        if self.align not in ALIGNMENTS:
+            raise UsageError(f"--align must be one of {', '.join(ALIGNMENTS)}. Got {self.align!r}.")
+        if self.align == "on" and self.patches is not None:
+            raise UsageError("--align on does not go with --patches: patches are never aligned.")
+
+    def augmentations(self, *, few: bool) -> tuple[str, ...]:
+        """Names of `AUGMENTATIONS` that the discriminator's views get, in the order of that dict.
+
+        Raises
+        ------
+        UsageError
+            When `augment` is not auto, none, or a list of them with commas.
+        """
+        if self.augment == "auto":
+            return FEW_AUGMENTED if few else ()
+        if self.augment == "none":
+            return ()
+        asked = {part.strip() for part in self.augment.split(",")}
+        if not asked <= set(AUGMENTATIONS):
+            raise UsageError(
+                f"--augment must be auto, none, or some of {', '.join(AUGMENTATIONS)} with commas. "
+                f"Got {self.augment!r}."
+            )
+        return tuple(name for name in AUGMENTATIONS if name in asked)
+
+    @property
+    def patch(self) -> int | None:
+        """Side of a patch in pixels of the images; None for a model of whole images."""
+        if self.patches is None:
+            return None
+        return self.patch_size or self.size or PATCH_SIZE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as JSON values; `from_dict` takes them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Settings from JSON values.
+
+        Raises
+        ------
+        UsageError
+            For a name that is no setting, or a value out of range or of the wrong type.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(
+                f"unknown setting {', '.join(map(repr, unknown))}.",
+                hint=f"Settings are {', '.join(known)}.",
+            )
+        for name, value in values.items():
+            _typed(name, value, str(known[name].type))
+        return cls(**values)
+
+
+def architecture_for(size: int) -> str:
+    """Architecture that ``auto`` means for images of a side."""
+    return "dcgan" if size < PROGRESSIVE_FROM else "progressive"
+
+
+def decided(config: TrainConfig) -> dict[str, Any]:
+    """Lengths of the stages and learning rate, where a training is left to decide them."""
+    objective = registry.load("objectives", config.objective)
+    longer = objective.times_as_long
+    game = config.images_shown or longer * IMAGES_SHOWN
+    shown = math.ceil(game / longer)
+    joint = registry.load("mappings", config.mapping).loss is None
+    return {
+        "images_shown": game,
+        "rotation_images_shown": shown,
+        "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
+        "learning_rate": objective.learning_rate,
+    }
+
+
+def rate_in_range(rate: float) -> float:
+    """Return a false-alarm rate that makes sense.
+
+    Raises
+    ------
+    UsageError
+        Unless it lies strictly between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
+    return rate
+
+
+def _optional_int(option: str, value: int | None, low: int, high: int | None) -> None:
+    if value is None:
+        return
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UsageError(f"{option} must be {limits}. Got {value}.")
+
+
+def _typed(name: str, value: Any, annotation: str) -> None:
+    accepted: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+    }
+    kind = annotation.removesuffix(" | None")
+    if value is None and annotation.endswith("| None"):
+        return
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
+        told = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text",
+            "bool": "true or false",
+        }
+        null = " or null" + " (which is auto)" * (value == "auto") if kind != annotation else ""
+        raise UsageError(f"setting {name!r} must be {told[kind]}{null}. Got {value!r}.")

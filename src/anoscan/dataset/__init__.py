@@ -1,0 +1,1 @@
+"""A folder of images: inspected, counted, read, split."""

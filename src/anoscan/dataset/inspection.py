@@ -1,0 +1,180 @@
+"""A training folder inspected: the rule by which its files become what the networks see."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+from anoscan.core.arrays import Floats
+from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.core.errors import InputError
+from anoscan.images import masks
+from anoscan.images.decode import ImageRule, shallow_image
+from anoscan.images.files import ImageFile
+from anoscan.images.formats import read
+from anoscan.images.formats.picture import DAMAGE, KINDS, Opened
+from anoscan.images.roi import Roi
+
+_LARGEST_AUTO_SIZE = 128
+_INSPECTED = 512
+_INSPECTED_PIXELS = 16_384  # of one deep image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a folder of images looks like, and the rule that follows.
+
+    `sizes` counts "WIDTHxHEIGHT" of the upright images, `bit_depths` kinds such as "8-bit grey",
+    both among the `inspected` images that could be read and have room for a patch.
+    """
+
+    rule: ImageRule
+    sizes: dict[str, int]
+    bit_depths: dict[str, int]
+    inspected: int
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What inspection keeps of one image; `samples` (deep images only) start with their bounds."""
+
+    width: int
+    height: int
+    bit_depth: str
+    colour: bool
+    samples: Floats | None
+
+
+def inspect(
+    files: Sequence[ImageFile],
+    *,
+    size: int | None,
+    channels: int | None,
+    workers: int,
+    seed: int,
+    patch: int | None = None,
+    roi: Roi | None = None,
+) -> Inspection:
+    """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
+
+    A `size` of None becomes `patch`, or for whole images the median of the longer sides, rounded
+    to a multiple of 4, from 16 to 128; `channels` None becomes 1 where no image has a colour, else
+    3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples, or their
+    ends where these lie close; of those inside `roi`, where there is one.
+
+    Raises
+    ------
+    InputError
+        When none of the files can be read, or all are smaller than `patch`.
+    """
+    chosen = list(files)
+    if len(files) > _INSPECTED:
+        drawn = sorted(random.Random(seed).sample(range(len(files)), _INSPECTED))
+        chosen = [files[index] for index in drawn]
+    with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
+        results = list(pool.map(lambda image: _look(image, roi), chosen))
+    large_enough = [_within(look, patch) for look in results]
+    looks = [look for look in large_enough if isinstance(look, _Look)]
+    if not looks:
+        first = f" {chosen[0].path}: {large_enough[0]}." if chosen else ""
+        kinds = f"Images are {KINDS} files of at least 2x2 pixels."
+        readable = any(isinstance(look, _Look) for look in results)
+        raise InputError(
+            f"none of the {len(chosen)} images looked at can be {'used' if readable else 'read'}."
+            f"{first}",
+            hint="Give a smaller --patch-size." if readable else kinds,
+        )
+    if size is None and patch is not None:
+        size = patch
+    elif size is None:
+        side = statistics.median(max(look.width, look.height) for look in looks)
+        size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
+    if channels is None:
+        channels = 3 if any(look.colour for look in looks) else 1
+    window = _window([look.samples for look in looks if look.samples is not None])
+    return Inspection(
+        rule=ImageRule(size=size, channels=channels, window=window, patch=patch),
+        sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
+        bit_depths=dict(Counter(look.bit_depth for look in looks)),
+        inspected=len(looks),
+    )
+
+
+def _within(look: _Look | str, patch: int | None) -> _Look | str:
+    """The look of an image that has room for a patch; else why it is none to train on."""
+    if isinstance(look, str) or patch is None or min(look.width, look.height) >= patch:
+        return look
+    return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
+
+
+def _look(image: ImageFile, roi: Roi | None) -> _Look | str:
+    try:
+        opened = _opened(image)
+        width, height = opened.width, opened.height
+        if opened.orientation >= 5:
+            width, height = height, width
+        picture = opened.picture
+        if not isinstance(picture, Image.Image):
+            colour = picture.ndim == 3 and bool(np.ptp(picture, axis=2).any())
+            counted = picture
+            if roi is not None:
+                turned = masks.UPRIGHT_ARRAYS[opened.pending](picture)
+                inside = roi.part((0, 0), turned.shape[:2], turned.shape[:2])
+                counted = turned[inside] if inside.any() else picture
+            return _Look(width, height, opened.depth, colour, _samples(counted))
+        red, green, blue = shallow_image(picture, 3).split()
+        differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
+        colour = any(difference.getbbox() for difference in differences)
+        return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
+    except InputError as error:
+        return error.message
+    except MemoryError:
+        return "needs more memory than there is"
+    except DAMAGE:
+        return "damaged image"
+
+
+def _opened(image: ImageFile) -> Opened:
+    try:
+        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
+    except InputError:
+        # What a package that is not there could have read at full depth.
+        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
+
+
+def _samples(samples: NDArray[Any]) -> Floats:
+    flat = samples.ravel()
+    step = -(-flat.size // _INSPECTED_PIXELS)
+    # A step that shares no factor with a row, or every sample could come from one column.
+    while math.gcd(step, math.prod(samples.shape[1:])) > 1:
+        step += 1
+    return np.concatenate([[flat.min(), flat.max()], flat[::step]], dtype=np.float32)
+
+
+def _window(samples: list[Floats]) -> tuple[float, float] | None:
+    if not samples:
+        return None
+    low = min(float(image[0]) for image in samples)
+    high = max(float(image[1]) for image in samples)
+    inner_low, inner_high = np.quantile(
+        np.concatenate([image[2:] for image in samples], dtype=np.float64), [0.0005, 0.9995]
+    ).tolist()
+    # A few hot or dead pixels must not stretch the range; sparse bright spots may be all there is.
+    if inner_high > inner_low and high - low >= 1.5 * (inner_high - inner_low):
+        low, high = inner_low, inner_high
+    if high <= low:
+        high = low + max(1.0, abs(low) * 1e-3)
+    return low, high

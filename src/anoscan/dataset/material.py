@@ -1,0 +1,272 @@
+"""What a training learns from, and the images held out that it is measured with.
+
+Whole images, or random patches of larger ones; either way images are split, never parts of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from anoscan.core.arrays import Floats, allocate, evenly
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.core.runtime import random_stream
+from anoscan.dataset.image_array import ImageArray
+from anoscan.dataset.split import FEWEST_IMAGES, check_count, split, together
+from anoscan.images.canvas import TRIES
+from anoscan.images.decode import Decoded, ImageRule, decode_all
+from anoscan.images.files import ImageFile
+from anoscan.images.mismatch import Look
+
+UNSEEN = 512  # patches of held-out images, at most
+
+OnRead = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Images of one training, split.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (n, c, s, s), float32
+        Images, or patches of them, as the networks see them.
+    rows : ndarray
+        Of `pixels`, to train on.
+    unseen : ndarray
+        Of `pixels`, the others: held-out images, or random patches of them.
+    images, digests, looks : list
+        Of all readable images, in the order of the files.
+    trained, held_out : ndarray
+        Rows of `images`.
+    skipped : list of Skipped
+    rule : ImageRule
+    workers : int
+    """
+
+    pixels: Floats
+    rows: np.ndarray
+    unseen: np.ndarray
+    images: list[ImageFile]
+    digests: list[bytes]
+    looks: list[Look]
+    trained: np.ndarray
+    held_out: np.ndarray
+    skipped: list[Skipped]
+    rule: ImageRule
+    workers: int
+
+    @classmethod
+    def load(
+        cls,
+        files: Sequence[ImageFile],
+        rule: ImageRule,
+        config: TrainConfig,
+        *,
+        workers: int,
+        on_progress: OnRead,
+    ) -> Material:
+        """Decode the files and split them.
+
+        With `config.patches`, files are read twice: what is readable decides the split, and
+        patches to train on are of images to train on.
+
+        Raises
+        ------
+        InputError
+            When too few images can be read, or there is no room for their pixels.
+        """
+        if config.patches is None:
+            array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
+            train, held = _split(array.images, array.digests, skipped, config)
+            return cls(
+                array.pixels,
+                rows=train,
+                unseen=held,
+                images=array.images,
+                digests=array.digests,
+                looks=array.looks,
+                trained=train,
+                held_out=held,
+                skipped=skipped,
+                rule=rule,
+                workers=workers,
+            )
+        images, digests, looks, skipped = _read(files, rule, workers, on_progress)
+        train, held = _split(images, digests, skipped, config)
+        some = evenly(held, UNSEEN)
+        unseen = len(some) * (UNSEEN // len(some))
+        parts = [(train, config.patches), (some, unseen)]
+        chosen = [([images[row] for row in rows], wanted) for rows, wanted in parts]
+        pixels = _patches(chosen, rule, config.seed, workers, on_progress)
+        # Mixed, because the self-test pastes from neighbours: they should be of other images.
+        order = torch.randperm(unseen, generator=random_stream(config.seed, "unseen-order"))
+        return cls(
+            pixels,
+            rows=np.arange(config.patches),
+            unseen=config.patches + order.numpy(),
+            images=images,
+            digests=digests,
+            looks=looks,
+            trained=train,
+            held_out=held,
+            skipped=skipped,
+            rule=rule,
+            workers=workers,
+        )
+
+    @classmethod
+    def of_normals(
+        cls,
+        files: Sequence[ImageFile],
+        rule: ImageRule,
+        *,
+        seed: int,
+        workers: int,
+        on_progress: OnRead,
+    ) -> Material:
+        """Images to measure only: all are held out.
+
+        Raises
+        ------
+        InputError
+            When too few images can be read.
+        """
+        if rule.patch is None:
+            array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
+            pixels, found, digests, looks = array.pixels, array.images, array.digests, array.looks
+            unseen = np.arange(len(pixels))
+        else:
+            found, digests, looks, skipped = _read(files, rule, workers, on_progress)
+            some = [found[row] for row in evenly(np.arange(len(found)), UNSEEN)]
+            wanted = len(some) * (UNSEEN // max(len(some), 1))
+            pixels = _patches([(some, wanted)], rule, seed, workers, on_progress)
+            order = torch.randperm(wanted, generator=random_stream(seed, "unseen-order"))
+            unseen = order.numpy()
+        if len(found) < FEWEST_IMAGES:
+            raise InputError(
+                f"{len(found)} readable images are too few to calibrate with: at least "
+                f"{FEWEST_IMAGES} are needed, and 99 for a false-alarm rate of 1 %."
+            )
+        return cls(
+            pixels,
+            rows=np.arange(0),
+            unseen=unseen,
+            images=found,
+            digests=digests,
+            looks=looks,
+            trained=np.arange(0),
+            held_out=np.arange(len(found)),
+            skipped=skipped,
+            rule=rule,
+            workers=workers,
+        )
+
+    def without(self, dropped: Collection[bytes]) -> Material:
+        """The same, but for images to train on whose digest is among `dropped`.
+
+        Raises
+        ------
+        InputError
+            When too few are left.
+        """
+        if not dropped:
+            return self
+        rows = np.array([row for row in self.trained if self.digests[row] not in dropped], int)
+        if len(rows) < FEWEST_IMAGES:
+            raise InputError(f"without the suspects {len(rows)} images are too few to learn from.")
+        return dataclasses.replace(self, rows=rows, trained=rows)
+
+    def some_held_out(self, n: int) -> Floats:
+        """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
+        if self.rule.patch is None:
+            return np.ascontiguousarray(self.pixels[evenly(self.held_out, n)])
+        large = self.large(evenly(self.held_out, n))
+        return np.stack([decoded.canvas.centre(self.rule.size) for decoded in large])
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """Where whole images count (s, s), True inside; None where all of them does."""
+        roi, side = self.rule.roi, (self.rule.size, self.rule.size)
+        return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
+
+    @property
+    def kin(self) -> list[bytes]:
+        """What images must not be parted from: the same for those alike; see `together`."""
+        return together(self.images, self.digests)
+
+    def large(self, rows: np.ndarray) -> Iterator[Decoded]:
+        """Decode the large images of these rows again, whole."""
+        return _decoded([self.images[row] for row in rows], self.rule, self.workers)
+
+
+def _split(
+    images: list[ImageFile], digests: list[bytes], skipped: list[Skipped], config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    check_count(len(digests), skipped)
+    return split(together(images, digests), config.seed, config.held_out)
+
+
+def _read(
+    files: Sequence[ImageFile], rule: ImageRule, workers: int, on_progress: OnRead
+) -> tuple[list[ImageFile], list[bytes], list[Look], list[Skipped]]:
+    images: list[ImageFile] = []
+    digests: list[bytes] = []
+    looks: list[Look] = []
+    skipped: list[Skipped] = []
+    for done, outcome in enumerate(decode_all(files, rule, workers=workers), start=1):
+        if isinstance(outcome, Skipped):
+            skipped.append(outcome)
+        else:
+            images.append(outcome.image)
+            digests.append(outcome.digest)
+            looks.append(outcome.look)
+        on_progress(done, len(files))
+    return images, digests, looks, skipped
+
+
+def _patches(
+    parts: Sequence[tuple[Sequence[ImageFile], int]],
+    rule: ImageRule,
+    seed: int,
+    workers: int,
+    on_progress: OnRead,
+) -> Floats:
+    """Random patches (n, c, s, s) of each part of the images, as many as wanted, in turn.
+
+    Each image of a part gives as many; which ones, its content decides.
+    """
+    total = sum(wanted for _, wanted in parts)
+    pixels = allocate((total, rule.channels, rule.size, rule.size))
+    twins: Counter[bytes] = Counter()
+    first = done = 0
+    for images, wanted in parts:
+        end = first
+        for number, decoded in enumerate(_decoded(images, rule, workers), start=1):
+            start, end = end, first + wanted * number // len(images)
+            name = f"patches-{decoded.digest.hex()}"
+            generator = random_stream(seed, name, twins[decoded.digest])
+            twins[decoded.digest] += 1
+            draws = torch.rand(end - start, TRIES, 2, generator=generator, dtype=torch.float64)
+            pixels[start:end] = decoded.canvas.crops(rule.size, draws.numpy())
+            done += 1
+            on_progress(done, sum(len(some) for some, _ in parts))
+        first += wanted
+    return pixels
+
+
+def _decoded(images: Sequence[ImageFile], rule: ImageRule, workers: int) -> Iterator[Decoded]:
+    for outcome in decode_all(images, rule, workers=workers):
+        if isinstance(outcome, Skipped):
+            raise InputError(
+                f"{outcome.path} could be read once and then no more: {outcome.reason}.",
+                hint="Leave the images alone while they are trained on.",
+            )
+        yield outcome

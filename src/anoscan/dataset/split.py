@@ -1,0 +1,120 @@
+"""Normal images split: into those to train on and those held out, and into folds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.images.files import ImageFile
+
+FEWEST_IMAGES = 8
+FEWEST_TRAINED = 6
+FEWEST_HELD_OUT = 50
+LARGEST_HELD_OUT = 1 / 2  # of all images, where copies of one are many
+LARGEST_STACK = 1 / 8  # of all images, in one file, that may be held out as a whole
+
+
+def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to hold out, from the seed and what is in the files.
+
+    File names and order do not matter, and files with the same content stay on the same side: a
+    held-out image whose twin was trained on would be no witness.
+
+    Parameters
+    ----------
+    digests : sequence of bytes
+        One a row.
+    seed : int
+    share : float
+        Held out are at least `FEWEST_HELD_OUT` images, or a quarter of all where that is less;
+        fewer, where copies are so many that too few images would be left to train on.
+
+    Raises
+    ------
+    InputError
+        When one side would be empty, or too few images would be left to train on.
+    """
+    n, twins = len(digests), Counter(digests)
+    if len(twins) == 1:
+        raise InputError(
+            "the training images are all the same picture: there is nothing to learn from.",
+            hint="Give a folder with different images.",
+        )
+    wanted = max(round(share * n), min(FEWEST_HELD_OUT, n // 4), 1)
+    if n - wanted < FEWEST_TRAINED:
+        raise InputError(
+            f"--held-out {share:g} of {n} images leaves {n - wanted} to learn from: at least "
+            f"{FEWEST_TRAINED} are needed."
+        )
+    most = max(wanted, min(int(LARGEST_HELD_OUT * n), n - FEWEST_TRAINED))
+    salt = seed.to_bytes(8, "little")
+    held: set[bytes] = set()
+    count = 0
+    for digest in sorted(twins, key=lambda digest: hashlib.sha256(salt + digest).digest()):
+        if count < wanted and count + twins[digest] <= most:
+            held.add(digest)
+            count += twins[digest]
+    if not held:
+        raise InputError(
+            f"of {n} training images only {len(twins)} are different: too few to learn from.",
+            hint="Give a folder with different images.",
+        )
+    apart = np.array([digest in held for digest in digests])
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
+
+
+def dealt(kin: Sequence[bytes], folds: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Places of `kin` in folds that differ little in size, shuffled; those alike stay together.
+
+    There may be fewer folds than asked for: none is empty.
+    """
+    places: dict[bytes, list[int]] = {}
+    for place, name in enumerate(kin):
+        places.setdefault(name, []).append(place)
+    groups = list(places.values())
+    found: list[list[int]] = [[] for _ in range(folds)]
+    for number in torch.randperm(len(groups), generator=generator).tolist():
+        min(found, key=len).extend(groups[number])
+    return [np.sort(np.array(fold)) for fold in found if fold]
+
+
+def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[bytes]:
+    """What `split` is to keep on one side: copies, and the pages of a file, which are alike.
+
+    Where a file holds more than `LARGEST_STACK` of all images, pages go their own ways: there are
+    too few files to hold one out.
+    """
+    pages: dict[Path, list[bytes]] = {}
+    for image, digest in zip(images, digests, strict=True):
+        if image.page is not None:
+            pages.setdefault(image.file, []).append(digest)
+    if any(len(some) > LARGEST_STACK * len(digests) for some in pages.values()):
+        return list(digests)
+    whole = {file: hashlib.sha256(b"".join(sorted(some))).digest() for file, some in pages.items()}
+    return [
+        digest if image.page is None else whole[image.file]
+        for image, digest in zip(images, digests, strict=True)
+    ]
+
+
+def check_count(readable: int, skipped: Sequence[Skipped] = ()) -> None:
+    """Refuse to learn from too few images.
+
+    Raises
+    ------
+    InputError
+    """
+    if readable < FEWEST_IMAGES:
+        first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None
+        raise InputError(
+            f"{readable} readable images are too few to learn from: at least "
+            f"{FEWEST_IMAGES} are needed, and 1,000 are good.",
+            hint=first,
+        )

@@ -1,0 +1,1 @@
+"""A trained model is held against labels and new images."""

@@ -1,0 +1,145 @@
+"""Whether a model still fits the images that come in: a batch against the calibration images.
+
+Cameras age, lamps are changed, products too. Then scores drift, and a threshold set on yesterday's
+normals promises nothing about today's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import ks_2samp
+
+from anoscan.core.errors import InputError
+from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.results import DriftCheck, DriftReport, ModelReference, Skipped
+from anoscan.images.files import find
+from anoscan.images.layout import unseen_paths
+from anoscan.images.mismatch import Look
+from anoscan.model.judge import Judge, nothing_readable
+from anoscan.scoring import calibration
+from anoscan.scoring.choices import DEFAULT_SCORE
+
+CHUNK = 64
+CERTAIN = 0.01  # adjusted p-value from which a difference is believed
+LARGE = 0.1  # Kolmogorov-Smirnov distance from which a difference matters
+MOST_MISMATCHES = 0.05  # of the batch
+FEWEST = 20  # images; fewer can hardly show anything
+
+
+def compare(
+    judge: Judge,
+    reference: ModelReference,
+    paths: Sequence[str | Path],
+    on_progress: OnProgress,
+) -> DriftReport:
+    """Compare images, mostly normal ones, with those that the model was calibrated on.
+
+    Score, terms, brightness and sharpness are each compared by a two-sample Kolmogorov-Smirnov
+    test, and p-values adjusted for their number (Holm 1979). A difference counts when it is
+    certain and large: a batch of thousands shows differences that no verdict feels.
+
+    Of a folder laid out like MVTec AD, ``test/good`` is compared: its training images would look
+    tamer than any other, and its defects are no drift.
+
+    Raises
+    ------
+    InputError
+        When nothing can be read.
+    """
+    found, narrowed = unseen_paths(paths)
+    files = find(found)
+    if narrowed:
+        on_progress(Progress("scoring", 0, len(files), {}, 0.0, narrowed))
+    terms, looks, skipped, unlike = [], [], [], 0
+    known = judge.model.yardstick.looks
+    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
+        for decoded, row, *_ in batch:
+            if isinstance(decoded, Skipped):
+                skipped.append(decoded)
+                continue
+            terms.append(row)
+            looks.append(decoded.look)
+            unlike += known is not None and known.reasons(decoded.look) is not None
+        done = len(terms) + len(skipped)
+        on_progress(Progress("scoring", done, len(files), {}, 0.0))
+    if not terms:
+        raise nothing_readable(skipped) if skipped else InputError("no images given.")
+    scores = judge.scores(np.array(terms), DEFAULT_SCORE)
+    checks = _checks(_samples(judge, np.array(terms), scores, looks))
+    threshold = judge.threshold(None, DEFAULT_SCORE)
+    drifted = [check.name for check in checks if check.drifted]
+    many = unlike > max(1, MOST_MISMATCHES * len(terms))
+    fits = not drifted and not many
+    return DriftReport(
+        model=reference,
+        counts={"compared": len(terms), "mismatch": unlike, "skipped": len(skipped)},
+        calibration_images=threshold.calibration_images,
+        anomalous_share=float((scores > threshold.score).mean()),
+        false_alarm_rate=threshold.effective_rate,
+        fits=fits,
+        advice=_advice(checks, many, len(terms)),
+        checks=checks,
+        skipped=tuple(skipped),
+    )
+
+
+def _samples(
+    judge: Judge, terms: np.ndarray, scores: np.ndarray, looks: Sequence[Look]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What is compared, by name: values of the calibration images, and of the batch."""
+    yardstick = judge.model.yardstick
+    found = {"score": (judge.calibration_scores(DEFAULT_SCORE), scores)}
+    present = list(judge.model.fitted)
+    for name in judge.terms(DEFAULT_SCORE):
+        column = present.index(name)
+        found[name] = (yardstick.terms[:, column], terms[:, column])
+    if yardstick.looks is not None:
+        known = yardstick.looks.values
+        found["brightness"] = (known[:, 2], np.array([look.brightness for look in looks]))
+        found["sharpness"] = (known[:, 3], np.array([look.sharpness for look in looks]))
+    return found
+
+
+def _checks(samples: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[DriftCheck, ...]:
+    tests = [ks_2samp(before, now) for before, now in samples.values()]
+    adjusted = calibration.holm(np.array([test.pvalue for test in tests]))
+    return tuple(
+        DriftCheck(
+            name=name,
+            statistic=float(test.statistic),
+            p_value=float(test.pvalue),
+            adjusted_p_value=float(p),
+            drifted=bool(p < CERTAIN and test.statistic >= LARGE),
+            calibration_median=float(np.median(before)),
+            batch_median=float(np.median(now)),
+        )
+        for (name, (before, now)), test, p in zip(samples.items(), tests, adjusted, strict=True)
+    )
+
+
+def _tamer(check: DriftCheck) -> bool:
+    looks = ("brightness", "sharpness")  # of which less is not tamer
+    return check.name not in looks and check.batch_median < check.calibration_median
+
+
+def _advice(checks: Sequence[DriftCheck], many: bool, n: int) -> str:
+    drifted = [check.name for check in checks if check.drifted]
+    if drifted and not many and all(_tamer(check) for check in checks if check.drifted):
+        return (
+            f"the model no longer fits: {', '.join(drifted)} drifted to less than usual. Images "
+            "that the model was trained on look like that: give it others. If it never saw these, "
+            "set the threshold anew with anoscan calibrate."
+        )
+    if drifted or many:
+        reasons = [f"{', '.join(drifted)} drifted"] * bool(drifted)
+        reasons += ["many images are unlike every normal one (mismatch)"] * many
+        return (
+            f"the model no longer fits: {'; '.join(reasons)}. If these images are normal, set the "
+            "threshold anew with anoscan calibrate, and train again if many are then still odd."
+        )
+    if n < FEWEST:
+        return f"no drift was found, but {n} images could hardly show one: give {FEWEST} or more."
+    return "the model still fits: no certain and large difference from the calibration images."

@@ -1,0 +1,296 @@
+"""What labels say of models: images scored one by one, then every figure of ``anoscan eval``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from anoscan.core.errors import InputError
+from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.results import (
+    ClassReport,
+    ComparedModel,
+    EvalImages,
+    EvalReport,
+    ModelReference,
+    PixelReport,
+    Skipped,
+)
+from anoscan.evaluation import metrics
+from anoscan.evaluation.labels import Labelled, LabelledSet
+from anoscan.evaluation.pixels import RUN, PixelScores, pixel_metrics
+from anoscan.images.decode import Decoded
+from anoscan.images.masks import read_mask
+from anoscan.model.judge import Judge, nothing_readable, searched
+from anoscan.scoring.baselines import NAMES as BASELINE_NAMES
+from anoscan.scoring.choices import Inversion
+
+MISSING_SHOWN = 5  # of the labels without an image
+_BUFFERS = 16  # full runs of pixels in memory, all classes together
+
+Kind = tuple[str | None, bool]  # class, and whether its images are anomalous
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How images are scored, and in what light they are judged."""
+
+    score: str
+    how: Inversion
+    false_alarm_rate: float | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured."""
+
+    judge: Judge
+    reference: ModelReference
+
+
+def assess(
+    subjects: Sequence[Subject], given: LabelledSet, conditions: Conditions, on_progress: OnProgress
+) -> EvalReport:
+    """Score labelled images by one or more models and measure how well scores and labels agree.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+        The report is about the first; the others are compared with it.
+    given : LabelledSet
+    conditions : Conditions
+    on_progress : callable
+
+    Raises
+    ------
+    InputError
+        When no image can be read.
+    """
+    for subject in subjects:  # before hours of scoring
+        subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+    total = len(given.images) * len(subjects)
+    for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
+        if paths:
+            on_progress(Progress("scoring", 0, total, {}, 0.0, f"{what}: {_some(paths)}"))
+    measured = []
+    for number, subject in enumerate(subjects):
+        done = number * len(given.images)
+        measured.append(_Measured.of(subject, given, conditions, done, total, on_progress))
+    first = measured[0].report()
+    return dataclasses.replace(first, comparison=_compared(measured) if measured[1:] else None)
+
+
+def _some(paths: Sequence[str]) -> str:
+    shown, more = ", ".join(paths[:MISSING_SHOWN]), len(paths) - MISSING_SHOWN
+    return f"{shown}{f' and {more:,} more' if more > 0 else ''}"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Images as one model sees them, arrays in the order of `rows`."""
+
+    subject: Subject
+    given: LabelledSet
+    conditions: Conditions
+    rows: list[Labelled]
+    values: np.ndarray
+    baselines: np.ndarray
+    skipped: list[Skipped]
+    pixels: _Pixels | None
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        given: LabelledSet,
+        conditions: Conditions,
+        done: int,
+        total: int,
+        on_progress: OnProgress,
+    ) -> _Measured:
+        """Score all images."""
+        rows: list[Labelled] = []
+        values, baselines, skipped = [], [], []
+        judge = subject.judge
+        files = [item.image for item in given.images]
+        by_path = {item.image.path: item for item in given.images}
+        size, how = conditions.batch_size, conditions.how
+        batches = judge.measured(files, size, how, pictures=False, mapped=given.masks)
+        with ExitStack() as stack:
+            pixels = _Pixels(given.images, stack) if given.masks else None
+            for decoded, row, _, _, oddness, _ in chain.from_iterable(batches):
+                done += 1
+                if isinstance(decoded, Skipped):
+                    skipped.append(decoded)
+                else:
+                    item = by_path[decoded.image.path]
+                    rows.append(item)
+                    values.append(row)
+                    baselines.append(judge.baseline(decoded))
+                    if pixels is not None:
+                        pixels.add(item, decoded, oddness)
+                on_progress(Progress("scoring", done, total, {}, 0.0))
+            if not rows:
+                raise nothing_readable(skipped)
+            if pixels is not None:
+                pixels.measure()
+        return cls(
+            subject, given, conditions, rows, np.array(values), np.array(baselines), skipped, pixels
+        )
+
+    @property
+    def anomalous(self) -> np.ndarray:
+        return np.array([row.anomalous for row in self.rows], dtype=bool)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.subject.judge.scores(self.values, self.conditions.score)
+
+    def report(self) -> EvalReport:
+        """All figures of this model."""
+        judge, conditions, given = self.subject.judge, self.conditions, self.given
+        scores, anomalous = self.scores, self.anomalous
+        threshold = judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+        level = threshold.score
+        found = metrics.detection(scores, anomalous)
+        return EvalReport(
+            model=self.subject.reference,
+            images=EvalImages(
+                normal=int((~anomalous).sum()),
+                anomalous=int(anomalous.sum()),
+                skipped=tuple(self.skipped),
+                unlabelled=given.unlabelled,
+                missing=len(given.missing),
+            ),
+            auroc=found.auroc,
+            auroc_ci95=found.auroc_ci95,
+            average_precision=found.average_precision,
+            undefined=found.undefined,
+            at_threshold=metrics.at_threshold(scores, anomalous, level),
+            baselines=self._aurocs(BASELINE_NAMES, self.baselines),
+            terms=self._aurocs(judge.columns, self.values),
+            pixel=self.pixels.all if self.pixels else None,
+            classes=self._classes(scores, anomalous, level),
+            curves=metrics.curves(scores, anomalous),
+            mapping=conditions.how.mapping,
+            search=searched(conditions.how),
+            warning=judge.reservation(conditions.score, conditions.how),
+            threshold_uses_labels=threshold.uses_labels,
+        )
+
+    def _aurocs(
+        self, names: Sequence[str], columns: np.ndarray
+    ) -> dict[str, dict[str, float | None]]:
+        return metrics.aurocs(dict(zip(names, columns.T, strict=True)), self.anomalous)
+
+    def _classes(
+        self, scores: np.ndarray, anomalous: np.ndarray, level: float
+    ) -> tuple[ClassReport, ...] | None:
+        kinds = [row.cls for row in self.rows]
+        if not any(kinds):
+            return None
+        found = []
+        for name in sorted(set(kinds), key=lambda kind: (kind is None, kind)):
+            inside = np.array([kind == name for kind in kinds])
+            # A class of anomalies alone is held against all normal images.
+            own = bool((inside & ~anomalous).any())
+            chosen = inside if own else inside | ~anomalous
+            measured = metrics.detection(scores[chosen], anomalous[chosen], resamples=0)
+            at = metrics.at_threshold(scores[inside], anomalous[inside], level)
+            found.append(
+                ClassReport(
+                    name=name,
+                    normal=int((inside & ~anomalous).sum()),
+                    anomalous=int((inside & anomalous).sum()),
+                    against="own normals" if own else "all normals",
+                    auroc=measured.auroc,
+                    average_precision=measured.average_precision,
+                    false_alarm_rate=at.false_alarm_rate,
+                    recall=at.recall,
+                    pixel=self.pixels.classes.get(name) if self.pixels else None,
+                )
+            )
+        return tuple(found)
+
+
+class _Pixels:
+    """Pixels of labelled images by class; what `measure` makes of them."""
+
+    def __init__(self, items: Sequence[Labelled], stack: ExitStack) -> None:
+        kinds: set[Kind] = {(item.cls, item.anomalous) for item in items}
+        run = max(RUN // 64, min(RUN, RUN * _BUFFERS // len(kinds)))
+        self._parts = {kind: stack.enter_context(PixelScores(run)) for kind in kinds}
+        self._without_mask = 0
+        self._skipped: list[Skipped] = []
+
+    def add(self, item: Labelled, decoded: Decoded, oddness: np.ndarray) -> None:
+        """Take an image: a normal one without a mask is normal all over."""
+        if item.mask is None and item.anomalous:
+            self._without_mask += 1
+            return
+        try:
+            mask = (
+                np.zeros(decoded.shape, np.bool_)
+                if item.mask is None
+                else read_mask(item.mask, decoded)
+            )
+        except InputError as error:
+            self._skipped.append(Skipped(path=str(item.mask), reason=error.message))
+            return
+        self._parts[item.cls, item.anomalous].add(oddness, mask)
+
+    def measure(self) -> None:
+        """Make the figures, of all images and of each class."""
+        parts = self._parts
+        found = pixel_metrics(list(parts.values()))
+        lost = self._without_mask + len(self._skipped)
+        reason = f"{found.undefined}: {lost} masks are missing or cannot be used"
+        self.all: PixelReport = dataclasses.replace(
+            found,
+            undefined=reason if found.undefined and lost else found.undefined,
+            without_mask=self._without_mask,
+            skipped=tuple(self._skipped),
+        )
+        normal = [part for (_, anomalous), part in parts.items() if not anomalous]
+        self.classes: dict[str | None, PixelReport] = {}
+        for (name, anomalous), part in parts.items():
+            if anomalous:
+                own = parts.get((name, False))
+                self.classes[name] = pixel_metrics([part, *([own] if own else normal)])
+
+
+def _compared(measured: Sequence[_Measured]) -> tuple[ComparedModel, ...]:
+    """All models on the images that all of them could read."""
+    shared = set.intersection(*({row.image.path for row in one.rows} for one in measured))
+    rows = []
+    base: np.ndarray | None = None
+    for one in measured:
+        chosen = np.array([row.image.path in shared for row in one.rows])
+        scores, anomalous = one.scores[chosen], one.anomalous[chosen]
+        base = scores if base is None else base
+        level = one.subject.judge.threshold(
+            one.conditions.false_alarm_rate, one.conditions.score, one.conditions.how
+        ).score
+        found = metrics.detection(scores, anomalous)
+        gain = metrics.difference(scores, base, anomalous)
+        rows.append(
+            ComparedModel(
+                model=one.subject.reference,
+                images=int(chosen.sum()),
+                auroc=found.auroc,
+                auroc_ci95=found.auroc_ci95,
+                average_precision=found.average_precision,
+                difference=None if gain is None else gain.value,
+                difference_ci95=None if gain is None else gain.ci95,
+                at_threshold=metrics.at_threshold(scores, anomalous, level),
+                pixel=one.pixels.all if one.pixels else None,
+                curves=metrics.curves(scores, anomalous),
+            )
+        )
+    return tuple(rows)

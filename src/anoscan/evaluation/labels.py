@@ -1,0 +1,374 @@
+"""Labelled images and their masks: named by a CSV, or laid out in folders as MVTec AD is.
+
+That layout is ``train/good``, ``test/<type>`` and ``ground_truth/<type>/<name>_mask.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from anoscan.core.errors import InputError, UsageError
+from anoscan.images import formats
+from anoscan.images.files import ImageFile, find, named, page_of
+from anoscan.images.layout import LAYOUT, MASKS, TEST
+
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image and what is said of it; `mask` is the file of its mask, None where there is none."""
+
+    image: ImageFile
+    anomalous: bool
+    cls: str | None = None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Images with labels.
+
+    `missing` are the paths of labels without an image, `unlabelled` counts images without a label;
+    `masks` says whether pixels can be measured too, `lost` names masks of the CSV that are no file.
+    """
+
+    images: tuple[Labelled, ...]
+    missing: tuple[str, ...]
+    unlabelled: int
+    masks: bool
+    lost: tuple[str, ...] = ()
+
+
+def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> LabelledSet:
+    """Find labelled images and their masks.
+
+    Parameters
+    ----------
+    labels : path, optional
+        CSV; see `evaluation.read_labels`. Without it, `folder` must be laid out like MVTec AD.
+    folder : path, optional
+        What paths in the CSV are relative to; by default the CSV's folder.
+    masks : path, optional
+        Folder of masks: under the image's own relative name with another suffix, or with ``_mask``
+        added to it. Folders that all images share may be left out.
+
+    Raises
+    ------
+    InputError
+        When nothing is found, or none of the masks asked for.
+    UsageError
+        Without labels of either kind.
+    """
+    if masks is not None and not masks.is_dir():
+        raise InputError(f"the folder of masks {masks} does not exist.")
+    found = _from_folders(folder, masks) if labels is None else _from_csv(labels, folder, masks)
+    if masks is not None and not any(item.mask for item in found.images):
+        some = next((item for item in found.images if item.anomalous), found.images[0])
+        name = PurePosixPath(some.image.inside).stem
+        raise InputError(
+            f"none of the masks in {masks} has the name of a labelled image.",
+            hint=f"A mask has the relative path of its image, and is called {name}.png or "
+            f"{name}_mask.png for {some.image.inside!r}.",
+        )
+    return found
+
+
+def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet:
+    rows = read_labels(csv)
+    base = csv.parent if folder is None else folder
+    matched, missing = match(rows, base)
+    if not matched:
+        raise InputError(
+            f"none of the {len(rows)} images named in {csv} exists under {base}.",
+            hint="Paths are relative to the CSV, or to IMAGES when that is given.",
+        )
+    files = [named(label.path, file, label.path) for label, file in matched]
+    beside = _Masks(masks, files)
+    found, lost = [], []
+    for (label, _), image in zip(matched, files, strict=True):
+        mask = _named(label.mask, (base, csv.parent, masks)) if label.mask else beside.of(image)
+        if label.mask and mask is None:
+            lost.append(label.mask)
+        found.append(Labelled(image, label.anomalous, label.cls, mask))
+    return LabelledSet(
+        images=tuple(found),
+        missing=tuple(label.path for label in missing),
+        unlabelled=unlabelled(folder, files),
+        masks=masks is not None or any(label.mask for label, _ in matched),
+        lost=tuple(dict.fromkeys(lost)),
+    )
+
+
+def _from_folders(folder: Path | None, masks: Path | None) -> LabelledSet:
+    if folder is None or not (folder / TEST).is_dir():
+        of = "" if folder is None else f" {folder} is not one."
+        raise UsageError(
+            "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
+            f"like MVTec AD ({LAYOUT}).{of}"
+        )
+    files = find([folder / TEST])
+    kept = [(image, image.inside.split("/")[0]) for image in files if "/" in image.inside]
+    if not kept:
+        raise InputError(f"{folder / TEST} has images, but none in folders of types such as good.")
+    beside = _Masks(masks or _folder(folder / MASKS), [image for image, _ in kept])
+    return LabelledSet(
+        images=tuple(
+            Labelled(image, kind.lower() not in NORMAL, kind, beside.of(image))
+            for image, kind in kept
+        ),
+        missing=(),
+        unlabelled=len(files) - len(kept),
+        masks=beside.folder is not None,
+    )
+
+
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None
+
+
+def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
+    """File that a CSV names, in the first place that has it."""
+    candidates = (place / mask for place in places if place is not None)
+    return next(filter(is_file, candidates), None)
+
+
+class _Masks:
+    """A folder of masks, searched by the names of images."""
+
+    def __init__(self, folder: Path | None, files: Sequence[ImageFile]) -> None:
+        self.folder = folder
+        parents = {str(PurePosixPath(image.inside).parent) for image in files}
+        try:
+            self._shared = os.path.commonpath(parents)
+        except ValueError:  # absolute paths beside relative ones
+            self._shared = ""
+
+    def of(self, image: ImageFile) -> Path | None:
+        """Mask of an image, if there is one."""
+        if self.folder is None:
+            return None
+        inside = PurePosixPath(image.inside.replace("\\", "/"))
+        for path in (inside, PurePosixPath(os.path.relpath(inside, self._shared or "."))):
+            stem = self.folder / path.parent / path.stem
+            for name in (f"{stem.name}_mask", stem.name):
+                for suffix in (*MASK_SUFFIXES, path.suffix):
+                    file = stem.with_name(name + suffix)
+                    if is_file(file) and not _is_image(file, image):
+                        return file
+        return None
+
+
+def _is_image(file: Path, image: ImageFile) -> bool:
+    """Whether what was found as a mask is the image itself."""
+    mask = named("", file, "")
+    return mask.page == image.page and mask.file.samefile(image.file)
+
+
+COLUMNS = {
+    "path": ("path", "image_path", "image", "file", "filename"),
+    "label": ("label", "target", "y"),
+    "mask": ("mask", "mask_path"),
+    "class": ("class",),
+}
+ANOMALOUS = frozenset(("1", "1.0", "true", "positive", "anomaly", "anomalous", "abnormal")).union(
+    ("bad", "defect", "defective", "ng", "nok", "fail")
+)
+NORMAL = frozenset(("0", "0.0", "false", "negative", "normal", "good", "ok", "pass"))
+
+_DELIMITERS = ",;\t"
+_BAD_ROWS_SHOWN = 5
+_HINT = (
+    "A labels file is a UTF-8 CSV with the header path,label and labels 1/0, anomaly/normal, "
+    "bad/good, ng/ok or defect/pass."
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One row of a labels file.
+
+    `line` counts from 1, the header included; `path` and `mask` are as written in the file;
+    `cls` is the kind of defect.
+    """
+
+    line: int
+    path: str
+    anomalous: bool
+    mask: str | None = None
+    cls: str | None = None
+
+
+def read_labels(file: Path) -> list[Label]:
+    """Read a labels CSV.
+
+    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``, under the names
+    of `COLUMNS`, in any order and case, separated by commas, semicolons or tabs. Blank rows are
+    passed over, and so is a row that repeats the path and the label of an earlier one.
+
+    Returns
+    -------
+    list of Label
+        In the order of the file; never empty.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read as such; bad rows are named by line number.
+    """
+    rows = _rows(file)
+    columns = _columns(file, rows)
+    labels: dict[str, Label] = {}
+    problems: list[str] = []
+    width = len(rows[0][1])
+    for line, cells in rows[1:]:
+        label = _label(line, cells, columns, width)
+        if isinstance(label, str):
+            problems.append(f"line {line}: {label}")
+            continue
+        first = labels.setdefault(os.path.normpath(label.path), label)
+        if first.anomalous != label.anomalous:
+            problems.append(
+                f"line {line}: {label.path!r} is labelled otherwise on line {first.line}"
+            )
+    if problems:
+        shown = "; ".join(problems[:_BAD_ROWS_SHOWN])
+        more = len(problems) - _BAD_ROWS_SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        raise InputError(f"bad rows in {file}: {shown}{rest}.", hint=_HINT)
+    if not labels:
+        raise InputError(f"{file} has a header but no labels.", hint=_HINT)
+    return list(labels.values())
+
+
+def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], list[Label]]:
+    r"""Find the images that labels speak of.
+
+    Parameters
+    ----------
+    labels : list of Label
+        A path with ``\`` that names no file is tried with ``/``.
+    base : Path
+        Folder that relative paths start from.
+
+    Returns
+    -------
+    found : list of (Label, Path)
+        In the order of the labels.
+    missing : list of Label
+        Labels without an image file.
+    """
+    found, missing = [], []
+    for label in labels:
+        candidates = (base / label.path, base / label.path.replace("\\", "/"))
+        path = next(filter(is_file, candidates), None)
+        if path is None:
+            missing.append(label)
+        else:
+            found.append((label, path))
+    return found, missing
+
+
+def _rows(file: Path) -> list[tuple[int, list[str]]]:
+    """Rows that are not blank, header first, each with the line it starts on."""
+    text = _text(file)
+    first_line = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
+    delimiter = max(_DELIMITERS, key=first_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows, start = [], 1
+    try:
+        for cells in reader:
+            rows.append((start, [cell.strip() for cell in cells]))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{file} cannot be read as CSV from line {start} on: {error}.",
+            hint="A quotation mark without its partner is the usual reason.",
+        ) from error
+    if filled := [row for row in rows if any(row[1])]:
+        return filled
+    raise InputError(f"{file} is empty.", hint=_HINT)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the labels {file}: {error.strerror or error}.", hint=_HINT
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file} is not UTF-8 text (byte {error.start + 1}).",
+            hint="Save it as CSV UTF-8; spreadsheets offer that under Save as.",
+        ) from error
+
+
+def _columns(file: Path, rows: list[tuple[int, list[str]]]) -> dict[str, int]:
+    header = [cell.lower().replace(" ", "_").replace("-", "_") for cell in rows[0][1]]
+    columns = {}
+    for column, aliases in COLUMNS.items():
+        known = [alias for alias in aliases if alias in header]
+        if known:
+            columns[column] = header.index(known[0])
+        elif column in ("path", "label"):
+            raise InputError(
+                f"{file} has no column {column!r} in its header (line {rows[0][0]}).", hint=_HINT
+            )
+    return columns
+
+
+def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> Label | str:
+    """Label of a row, or what is wrong with the row."""
+    if any(cells[width:]):
+        return f"{len(cells)} cells where the header has {width}"
+    cells = cells + [""] * (width - len(cells))
+    row = {column: cells[index] for column, index in columns.items()}
+    word = row["label"].lower()
+    if not row["path"]:
+        return "no path"
+    if word not in ANOMALOUS | NORMAL:
+        return f"unknown label {row['label'][:40]!r}"
+    return Label(
+        line=line,
+        path=row["path"],
+        anomalous=word in ANOMALOUS,
+        mask=row.get("mask") or None,
+        cls=row.get("class") or None,
+    )
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path, which may be nonsense, names a file."""
+    try:
+        return path.is_file() or page_of(path) is not None
+    except (OSError, ValueError):  # longer than a path can be, or not permitted
+        return False
+
+
+def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:
+    """Images under `folder` that no label names.
+
+    Without one, those beside labelled images: not in folders below, where maps, other images, or
+    all that somebody has may lie.
+    """
+    try:
+        if folder is None:
+            folders = {image.file.parent for image in labelled}
+            present = find([file for beside in folders for file in _images_in(beside)])
+        else:
+            present = find([folder])
+    except (InputError, OSError):
+        return 0
+    named = {(image.file.resolve(), image.page) for image in labelled}
+    return sum((image.file.resolve(), image.page) not in named for image in present)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return [file for file in files if formats.is_named_like_one(file) and file.is_file()]

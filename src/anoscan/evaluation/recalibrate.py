@@ -1,0 +1,240 @@
+"""The threshold of a trained model set anew, without training: by new normals, or by labels.
+
+Every change is written into the model's `history`, and what labels decided is marked as such.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import anoscan
+from anoscan.core.arrays import evenly
+from anoscan.core.config import rate_in_range
+from anoscan.core.errors import InputError, UsageError
+from anoscan.core.results import Decision, Skipped
+from anoscan.core.runtime import Runtime
+from anoscan.dataset.inspection import inspect
+from anoscan.dataset.material import Material
+from anoscan.evaluation.labels import gather
+from anoscan.images.files import ImageFile
+from anoscan.model.held_out import measure_held_out
+from anoscan.model.judge import Judge, nothing_readable
+from anoscan.model.model import Model
+from anoscan.networks.architectures import Networks
+from anoscan.scoring import calibration
+from anoscan.scoring.choices import DEFAULT_SCORE
+from anoscan.scoring.maps import MOST_HELD_OUT, Maps, calibrated
+from anoscan.scoring.measure import chunks
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """What sets the false-alarm rate of a model's verdicts.
+
+    Parameters
+    ----------
+    false_alarm_rate : float in (0, 1), optional
+        The rate itself; or the others:
+    labels : Path, optional
+        CSV of labelled images as for ``anoscan eval``; paths are relative to it.
+    miss_cost : float, optional
+        False alarms that a missed anomaly is worth. The rate makes the expected cost least, at
+        the share of anomalies among the labelled images.
+    target_recall : float in (0, 1], optional
+        Share of the labelled anomalies to be found. The rate is the lowest that does.
+
+    Raises
+    ------
+    UsageError
+        For a number out of range, or arguments that do not go together.
+    """
+
+    false_alarm_rate: float | None = None
+    labels: Path | None = None
+    miss_cost: float | None = None
+    target_recall: float | None = None
+
+    def __post_init__(self) -> None:
+        asked = (self.miss_cost is not None) + (self.target_recall is not None)
+        if self.labels is None and asked:
+            raise UsageError("--miss-cost and --target-recall need --labels FILE.")
+        if self.labels is not None and asked != 1:
+            raise UsageError("--labels needs one of --miss-cost and --target-recall.")
+        if self.false_alarm_rate is not None:
+            if self.labels is not None:
+                raise UsageError("--labels and --false-alarm-rate exclude each other.")
+            rate_in_range(self.false_alarm_rate)
+        if self.target_recall is not None and not 0 < self.target_recall <= 1:
+            raise UsageError(f"--target-recall must lie in (0, 1]. Got {self.target_recall}.")
+        if self.miss_cost is not None and not 0 < self.miss_cost < np.inf:
+            raise UsageError(f"--miss-cost must be above 0. Got {self.miss_cost}.")
+
+
+def renew(
+    model: Model,
+    runtime: Runtime,
+    normals: Sequence[ImageFile],
+    target: Target | None,
+    on_progress: Callable[[int, int], None],
+) -> tuple[Model, Decision | None, tuple[Skipped, ...]]:
+    """New normals, if any, then a new rate, if one is asked for."""
+    decision, skipped = None, tuple[Skipped, ...]()
+    if normals:
+        model, skipped = on_normals(model, normals, runtime, on_progress)
+    if target is not None and target.labels is not None:
+        decision, more = _by_labels(model, target, target.labels, runtime)
+        skipped += more
+    elif target is not None and target.false_alarm_rate is not None:
+        decision = Decision(
+            false_alarm_rate=target.false_alarm_rate, set_by="false-alarm-rate", uses_labels=False
+        )
+    return model if decision is None else _decided(model, decision), decision, skipped
+
+
+def on_normals(
+    model: Model,
+    files: Sequence[ImageFile],
+    runtime: Runtime,
+    on_progress: Callable[[int, int], None],
+) -> tuple[Model, tuple[Skipped, ...]]:
+    """Model with grey levels, scales, trust, looks and threshold of new normal images.
+
+    Its networks, and what its terms learned, stay. Images that it was trained on must not be
+    among the new ones: they look tamer to it than any other.
+
+    Raises
+    ------
+    InputError
+        When too few images can be read.
+    """
+    config, rule = model.config, model.rule
+    seen = inspect(
+        files,
+        size=rule.size,
+        channels=rule.channels,
+        workers=runtime.workers,
+        seed=config.seed,
+        patch=rule.patch,
+        roi=rule.roi,
+    )
+    # 8-bit images have no levels to set; those of deeper ones stay until deep images come.
+    rule = dataclasses.replace(rule, window=seen.rule.window or rule.window)
+    material = Material.of_normals(
+        files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
+    )
+    networks, fitted = model.networks, model.fitted
+    maps = model.maps and _maps_of(model.maps, networks, material, runtime)
+    held = measure_held_out(networks, fitted, model.baselines, material, maps, config.seed, runtime)
+    event = {
+        "action": "calibrate",
+        "images": len(material.held_out),
+        "skipped": len(material.skipped),
+        "sha256": hashlib.sha256(b"".join(sorted(material.digests))).hexdigest(),
+        "window": rule.to_dict()["window"],
+        "uses_labels": False,
+    }
+    looks = held.yardstick.looks
+    metadata = model.metadata | {
+        "image_rule": rule.to_dict(),
+        "picture_scale": held.yardstick.picture_scale,
+        "kinds": [] if looks is None else list(looks.kinds),
+    }
+    if maps is not None:
+        metadata["maps"] = maps.described()
+    changed = held.complete(dataclasses.replace(model, metadata=metadata, maps=maps), runtime)
+    return _noted(changed, event), tuple(material.skipped)
+
+
+def reservation(model: Model) -> str | None:
+    """What is wrong with the images that a model was calibrated on last."""
+    last = [event for event in model.metadata["history"] if event["action"] == "calibrate"][-1]
+    if last["sha256"] != model.metadata.get("training_data", {}).get("sha256"):
+        return None
+    return (
+        "these are the images that the model was trained on: they look tamer to it than any "
+        "other, so the threshold is too low. Calibrate on normal images that it never saw."
+    )
+
+
+def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtime) -> Maps:
+    read, unseen = material.pixels.__getitem__, evenly(material.unseen, MOST_HELD_OUT)
+    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device), material.inside)
+
+
+def _by_labels(
+    model: Model, target: Target, labels: Path, runtime: Runtime
+) -> tuple[Decision, tuple[Skipped, ...]]:
+    """Rate that labelled images decide, and those of them that could not be read."""
+    p, odd, skipped = _labelled(model, labels, runtime)
+    if not odd.any():
+        raise InputError(f"{labels} names no anomaly that can be read.")
+    if target.miss_cost is None:
+        set_by, wanted = "target-recall", target.target_recall or 0.0
+        rate = calibration.rate_for_recall(p[odd], wanted)
+    elif odd.all():
+        raise InputError(
+            f"--miss-cost: {labels} names no normal image, so the share of anomalies is not known.",
+            hint="Add normal images in the proportion that you expect, or use --target-recall.",
+        )
+    else:
+        set_by, wanted = "miss-cost", target.miss_cost
+        n = len(model.yardstick.terms)
+        rate = calibration.rate_for_cost(p[odd], n, float(odd.mean()), wanted)
+    if not rate < 1:
+        raise InputError(
+            f"--target-recall {wanted:g}: some labelled anomalies look calmer than every normal "
+            "image, so that every image would have to be called anomalous.",
+            hint="Ask for less, or look at these images: anoscan score lists them last.",
+        )
+    decision = Decision(
+        false_alarm_rate=rate,
+        set_by=set_by,
+        uses_labels=True,
+        wanted=wanted,
+        labelled={"normal": int((~odd).sum()), "anomalous": int(odd.sum())},
+        recall=float((p[odd] <= rate + 1e-9).mean()),
+    )
+    return decision, skipped
+
+
+def _labelled(
+    model: Model, labels: Path, runtime: Runtime
+) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
+    """P-values of the labelled images, whether each is an anomaly, and what was not readable."""
+    given = gather(labels, None, None).images
+    truth = {item.image.path: item.anomalous for item in given}
+    files = [item.image for item in given]
+    judge = Judge(model, runtime)
+    terms, odd, skipped = [], [], []
+    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
+        for decoded, row, *_ in batch:
+            if isinstance(decoded, Skipped):
+                skipped.append(decoded)
+            else:
+                terms.append(row)
+                odd.append(truth[decoded.image.path])
+    if not terms:
+        raise nothing_readable(skipped)
+    scores = judge.scores(np.array(terms), DEFAULT_SCORE)
+    p = calibration.p_values(scores, judge.calibration_scores(DEFAULT_SCORE))
+    return p, np.array(odd, dtype=bool), tuple(skipped)
+
+
+def _decided(model: Model, decision: Decision) -> Model:
+    facts = {key: value for key, value in dataclasses.asdict(decision).items() if value is not None}
+    changed = dataclasses.replace(model, metadata=model.metadata | {"decision": facts})
+    return _noted(changed, {"action": "decide"} | facts)
+
+
+def _noted(model: Model, event: dict[str, Any]) -> Model:
+    history = [*model.metadata.get("history", []), event | {"by": anoscan.__version__}]
+    return dataclasses.replace(model, metadata=model.metadata | {"history": history})

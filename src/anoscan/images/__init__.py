@@ -1,0 +1,1 @@
+"""One image: found, decoded, masked, cut into tiles."""

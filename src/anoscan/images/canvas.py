@@ -1,0 +1,117 @@
+"""One upright image in its stored samples, parts of which become what networks see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anoscan.core.arrays import Floats
+from anoscan.images.roi import Cover
+
+TRIES = 3  # places drawn for a crop that would be blank
+BLANK = 2 / 127.5  # between the extremes of a crop: two levels of 8 bits
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An upright image in stored samples, parts of which become what networks see.
+
+    Parameters
+    ----------
+    samples : ndarray, (height, width) or (height, width, 3), uint8, uint16 or float32
+    channels : int
+        Grey samples are repeated where this is 3.
+    window : (low, high) or None
+        Samples that become -1 and 1, linearly on to [-3, 3]; None for 8 bits, where 0 and 255 do.
+    cover : Cover, optional
+        What stands instead of what does not count.
+    """
+
+    samples: NDArray[np.uint8] | NDArray[np.uint16] | Floats
+    channels: int
+    window: tuple[float, float] | None
+    cover: Cover | None = None
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.samples.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.samples.shape[1])
+
+    def part(self, top: int, left: int, height: int, width: int) -> Floats:
+        """Rectangle that lies inside, (channels, height, width) float32."""
+        cut = self.samples[top : top + height, left : left + width]
+        values = np.asarray(cut, np.float64)
+        if self.window is not None:
+            low, high = self.window
+            values = np.clip((values - low) / (high - low) * 2 - 1, -3, 3)
+        else:
+            values = values / 127.5 - 1
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        if self.cover is not None:
+            values = self.cover.over(values, (top, left), (self.height, self.width))
+        shape = (self.channels, *values.shape[1:])
+        return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
+
+    def counted(self, found: NDArray[Any]) -> NDArray[Any]:
+        """Map (h, w) of any size over it, 0 where it does not count."""
+        if self.cover is None or not found.size:
+            return found
+        return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
+
+    def counted_rows(self, top: int, rows: Floats) -> Floats:
+        """Rows (h, width) of a map as large as it is, from `top`, 0 where it does not count."""
+        if self.cover is None:
+            return rows
+        inside = self.cover.roi.part((top, 0), rows.shape[:2], (self.height, self.width))
+        return np.where(inside, rows, np.float32(0))
+
+    def whole(self) -> Floats:
+        """All of it, (channels, height, width) float32."""
+        return self.part(0, 0, self.height, self.width)
+
+    def reduced(self, side: int) -> Floats:
+        """Means of square blocks, (channels, h, w) with sides of at most `side`, or all of it.
+
+        A few rows at a time: a large image is never there as floats.
+        """
+        block = -(-max(self.height, self.width) // side)
+        return self.whole() if block == 1 else self._means(block)
+
+    def _means(self, block: int) -> Floats:
+        rows, columns = max(1, self.height // block), max(1, self.width // block)
+        high, wide = min(block, self.height), min(block, self.width)
+        small = np.empty((self.channels, rows, columns), np.float32)
+        for row in range(rows):
+            band = self.part(row * block, 0, high, columns * wide)
+            small[:, row] = band.reshape(self.channels, high, columns, wide).mean((1, 3))
+        return small
+
+    def centre(self, side: int) -> Floats:
+        """Square in the middle, (channels, side, side)."""
+        return self.part((self.height - side) // 2, (self.width - side) // 2, side, side)
+
+    def crops(self, side: int, draws: NDArray[np.floating[Any]]) -> Floats:
+        """Squares at random places, (n, channels, side, side).
+
+        Parameters
+        ----------
+        draws : ndarray of shape (n, TRIES, 2), in [0, 1)
+            Places to take, in turn, as long as what is there is blank: emptiness has little to
+            teach. The last one is taken as it is, so that a network meets emptiness too.
+        """
+        room = np.array([self.height - side + 1, self.width - side + 1])
+        found = np.empty((len(draws), self.channels, side, side), np.float32)
+        for crop, tries in zip(found, np.floor(draws * room).astype(int).tolist(), strict=True):
+            for top, left in tries:
+                crop[:] = self.part(top, left, side, side)
+                if np.ptp(crop) > BLANK:
+                    break
+        return found

@@ -1,0 +1,342 @@
+"""One image file becomes what the networks see, by the rule of a model."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anoscan.core.arrays import Floats
+from anoscan.core.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.core.errors import InputError
+from anoscan.core.results import Skipped
+from anoscan.images import formats, resampling
+from anoscan.images.canvas import Canvas
+from anoscan.images.files import ImageFile
+from anoscan.images.formats.picture import DAMAGE, Opened, memory
+from anoscan.images.mismatch import Look, kind
+from anoscan.images.roi import Cover, Roi
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}  # of what is upright
+_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
+
+_RULE = {"size", "channels", "window"}
+_OPTIONAL = {"patch", "roi"}
+_UNREDUCED = 2**31  # pixels: no JPEG is larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRule:
+    """How a file becomes the tensor that the networks see.
+
+    8-bit samples map 0..255 to [-1, 1]. Deeper samples map `window` to [-1, 1], and what lies
+    outside it linearly on to [-3, 3]: an anomaly brighter than any normal image must stay
+    visible. Without a window (a model that learned from 8-bit images only) it is 0..65535 for
+    integers and 0..1 for floats.
+
+    Without `patch` an image is stretched to the square of `size`. With it the networks see parts
+    of an image: squares of `patch` pixels, at `size` pixels where that is less.
+
+    With `roi`, all outside that region is grey (0) for the networks.
+    """
+
+    size: int
+    channels: int
+    window: tuple[float, float] | None
+    patch: int | None = None
+    roi: Roi | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rule as JSON values; `from_dict` takes them back."""
+        window = None if self.window is None else list(self.window)
+        whole: dict[str, Any] = {"size": self.size, "channels": self.channels, "window": window}
+        if self.patch is not None:
+            whole |= {"patch": self.patch}
+        return whole if self.roi is None else whole | {"roi": self.roi.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> ImageRule:
+        """Rule from JSON values that nobody has checked yet.
+
+        Raises
+        ------
+        ValueError
+            For anything that `to_dict` does not write.
+        """
+        if not isinstance(values, dict) or set(values) - _OPTIONAL != _RULE:
+            raise ValueError("an image rule has size, channels, window, and maybe patch and roi")
+        size, channels, window = values["size"], values["channels"], values["window"]
+        if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+            raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}")
+        if type(channels) is not int or channels not in (1, 3):
+            raise ValueError("channels must be 1 or 3")
+        patch = values.get("patch")
+        if patch is not None and (type(patch) is not int or not size <= patch <= LARGEST_PATCH):
+            raise ValueError(f"patch must be from {size} to {LARGEST_PATCH}")
+        window, roi = _checked_window(window), values.get("roi")
+        roi = None if roi is None else Roi.from_dict(roi)
+        return cls(size=size, channels=channels, window=window, patch=patch, roi=roi)
+
+
+def _checked_window(window: Any) -> tuple[float, float] | None:
+    if window is None:
+        return None
+    if not isinstance(window, list | tuple) or len(window) != 2:
+        raise ValueError("window must be null or two numbers")
+    if not all(type(end) in (int, float) for end in window):
+        raise ValueError("window must be null or two numbers")
+    try:
+        low, high = float(window[0]), float(window[1])
+    except OverflowError:
+        raise ValueError("window must be finite") from None
+    if not (math.isfinite(low) and math.isfinite(high - low) and low < high):
+        raise ValueError("window must be finite and rising")
+    return low, high
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the networks see it, or, of a rule with patches, see parts of it.
+
+    `canvas` holds it upright, in stored samples: size by size, or all of a large image. `width` and
+    `height` are those of the image as stored, before its EXIF `orientation` (1 to 8) is applied.
+    `look` is what it is like apart from its content; `digest` the SHA-256 of the file's bytes.
+    """
+
+    image: ImageFile
+    canvas: Canvas
+    width: int
+    height: int
+    orientation: int
+    look: Look
+    digest: bytes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the image at its own resolution, upright."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+    @cached_property
+    def pixels(self) -> Floats:
+        """All of it, (channels, height, width) float32, in [-1, 1] ([-3, 3] for deep samples)."""
+        return self.canvas.whole()
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Decoded:
+    """Read one image as `rule` says.
+
+    Upright, stretched to the square with antialiasing (an image that has the size already is not
+    resampled, nor is one for patches of the size they are seen at), transparency over black.
+    Of an animation the first frame. Grey keeps all its levels. Colours of more than 8 bits keep
+    theirs under a rule with a window. A `cover` takes the place of the rule's own region, outside
+    which all is grey.
+
+    Raises
+    ------
+    InputError
+        Whose message is the bare reason, without the path.
+    """
+    opened = formats.read(
+        image.file,
+        image.page,
+        draft_side=2 * rule.size if rule.patch is None else _UNREDUCED,
+        deep=rule.window is not None,
+    )
+    try:
+        with memory():
+            if cover is None and rule.roi is not None:
+                cover = Cover.grey(rule.roi, rule.channels)
+            canvas = _as_ruled(opened, rule, cover)
+    except DAMAGE:
+        raise InputError("damaged image") from None
+    width, height, orientation = opened.width, opened.height, opened.orientation
+    picture = opened.picture
+    depth = kind(picture) if isinstance(picture, Image.Image) else opened.depth
+    look = Look.of(depth, canvas, (height, width) if orientation >= 5 else (width, height))
+    decoded = Decoded(image, canvas, width, height, orientation, look, opened.digest)
+    if rule.patch is None:
+        _ = decoded.pixels  # here, where threads share the work
+    elif min(canvas.height, canvas.width) < rule.size:
+        raise InputError(
+            f"is {opened.width}x{opened.height} pixels: smaller than the model's patches of "
+            f"{rule.patch}x{rule.patch}"
+        )
+    return decoded
+
+
+def decode_all(
+    files: Iterable[ImageFile], rule: ImageRule, *, workers: int, cover: Cover | None = None
+) -> Iterator[Decoded | Skipped]:
+    """Decode `files` in `workers` threads; results come in input order. See `decode`.
+
+    At most ``4 * workers`` files are ahead of the consumer, so `files` may be endless; of large
+    images for patches two, which may fill the memory.
+    """
+    most = 4 * workers if rule.patch is None else 2
+
+    def result(image: ImageFile) -> Decoded | Skipped:
+        try:
+            return decode(image, rule, cover)
+        except InputError as error:
+            return Skipped(path=image.path, reason=error.message)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ahead: deque[Future[Decoded | Skipped]] = deque()
+    try:
+        for image in files:
+            ahead.append(pool.submit(result, image))
+            # What is done is handed on at once: a slow source must not hold results back.
+            while len(ahead) >= most or (ahead and ahead[0].done()):
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
+    bands, window = _bands(opened, rule)
+    side = _side(opened, rule)
+    ready: list[NDArray[Any]] = []
+    for place, band in enumerate(bands):
+        if not isinstance(band, Image.Image):
+            if cover is None and opened.pending == 1:
+                ready.append(resampling.whole(band, side[::-1]))
+                continue
+            band = Image.fromarray(np.ascontiguousarray(band, np.float32))
+        if cover is not None:
+            # Before resampling too, or what is outside would run over the edge.
+            fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
+            band = _covered(band, Cover(cover.roi, fill), window, opened.pending)
+        image = band.resize(side, Image.Resampling.BILINEAR)
+        if opened.pending != 1:
+            image = image.transpose(UPRIGHT[opened.pending])
+        ready.append(np.asarray(image))
+    samples = ready[0] if len(ready) == 1 else np.stack(ready, 2)
+    return Canvas(samples, rule.channels, window, cover)
+
+
+def _covered(
+    band: Image.Image, cover: Cover, window: tuple[float, float] | None, turned: int
+) -> Image.Image:
+    """Image as stored with the cover over it, whose mask and fill lie upright."""
+    size = band.size[::-1] if turned >= 5 else band.size
+    low, high = window or (0.0, 255.0)
+    levels = (cover.fill + 1) / 2 * (high - low) + low
+    if window is None:
+        levels = levels.round().clip(0, 255).astype(np.uint8)
+    planes = [Image.fromarray(level).resize(size, Image.Resampling.BILINEAR) for level in levels]
+    plain = planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
+    inside = Image.fromarray(cover.roi.part((0, 0), size[::-1], size[::-1]))
+    if turned != 1:
+        back = UPRIGHT[TURNED_BACK[turned]]
+        plain, inside = plain.transpose(back), inside.transpose(back)
+    return Image.composite(band, plain, inside)
+
+
+def _bands(
+    opened: Opened, rule: ImageRule
+) -> tuple[Sequence[Image.Image | NDArray[Any]], tuple[float, float] | None]:
+    """Parts of an image that can be resized, one or, of deep colours, three; and their window."""
+    picture = opened.picture
+    if isinstance(picture, Image.Image):
+        return [shallow_image(picture, rule.channels)], None
+    if picture.ndim == 3 and rule.channels == 1:
+        picture = (picture @ _GREY).astype(np.float32)
+    bands = [picture] if picture.ndim == 2 else list(np.moveaxis(picture, 2, 0))
+    return bands, rule.window or opened.full
+
+
+def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
+    if rule.patch is None:
+        return rule.size, rule.size
+    picture = opened.picture
+    width, height = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    return (
+        max(1, round(width * rule.size / rule.patch)),
+        max(1, round(height * rule.size / rule.patch)),
+    )
+
+
+def shallow_image(image: Image.Image, channels: int) -> Image.Image:
+    """Image of 8 bits as grey (1 channel) or RGB (3); transparency becomes black."""
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        black.alpha_composite(image.convert("RGBA"))
+        image = black
+    if image.mode not in ("1", "L"):  # to grey by way of RGB: LAB has no other
+        image = image.convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+# --- back to the file ---------------------------------------------------------------------------
+
+
+def stored_box(
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    *,
+    width: int,
+    height: int,
+    orientation: int,
+) -> tuple[int, int, int, int]:
+    """Box in pixels of the image as stored, from corners in the upright image.
+
+    Parameters
+    ----------
+    x0, y0, x1, y1 : float
+        Opposite corners, in units of the upright image's sides (0..1).
+    width, height, orientation : int
+        As `Decoded` has them: of the stored image.
+
+    Returns
+    -------
+    x, y, box_width, box_height : int
+        The smallest box of whole pixels that holds it, inside the image, at least 1x1.
+    """
+    (ax, ay), (bx, by) = _stored(x0, y0, orientation), _stored(x1, y1, orientation)
+    x, box_width = _span(min(ax, bx) * width, max(ax, bx) * width, width)
+    y, box_height = _span(min(ay, by) * height, max(ay, by) * height, height)
+    return x, y, box_width, box_height
+
+
+def _stored(u: float, v: float, orientation: int) -> tuple[float, float]:
+    return {
+        1: (u, v),
+        2: (1 - u, v),
+        3: (1 - u, 1 - v),
+        4: (u, 1 - v),
+        5: (v, u),
+        6: (v, 1 - u),
+        7: (1 - v, 1 - u),
+        8: (1 - v, u),
+    }[orientation]
+
+
+def _span(low: float, high: float, length: int) -> tuple[int, int]:
+    # Without the tolerance, the rounding of 1 - u would add a pixel.
+    start = min(max(math.floor(low + 1e-6), 0), length - 1)
+    end = min(max(math.ceil(high - 1e-6), start + 1), length)
+    return start, end - start

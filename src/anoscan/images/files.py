@@ -1,0 +1,147 @@
+"""Image files in folders: found, named, and taken apart into pages."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anoscan.core.errors import InputError
+from anoscan.images import formats
+from anoscan.images.formats.picture import KINDS, os_reason
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file, or one page of it, not opened yet.
+
+    `path` is what the user gave joined with the path inside that folder and names the image in
+    all results; `file` is where it is; `inside` is the path relative to the folder given (the
+    file name for a file given by itself). `path` and `inside` are '/'-separated. `page` counts
+    from 1 and ends both of them, as if the file were a folder of its pages: no other file can
+    have that path. It is None for the only image of a file.
+    """
+
+    path: str
+    file: Path
+    inside: str
+    page: int | None = None
+
+
+def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageFile]:
+    """Image files named by `paths`: files as they are, folders recursively and sorted.
+
+    Inside folders, hidden entries, ``__MACOSX``, the folders `apart` and files with other
+    extensions are passed over. A file reached twice by the same path is returned once. Links to
+    folders are followed, but no folder is read twice.
+
+    Raises
+    ------
+    InputError
+        For a path that does not exist, a folder that cannot be listed or holds no image, or
+        when `paths` is empty.
+    """
+    if not paths:
+        raise InputError("no images given.", hint="Name image files or folders.")
+    found: dict[str, ImageFile] = {}
+    several = len(paths) > 1
+    for path in paths:
+        name = str(path).replace(os.sep, "/")
+        root = Path(path)
+        paged = page_of(root)
+        if not name or not (paged or exists(root)):
+            raise InputError(f"{name or 'an empty path'} does not exist.")
+        if paged or not root.is_dir():
+            short = f"{root.parent.name}/{root.name}" if paged else root.name
+            _add(found, in_file(name, root, name if several else short))
+            continue
+        inside = _images_below(root, apart)
+        if not inside:
+            raise InputError(
+                f"no images in {name}.", hint=f"Images are {KINDS} files; folders may nest."
+            )
+        prefix = name if name.endswith("/") else name + "/"
+        for below in inside:
+            whole = prefix + below
+            _add(found, in_file(whole, root / below, whole if several else below))
+    return list(found.values())
+
+
+def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
+    """The image of a file, or one a page; of the path of a page, that page.
+
+    Whether there is such a file, or such a page, only decoding will say.
+    """
+    pages = 1 if page_of(file) else formats.count(file)
+    if pages < 2:
+        return [named(path, file, inside)]
+    numbers = range(1, pages + 1)
+    return [ImageFile(f"{path}/{n}", file, f"{inside}/{n}", n) for n in numbers]
+
+
+def named(path: str, file: Path, inside: str) -> ImageFile:
+    """The only image of a file, or the page that the path of one names."""
+    parent, page = page_of(file) or (file, None)
+    return ImageFile(path, parent, inside, page)
+
+
+def page_of(path: Path) -> tuple[Path, int] | None:
+    """File and number of a path like scan.tif/3, where scan.tif is no folder."""
+    try:
+        if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
+            return path.parent, int(path.name)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _add(found: dict[str, ImageFile], images: Iterable[ImageFile]) -> None:
+    for image in images:
+        absolute = os.path.normpath(image.file.absolute())
+        found.setdefault(absolute if image.page is None else f"{absolute}/{image.page}", image)
+
+
+def exists(path: Path) -> bool:
+    """Say whether there is anything at a path; refuse one that cannot be looked at."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be opened: {os_reason(error)}.") from None
+    return True
+
+
+def _images_below(root: Path, apart: Sequence[Path]) -> list[str]:
+    # Real folders come before linked ones, so that a folder reached both ways keeps its own name.
+    real, linked = deque([(root, "")]), deque[tuple[Path, str]]()
+    visited = {_identity(folder) for folder in apart if os.path.isdir(folder)}  # noqa: PTH112
+    visited -= {_identity(root)}
+    images: list[str] = []
+    while real or linked:
+        folder, prefix = real.popleft() if real else linked.popleft()
+        try:
+            identity = _identity(folder)
+            if identity in visited:
+                continue
+            visited.add(identity)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        continue
+                    link = entry.is_symlink()
+                    if Path(entry.path).is_dir() if link else entry.is_dir():
+                        queue = linked if link else real
+                        queue.append((folder / entry.name, f"{prefix}{entry.name}/"))
+                    elif formats.is_named_like_one(folder / entry.name):
+                        images.append(prefix + entry.name)
+        except OSError as error:
+            raise InputError(f"folder {folder} cannot be read: {os_reason(error)}.") from None
+    return sorted(images)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino

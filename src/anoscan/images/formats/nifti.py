@@ -1,0 +1,152 @@
+"""NIfTI volumes: slices along the last axis are pages. Needs nibabel."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import shutil
+import tempfile
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anoscan.core.errors import InputError
+from anoscan.images.formats.picture import (
+    LARGEST_FILE,
+    Opened,
+    check_size,
+    damage,
+    of_samples,
+    reasons,
+    regular,
+)
+
+SUFFIXES = ".nii .nii.gz"
+_HEADER = 540  # bytes; of the longer form
+_STEP = 2**20
+_lock = threading.Lock()
+
+
+def begins(head: bytes, name: str) -> bool:
+    """Whether these are the first bytes of a NIfTI file; of a packed one, its name decides."""
+    if head[:2] == b"\x1f\x8b":
+        return name.endswith(".nii.gz")
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def count(file: Path) -> int:
+    """Number of slices."""
+    return _volume_of(file).slices
+
+
+def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
+    """Read a slice: the first axis runs to the right, the second down."""
+    volume = _volume_of(file)
+    check_size(volume.width, volume.height)
+    with damage():
+        samples = volume.slice(file, (page or 1) - 1)
+        if samples.dtype.fields:  # RGB, as three numbers of 8 bits
+            samples = samples.view(np.uint8).reshape(*samples.shape, -1)
+        if (volume.slope, volume.intercept) == (1, 0):
+            return of_samples(samples)
+        values = samples.astype(np.float64) * volume.slope + volume.intercept
+        return of_samples(values, stored=samples.dtype)
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """What a header says; `offset` is where the voxels begin."""
+
+    width: int
+    height: int
+    slices: int
+    kind: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+    packed: bool
+    changed: int
+
+    def slice(self, file: Path, index: int) -> NDArray[Any]:
+        voxels = self.width * self.height
+        start = self.offset + index * voxels * self.kind.itemsize
+        whole = self.offset + self.slices * voxels * self.kind.itemsize
+        end = start + voxels * self.kind.itemsize
+        if self.packed:
+            with _lock:  # or each thread would unpack it
+                data = _unpacked(file, whole, self.changed)[start:end].tobytes()
+        else:
+            with reasons(), file.open("rb") as source:
+                source.seek(start)
+                data = source.read(end - start)
+        if len(data) < end - start:
+            raise InputError("truncated image")
+        return np.frombuffer(data, self.kind).reshape(self.height, self.width)
+
+
+def _volume_of(file: Path) -> _Volume:
+    status = regular(file)
+    return _volume(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _volume(file: Path, size: int, changed: int) -> _Volume:
+    try:
+        from nibabel.nifti1 import Nifti1Header
+        from nibabel.nifti2 import Nifti2Header
+    except ImportError:
+        raise InputError("is NIfTI, which needs: pip install 'anoscan[nifti]'") from None
+    with reasons(), file.open("rb") as source:
+        packed = source.read(2) == b"\x1f\x8b"
+    with damage():
+        with gzip.open(file) if packed else file.open("rb") as source:
+            data = source.read(_HEADER)
+        form = Nifti2Header if data[4:8] == b"n+2\0" else Nifti1Header
+        header = form(data[: form.template_dtype.itemsize], check=False)
+        shape = tuple(int(side) for side in header.get_data_shape())
+        while len(shape) > 2 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            sides = "x".join(map(str, shape))
+            raise InputError(f"is a volume of {sides}: save one of two or three axes")
+        slope, intercept = header.get_slope_inter()
+        width, height, slices = (*shape, 1)[:3]
+        return _Volume(
+            width,
+            height,
+            slices,
+            kind=header.get_data_dtype(),
+            offset=int(header.get_data_offset()),
+            slope=1.0 if slope is None else float(slope),
+            intercept=0.0 if intercept is None else float(intercept),
+            packed=packed,
+            changed=changed,
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _unpacked(file: Path, whole: int, changed: int) -> NDArray[np.uint8]:
+    """Bytes of a packed file, mapped from a temporary one that is gone with the last use of it.
+
+    Each slice read from the packed file would need all before it unpacked again.
+    """
+    if whole > LARGEST_FILE:
+        raise InputError("unpacks to more than 2 GiB")
+    if shutil.disk_usage(tempfile.gettempdir()).free < whole:
+        raise InputError(f"needs {whole / 1e9:.1f} GB in the temporary folder, which has less")
+    with tempfile.TemporaryFile() as target:
+        try:
+            with gzip.open(file) as source:
+                for start in range(0, whole, _STEP):
+                    target.write(source.read(min(_STEP, whole - start)))
+        except (EOFError, zlib.error):
+            raise InputError("truncated image") from None
+        if target.tell() < whole:
+            raise InputError("truncated image")
+        target.flush()
+        return np.memmap(target, np.uint8, mode="r", shape=(whole,))

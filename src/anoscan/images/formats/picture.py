@@ -1,0 +1,246 @@
+"""What every reader gives: one image in samples, and the reasons for which there is none.
+
+File contents are untrusted. A reader raises `InputError` whose message is the bare reason, without
+the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anoscan.core.errors import InputError
+
+Deep = NDArray[np.uint16] | NDArray[np.float32]
+
+LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read whole
+# What decoders raise on damaged files, by their source and by fuzzing them.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+_LIBRARIES = re.compile(r"(PIL|tifffile|pydicom|nibabel|anoscan\.images\.formats)\.")
+_filters_lock = threading.Lock()
+KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, NPY, DICOM or NIfTI"
+DAMAGED = "damaged image"
+_NO_ROOM = "needs more memory than there is"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded image.
+
+    Parameters
+    ----------
+    picture : Image or ndarray
+        8 bits: an image of Pillow, in any of its modes. More: samples (height, width) or (height,
+        width, 3), uint16 or float32, finite.
+    width, height : int
+        Of the image as stored.
+    digest : bytes
+        SHA-256 of the file's bytes; of a page, of its samples.
+    depth : str
+        Of more than 8 bits, in words: "16-bit grey", "32-bit float"; else empty.
+    full : (low, high)
+        Deep samples that are -1 and 1 for a model that never learned a range.
+    orientation : int
+        EXIF's, 1 to 8; `pending` is what of it is still to be applied.
+    """
+
+    picture: Image.Image | Deep
+    width: int
+    height: int
+    digest: bytes = b""
+    depth: str = ""
+    full: tuple[float, float] = (0.0, 65535.0)
+    orientation: int = 1
+    pending: int = 1
+
+
+def of_samples(
+    samples: NDArray[Any],
+    *,
+    stored: np.dtype[Any] | None = None,
+    full: tuple[float, float] | None = None,
+) -> Opened:
+    """Image of samples (height, width) or (height, width, n) of any real type.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Grey (n = 1), RGB (3), or either with opacity last (2, 4), which lets black through. Of 8
+        bits unsigned or bool: from black to white. Others keep their values.
+    stored : dtype, optional
+        What the file holds, where the samples are scaled values.
+    full : (low, high), optional
+        See `Opened`; by default 0 to 65535 for whole numbers and 0 to 1 for others.
+
+    Raises
+    ------
+    InputError
+        For other types, values that are not finite, and images of less than 2x2 pixels.
+    """
+    height, width = samples.shape[:2]
+    check_size(width, height)
+    stored = stored or samples.dtype
+    if samples.ndim == 3 and samples.shape[2] == 1:
+        samples = samples[..., 0]
+    if samples.dtype == np.bool_:
+        samples = samples.astype(np.uint8) * np.uint8(255)
+    if samples.dtype == np.uint8:
+        return Opened(Image.fromarray(np.array(samples, order="C")), width, height)
+    if samples.dtype.kind not in "iuf":
+        raise InputError(f"holds {samples.dtype} samples, which are no grey levels")
+    if samples.ndim == 3:
+        samples = _over_black(samples)
+    kind = "float" if stored.kind == "f" else "colour" if samples.ndim == 3 else "grey"
+    if full is None:
+        full = (0.0, 1.0) if stored.kind == "f" else (0.0, 65535.0)
+    depth = f"{8 * stored.itemsize}-bit {kind}"
+    return Opened(finite(samples), width, height, depth=depth, full=full)
+
+
+def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
+    """RGB (height, width, 3) or grey (height, width) of samples that may have an opacity."""
+    if samples.shape[2] in (2, 4):
+        most = np.iinfo(samples.dtype).max if samples.dtype.kind in "iu" else 1
+        samples = samples[..., :-1] * (samples[..., -1:].astype(np.float64) / most)
+    return samples[..., 0] if samples.shape[2] == 1 else samples
+
+
+def finite(samples: NDArray[Any]) -> Deep:
+    """Samples as float32, which must be finite: there is nothing that a hole could stand for.
+
+    Whole numbers of 16 bits stay as they are.
+    """
+    if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
+        return np.ascontiguousarray(samples, np.uint16)
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(samples, np.float32)
+    # Both ends say it of all between them, without a mask as large as a large image.
+    if not (np.isfinite(floats.min()) and np.isfinite(floats.max())):
+        raise InputError("has NaN or infinite pixels")
+    return floats
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse what is too small to score, or too large to be decoded (Pillow's own limit)."""
+    if min(width, height) < 2:
+        raise InputError(f"is {width}x{height} pixels: too small to score")
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise InputError("has too many pixels to be decoded safely")
+
+
+def digest_of(picture: Image.Image | Deep) -> bytes:
+    """SHA-256 of the samples of one page, deep ones as float32."""
+    samples = np.asarray(picture)
+    if samples.dtype == np.uint16:
+        samples = samples.astype(np.float32)
+    found = hashlib.sha256(f"{samples.dtype} {samples.shape}".encode())
+    found.update(np.ascontiguousarray(samples).data)
+    return found.digest()
+
+
+@contextmanager
+def open_file(file: Path) -> Iterator[tuple[IO[bytes], bytes]]:
+    """A regular file, open at its begin, and its SHA-256; InputError when it has no bytes.
+
+    It is never in memory as a whole: of a large image, each byte a pixel counts.
+    """
+    with reasons():
+        size = regular(file).st_size
+        if size > LARGEST_FILE:
+            raise InputError("file is larger than 2 GiB")
+        if not size:
+            raise InputError("empty file")
+        source = file.open("rb")
+    with source:
+        with reasons():
+            digest = hashlib.file_digest(source, "sha256").digest()
+            source.seek(0)
+        yield source, digest
+
+
+def regular(file: Path) -> os.stat_result:
+    """Status of a regular file: a named pipe would wait for ever."""
+    with reasons():
+        status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("not a regular file")
+    return status
+
+
+def os_reason(error: OSError | ValueError) -> str:
+    """Why the system refuses a file, in a few words."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT:
+        return "file does not exist"
+    return os.strerror(number).lower() if number else "impossible file name"
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn what the system raises about a file into an InputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(os_reason(error)) from None
+
+
+@contextmanager
+def memory() -> Iterator[None]:
+    """Turn a lack of memory into an InputError."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(_NO_ROOM) from None
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """Turn whatever a library raises into an InputError.
+
+    tifffile, pydicom and nibabel do not say what they raise on damaged files, and files made to
+    break them find ever more.
+    """
+    try:
+        silence()
+        with memory():
+            yield
+    except InputError:
+        raise
+    except Exception:
+        raise InputError(DAMAGED) from None
+
+
+def silence() -> None:
+    """Keep the libraries from warning about odd metadata, which users can do nothing about."""
+    # catch_warnings is not thread-safe, and a filter set on import is lost in code that uses
+    # catch_warnings itself (pytest does), so the filters are put back whenever they are missing.
+    with _filters_lock:
+        for category in (UserWarning, Image.DecompressionBombWarning):
+            if ("ignore", None, category, _LIBRARIES, 0) not in warnings.filters:
+                warnings.filterwarnings("ignore", category=category, module=_LIBRARIES.pattern)

@@ -1,0 +1,95 @@
+"""Folders laid out like MVTec AD: which part of them a command means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from anoscan.core.errors import InputError, UsageError
+
+LAYOUT = "test/good, test/<type> and maybe ground_truth/<type>/<name>_mask.png"
+_TRAIN, _UNSEEN = Path("train", "good"), Path("test", "good")
+TEST, MASKS = "test", "ground_truth"
+
+
+def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
+    """Folders of normal images: of one that is laid out like MVTec AD, ``train/good`` alone.
+
+    Returns
+    -------
+    paths : list of Path
+    note : str or None
+        What a user should know of it.
+    """
+    return _narrowed(paths, _TRAIN)
+
+
+def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
+    """Folders of normal images that no training saw: ``test/good`` of one laid out like MVTec AD.
+
+    Returns
+    -------
+    paths, note
+        As of `training_paths`.
+
+    Raises
+    ------
+    InputError
+        When there is no ``test/good``.
+    """
+    for path in map(Path, paths):
+        if is_laid_out(path) and not (path / _UNSEEN).is_dir():
+            raise InputError(
+                f"{path} is laid out like MVTec AD, but has no {_UNSEEN.as_posix()}.",
+                hint="Name the folder of the images themselves.",
+            )
+    return _narrowed(paths, _UNSEEN)
+
+
+def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], str | None]:
+    """Paths of queries, or the only one: of a folder laid out like MVTec AD, ``test`` alone.
+
+    Returns
+    -------
+    paths, note
+        As of `training_paths`.
+
+    Raises
+    ------
+    UsageError
+        For anything but paths, such as an array.
+    """
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    for path in several:
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(
+                f"images are given as paths of files and folders. Got {type(path).__name__}.",
+                hint="Save an array first: numpy.save('image.npy', array).",
+            )
+    given = [str(path) for path in several]
+    _, note = _narrowed(given, Path(TEST))
+    # Not through Path, which would change what was given, and make a folder of nothing.
+    found = [
+        os.path.join(path, TEST) if path and is_laid_out(Path(path)) else path  # noqa: PTH118
+        for path in given
+    ]
+    return found, note
+
+
+def is_laid_out(folder: Path) -> bool:
+    """Say whether a folder is laid out like MVTec AD."""
+    # Path.is_dir raises for names that are too long, and where it may not look.
+    return os.path.isdir(folder / _TRAIN) and os.path.isdir(folder / TEST)  # noqa: PTH112
+
+
+def _narrowed(paths: Sequence[str | Path], part: Path) -> tuple[list[Path], str | None]:
+    found, narrowed = [], []
+    for path in map(Path, paths):
+        if is_laid_out(path):
+            path = path / part
+            narrowed.append(path.as_posix())
+        found.append(path)
+    if not narrowed:
+        return found, None
+    return found, f"laid out like MVTec AD: only {' and '.join(narrowed)} is used"

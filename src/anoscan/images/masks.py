@@ -1,0 +1,185 @@
+"""Masks: the region of interest of a model, and the true defects of labelled images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anoscan.core.errors import InputError
+from anoscan.images import formats
+from anoscan.images.decode import UPRIGHT, Decoded, shallow_image
+from anoscan.images.files import ImageFile, named
+from anoscan.images.formats.picture import Opened
+from anoscan.images.roi import LARGEST, Roi
+
+AUTO = "auto"
+_LOOKED_AT = 512  # images
+_LEVELS = 2  # of 255: what a constant border may differ by
+_LEAST = 0.25  # of a side must remain: else it is no border
+# What makes an array of rows, columns and maybe more upright, by its EXIF orientation.
+UPRIGHT_ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+
+
+def chosen(
+    roi: str | Path | None, files: Sequence[ImageFile], *, workers: int, seed: int
+) -> Roi | None:
+    """Region that ``--roi`` names: of a mask, or of `AUTO`; None without, or with no border.
+
+    Raises
+    ------
+    InputError
+        When the mask cannot be used.
+    """
+    if roi is None:
+        return None
+    return within_borders(files, workers=workers, seed=seed) if roi == AUTO else read(Path(roi))
+
+
+def read(file: Path) -> Roi:
+    """Region of a mask, upright: anything but black is inside (in a JPEG, what is bright).
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, or nothing is inside.
+    """
+    try:
+        opened, least = stored_mask(file)
+        picture = opened.picture
+        if isinstance(picture, Image.Image):
+            inside = np.asarray(shallow_image(picture, 1).convert("L")) >= least
+        else:
+            inside = picture != 0 if picture.ndim == 2 else (picture != 0).any(2)
+        return Roi.of(UPRIGHT_ARRAYS[opened.pending](inside))
+    except InputError as error:
+        raise InputError(f"--roi {file}: {error.message}.") from None
+    except ValueError:
+        raise InputError(
+            f"--roi {file} is black: nothing would count.", hint="White marks what counts."
+        ) from None
+
+
+def stored_mask(file: Path) -> tuple[Opened, int]:
+    """A mask as it is stored, and the grey level from which it marks.
+
+    In a JPEG, which is nowhere exactly black, that is half of the brightest; otherwise 1.
+
+    Raises
+    ------
+    InputError
+        Whose message is the bare reason, without the path.
+    """
+    image = named(str(file), file, file.name)
+    opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
+    return opened, 128 if getattr(opened.picture, "format", None) == "JPEG" else 1
+
+
+# --- borders ------------------------------------------------------------------------------------
+
+
+def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
+    """What lies inside the borders that are constant in all images, at most 512 of them.
+
+    Where images differ in size, borders are compared in shares of their sides. None where there
+    is no common border.
+    """
+    some = list(files)
+    if len(some) > _LOOKED_AT:
+        some = random.Random(seed).sample(some, _LOOKED_AT)
+    with ThreadPoolExecutor(workers, thread_name_prefix="borders") as pool:
+        found = [size for size in pool.map(_borders, some) if size is not None]
+    if not found:
+        return None
+    sizes = {whole for whole, _ in found}
+    shares = np.min([np.divide(border, (*whole, *whole)) for whole, border in found], axis=0)
+    height, width = min(sizes) if len(sizes) == 1 else (LARGEST, LARGEST)
+    height, width = min(height, LARGEST), min(width, LARGEST)
+    ends = np.floor(shares * (height, width, height, width) + 1e-6).astype(int)
+    top, left, bottom, right = ends.tolist()
+    if not ends.any() or height - top - bottom < _LEAST * height:
+        return None
+    if width - left - right < _LEAST * width:
+        return None
+    mask = np.zeros((height, width), np.bool_)
+    mask[top : height - bottom, left : width - right] = True
+    return Roi.of(mask)
+
+
+Sides = tuple[int, int, int, int]  # rows or columns: top, left, bottom, right
+
+
+def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
+    """Upright (height, width) of an image and its constant borders; None where all is constant."""
+    try:
+        opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
+    except InputError:
+        return None
+    picture = opened.picture
+    samples = np.asarray(
+        shallow_image(picture, 3) if isinstance(picture, Image.Image) else picture, np.float32
+    )
+    reach = np.ptp(samples) * _LEVELS / 255 if opened.depth else _LEVELS
+    samples = UPRIGHT_ARRAYS[opened.pending](samples if samples.ndim == 3 else samples[..., None])
+    varied = (np.abs(samples - samples[0, 0]) > reach).any(2)
+    other = (np.abs(samples - samples[-1, -1]) > reach).any(2)
+    rows, columns = varied.any(1), varied.any(0)
+    ends = other.any(1), other.any(0)
+    if not all(side.any() for side in (rows, columns, *ends)):
+        return None
+    height, width = varied.shape
+    top, left = int(rows.argmax()), int(columns.argmax())
+    bottom, right = (int(side[::-1].argmax()) for side in ends)
+    return (height, width), (top, left, bottom, right)
+
+
+def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
+    """Mask of an image, upright, at the image's own resolution: True where it is anomalous.
+
+    Anything but black is marked (in a JPEG, what is brighter than half). A mask without an
+    orientation of its own lies in the pixels of the image as stored.
+
+    Returns
+    -------
+    ndarray of bool, shape (height, width)
+
+    Raises
+    ------
+    InputError
+        Whose message is the bare reason, without the path.
+    """
+    opened, least = stored_mask(file)
+    picture = opened.picture
+    if not isinstance(picture, Image.Image):
+        deep = picture != 0
+        picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
+    if picture.mode in ("P", "PA", "LA", "RGBA"):  # colours, not their numbers in a palette
+        picture = picture.convert("L" if picture.mode == "LA" else "RGB")
+    stored, upright = (decoded.width, decoded.height), decoded.shape[::-1]
+    turn = opened.pending
+    if opened.orientation == 1 and picture.size == stored:
+        turn = decoded.orientation
+    if turn != 1:
+        picture = picture.transpose(UPRIGHT[turn])
+    if picture.size != upright:
+        raise InputError(
+            f"mask of {picture.width}x{picture.height} pixels for an image of "
+            f"{upright[0]}x{upright[1]}"
+        )
+    marked = np.asarray(np.asarray(picture) >= least, np.bool_)
+    return np.asarray(marked.any(2), np.bool_) if marked.ndim == 3 else marked

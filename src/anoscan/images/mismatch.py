@@ -1,0 +1,235 @@
+"""What an image is like apart from its content, and whether any normal image is like that.
+
+A photograph among X-rays, a picture of another camera, a blurred copy: their scores say little,
+and calling them defects would be wrong. So they are named beside their score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from anoscan.images.canvas import Canvas
+
+LINES = 64  # rows and columns of an image that are looked at
+MOST = 4096  # normal images that are kept
+_THIN = 64  # pixels a side that are asked for colour
+_TILES, _HOLE = 8, 3  # tiles a side, and those of a part that may be unlike without the whole
+_REACH = 3  # interquartile ranges beyond the quartiles: Tukey's outer fence
+_SIDE = 1.1  # of the smallest and the largest side
+_MEASURED = ("brightness", "sharpness")
+_LEAST = {"brightness": 0.01, "sharpness": 0.05}  # interquartile ranges are taken for no less
+
+
+@dataclass(frozen=True)
+class Look:
+    """An image apart from its content.
+
+    Parameters
+    ----------
+    width, height : int
+        Pixels, upright.
+    kind : str
+        Depth and colour, such as "8-bit grey".
+    brightness : float
+        Mean, from 0 (black) to 1 (white), as the networks see it.
+    sharpness : float
+        Logarithm of the squared difference of neighbouring pixels, relative to the variance.
+    parts : dict of str to (float, float)
+        By how much brightness and sharpness are less, and more, at most, when a square of three
+        eighths of the sides is left out: what one part of the image makes of them.
+    """
+
+    width: int
+    height: int
+    kind: str
+    brightness: float
+    sharpness: float
+    parts: dict[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
+        """Look of an image of that kind, as it will be seen, and its upright (width, height)."""
+        values = _measured(_sums(canvas))
+        parts = {
+            name: (float(column[0] - column.min()), float(column.max() - column[0]))
+            for name, column in zip(_MEASURED, values.T, strict=True)
+        }
+        brightness, sharpness = map(float, values[0])
+        return cls(*size, kind, brightness, sharpness, parts)
+
+
+def _sums(canvas: Canvas) -> np.ndarray:
+    """What `_measured` needs of every tile and channel: (quantities, c, tiles down, across)."""
+    across, down = _lines(canvas)
+    steps = (np.square(np.diff(across, axis=2)), np.square(np.diff(down, axis=1)))
+    numbers = (np.ones_like(steps[0]), np.ones_like(steps[1]), np.ones_like(across))
+    shape = [min(_TILES, *(x.shape[axis] for x in steps)) for axis in (1, 2)]
+    return np.stack([_in_tiles(x, shape) for x in (*steps, across, across**2, *numbers)])
+
+
+def _in_tiles(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Sums over tiles of (c, h, w)."""
+    for axis, tiles in enumerate(shape, 1):
+        starts = np.arange(tiles) * values.shape[axis] // tiles
+        values = np.add.reduceat(values, starts, axis=axis)
+    return values
+
+
+def _measured(sums: np.ndarray) -> np.ndarray:
+    """Brightness and sharpness: of the whole first, then without each part; (masks, 2)."""
+    masks = _masks(sums.shape[2], sums.shape[3])
+    across, down, first, second, n_across, n_down, n = np.einsum("qcij,mij->qmc", sums, masks)
+    steps = (across.sum(1) / n_across.sum(1) + down.sum(1) / n_down.sum(1)) / 2
+    variance = np.maximum(second / n - np.square(first / n), 0).mean(1)
+    brightness = (first.sum(1) / n.sum(1) + 1) / 2
+    return np.stack([brightness, np.log((steps + 1e-8) / (variance + 1e-4))], axis=1)
+
+
+@cache
+def _masks(rows: int, columns: int) -> np.ndarray:
+    """Tiles that count: all of them, then those left without each square part; (masks, h, w)."""
+    height, width = rows * _HOLE // _TILES, columns * _HOLE // _TILES
+    masks = [np.ones((rows, columns))]
+    for top in range(rows - height + 1):
+        for left in range(columns - width + 1):
+            mask = np.ones((rows, columns))
+            mask[top : top + height, left : left + width] = 0
+            masks.append(mask)
+    return np.stack(masks)
+
+
+def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows (c, n, w) and columns (c, h, n), evenly spread, float64."""
+    rows = np.linspace(0, canvas.height - 1, min(canvas.height, LINES)).round().astype(int)
+    columns = np.linspace(0, canvas.width - 1, min(canvas.width, LINES)).round().astype(int)
+    parts = (canvas.samples[rows], canvas.samples[:, columns])
+    across, down = (Canvas(part, canvas.channels, canvas.window).whole() for part in parts)
+    return across.astype(np.float64), down.astype(np.float64)
+
+
+def kind(image: Image.Image) -> str:
+    """Kind of an image of 8 bits; colour is looked for in a few thousand pixels."""
+    side = min(_THIN, image.width), min(_THIN, image.height)
+    thin = image.resize(side, Image.Resampling.NEAREST).convert("RGB")
+    red, green, blue = thin.split()
+    differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    return "8-bit colour" if any(d.getbbox() for d in differences) else "8-bit grey"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks of normal images.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, 8), float64
+        Width, height, brightness and sharpness, then `Look.parts` of the last two. Only the first
+        four where nothing is known of parts.
+    kinds : tuple of str
+        All that there were.
+    """
+
+    values: np.ndarray
+    kinds: tuple[str, ...]
+
+    @classmethod
+    def of(cls, looks: Sequence[Look]) -> Looks:
+        """Looks of images, at most `MOST` of them, evenly spread."""
+        step = max(1, -(-len(looks) // MOST))
+        values = [
+            (
+                x.width,
+                x.height,
+                x.brightness,
+                x.sharpness,
+                *x.parts["brightness"],
+                *x.parts["sharpness"],
+            )
+            for x in looks[::step]
+        ]
+        return cls(np.array(values, dtype=np.float64), tuple(sorted({x.kind for x in looks})))
+
+    def reasons(self, look: Look) -> tuple[str, ...] | None:
+        """What sets an image apart from all normal ones; None when nothing does.
+
+        A number does that lies outside the range of the normal images and beyond Tukey's outer
+        fence too (three interquartile ranges from the quartiles): few images have a narrow range.
+        What is due to one part of an image is an anomaly, for the score to judge.
+        """
+        found = []
+        sizes = self.values[:, :2]
+        (low_w, low_h), (high_w, high_h) = sizes.min(0), sizes.max(0)
+        if not (
+            low_w / _SIDE <= look.width <= high_w * _SIDE
+            and low_h / _SIDE <= look.height <= high_h * _SIDE
+        ):
+            usual = f"{low_w:.0f}x{low_h:.0f}"
+            if (low_w, low_h) != (high_w, high_h):
+                usual = f"{usual} to {high_w:.0f}x{high_h:.0f}"
+            found.append(f"size: {look.width}x{look.height}, normal images are {usual}")
+        found += self._kind(look.kind)
+        for name in _MEASURED:
+            low, high = self._fences[name]
+            value = getattr(look, name)
+            if not low <= value <= high and not self._due_to_a_part(look, name):
+                found.append(_beyond(name, value, low, high))
+        return tuple(found) or None
+
+    def _due_to_a_part(self, look: Look, name: str) -> bool:
+        """Whether an image is as usual without one part, which does more than parts usually do.
+
+        Without the object that all normal images show, a blurred one is like a sharp one.
+        """
+        value, (less, more) = getattr(look, name), look.parts[name]
+        (low, high), (usually_less, usually_more) = self._fences[name], self._usual_parts[name]
+        if value > high:
+            return less > usually_less and value - less <= high
+        return more > usually_more and value + more >= low
+
+    def _kind(self, kind: str) -> list[str]:
+        depth, _, colour = kind.partition(" ")
+        depths = {known.partition(" ")[0] for known in self.kinds}
+        coloured = {known.endswith("colour") for known in self.kinds}
+        found = []
+        if depth not in depths:
+            found.append(f"bit depth: {depth}, normal images have {' or '.join(sorted(depths))}")
+        if (colour == "colour") not in coloured:
+            is_colour = colour == "colour"
+            found.append(
+                "channels: in colour, normal images are grey"
+                if is_colour
+                else "channels: grey, normal images are in colour"
+            )
+        return found
+
+    @cached_property
+    def _fences(self) -> dict[str, tuple[float, float]]:
+        columns = zip(_MEASURED, self.values[:, 2:4].T, strict=True)
+        return {name: _fence(values, _LEAST[name]) for name, values in columns}
+
+    @cached_property
+    def _usual_parts(self) -> dict[str, tuple[float, float]]:
+        if self.values.shape[1] == 4:
+            return dict.fromkeys(_MEASURED, (math.inf, math.inf))
+        most = [_fence(values, 0)[1] for values in self.values[:, 4:].T]
+        return {name: (most[2 * i], most[2 * i + 1]) for i, name in enumerate(_MEASURED)}
+
+
+def _fence(values: np.ndarray, least: float) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75))
+    reach = _REACH * max(high - low, least)
+    return float(min(values.min(), low - reach)), float(max(values.max(), high + reach))
+
+
+def _beyond(name: str, value: float, low: float, high: float) -> str:
+    if name == "brightness":
+        return f"brightness: {value:.2f} of white, normal images have {low:.2f} to {high:.2f}"
+    if value < low:
+        return "sharpness: less than any normal image has, as if blurred or empty"
+    return "sharpness: more than any normal image has, as if noisy or of another scale"

@@ -1,0 +1,1 @@
+"""A trained model, its file, and its verdict on an image."""

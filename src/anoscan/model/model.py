@@ -1,0 +1,259 @@
+"""A trained model: networks, fitted terms, calibration and baselines, and their one file.
+
+docs/model-file.md describes the file. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import anoscan
+from anoscan.core import registry
+from anoscan.core.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
+from anoscan.core.errors import AnoscanError, InputError, ModelError
+from anoscan.core.runtime import Runtime, seeded
+from anoscan.images.decode import ImageRule
+from anoscan.images.mismatch import Looks
+from anoscan.images.roi import Cover, Roi
+from anoscan.model import file as model_file
+from anoscan.networks.architectures import Architecture, Networks, Shape, build
+from anoscan.networks.encoders import Encoder
+from anoscan.scoring.baselines import Baselines
+from anoscan.scoring.maps import Maps
+from anoscan.scoring.neighbours import Neighbours
+from anoscan.scoring.terms import Tensors
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
+
+    `trust` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
+    patches, are the `calibration.tile_moments` of each image. `looks` are those of the normal
+    images; None in models made before they were kept.
+    """
+
+    terms: np.ndarray
+    trust: np.ndarray
+    picture_scale: float
+    region_peaks: np.ndarray
+    tiles: np.ndarray | None = None
+    looks: Looks | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that scoring needs; `metadata` is what the file says of it in JSON.
+
+    `neighbours` are training images, where the model was to keep them.
+    """
+
+    networks: Networks
+    fitted: dict[str, Tensors]
+    yardstick: Yardstick
+    baselines: Baselines
+    metadata: dict[str, Any]
+    neighbours: Neighbours | None = None
+    maps: Maps | None = None  # models made before there were any have none
+
+    @property
+    def config(self) -> TrainConfig:
+        """Resolved settings of its training."""
+        return TrainConfig.from_dict(self.metadata["config"])
+
+    @property
+    def rule(self) -> ImageRule:
+        """How a file becomes what the networks see."""
+        return ImageRule.from_dict(self.metadata["image_rule"])
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """Rate that it judges at unless another is asked for; see `recalibration`."""
+        return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether labelled anomalies decided that rate."""
+        return bool(self._decision.get("uses_labels", False))
+
+    @property
+    def _decision(self) -> dict[str, Any]:
+        return dict(self.metadata.get("decision", {}))
+
+    def cover(self, roi: Roi) -> Cover | None:
+        """What stands outside a region given for queries: the mean image, or the mean of patches.
+
+        Such is normal to the model. None where the region leaves out nothing that the model sees.
+
+        Raises
+        ------
+        InputError
+            When nothing is left.
+        """
+        rule = self.rule
+        if roi.covers(rule.roi):
+            return None
+        try:
+            both = roi.within(rule.roi)
+        except ValueError:
+            raise InputError("--roi leaves nothing of the region that the model learned.") from None
+        mean = self.baselines.mean.reshape(rule.channels, rule.size, rule.size)
+        return Cover(both, mean if rule.patch is None else mean.mean((1, 2), keepdims=True))
+
+    def write(self, path: Path) -> str:
+        """Save to a file; returns its SHA-256. The same model gives the same bytes."""
+        tensors: dict[str, Tensor] = {
+            "calibration/terms": torch.from_numpy(self.yardstick.terms),
+            "calibration/trust": torch.from_numpy(self.yardstick.trust),
+            "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
+            "baselines/mean": torch.from_numpy(self.baselines.mean),
+            "baselines/components": torch.from_numpy(self.baselines.components),
+        }
+        if self.yardstick.tiles is not None:
+            tensors["calibration/tiles"] = torch.from_numpy(self.yardstick.tiles)
+        if self.yardstick.looks is not None:
+            tensors["calibration/looks"] = torch.from_numpy(self.yardstick.looks.values)
+        if self.neighbours is not None:
+            tensors |= self.neighbours.tensors()
+        for part, network in _parts(self.networks):
+            tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
+        for term, stats in self.fitted.items():
+            tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
+        if self.maps is not None:
+            tensors |= {f"maps/{key}": value for key, value in self.maps.stored().items()}
+        return model_file.save(path, tensors, self.metadata)
+
+    @classmethod
+    def read(cls, path: Path, runtime: Runtime) -> Model:
+        """Load from a file.
+
+        Raises
+        ------
+        ModelError
+            When the file is missing, damaged, foreign, incomplete or newer than this program.
+        """
+        tensors, metadata = model_file.load(path)
+        if metadata.get("kind") != "model":
+            raise ModelError(
+                f"{path} is a checkpoint of an unfinished training, not a model.",
+                hint="Finish it with anoscan train ... --resume.",
+            )
+        try:
+            return cls._assemble(tensors, metadata, runtime)
+        except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
+            raise ModelError(
+                f"{path} does not hold a complete anoscan model: {str(error).rstrip('.')}.",
+                hint="Copy it again from where it came from, or train it again.",
+            ) from error
+
+    @classmethod
+    def _assemble(
+        cls, tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime
+    ) -> Model:
+        # Without storage, so that a file cannot ask for more memory than its own weights fill.
+        with torch.device("meta"):
+            networks = _networks(
+                TrainConfig.from_dict(metadata["config"]),
+                ImageRule.from_dict(metadata["image_rule"]),
+            )
+        for part, network in _parts(networks):
+            try:
+                network.load_state_dict(_under(tensors, part), assign=True)
+            except RuntimeError as error:  # torch names every tensor, a line each
+                written = metadata["anoscan_version"]
+                versions = f"written by anoscan {written}, this is {anoscan.__version__}"
+                raise ValueError(f"the {part}'s weights do not fit ({versions})") from error
+            network.to(runtime.device)
+        fitted = {
+            name: {
+                key: value.to(runtime.device)
+                for key, value in _under(tensors, f"terms/{name}").items()
+            }
+            for name in metadata["terms"]
+        }
+        patch = ImageRule.from_dict(metadata["image_rule"]).patch
+        yardstick = Yardstick(
+            tensors["calibration/terms"].numpy(),
+            tensors["calibration/trust"].numpy(),
+            float(metadata["picture_scale"]),
+            tensors["calibration/region_peaks"].numpy(),
+            tensors["calibration/tiles"].numpy() if patch is not None else None,
+            _looks(tensors, metadata),
+        )
+        n, k = len(yardstick.terms), len(fitted)
+        shapes = yardstick.terms.shape, yardstick.trust.shape
+        if not n or shapes != ((n, k), (k,)):
+            raise ValueError("the calibration does not fit the terms")
+        if yardstick.tiles is not None and yardstick.tiles.shape != (n, 3, k):
+            raise ValueError("the calibration of tiles does not fit the terms")
+        mean, components = tensors["baselines/mean"], tensors["baselines/components"]
+        baselines = Baselines(mean.numpy(), components.numpy())
+        kept = Neighbours.of_tensors(tensors)
+        maps = None
+        if "maps" in metadata:
+            own = {k: v.to(runtime.device) for k, v in _under(tensors, "maps").items()}
+            maps = Maps.restored(own, metadata["maps"], fitted)
+        return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept, maps)
+
+
+def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None:
+    if "calibration/looks" not in tensors:
+        return None
+    looks = Looks(tensors["calibration/looks"].numpy(), tuple(map(str, metadata["kinds"])))
+    if looks.values.ndim != 2 or looks.values.shape[1] not in (4, 8) or not len(looks.values):
+        raise ValueError("the looks of normal images are not (n, 8)")
+    return looks
+
+
+def describe(
+    config: TrainConfig, rule: ImageRule, yardstick: Yardstick, runtime: Runtime
+) -> dict[str, Any]:
+    """Metadata that every model has: what made it, from which settings, on what."""
+    return {
+        "kind": "model",
+        "anoscan_version": anoscan.__version__,
+        "torch_version": str(torch.__version__),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "config": config.to_dict(),
+        "image_rule": rule.to_dict(),
+        "picture_scale": yardstick.picture_scale,
+        "kinds": [] if yardstick.looks is None else list(yardstick.looks.kinds),
+    }
+
+
+def fresh_networks(config: TrainConfig, rule: ImageRule) -> Networks:
+    """Untrained networks, weights from the seed."""
+    with seeded(config.seed, "weights"):
+        return _networks(config, rule)
+
+
+def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
+    shape = Shape(rule.size, rule.channels, config.latent_dim, config.width)
+    name = config.architecture
+    name = architecture_for(rule.size) if name == "auto" else name
+    architecture: Architecture = registry.load("architectures", name)
+    encoder: Encoder = registry.load("encoders", config.encoder)
+    around = functools.partial(encoder.build, architecture.encoder)
+    return build(dataclasses.replace(architecture, encoder=around), shape)
+
+
+def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:
+    return (
+        ("generator", networks.generator),
+        ("discriminator", networks.discriminator),
+        ("encoder", networks.encoder),
+    )
+
+
+def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,93 @@
+"""Strided convolutions, fast and good up to 128x128: the networks of AnoGAN, scaled by width.
+
+Radford et al. 2015, "Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks" (arXiv 1511.06434), as AnoGAN uses it (Schlegl et al. 2017, arXiv
+1703.05921). Three departures: the discriminator and the encoder have no BatchNorm, so that no
+image's output depends on its neighbours; odd sides are padded, so that any size works; and the
+generator enlarges by interpolation and a 3x3 convolution where theirs has a transposed convolution.
+The checkerboards of a transposed one (Odena et al. 2016, doi 10.23915/distill.00003) are all that a
+discriminator needs to win at 64x64, and then the generator learns nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+
+from anoscan.networks.architectures import (
+    Architecture,
+    Crop,
+    Discriminator,
+    Double,
+    EvenPad,
+    Flatten,
+    Shape,
+    Unflatten,
+    initialise,
+    pyramid,
+    widths,
+)
+
+SLOPE = 0.2
+
+
+def generator(shape: Shape) -> nn.Module:
+    """Linear layer to 2x2, then doublings, each with a convolution; BatchNorm, ReLU, tanh."""
+    sides = pyramid(shape.size)
+    channels = widths(shape, len(sides) - 1)
+    top, side = channels[-1], sides[-1]
+    layers: list[nn.Module] = [
+        nn.Linear(shape.latent_dim, top * side * side),
+        Unflatten(top, side),
+        nn.BatchNorm2d(top),
+        nn.ReLU(inplace=True),
+    ]
+    for level in range(len(channels) - 1, 0, -1):
+        before, after = channels[level], channels[level - 1]
+        layers += [
+            Double(),
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            Crop(sides[level]),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        ]
+    layers += [
+        Double(),
+        nn.Conv2d(channels[0], shape.channels, 3, padding=1),
+        Crop(sides[0]),
+        nn.Tanh(),
+    ]
+    return initialise(nn.Sequential(*layers))
+
+
+def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
+    sides = pyramid(shape.size)
+    channels = [shape.channels, *widths(shape, len(sides) - 1)]
+    blocks: list[nn.Module] = [
+        nn.Sequential(
+            EvenPad(),
+            nn.Conv2d(before, after, 4, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+        )
+        for before, after in itertools.pairwise(channels)
+    ]
+    return blocks, channels[-1] * sides[-1] ** 2
+
+
+def discriminator(shape: Shape) -> Discriminator:
+    """Strided convolutions and LeakyReLU; one block a halving."""
+    blocks, flat = _blocks(shape)
+    network = Discriminator(blocks, flat)
+    initialise(network, slope=SLOPE)
+    return network
+
+
+def encoder(shape: Shape) -> nn.Module:
+    """Trunk of the discriminator, then a linear layer to the latent."""
+    blocks, flat = _blocks(shape)
+    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
+    return initialise(trunk, slope=SLOPE)
+
+
+ENTRY = Architecture(generator, discriminator, encoder, paper="Radford et al. 2015")

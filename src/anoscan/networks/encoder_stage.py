@@ -1,0 +1,99 @@
+"""The encoder stage: with generator and discriminator frozen, an encoder learns x -> z.
+
+Afterwards one pass G(E(x)) gives the nearest image the generator can make, where AnoGAN searched
+the latent space with hundreds of steps of back-propagation for each image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.runtime import Runtime, random_stream
+from anoscan.networks.architectures import Networks
+from anoscan.networks.augmentation import cut_paste
+from anoscan.networks.encoders import Encoder
+from anoscan.networks.loop import set_rate
+from anoscan.networks.mappings import Mapping
+
+LEARNING_RATE = 1e-3
+LAST_RATE = 0.02  # of LEARNING_RATE, at the end of a cosine
+
+
+class EncoderStage:
+    """The encoder, trained on batches of normal images through the frozen other two.
+
+    Parameters
+    ----------
+    networks : Networks
+        Only `encoder` is trained; `generator` is the moving average.
+    mapping : Mapping
+    batches : callable
+        From a step number to images (n, c, s, s) in [-1, 1] on the runtime's device.
+    config : TrainConfig
+    runtime : Runtime
+    """
+
+    name = "encoder"
+
+    def __init__(
+        self,
+        networks: Networks,
+        mapping: Mapping,
+        batches: Callable[[int], Tensor],
+        config: TrainConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.networks, self.mapping, self.batches = networks, mapping, batches
+        self.config, self.runtime = config, runtime
+        self.kind: Encoder = registry.load("encoders", config.encoder)
+        networks.generator.eval().requires_grad_(False)
+        networks.discriminator.eval().requires_grad_(False)
+        networks.encoder.train().requires_grad_(True)
+        self.slow_down = 1.0
+        optimizer = torch.optim.Adam(networks.encoder.parameters())
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"encoder": optimizer}
+        self.modules: dict[str, nn.Module] = {"encoder": networks.encoder}
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One batch: images, their latents, and what the mapping says of these."""
+        if self.mapping.loss is None:
+            raise TypeError("this mapping is learned beside the GAN")
+        with self.runtime.autocast():
+            x, z, given = self._task(index)
+            noise = self._normal("encoder-noise", index)
+            z_hat, penalty = self.kind.encode(self.networks.encoder, given, noise)
+            loss = self.mapping.loss(self.networks, x, z, z_hat) + penalty
+        optimizer = self.optimizers["encoder"]
+        set_rate(optimizer, self._rate(index))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return {"encoder": loss.detach()}
+
+    def _task(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (n, c, s, s), latents (n, d), and the images that the encoder is given."""
+        z = self._normal("encoder-latent", index)
+        if self.mapping.given == "samples":
+            with torch.no_grad():
+                x = self.networks.generator(z).float()
+            return x, z, x
+        x = self.batches(index)
+        return x, z, cut_paste(x, random_stream(self.config.seed, "corruption", index))
+
+    def _normal(self, name: str, index: int) -> Tensor:
+        # Drawn on the CPU: the same on every device.
+        generator = random_stream(self.config.seed, name, index)
+        numbers = torch.randn(self.config.batch_size, self.config.latent_dim, generator=generator)
+        return numbers.to(self.runtime.device)
+
+    def _rate(self, index: int) -> float:
+        """Learning rate of a step: half a cosine wave, down to almost nothing."""
+        steps = math.ceil((self.config.encoder_images_shown or 1) / self.config.batch_size)
+        half_wave = 0.5 * (1 + math.cos(math.pi * min(index / steps, 1)))
+        return LEARNING_RATE * self.slow_down * (LAST_RATE + (1 - LAST_RATE) * half_wave)

@@ -1,0 +1,212 @@
+"""The GAN stage: one step of generator and discriminator, and samples of the generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from anoscan.core.config import TrainConfig
+from anoscan.core.runtime import Runtime, random_stream, seeded
+from anoscan.networks.architectures import Discriminator, Growing, Networks, equalise, plain_state
+from anoscan.networks.augmentation import discriminator_view
+from anoscan.networks.loop import set_rate
+from anoscan.networks.objectives import Objective, Penalty, spread_gap
+
+SAMPLED = 32  # images generated in one pass
+
+
+class GanStage:
+    """Generator and discriminator, trained on batches of normal images, and their averages.
+
+    Parameters
+    ----------
+    networks : Networks
+        `generator` and `discriminator` are trained; `averages` are the ones to score with.
+    objective : Objective
+    batches : callable
+        From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
+    config : TrainConfig
+    runtime : Runtime
+    few : bool
+        Whether the images are so few that the discriminator must see them varied, unless
+        `TrainConfig.augment` says otherwise.
+    """
+
+    name = "gan"
+
+    def __init__(
+        self,
+        networks: Networks,
+        objective: Objective,
+        batches: Callable[[int], Tensor],
+        config: TrainConfig,
+        runtime: Runtime,
+        *,
+        few: bool,
+    ) -> None:
+        self.objective, self.batches = objective, batches
+        self.views = config.augmentations(few=few)
+        self.config, self.runtime, self.networks = config, runtime, networks
+        self.generator = networks.generator
+        self.discriminator = networks.discriminator
+        self.opponent: nn.Module = networks.discriminator  # what plays against the generator
+        self.averages: tuple[nn.Module, Discriminator] = (
+            copy.deepcopy(networks.generator).requires_grad_(False),
+            copy.deepcopy(networks.discriminator).requires_grad_(False),
+        )
+        self._parametrise()
+        self.followed: list[tuple[nn.Module, nn.Module]] = [
+            (self.averages[0], self.generator),
+            (self.averages[1], self.discriminator),
+        ]
+        self.slow_down = 1.0
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(network.parameters(), betas=objective.betas)
+            for name, network in (
+                ("generator", self.generator),
+                ("discriminator", self.discriminator),
+            )
+        }
+        self.modules: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "generator-average": self.averages[0],
+            "discriminator": self.discriminator,
+            "discriminator-average": self.averages[1],
+        }
+
+    def _parametrise(self) -> None:
+        # After the averages were copied: they stay plain, and so does every network that is kept.
+        for network in (self.generator, self.discriminator):
+            if isinstance(network, Growing):
+                equalise(network)
+        if self.objective.prepare:
+            with seeded(self.config.seed, "prepare"):
+                self.objective.prepare(self.discriminator)
+
+    def trained(self) -> Networks:
+        """What the next stages start from: the averages, and the encoder."""
+        return Networks(*self.averages, self.networks.encoder)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Train the discriminator on one batch, and the generator when it is its turn."""
+        turn = (index + 1) % self.objective.discriminator_steps == 0
+        real = self._grown(index, self.batches(index))
+        with torch.set_grad_enabled(turn), self.runtime.autocast():
+            fake = self.generator(self._latent(index, len(real)))
+        real, seen = self._view(index, "real", real), self._view(index, "fake", fake.float())
+        losses = self._discriminator_step(index, real, seen.detach())
+        if turn:
+            losses |= self._generator_step(real, seen)
+        self._average_step(index)
+        return losses
+
+    def _grown(self, index: int, real: Tensor) -> Tensor:
+        """Grow the networks that do; real images with as much detail as they can make."""
+        for network in (self.generator, self.discriminator):
+            if isinstance(network, Growing):
+                network.grow(self._share(index))
+        return self.discriminator.faded(real) if isinstance(self.discriminator, Growing) else real
+
+    def _share(self, index: int) -> float:
+        return index * self.config.batch_size / (self.config.images_shown or 1)
+
+    def _latent(self, index: int, n: int) -> Tensor:
+        # Drawn on the CPU: the same on every device.
+        z = torch.randn(
+            n, self.config.latent_dim, generator=random_stream(self.config.seed, "latent", index)
+        )
+        return z.to(self.runtime.device)
+
+    def _view(self, index: int, which: str, images: Tensor) -> Tensor:
+        if not self.views:
+            return images
+        generator = random_stream(self.config.seed, f"view-{which}", index)
+        return discriminator_view(images, self.views, generator)
+
+    def _discriminator_step(self, index: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        with self.runtime.autocast():
+            realness = self._compare(real, fake)
+        loss = self.objective.discriminator_loss(*realness)
+        losses = {"discriminator": loss.detach()}
+        if self.objective.penalty and index % self.objective.penalty_every == 0:
+            penalty = self._penalty(self.objective.penalty, index, real, fake)
+            loss = loss + penalty * self.objective.penalty_every
+            losses["penalty"] = penalty.detach()
+        self._descend("discriminator", loss)
+        if self.objective.constrain:
+            self.objective.constrain(self.opponent)
+        return losses
+
+    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return self.discriminator.compare(real, fake)
+
+    def _penalty(self, penalty: Penalty, index: int, real: Tensor, fake: Tensor) -> Tensor:
+        # One mixing weight a sample. Float32: second derivatives lose too much in bfloat16.
+        generator = random_stream(self.config.seed, "mix", index)
+        alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
+        return penalty(self.opponent, real, fake, alpha)
+
+    def _generator_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        self.discriminator.requires_grad_(False)
+        with self.runtime.autocast():
+            features = self.discriminator.features(fake)
+            loss = self.objective.generator_loss(self.discriminator.judge(features))
+            losses = {"generator": loss.detach()}
+            if self.objective.variety:
+                gap = self._variety_gap(real, features)
+                # In units of the loss: that of a clipped critic may be thousands of times smaller.
+                loss = loss + self.objective.variety * loss.detach().abs() * gap
+                losses["variety"] = gap.detach()
+        self._descend("generator", loss)
+        self.discriminator.requires_grad_(True)
+        return losses
+
+    def _variety_gap(self, real: Tensor, features: list[Tensor]) -> Tensor:
+        """How far the variety of generated images, by their features, is from that of real ones."""
+        with torch.no_grad():
+            usual = self.discriminator.features(real)
+        return spread_gap(usual, features)
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        rate = self.config.learning_rate or self.objective.learning_rate
+        set_rate(optimizer, rate * self.slow_down)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    @torch.no_grad()
+    def _average_step(self, index: int) -> None:
+        # Short memory at first (a tenth of what was shown): early weights are worth nothing.
+        shown = (index + 1) * self.config.batch_size
+        half_life = min(self.config.ema_images, max(shown / 10, 1))
+        keep = 0.5 ** (self.config.batch_size / half_life)
+        for average, network in self.followed:
+            state = plain_state(network)
+            for key, mean in average.state_dict().items():
+                value = state[key]
+                if value.is_floating_point():
+                    mean.lerp_(value, 1 - keep)
+                else:
+                    mean.copy_(value)
+            if isinstance(average, Growing):
+                average.grow(self._share(index + 1))  # after the last step, full size
+
+
+def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) -> Tensor:
+    """Images (n, c, s, s) in [-1, 1] from latents of a named stream; the generator in eval mode."""
+    return torch.cat(list(samples(generator, n, latent_dim, seed, name)))
+
+
+@torch.no_grad()
+def samples(
+    generator: nn.Module, n: int, latent_dim: int, seed: int, name: str
+) -> Iterator[Tensor]:
+    """The images of `sample`, a few at a time: all at once can take many gigabytes."""
+    z = torch.randn(n, latent_dim, generator=random_stream(seed, name))
+    device = next(generator.parameters()).device
+    for part in torch.split(z, SAMPLED):
+        yield generator(part.to(device)).float()

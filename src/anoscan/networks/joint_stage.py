@@ -1,0 +1,188 @@
+"""The adversarial stage of pairs: generator and encoder against a discriminator of (x, z).
+
+Donahue et al. 2016 (arXiv 1605.09782) and Dumoulin et al. 2016 (arXiv 1606.00704). Real pairs are
+(x, E(x)), generated ones (G(z), z). When the discriminator cannot tell them apart, E inverts G.
+Short games stay far from there, so that E is also asked for G(E(x)) = x (ALICE, Li et al. 2017,
+arXiv 1709.01215, equation 8). Two departures: squares, because the absolute residual of strokes on
+black is least where all is black; and G does not follow, because it gave up variety for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.runtime import Runtime, random_stream, seeded
+from anoscan.networks.architectures import Discriminator, Networks, flat, initialise
+from anoscan.networks.encoders import Encoder
+from anoscan.networks.gan_stage import GanStage
+from anoscan.networks.objectives import Objective
+
+HIDDEN = 256
+SLOPE = 0.2
+CYCLE = 50.0  # weight of the mean (x - G(E(x)))^2 beside the game
+
+
+class PairDiscriminator(nn.Module):
+    """Realness of pairs, from the trunk of an image discriminator and a small network of z.
+
+    Parameters
+    ----------
+    trunk : Discriminator
+        Its features are used, its own heads are not.
+    channels, latent_dim : int
+        Of the images and of the latents in a pair.
+    """
+
+    def __init__(self, trunk: Discriminator, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        self.trunk, self.channels, self.latent_dim = trunk, channels, latent_dim
+        self.latent = nn.Sequential(
+            nn.Linear(latent_dim, HIDDEN),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.LeakyReLU(SLOPE),
+        )
+        self.pair = nn.Sequential(
+            nn.Linear(trunk.head.in_features + HIDDEN, HIDDEN),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(HIDDEN, 1),
+        )
+        for network in (self.latent, self.pair):
+            initialise(network, slope=SLOPE)
+
+    @property
+    def turn_head(self) -> nn.Module:
+        """Head of the trunk for quarter turns, which has no part in the game."""
+        return self.trunk.turn_head
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Realness (n,) of pairs as `pack` makes them; higher is more real."""
+        x, z = unpack(pairs, self.channels, self.latent_dim)
+        seen = torch.cat([flat(self.trunk.features(x)[-1]), self.latent(z)], 1)
+        realness: Tensor = self.pair(seen)
+        return realness.squeeze(1).float()
+
+
+def pack(x: Tensor, z: Tensor) -> Tensor:
+    """Images (n, c, s, s) and latents (n, d) as one tensor (n, s s c + d, 1, 1).
+
+    What an objective does to images (mixing them, differentiating by them) it then does to pairs.
+    """
+    return torch.cat([flat(x), z], 1)[:, :, None, None]
+
+
+def unpack(pairs: Tensor, channels: int, latent_dim: int) -> tuple[Tensor, Tensor]:
+    """Images and latents from `pack`."""
+    vectors = pairs.flatten(1)
+    pixels, z = vectors[:, :-latent_dim], vectors[:, -latent_dim:]
+    side = math.isqrt(pixels.shape[1] // channels)
+    x = pixels.reshape(-1, side, side, channels).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last), z
+
+
+class JointStage(GanStage):
+    """Generator, encoder and a discriminator of pairs; see `GanStage` for the parameters.
+
+    Generator and encoder share an optimiser and the flipped loss. What is left of the pair
+    discriminator afterwards is its trunk, a discriminator of images with features and without a
+    trained head for realness.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        objective: Objective,
+        batches: Callable[[int], Tensor],
+        config: TrainConfig,
+        runtime: Runtime,
+        *,
+        few: bool,
+    ) -> None:
+        super().__init__(networks, objective, batches, config, runtime, few=few)
+        self.kind: Encoder = registry.load("encoders", config.encoder)
+        self.encoder = networks.encoder
+        self.encoder_average = copy.deepcopy(networks.encoder).requires_grad_(False)
+        self.followed.append((self.encoder_average, self.encoder))
+        with seeded(config.seed, "pair-weights"):
+            pairs = PairDiscriminator(
+                networks.discriminator, config.channels or 1, config.latent_dim
+            )
+        if objective.prepare:
+            with seeded(config.seed, "prepare-pairs"):
+                for part in (pairs.latent, pairs.pair):
+                    objective.prepare(part)
+        self.opponent = self.pairs = pairs.to(runtime.device)
+        self.optimizers["generator"].add_param_group({"params": self.encoder.parameters()})
+        for part in (self.pairs.latent, self.pairs.pair):
+            self.optimizers["discriminator"].add_param_group({"params": part.parameters()})
+        self.modules |= {
+            "discriminator": self.pairs,
+            "encoder": self.encoder,
+            "encoder-average": self.encoder_average,
+        }
+
+    def trained(self) -> Networks:
+        """What the next stages start from: the averages of all three."""
+        return Networks(*self.averages, self.encoder_average)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Train the discriminator on one batch of pairs, and the others when it is their turn."""
+        turn = (index + 1) % self.objective.discriminator_steps == 0
+        x = self.batches(index)
+        z = self._latent(index, len(x))
+        noise = torch.randn(z.shape, generator=random_stream(self.config.seed, "pair-noise", index))
+        with torch.set_grad_enabled(turn), self.runtime.autocast():
+            fake = self.generator(z)
+            z_hat, _ = self.kind.encode(self.encoder, x, noise.to(z.device))
+            missed = self._missed(x, z_hat) if turn else z.new_zeros(())
+        real = pack(self._view(index, "real", x), z_hat.float())
+        seen = pack(self._view(index, "fake", fake.float()), z)
+        losses = self._discriminator_step(index, real.detach(), seen.detach())
+        if turn:
+            losses |= self._players_step(real, seen, missed)
+        self._average_step(index)
+        return losses
+
+    def _missed(self, x: Tensor, z_hat: Tensor) -> Tensor:
+        """Mean squared residual of G(E(x)), of which only E learns.
+
+        G normalises by its running statistics, as it will when it is scored with, and these stay
+        those of generated images.
+        """
+        self.generator.eval().requires_grad_(False)
+        missed = mse_loss(self.generator(z_hat).float(), x)
+        self.generator.train().requires_grad_(True)
+        return missed
+
+    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        of_real, of_fake = self.pairs(torch.cat([real, fake])).chunk(2)
+        return of_real, of_fake
+
+    def _players_step(self, real: Tensor, fake: Tensor, missed: Tensor) -> dict[str, Tensor]:
+        """Generated pairs are to look real, and real ones generated; E is to invert G."""
+        self.pairs.requires_grad_(False)
+        with self.runtime.autocast():
+            seen_real, seen_fake = self._compare(real, fake)
+            loss = self.objective.generator_loss(seen_fake)
+            flipped = self.objective.generator_loss(-seen_real)
+            found = {"generator": loss, "encoder": flipped, "cycle": missed}
+            total = loss + flipped + CYCLE * missed
+            if self.objective.variety:
+                of_real, of_fake = (self._images(pairs) for pairs in (real, fake))
+                gap = self._variety_gap(of_real, self.discriminator.features(of_fake))
+                total = total + self.objective.variety * loss.detach().abs() * gap
+                found["variety"] = gap
+        self._descend("generator", total)
+        self.pairs.requires_grad_(True)
+        return {name: value.detach() for name, value in found.items()}
+
+    def _images(self, pairs: Tensor) -> Tensor:
+        return unpack(pairs, self.pairs.channels, self.pairs.latent_dim)[0]

@@ -1,0 +1,296 @@
+"""The loop that all stages of training share: steps, progress, checkpoints, divergence.
+
+A stage (`adversarial.GanStage`, `mapping.EncoderStage`) knows one step; this module knows how to
+take many of them so that nothing is lost: a run stopped between two steps and resumed ends with
+the same weights, and a loss that stops being finite costs a few hundred steps, not the run.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anoscan.core.errors import TrainingDiverged, TrainingInterrupted
+from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.runtime import random_stream
+
+CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device,
+LOOK_SECONDS = 2.0  # or sooner, where a step takes long
+SNAPSHOT_EVERY = 400  # steps between the states that a diverged run can go back to
+CHECKPOINT_SECONDS = 60.0
+MOST_ROLLBACKS = 3  # a stage: each one quarters the learning rate
+STOPPED = "training was stopped; a checkpoint is kept."
+
+
+class Stage(Protocol):
+    """One stage of training: some modules, their optimisers, and what one step does.
+
+    `slow_down` multiplies every learning rate: 1, or less after losses were not finite.
+    """
+
+    name: str
+    slow_down: float
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Take step number `index` (from 0); return its losses, detached scalars."""
+        ...
+
+
+@dataclass
+class Position:
+    """How far a stage has come; with the stage's tensors, all that resuming needs."""
+
+    step: int = 0
+    rollbacks: int = 0
+
+
+class Batches:
+    """Training images in a new random order every epoch; batch `index` is always the same.
+
+    Parameters
+    ----------
+    pixels : array of shape (n, c, s, s), float32
+        May be memory-mapped; only the rows of a batch are read.
+    seed : int
+    name : str
+        Random stream of the order.
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        name: str,
+        device: torch.device,
+    ) -> None:
+        self.pixels, self.rows, self.batch_size = pixels, rows, batch_size
+        self.seed, self.name, self.device = seed, name, device
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __call__(self, index: int) -> Tensor:
+        """Batch number `index`, (batch_size, c, s, s); an epoch's end runs into the next epoch."""
+        first = index * self.batch_size
+        chosen = [self._row(place) for place in range(first, first + self.batch_size)]
+        batch = torch.from_numpy(np.ascontiguousarray(self.pixels[np.array(chosen)]))
+        return batch.to(self.device, memory_format=torch.channels_last)
+
+    def _row(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.rows))
+        if epoch != self._epoch:
+            generator = random_stream(self.seed, f"{self.name}-order", epoch)
+            self._order = torch.randperm(len(self.rows), generator=generator).numpy()
+            self._epoch = epoch
+        return int(self.rows[self._order[offset]])
+
+
+def run(
+    stage: Stage,
+    *,
+    steps: int,
+    images_per_step: int,
+    position: Position,
+    on_progress: OnProgress,
+    checkpoint: Callable[[Position], None],
+    stopping: Callable[[], bool],
+) -> None:
+    """Take a stage from `position` to `steps`.
+
+    Parameters
+    ----------
+    position : Position
+        Advanced in place.
+    checkpoint : callable
+        Saves the stage; called about once a minute and before stopping.
+    stopping : callable
+        Asked between steps; when it says yes, a checkpoint is saved.
+
+    Raises
+    ------
+    TrainingInterrupted
+        After `stopping` said yes.
+    TrainingDiverged
+        When losses or weights were not finite more than `MOST_ROLLBACKS` times.
+    """
+    meter = _Meter(stage.name, steps * images_per_step, images_per_step)
+    good = _Snapshot(stage, position.step)
+    saved = time.monotonic()
+    while position.step < steps:
+        if stopping():
+            report = meter.report(position.step)
+            if not _sound(stage, report):  # of a checkpoint of it, nobody could go on
+                _roll_back(stage, position, good, on_progress, report)
+            checkpoint(position)
+            raise TrainingInterrupted(STOPPED)
+        meter.add(stage.step(position.step))
+        position.step += 1
+        look = position.step % CHECK_EVERY == 0 or position.step == steps
+        if not (look or meter.seconds() > LOOK_SECONDS):
+            continue
+        report = meter.report(position.step)
+        if not _sound(stage, report):
+            _roll_back(stage, position, good, on_progress, report)
+            continue
+        on_progress(report)
+        if position.step % SNAPSHOT_EVERY == 0:
+            good = _Snapshot(stage, position.step)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            checkpoint(position)
+            saved = time.monotonic()
+
+
+def stop_where_asked(stopping: Callable[[], bool]) -> None:
+    """Stop between two parts of a training that come after its last stage.
+
+    Raises
+    ------
+    TrainingInterrupted
+        When `stopping` says yes: what the stages learned is in the checkpoint.
+    """
+    if stopping():
+        raise TrainingInterrupted(STOPPED)
+
+
+def _roll_back(
+    stage: Stage, position: Position, good: _Snapshot, on_progress: OnProgress, report: Progress
+) -> None:
+    if position.rollbacks == MOST_ROLLBACKS:
+        raise TrainingDiverged(
+            f"training diverged: the {stage.name} losses are not finite at "
+            f"{report.images:,} images, after going back {MOST_ROLLBACKS} times.",
+            hint="Lower --learning-rate, or use --precision float32.",
+        )
+    images = report.images // position.step * good.step
+    slower = stage.slow_down / 4  # than now, not than the state that is gone back to
+    good.restore(stage)
+    position.step, position.rollbacks = good.step, position.rollbacks + 1
+    stage.slow_down = slower
+    note = "losses were not finite: went back, and go on with a quarter of the learning rate"
+    on_progress(Progress(stage.name, images, report.total_images, {}, 0.0, note))
+
+
+def _sound(stage: Stage, report: Progress) -> bool:
+    """Whether losses, all weights of a stage and the statistics of its layers are numbers."""
+    if not all(map(math.isfinite, report.losses.values())):
+        return False
+    # The last step can have spoiled the weights after its losses were taken.
+    states = [module.state_dict().values() for module in stage.modules.values()]
+    return all(bool(torch.isfinite(value).all()) for state in states for value in state)
+
+
+class _Snapshot:
+    """Copy of a stage's tensors on the CPU."""
+
+    def __init__(self, stage: Stage, step: int) -> None:
+        self.step = step
+        self.tensors = {key: value.cpu().clone() for key, value in state_tensors(stage).items()}
+
+    def restore(self, stage: Stage) -> None:
+        load_state_tensors(stage, self.tensors)
+
+
+class _Meter:
+    """Means of losses and speed between two reports."""
+
+    def __init__(self, stage: str, total_images: int, images_per_step: int) -> None:
+        self.stage, self.total, self.per_step = stage, total_images, images_per_step
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.steps, self.since = 0, time.monotonic()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(loss)) + loss
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.since, 1e-9)
+
+    def report(self, step: int) -> Progress:
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        speed = self.steps * self.per_step / self.seconds()
+        self._clear()
+        return Progress(self.stage, step * self.per_step, self.total, means, speed)
+
+
+def state_tensors(stage: Stage) -> dict[str, Tensor]:
+    """All tensors of a stage: weights, buffers, and the moments of its optimisers."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in stage.modules.items():
+        for key, value in module.state_dict().items():
+            tensors[f"{name}/{key}"] = value
+    for name, optimizer in stage.optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
+                tensors[f"optimizer-{name}/{index}/{key}"] = torch.as_tensor(value)
+    tensors["slow-down"] = torch.tensor(stage.slow_down, dtype=torch.float64)
+    return tensors
+
+
+def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
+    """Put a stage back into the state that `state_tensors` gave."""
+    for name, module in stage.modules.items():
+        module.load_state_dict(_under(tensors, name))
+    for name, optimizer in stage.optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        flat = _under(tensors, f"optimizer-{name}")
+        for key, value in flat.items():
+            index, moment = key.split("/")
+            state.setdefault(int(index), {})[moment] = value.clone()
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    stage.slow_down = float(tensors["slow-down"])
+
+
+def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of an optimiser one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a polite request; the second one interrupts.
+
+    Yields the question "has a stop been asked for?". Only the main thread gets signals: elsewhere
+    the answer is always no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

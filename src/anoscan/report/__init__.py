@@ -1,0 +1,1 @@
+"""Pictures, map files, the HTML page, plots."""

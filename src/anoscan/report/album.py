@@ -1,0 +1,142 @@
+"""Small pictures of many images, kept in a temporary file or a folder until a report is written."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Self
+
+from PIL import Image
+
+from anoscan.core.errors import InputError
+from anoscan.report.pictures import Views
+
+# Bytes of all pictures inside one file, before base64 makes a third more of them.
+INLINE_BYTES = 40_000_000
+_MOST, _LEAST = 60_000, 1_500  # bytes an image
+# Sides and qualities to try, the best first.
+_RUNGS = (
+    (384, 85),
+    (320, 80),
+    (256, 80),
+    (256, 65),
+    (192, 70),
+    (192, 50),
+    (128, 60),
+    (128, 40),
+    (96, 35),
+    (64, 30),
+)
+_ROOM_LEFT = 0.45  # of the budget: when so little was needed, the next image is tried larger
+_EXACT = 32  # pixels: pictures as small as this lose nothing
+NAMES = ("query", "reconstruction", "map")
+_FILE = re.compile(r"\d{6,}-(query|reconstruction|map)\.webp")
+
+Draw = Callable[[int], Views]
+
+
+class Album:
+    """Pictures of images, added one after the other; memory does not grow with them.
+
+    Parameters
+    ----------
+    images : int
+        How many will come: the more, the smaller each of them.
+    beside : Path
+        Folder for the temporary file, which nobody sees.
+    folder : Path, optional
+        Keep every picture as a file of its own there instead, as large as is useful. Pictures of
+        an earlier album there are removed.
+
+    Raises
+    ------
+    InputError
+        When nothing can be written there.
+    """
+
+    def __init__(self, images: int, beside: Path, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._budget = min(_MOST, max(_LEAST, INLINE_BYTES // max(1, images)))
+        self._rung = 0
+        self._ends = [0]
+        self._spool: IO[bytes] | None = None
+        try:
+            if folder is None:
+                beside.mkdir(parents=True, exist_ok=True)
+                self._spool = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115 - see close
+            else:
+                self._budget = 4 * _MOST
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in folder.iterdir():
+                    if _FILE.fullmatch(file.name):
+                        file.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{folder or beside} cannot be written to: {error.strerror or error}.",
+                hint="Choose a folder that can be written to and has room.",
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, draw: Draw) -> int:
+        """Keep the pictures of one image; returns its number, from 0.
+
+        Parameters
+        ----------
+        draw : callable
+            From the longest side in pixels to all three views.
+        """
+        files = self._encoded(draw)
+        if self.folder is not None:
+            for name, data in zip(NAMES, files, strict=False):
+                (self.folder / f"{len(self):06d}-{name}.webp").write_bytes(data)
+            self._ends.append(0)
+        elif self._spool is not None:
+            self._spool.seek(0, os.SEEK_END)
+            self._spool.write(b" ".join(base64.b64encode(data) for data in files))
+            self._ends.append(self._spool.tell())
+        return len(self) - 1
+
+    def inline(self, number: int) -> str:
+        """Pictures of one image, base64 with a space between them; of albums without a folder."""
+        if self._spool is None:
+            return ""
+        self._spool.seek(self._ends[number])
+        return self._spool.read(self._ends[number + 1] - self._ends[number]).decode("ascii")
+
+    def _encoded(self, draw: Draw) -> list[bytes]:
+        """WebP files as large as the budget allows; how large that is changes little by little."""
+        for rung in range(self._rung, len(_RUNGS)):
+            side, quality = _RUNGS[rung]
+            files = [_webp(view, quality) for view in draw(side)]
+            size = sum(map(len, files))
+            if size <= self._budget:
+                break
+        self._rung = max(0, rung - 1) if size < _ROOM_LEFT * self._budget else rung
+        return files
+
+    def close(self) -> None:
+        """Let go of the temporary file."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+
+def _webp(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    if max(picture.size) <= _EXACT:
+        picture.save(buffer, "WEBP", lossless=True)
+    else:
+        picture.save(buffer, "WEBP", quality=quality, method=3)
+    return buffer.getvalue()

@@ -1,0 +1,430 @@
+"""One page of a scoring: images with reconstruction and map, sorted, to be filtered and looked at.
+
+The page is one file without any request: pictures, style and script are inside, and a
+Content-Security-Policy forbids everything else. It is made of the JSON document of ``score``.
+Whatever comes from file names or a model file is only ever text.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import anoscan
+from anoscan.core.errors import UsageError
+from anoscan.core.files import printable, replacing
+from anoscan.core.results import ImageScore, Region
+from anoscan.images.decode import TURNED_BACK, Decoded, stored_box
+from anoscan.report.album import Album
+from anoscan.report.views import Seen
+from anoscan.training import health
+
+SCHEMA = "anoscan.score/1"
+_FIRST = 60  # images whose pictures come before the script: the first screens
+_BINS = 44
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is known of one image beside its result: pictures, upright size, boxes of regions."""
+
+    number: int
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a report says of the model.
+
+    Parameters
+    ----------
+    metadata : dict
+        Of the model file; empty when it is not at hand.
+    calibration : ndarray of shape (n,)
+        Scores of held-out normals; empty when there are none.
+    """
+
+    metadata: Mapping[str, Any]
+    calibration: np.ndarray
+
+
+class HtmlReport:
+    """A report in the making: images are added as they are scored, then the page is written.
+
+    Parameters
+    ----------
+    path : Path
+        The page, ``.html`` or ``.htm``; what is there is replaced when the new one is whole.
+    images : int
+        How many will come, about.
+    assets : bool
+        Keep pictures in a folder beside the page, ``NAME-files``, and larger.
+
+    Raises
+    ------
+    UsageError
+        When `path` does not look like a page.
+    InputError
+        When nothing can be written there.
+    """
+
+    def __init__(self, path: Path, images: int, *, assets: bool = False) -> None:
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"the report must be named .html or .htm. Got {str(path)!r}.")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, and the report is a file.")
+        self.path = path
+        self._album = Album(images, path.parent, assets_of(path) if assets else None)
+        self._shown: dict[str, Shown] = {}
+
+    def add(self, image: ImageScore, seen: Seen) -> None:
+        """Take the pictures of an image that has just been scored."""
+        height, width = seen.decoded.shape
+        boxes = tuple(_upright(region, seen.decoded) for region in image.regions)
+        self._shown[image.path] = Shown(self._album.add(seen.views), width, height, boxes)
+
+    def write(self, document: Mapping[str, Any], background: Background) -> None:
+        """Write the page.
+
+        Parameters
+        ----------
+        document : dict
+            JSON document ``anoscan.score/1``.
+        background : Background
+
+        Raises
+        ------
+        InputError
+            When it cannot be written.
+        """
+        rows, model = document["images"], printable(str(document["model"].get("name", "")))
+        numbers = [s.number for row in rows if (s := self._shown.get(row["path"]))]
+        folder = self._album.folder
+        inline = [] if folder else numbers
+        context = {
+            "version": anoscan.__version__,
+            "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "model": model,
+            "document": document,
+            "warnings": [
+                printable(str(warning))
+                for warning in (
+                    health.of_model(model, background.metadata),
+                    document["threshold"]["warning"],
+                    document.get("warning"),
+                )
+                if warning
+            ],
+            "data": _embedded(self._data(document)),
+            "chart": chart(
+                [row["score"] for row in rows if row["score"] is not None],
+                background.calibration,
+                document["threshold"]["score"],
+            ),
+            "card": model_card(document, background.metadata),
+            "health": _health(background.metadata),
+            "skipped": [
+                (printable(str(s["path"])), printable(str(s["reason"])))
+                for s in document["skipped"]
+            ],
+            "first": self._pictures(inline[:_FIRST]),
+            "rest": self._pictures(inline[_FIRST:]),
+            "images_from": "data:" if folder is None else "'self' data: file:",
+        }
+        with replacing(self.path) as stream:
+            for chunk in _render(context):
+                stream.write(chunk.encode("utf-8"))
+
+    def _pictures(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+        for number in numbers:
+            yield number, self._album.inline(number)
+
+    def _data(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What the script of the page gets; a list an image, for there may be thousands."""
+        rows = document["images"]
+        terms = list(rows[0]["terms"]) if rows else []
+        folder = self._album.folder
+        return {
+            "threshold": document["threshold"]["score"],
+            "terms": terms,
+            "assets": None if folder is None else quote(folder.name) + "/",
+            "images": [self._row(row, terms) for row in rows],
+        }
+
+    def _row(self, row: Mapping[str, Any], terms: Sequence[str]) -> list[Any]:
+        shown = self._shown.get(row["path"], Shown(-1, 0, 0, ()))
+        boxes = [[round(edge, 4) for edge in box] for box in shown.boxes]
+        percentiles = row.get("percentiles") or {}
+        return [
+            row["rank"],
+            printable(row["path"]),
+            _short(row["score"]),
+            _short(row["p_value"]),
+            _short(row["q_value"]),
+            int(row["verdict"] == "anomalous"),
+            shown.number,
+            shown.width,
+            shown.height,
+            [_short(row["terms"].get(term)) for term in terms],
+            boxes,
+            [_short(percentiles.get(term)) for term in terms],
+            [printable(reason) for reason in row.get("mismatch") or ()],
+            [
+                (printable(near["path"]), _short(near["distance"]))
+                for near in row.get("nearest") or ()
+            ],
+        ]
+
+    def close(self) -> None:
+        """Let go of the pictures."""
+        self._album.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+
+def assets_of(page: Path) -> Path:
+    """Folder beside a page that its pictures are kept in, where they are not inside it."""
+    return page.with_name(f"{page.stem}-files")
+
+
+def _upright(region: Region, decoded: Decoded) -> Box:
+    """Box in pixels of the image as stored, as shares of the sides of the upright image."""
+    turn = decoded.orientation
+    size = (decoded.width, decoded.height)
+    width, height = size[::-1] if turn >= 5 else size
+    left, top, wide, high = stored_box(
+        region.x / size[0],
+        region.y / size[1],
+        (region.x + region.width) / size[0],
+        (region.y + region.height) / size[1],
+        width=width,
+        height=height,
+        orientation=TURNED_BACK[turn],
+    )
+    return left / width, top / height, wide / width, high / height
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON that no file name can break out of, whatever it contains."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+# --- the template -------------------------------------------------------------------------------
+
+
+def _render(context: Mapping[str, Any]) -> Iterator[str]:
+    environment = Environment(
+        loader=PackageLoader("anoscan.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "share": _share}
+    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
+    sources = {
+        "style": style,
+        "script": script,
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+    }
+    return environment.get_template("report.html").generate(**context, **sources)
+
+
+def _source(environment: Environment, name: str) -> Markup:
+    if environment.loader is None:
+        raise RuntimeError("the environment has a loader")
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+def _hash(source: str) -> str:
+    digest = hashlib.sha256(source.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3g} %"
+
+
+# --- what is said beside the images -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bin of the chart: where it is in percent, from which score to which, and shares."""
+
+    left: float
+    width: float
+    low: float
+    high: float
+    scored: int
+    held_out: int
+    scored_height: float
+    held_out_height: float
+    anomalous: bool
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Distribution of scores beside that of held-out normals; heights are shares of the tallest."""
+
+    low: float
+    high: float
+    cut: bool
+    threshold: float
+    bars: tuple[Bar, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def chart(scores: Sequence[float], held_out: np.ndarray, threshold: float) -> Chart | None:
+    """Bins with an edge at the threshold; few very high scores share the last one.
+
+    Parameters
+    ----------
+    scores : sequence of float
+    held_out : ndarray of shape (n,)
+        May be empty.
+    threshold : float
+
+    Returns
+    -------
+    Chart or None
+        None without scores.
+    """
+    if not scores:
+        return None
+    values, normals = np.asarray(scores, np.float64), np.asarray(held_out, np.float64)
+    low = float(min(values.min(), threshold, *normals[:1], normals.min(initial=np.inf)))
+    top = float(max(values.max(), threshold, normals.max(initial=-np.inf)))
+    high = min(top, threshold + 3 * max(threshold - low, 1e-9)) if top > threshold else top
+    width = max((high - low) / _BINS, 1e-12)
+    below = max(1, int(np.ceil((threshold - low) / width - 1e-9)))
+    above = max(1, int(np.ceil((high - threshold) / width - 1e-9)))
+    edges = threshold + width * np.arange(-below, above + 1)
+    counts = [_counts(numbers, edges, threshold) for numbers in (values, normals)]
+    shares = [count / max(1, count.sum()) for count in counts]
+    tallest = max(share.max() for share in shares)
+    span = edges[-1] - edges[0]
+    bars = tuple(
+        Bar(
+            left=100 * (edges[i] - edges[0]) / span,
+            width=100 * width / span,
+            low=float(edges[i]),
+            high=float(edges[i + 1]),
+            scored=int(counts[0][i]),
+            held_out=int(counts[1][i]),
+            scored_height=100 * float(shares[0][i] / tallest),
+            held_out_height=100 * float(shares[1][i] / tallest),
+            anomalous=i >= below,
+        )
+        for i in range(len(edges) - 1)
+    )
+    return Chart(
+        low=float(edges[0]),
+        high=float(edges[-1]),
+        cut=top > edges[-1] + 1e-9,
+        threshold=100 * float((threshold - edges[0]) / span),
+        bars=bars,
+        ticks=_ticks(float(edges[0]), float(edges[-1])),
+    )
+
+
+def _counts(values: np.ndarray, edges: np.ndarray, threshold: float) -> np.ndarray:
+    """Values a bin; a bin holds its upper edge, for only what is above the threshold is odd."""
+    places = np.searchsorted(edges, values, side="left") - 1
+    odd = int(np.searchsorted(edges, threshold))
+    places = np.where(values > threshold, np.maximum(places, odd), np.minimum(places, odd - 1))
+    counted: np.ndarray = np.bincount(np.clip(places, 0, len(edges) - 2), minlength=len(edges) - 1)
+    return counted
+
+
+def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
+    """About five round numbers, with their places in percent."""
+    rough = (high - low) / 5
+    unit = 10 ** np.floor(np.log10(rough))
+    step = float(unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough)))
+    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
+    return tuple(
+        (100 * (i * step - low) / (high - low), f"{i * step:.6g}") for i in range(first, last + 1)
+    )
+
+
+def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Facts of the model, by name; of metadata that nobody has checked."""
+    config, rule = _part(metadata, "config"), _part(metadata, "image_rule")
+    data, model = _part(metadata, "training_data"), document["model"]
+    sees = f"{rule['size']} x {rule['size']}" if "size" in rule else None
+    if sees and rule.get("patch"):
+        sees = f"{sees}, patches of {rule['patch']}"
+    colours = {1: "grey", 3: "RGB"}.get(rule.get("channels", 0))
+    facts = {
+        "model": model.get("name"),
+        "file": model.get("path"),
+        "SHA-256": model.get("sha256"),
+        "sees": ", ".join(filter(None, (sees, colours))),
+        "architecture": config.get("architecture"),
+        "objective": config.get("objective"),
+        "encoder": config.get("encoder"),
+        "encoder trained by": config.get("mapping"),
+        "latent numbers": config.get("latent_dim"),
+        "normal images": data.get("trained"),
+        "held out": data.get("held_out"),
+        "seed": config.get("seed"),
+        "trained with": _version(metadata),
+        "mapping of queries": document.get("mapping"),
+    }
+    return [(name, printable(str(fact))) for name, fact in facts.items() if fact not in (None, "")]
+
+
+def _part(metadata: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = metadata.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _version(metadata: Mapping[str, Any]) -> str | None:
+    version = metadata.get("anoscan_version")
+    return None if version is None else f"anoscan {version} on {metadata.get('device', '?')}"
+
+
+def _health(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Verdict, name and message of each check of the training."""
+    checks = _part(metadata, "health").get("checks")
+
+    def said(check: Mapping[str, Any], key: str) -> str:
+        return printable(str(check.get(key, "")))
+
+    return [
+        (said(check, "verdict"), said(check, "name"), said(check, "message"))
+        for check in (checks if isinstance(checks, list) else [])
+        if isinstance(check, dict)
+    ]

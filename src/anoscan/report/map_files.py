@@ -1,0 +1,186 @@
+"""Anomaly maps as files: pictures for people, arrays for programs.
+
+Files are upright and have the resolution of the image, pictures up to `LARGEST_PICTURE` pixels a
+side. The map of a large image is never in memory as a whole: its rows wait in a temporary file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from anoscan.core.arrays import Floats
+from anoscan.core.errors import UsageError
+from anoscan.core.files import replacing
+from anoscan.images import resampling
+from anoscan.images.canvas import Canvas
+from anoscan.images.decode import Decoded
+from anoscan.images.resampling import Read
+from anoscan.images.tiles import LARGEST_PICTURE, block_side
+from anoscan.report import pictures
+from anoscan.report.pictures import MAP_SUFFIXES
+from anoscan.scoring.maps import Scale
+
+STRIP = 2**22  # pixels of a map that are in memory at a time
+_ROWS_A_STRIP = 64  # of a TIFF
+
+
+class Atlas:
+    """Writes the maps of images, each in the forms that are wanted.
+
+    Parameters
+    ----------
+    folder : path
+        Mirrors the tree of the images.
+    forms : tuple of str
+        Some of `scores.MAP_FORMS`.
+    """
+
+    def __init__(self, folder: str | Path, forms: tuple[str, ...]) -> None:
+        if unknown := set(forms) - set(MAP_SUFFIXES):
+            raise UsageError(f"there is no form of maps named {sorted(unknown)[0]!r}.")
+        self._folder, self._forms = Path(folder), forms
+        self._spool: IO[bytes] | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether pictures of the images are wanted."""
+        return bool({"overlay", "side-by-side"} & set(self._forms))
+
+    def spool(self, canvas: Canvas) -> Callable[[int, Floats], None] | None:
+        """Where rows of the map of the next image go, from the top down; None if not needed."""
+        # What is small enough comes whole to `write`.
+        if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - {
+            "overlay",
+            "side-by-side",
+        }:
+            return None
+        spool = self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see write
+        return lambda top, rows: rows.tofile(spool)
+
+    def write(
+        self,
+        decoded: Decoded,
+        canvas: Canvas,
+        oddness: Floats,
+        level: float,
+        scale: Scale,
+    ) -> dict[str, str]:
+        """Write all forms of one image.
+
+        Parameters
+        ----------
+        decoded : Decoded
+        canvas : Canvas
+            The image to draw.
+        oddness : ndarray of shape (h, w)
+            Its map, or what `tiles.Reduced` left of it; its rows are in the spool then.
+        level : float
+            What the mask shows is above it.
+        scale : Scale
+            Of all maps of the model.
+
+        Returns
+        -------
+        dict from a form to the path of its file.
+
+        Raises
+        ------
+        InputError
+            When a file cannot be written.
+        """
+        targets = {
+            form: pictures.output_path(self._folder, decoded.image.inside, MAP_SUFFIXES[form])
+            for form in self._forms
+        }
+        if self.drawn:
+            drawn = pictures.overlay(canvas.reduced(LARGEST_PICTURE), oddness, scale.brightest)
+            if "overlay" in targets:
+                pictures.save_png(drawn[2], targets["overlay"])
+            if "side-by-side" in targets:
+                pictures.save_png(pictures.row(drawn), targets["side-by-side"])
+        rows = self._rows(decoded, oddness)
+        if "npy" in targets:
+            with replacing(targets["npy"]) as file:
+                _write_npy(file, rows)
+        if "tiff" in targets:
+            with replacing(targets["tiff"]) as file:
+                _write_tiff(file, rows)
+        if "mask" in targets:
+            pictures.save_png(_mask(rows, level), targets["mask"])
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        return {form: target.as_posix() for form, target in targets.items()}
+
+    def _rows(self, decoded: Decoded, oddness: Floats) -> Rows:
+        size = decoded.shape
+        if self._spool is None:
+            height, width = oddness.shape
+            return Rows(lambda top, end: oddness[top:end], (height, width), size)
+        shape, spool = (decoded.canvas.height, decoded.canvas.width), self._spool
+
+        def read(top: int, end: int) -> Floats:
+            spool.seek(4 * top * shape[1])
+            return np.fromfile(spool, np.float32, (end - top) * shape[1]).reshape(-1, shape[1])
+
+        return Rows(read, shape, size)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A map at the size of its image, a few rows at a time.
+
+    Parameters
+    ----------
+    read : callable
+        (top, end) -> rows of the map.
+    shape : (int, int)
+        Of the map.
+    size : (int, int)
+        Height and width of the image.
+    """
+
+    read: Read
+    shape: tuple[int, int]
+    size: tuple[int, int]
+
+    def strips(self, most: int | None = None) -> Iterator[tuple[int, Floats]]:
+        """All rows from the top down, with the number of the first of each strip."""
+        rows = most or max(1, STRIP // self.size[1])
+        yield from resampling.strips(self.read, self.shape, self.size, rows)
+
+
+def _write_npy(file: IO[bytes], rows: Rows) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": rows.size}
+    np.lib.format.write_array_header_1_0(file, header)
+    for _, strip in rows.strips():
+        file.write(strip.astype("<f4").tobytes())
+
+
+def _write_tiff(file: IO[bytes], rows: Rows) -> None:
+    import tifffile
+
+    tifffile.imwrite(
+        file,
+        (strip for _, strip in rows.strips(_ROWS_A_STRIP)),
+        shape=rows.size,
+        dtype=np.float32,
+        rowsperstrip=_ROWS_A_STRIP,
+        photometric="minisblack",
+        metadata=None,
+    )
+
+
+def _mask(rows: Rows, level: float) -> Image.Image:
+    height, width = rows.size
+    mask = Image.new("L", (width, height))
+    for top, strip in rows.strips():
+        mask.paste(Image.fromarray(np.where(strip > level, np.uint8(255), np.uint8(0))), (0, top))
+    return mask

@@ -1,0 +1,237 @@
+"""Figures of an evaluation, as PNG and SVG. Drawn with Matplotlib, the extra ``plots``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anoscan.core.errors import UsageError
+from anoscan.core.files import printable, replacing
+from anoscan.core.results import (
+    AtThreshold,
+    ClassReport,
+    ComparedModel,
+    Curves,
+    EvalReport,
+    Histogram,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Drawn = EvalReport | ComparedModel
+
+# Okabe and Ito's colours, told apart by all kinds of eyes.
+NORMAL, ANOMALOUS, GUIDE = "#0072B2", "#D55E00", "#999999"
+_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_MOST_CLASSES = 40
+_STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",  # text stays text: searchable, and read aloud
+    "svg.hashsalt": "anoscan",  # the same figures give the same file
+    "text.parse_math": False,  # names are data, also those with dollar signs
+}
+
+
+def check() -> None:
+    """Refuse to go on without Matplotlib.
+
+    Raises
+    ------
+    UsageError
+    """
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "--plots: Matplotlib is not installed.",
+            hint="Install it: python -m pip install 'anoscan[plots]'",
+        )
+
+
+def write(report: EvalReport, folder: Path) -> list[Path]:
+    """Draw an evaluation: curves of all its models, the rest of the first.
+
+    Parameters
+    ----------
+    report : EvalReport
+    folder : Path
+        Made if need be; files of the same names are replaced.
+
+    Returns
+    -------
+    list of Path
+        A PNG and an SVG of each: ``roc``, ``precision-recall``, ``scores`` (histograms by label),
+        ``confusion`` and, where there are classes, ``classes``. What the labels do not define is
+        left out.
+    """
+    from matplotlib import rc_context
+
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # A letter that the font lacks is a box in the PNG; in the SVG it is there all the same.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        for name, figure in _figures(report):
+            for suffix in ("png", "svg"):
+                file = folder / f"{name}.{suffix}"
+                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+                with replacing(file) as stream:
+                    figure.savefig(stream, format=suffix, metadata=metadata)
+                written.append(file)
+    return written
+
+
+def _figures(report: EvalReport) -> Iterator[tuple[str, Figure]]:
+    drawn: list[Drawn] = [row for row in report.comparison or (report,) if row.curves]
+    if report.curves is not None:
+        yield "roc", _roc(drawn)
+        images = report.images
+        share = images.anomalous / (images.normal + images.anomalous)
+        yield "precision-recall", _precision_recall(drawn, share)
+        yield "scores", _scores(report.curves.scores, report.at_threshold.score)
+    yield "confusion", _confusion(report.at_threshold)
+    if any(row.auroc is not None for row in report.classes or ()):
+        yield "classes", _classes(report.classes or ())
+
+
+def _axes(
+    title: str, x: str, y: str, size: tuple[float, float] = (5.2, 5.4)
+) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _size(models: Sequence[Drawn]) -> tuple[float, float]:
+    """Inches of a square with a legend below."""
+    return 5.2, 5.0 + 0.22 * len(models)
+
+
+def _unit(axes: Axes) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _lines(models: Sequence[Drawn]) -> Iterator[tuple[dict[str, Any], str, Curves, Drawn]]:
+    """Style, name and curves of each model."""
+    for number, row in enumerate(models):
+        style = {
+            "color": _CYCLE[number % len(_CYCLE)],
+            "linestyle": _DASHES[number // len(_CYCLE) % len(_DASHES)],
+            "linewidth": 1.8,
+        }
+        if row.curves is not None:
+            yield style, _short(printable(row.model.name)), row.curves, row
+
+
+def _mark(axes: Axes, style: dict[str, Any], x: float | None, y: float | None) -> None:
+    if x is not None and y is not None:
+        axes.plot(x, y, "o", color=style["color"], markersize=6)
+
+
+def _roc(models: Sequence[Drawn]) -> Figure:
+    figure, axes = _axes(
+        "ROC", "false alarms (share of normal images)", "found (share of anomalous images)"
+    )
+    axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=0.8, linestyle=(0, (4, 3)))
+    for style, name, curves, row in _lines(models):
+        label = f"{name}: AUROC {row.auroc:.3f}"
+        axes.plot(curves.roc.false_alarm_rate, curves.roc.recall, **style, label=label)
+        _mark(axes, style, row.at_threshold.false_alarm_rate, row.at_threshold.recall)
+    axes.plot([], [], "o", color=GUIDE, label="at the model's threshold")
+    _unit(axes)
+    figure.legend(loc="outside lower left")
+    return figure
+
+
+def _precision_recall(models: Sequence[Drawn], share: float) -> Figure:
+    figure, axes = _axes("Precision by recall", "recall", "precision", _size(models))
+    axes.axhline(share, color=GUIDE, linewidth=0.8, linestyle=(0, (4, 3)))
+    for style, name, curves, row in _lines(models):
+        label = f"{name}: average precision {row.average_precision:.3f}"
+        curve = curves.precision_recall
+        axes.plot(curve.recall, curve.precision, **style, label=label)
+        _mark(axes, style, row.at_threshold.recall, row.at_threshold.precision)
+    axes.plot([], [], "o", color=GUIDE, label="at the model's threshold")
+    _unit(axes)
+    figure.legend(loc="outside lower left")
+    return figure
+
+
+def _scores(scores: Histogram, threshold: float) -> Figure:
+    figure, axes = _axes("Scores by label", "score", "share of the label's images", (6.4, 4.2))
+    for name, counts, colour, hatch in (
+        ("normal", scores.normal, NORMAL, None),
+        ("anomalous", scores.anomalous, ANOMALOUS, "///"),
+    ):
+        shares = [count / sum(counts) for count in counts]
+        axes.stairs(shares, scores.edges, fill=True, color=colour, alpha=0.25, hatch=hatch)
+        axes.stairs(shares, scores.edges, color=colour, linewidth=1.6, label=name)
+    axes.axvline(threshold, color="black", linewidth=1.0, linestyle="--", label="threshold")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def _confusion(at: AtThreshold) -> Figure:
+    title = f"Verdicts at the threshold {at.score:.3g}"
+    figure, axes = _axes(title, "verdict", "label", (4.4, 3.8))
+    hit = at.confusion
+    counts = [
+        [hit.true_negative, hit.false_positive],
+        [hit.false_negative, hit.true_positive],
+    ]
+    # Each label's images share out one shade: a rare label must not look empty.
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            share = shares[y][x]
+            text = f"{count:,}\n{100 * share:.1f} %" if sum(row) else "-"
+            colour = "white" if share > 0.6 else "black"
+            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=12)
+    names = ["normal", "anomalous"]
+    axes.set_xticks([0, 1], names)
+    axes.set_yticks([0, 1], names, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _classes(classes: Sequence[ClassReport]) -> Figure:
+    known = [row for row in classes if row.auroc is not None]
+    rows = sorted(known, key=lambda row: row.auroc or 0.0)[:_MOST_CLASSES]
+    title = "AUROC by class"
+    if len(known) > len(rows):
+        title += f": the lowest {len(rows)} of {len(known)}"
+    height = 1.4 + 0.28 * max(len(rows), 3)
+    figure, axes = _axes(title, "AUROC", "", (6.0, height))
+    names = [_short("-" if row.name is None else printable(row.name)) for row in rows]
+    places = range(len(rows))
+    bars = axes.barh(places, [row.auroc or 0.0 for row in rows], color=NORMAL, height=0.65)
+    axes.bar_label(bars, [f"{row.auroc:.3f}" for row in rows], padding=3, fontsize=9)
+    axes.set_yticks(places, names)
+    axes.axvline(0.5, color=GUIDE, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xlim(0, 1.12)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.invert_yaxis()
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 30 else f"{name[:29]}…"

@@ -1,0 +1,460 @@
+"""Anomaly maps: how odd each place of an image is, in standard deviations of held-out normals.
+
+Every place is described by a few layers, each the logarithm of a distance: of the discriminator's
+features at that place from those of normal images (a Gaussian a block; PaDiM, Defard et al. 2021,
+arXiv 2011.08785, with the GAN's own discriminator), of those features from the reconstruction's,
+and of the pixels from the reconstruction's. Layers are smoothed; where images are not aligned, over
+wider neighbourhoods too. One more Gaussian, of the layers on held-out normals, makes
+one number of them: a layer counts as far as normals agree in it, and what is calmer than normals
+are is odd too.
+
+Where normal images are aligned, a place is compared with the same place of other images, otherwise
+with all places. Which of the two holds is decided by which Gaussians expect the features of
+held-out normals more. Aligned images have one more layer, what the principal components of normal
+images leave of the pixels (the term ``subspace``), and all layers are relative to what the calmer
+parts of the same image say: grain and exposure must not look like a defect all over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from anoscan.core.arrays import Floats, allocate
+from anoscan.core.runtime import exact_float32
+from anoscan.networks.architectures import Networks
+from anoscan.scoring.terms import Evidence, Tensors, gather, gaussian_sums, subspace
+from anoscan.scoring.terms.local import BLOCKS, places, whitening
+
+Batches = Callable[[], Iterable[Tensor]]
+
+LAYER_SHRINKAGE = 0.01  # of the Gaussian of layers
+CALM = 0.25  # share of an image's places that is taken for usual
+LEAST_SPREAD = 0.02  # of a layer: one that never differs must not decide alone
+FEWEST_PLACES = 8  # along the side of a block that says where
+EDGE = 2  # places that the padding of the convolutions reaches
+FLOOR = 0.1  # of a usual distance: what is closer says no more
+# Standard deviations of the smoothing of layers, and of the map itself, in sides of a view, by
+# whether images are aligned: a texture shows in a neighbourhood, a part out of place at its place.
+NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
+LAST_BLUR = {True: 1 / 32, False: 1 / 16}
+HALVED = 64  # pixels along a view from which every second one says enough
+COARSENESS = 1.5  # cells that a standard deviation of the smoothing has, at least
+TRUNCATED = 3.0  # standard deviations after which it ends
+BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neighbours are alike
+SHRUNK = 8  # images that what is usual everywhere counts as, for one place
+_SUBSPACE = "subspace/"  # before the names of that term's tensors
+MOST_HELD_OUT = 256  # images, or patches
+FOLDS = 10  # of them: what sets the level of regions is measured by maps that it had no part in
+PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What of a map is shown.
+
+    `level` is what a share of `PIXEL_RATE` of the pixels of held-out normals exceeds, in standard
+    deviations; the brightest colour is twice that.
+    """
+
+    level: float
+
+    @property
+    def brightest(self) -> float:
+        """Value with the brightest colour: a normal image looks calm."""
+        return 2 * self.level
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What maps are made with.
+
+    Parameters
+    ----------
+    tensors : dict
+        ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
+        ``subspace/...``, where images are aligned, those of that term;
+        ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
+        ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
+        ``place_mean`` and ``place_spread`` (s, s) of raw maps.
+    aligned : bool
+        Whether places have Gaussians of their own.
+    scale : Scale
+    relative : bool
+        Whether layers are relative to the calmer parts of their image.
+    peaks : ndarray of shape (n,), optional
+        The highest place of each image that they were calibrated on, by maps calibrated on others.
+        Not kept in a file.
+    """
+
+    tensors: Tensors
+    aligned: bool
+    scale: Scale = Scale(1.0)
+    relative: bool = False
+    peaks: NDArray[np.float64] | None = None
+
+    def measure(self, evidence: Evidence) -> Floats:
+        """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
+        return self._of_layers(_layers(evidence, self), evidence.x.shape[-1])
+
+    def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
+        combined = (_combined(layers, self) for layers in images)
+        raw = np.stack([_enlarged(torch.from_numpy(one), side) for one in combined])
+        mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
+        standard: Floats = (raw - mean) / spread
+        return standard
+
+    def stored(self) -> dict[str, Tensor]:
+        """Tensors that `restored` does not find elsewhere in the model."""
+        own = not self.aligned
+        return {k: v for k, v in self.tensors.items() if own or not _is_of_places(k)}
+
+    def described(self) -> dict[str, Any]:
+        """JSON values for `restored`."""
+        return {
+            "aligned": self.aligned,
+            "relative": self.relative,
+            "level": self.scale.level,
+        }
+
+    @classmethod
+    def restored(
+        cls, tensors: Tensors, described: dict[str, Any], terms: dict[str, Tensors]
+    ) -> Maps:
+        """From what `stored` and `described` gave, and the fitted terms.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When something is missing or of the wrong kind.
+        """
+        aligned, level = described["aligned"], float(described["level"])
+        relative = described.get("relative", False)  # models before it had no such maps
+        known = isinstance(aligned, bool) and isinstance(relative, bool)
+        if not known or not (np.isfinite(level) and level > 0):
+            raise ValueError("the description of the maps is not one")
+        if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
+            raise ValueError("the Gaussian of the maps is missing")
+        if relative and "subspace" not in terms:
+            raise ValueError("the subspace of the maps is missing")
+        return cls(tensors | (_of_terms(terms) if aligned else {}), aligned, Scale(level), relative)
+
+
+def fit(
+    networks: Networks,
+    terms: dict[str, Tensors],
+    training: Batches,
+    held_out: Batches,
+    align: bool | None,
+    inside: NDArray[np.bool_] | None = None,
+) -> Maps:
+    """Learn what is usual at a place.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    terms : dict
+        The fitted terms; ``local`` has Gaussians of every place, ``subspace`` knows pixels.
+    training : callable
+        Gives batches (n, c, s, s) of normal images, or some of them, that networks learned from.
+    held_out : callable
+        Gives batches of normal images that they did not.
+    align : bool or None
+        Whether places have Gaussians of their own; None decides.
+    inside : ndarray of shape (s, s), bool, optional
+        Places that count.
+    """
+    with exact_float32():
+        anywhere = _fit_blocks(networks, training())
+        own = _of_terms(terms)
+        if align is None:
+            align = _expectation(networks, own, held_out()) > _expectation(
+                networks, anywhere, held_out()
+            )
+        usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
+        chosen = Maps((own if align else anywhere) | usual, align, relative=align)
+        return calibrated(networks, chosen, held_out, inside)
+
+
+def calibrated(
+    networks: Networks,
+    maps: Maps,
+    held_out: Batches,
+    inside: NDArray[np.bool_] | None = None,
+) -> Maps:
+    """Maps with what normal images say of layers, of places and of colours.
+
+    What was learned from training images stays: Gaussians of blocks, usual residuals, and whether
+    images are aligned.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    maps : Maps
+    held_out : callable
+        Gives batches (n, c, s, s) of normal images that networks did not learn from.
+    inside : ndarray of shape (s, s), bool, optional
+        Places that count.
+    """
+    layers, side = _held(networks, maps, held_out)
+    n, folds = len(layers), min(FOLDS, len(layers))
+    places = np.ones((side, side), np.bool_) if inside is None else inside
+    counted = np.empty((n, int(places.sum())), np.float32)
+    for first in range(folds):
+        own = range(first, n, folds)
+        others = [layers[row] for row in range(n) if row not in own] or list(layers)
+        crossed = _fitted(maps, others, side)._of_layers([layers[row] for row in own], side)
+        counted[list(own)] = crossed[:, places]
+    level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
+    peaks = counted.max(1).astype(np.float64)
+    return dataclasses.replace(_fitted(maps, list(layers), side), scale=Scale(level), peaks=peaks)
+
+
+def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
+    """Layers (n, m, g, g) of images, in a file where they are large, and the side of images."""
+    kept: Floats | None = None
+    done = side = 0
+    count = sum(len(x) for x in batches())
+    with exact_float32():
+        for x in batches():
+            side = x.shape[-1]
+            for layers in _layers(_gathered(networks, x), maps):
+                if kept is None:
+                    kept = allocate((count, *layers.shape))
+                kept[done] = layers
+                done += 1
+    if kept is None:
+        raise RuntimeError("there is always a held-out image")
+    return kept, side
+
+
+def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
+    """Maps with what the layers (m, g, g) of normal images say; of levels nothing yet."""
+    unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
+    gaussian = _fit_layers(layers, maps.aligned)
+    bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
+    raw = bare._of_layers(layers, side).astype(np.float64)
+    # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
+    n = len(raw)
+    mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
+    spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + 1e-6)
+    placed = {
+        "place_mean": torch.from_numpy(mean.astype(np.float32)),
+        "place_spread": torch.from_numpy(spread.astype(np.float32)),
+    }
+    return dataclasses.replace(bare, tensors=bare.tensors | placed)
+
+
+def _is_of_places(name: str) -> bool:
+    of_blocks = name.startswith(("mean", "whiten")) and name[-1].isdigit()
+    return of_blocks or name.startswith(_SUBSPACE)
+
+
+def _of_terms(terms: dict[str, Tensors]) -> Tensors:
+    """What aligned maps take from terms."""
+    pixels = {f"{_SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
+    return terms["local"] | pixels
+
+
+def _gathered(networks: Networks, x: Tensor) -> Evidence:
+    return gather(networks, x, networks.encoder(x))
+
+
+def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
+    """One Gaussian a block for all places, and the mean squares of residuals."""
+    sums: dict[str, Tensors] = {}
+    for batch in batches:
+        evidence = _gathered(networks, batch)
+        parts = {"": _pixel_squares(evidence).mean((1, 2), keepdim=False)[:, None]}
+        for i, (f, f_hat) in enumerate(_pairs(evidence)):
+            parts[str(i)] = (f - f_hat).double().square().mean((2, 3))
+            vectors = places(f).flatten(0, 2)
+            _add(sums.setdefault(f"places{i}", {}), gaussian_sums(vectors))
+        for name, squares in parts.items():
+            count = squares.new_tensor(float(len(squares)))
+            _add(sums.setdefault(f"usual{name}", {}), {"count": count, "sum": squares.sum(0)})
+    fitted: Tensors = {}
+    for name, total in sums.items():
+        if name.startswith("places"):
+            mean = total["sum"] / total["count"]
+            covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
+            fitted[f"mean{name[-1]}"] = mean.float()
+            alone = whitening(covariance[None, None], float(total["count"]))
+            fitted[f"whiten{name[-1]}"] = alone[0, 0].float()
+        else:
+            mean = total["sum"] / total["count"]
+            fitted[name] = (mean + FLOOR * mean.mean() + 1e-8).float()
+    return fitted
+
+
+def _add(total: Tensors, more: Tensors) -> None:
+    for key, value in more.items():
+        total[key] = total[key] + value if key in total else value
+
+
+def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor]) -> float:
+    """Mean log-likelihood of features under the Gaussians of blocks, a number a channel."""
+    likelihoods, images = 0.0, 0
+    for batch in batches:
+        for i, f in enumerate(_fine(networks.discriminator.features(batch))):
+            whiten = blocks[f"whiten{i}"].double()
+            volume = whiten.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
+            for distance in _distances(f, blocks, i):
+                likelihood = volume.expand_as(distance) - distance / 2
+                # At the edge every image has the padding in common, aligned or not.
+                edge = EDGE if min(likelihood.shape) > 2 * EDGE else 0
+                inner = likelihood[edge : len(likelihood) - edge, edge : len(likelihood) - edge]
+                likelihoods += float(inner.mean())
+        images += len(batch)
+    return likelihoods / images
+
+
+def _fine(features: list[Tensor]) -> list[Tensor]:
+    """The finest blocks: the others see most of the image from anywhere."""
+    fine = [block for block in features[:BLOCKS] if block.shape[-1] >= FEWEST_PLACES]
+    return fine or features[:1]
+
+
+def _pairs(evidence: Evidence) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(_fine(evidence.features), _fine(evidence.features_hat), strict=True)
+
+
+def _pixel_squares(evidence: Evidence) -> Tensor:
+    return (evidence.x - evidence.x_hat).double().square().mean(1)
+
+
+def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
+    """Mean squared whitened coordinate at every place (h, w) of each image of a block."""
+    mean, whiten = blocks[f"mean{i}"].double(), blocks[f"whiten{i}"].double()
+    product = "hwc,hwcd->hwd" if whiten.ndim == 4 else "hwc,cd->hwd"
+    # One image at a time: no image's map may depend on how many are measured with it.
+    return [
+        torch.einsum(product, places(image[None])[0] - mean, whiten).square().mean(2)
+        for image in block
+    ]
+
+
+def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
+    """Layers (m, g, g) of each image, on a grid as fine as the finest block where that is fine."""
+    tensors, side = maps.tensors, evidence.x.shape[-1]
+    pixels = _pixel_squares(evidence) / tensors["usual"].double()
+    if side >= HALVED and side % 2 == 0:
+        pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
+    found = [list(pixels)]
+    if maps.relative:
+        names = ("mean", "basis", "expected")
+        known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
+        found.append(list(subspace.residual(evidence.x, known)))
+    for i, (f, f_hat) in enumerate(_pairs(evidence)):
+        # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
+        inner = _own if maps.aligned else _without_edge
+        found.append([inner(distance) for distance in _distances(f, tensors, i)])
+        usual = tensors[f"usual{i}"].double()[:, None, None]
+        squares = (f - f_hat).double().square()
+        found.append([inner((square / usual).mean(0)) for square in squares])
+    for one in zip(*found, strict=True):
+        grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
+        smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        yield smooth - _calm(smooth) if maps.relative else smooth
+
+
+def _calm(layers: Floats) -> Floats:
+    """What the calmer parts of an image say in each layer (m, g, g), (m, 1, 1)."""
+    calm: Floats = np.quantile(layers, CALM, axis=(1, 2), keepdims=True).astype(np.float32)
+    return calm
+
+
+def _own(layer: Tensor) -> Tensor:
+    return layer
+
+
+def _without_edge(layer: Tensor) -> Tensor:
+    if min(layer.shape) < FEWEST_PLACES:
+        return layer
+    inner = layer[None, None, 1:-1, 1:-1]
+    return torch.nn.functional.pad(inner, (1, 1, 1, 1), mode="replicate")[0, 0]
+
+
+def _enlarged(layer: Tensor, side: int) -> Floats:
+    """Layer (h, h) at a side. Cells are halvings of it, the last of which may reach beyond it."""
+    cells = layer.shape[-1]
+    reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
+    grown = torch.nn.functional.interpolate(
+        layer.float()[None, None], size=(reach, reach), mode="bilinear", align_corners=False
+    )
+    numbers: Floats = grown[0, 0, :side, :side].cpu().numpy()
+    return numbers
+
+
+def _smoothed(layers: Floats, share: float) -> Floats:
+    """Layers (m, s, s) with a Gaussian over them, on a grid as coarse as it allows."""
+    side = layers.shape[-1]
+    sigma, step = share * side, 1
+    while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
+        step *= 2
+    cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
+    blur = (0, sigma / step, sigma / step)
+    smooth: Floats = ndimage.gaussian_filter(cells, blur, mode="nearest", truncate=TRUNCATED)
+    if step == 1:
+        return smooth
+    grown = torch.nn.functional.interpolate(
+        torch.from_numpy(smooth)[None], size=(side, side), mode="bilinear", align_corners=False
+    )
+    numbers: Floats = grown[0].numpy()
+    return numbers
+
+
+def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
+    """Centre, spread and whitening of the layers (m, g, g) of normal images."""
+    count, total, squares = len(images), np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
+    for layers in images:
+        exact = layers.astype(np.float64)
+        total, squares = total + exact, squares + np.square(exact)
+    mean = _of_place(total / count, count, aligned)
+    # Of two images the square of the mean can come out above the mean of the squares.
+    variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, aligned)
+    spread = np.sqrt(variance + LEAST_SPREAD**2)
+    outer = np.zeros((len(mean), len(mean)))
+    for layers in images:
+        flat = ((layers - mean) / spread).reshape(len(layers), -1)
+        outer += flat @ flat.T / flat.shape[1]
+    mixed = outer / count + LAYER_SHRINKAGE * np.diag(outer.diagonal() / count + 1e-6)
+    whiten = np.linalg.inv(np.linalg.cholesky(mixed)).T
+    numbers = {"centre": mean, "spread": spread, "whiten": whiten}
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in numbers.items()}
+
+
+def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:
+    """What is usual at a place (m, g, g), from means over `count` images."""
+    if not aligned:
+        # Nothing tells places apart but how near the edge they are, where networks see padding.
+        turned = [np.rot90(field, k, (1, 2)) for k in range(4)]
+        alike: NDArray[np.float64] = np.mean([*turned, *(t[:, ::-1] for t in turned)], 0)
+        return alike
+    sigma = BLUR * field.shape[-1]
+    own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")
+    everywhere = field.mean((1, 2), keepdims=True)
+    mixed: NDArray[np.float64] = (count * own + SHRUNK * everywhere) / (count + SHRUNK)
+    return mixed
+
+
+def _combined(layers: Floats, maps: Maps) -> Floats:
+    """Raw map (g, g) of one image: log of its Mahalanobis distance at every place, smoothed."""
+    centre, spread, whiten = (
+        maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
+    )
+    whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
+    raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
+    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
+    return smooth

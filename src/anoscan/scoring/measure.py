@@ -1,0 +1,172 @@
+"""Terms of images: fitted on normal images, measured on queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from anoscan.core import registry
+from anoscan.core.runtime import exact_float32
+from anoscan.networks.architectures import Networks
+from anoscan.scoring.choices import ENCODER, Inversion
+from anoscan.scoring.maps import Maps
+from anoscan.scoring.search import latents
+from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term, gather
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Terms of images, and the pictures behind them; arrays in the order of the images.
+
+    Parameters
+    ----------
+    terms : ndarray of shape (n, k), float64
+        Unscaled, one column a term.
+    x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
+    residual : ndarray of shape (n, s, s), float32 >= 0
+        Absolute difference of image and reconstruction, mean over channels.
+    trust : ndarray of shape (n, k), float64
+        What each image says of how far each term can be trusted; see `Term`.
+    oddness : ndarray of shape (n, s, s), float32
+        Anomaly maps, or smoothed residuals of a model without any; empty where not wanted.
+    """
+
+    terms: np.ndarray
+    x_hat: np.ndarray
+    residual: np.ndarray
+    trust: np.ndarray
+    oddness: np.ndarray
+
+
+def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
+    """Terms that a model has.
+
+    All, but for `rotation` where the task was not learned, and those that are not `of_patches`
+    where images are parts of larger ones.
+    """
+
+    def has(name: str) -> bool:
+        term: Term = registry.load("terms", name)
+        return (turned or name != "rotation") and (term.of_patches or not patches)
+
+    return tuple(name for name in registry.names("terms") if has(name))
+
+
+def fit_terms(
+    networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
+) -> dict[str, Tensors]:
+    """Fit terms in one pass over normal training images.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    names : sequence of str
+    batches : iterable of Tensor of shape (n, c, s, s)
+
+    Returns
+    -------
+    dict from the term's name to what its `measure` needs.
+    """
+    return fit_sums([term_sums(networks, names, batches)])
+
+
+def term_sums(
+    networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
+) -> dict[str, Tensors]:
+    """What terms add up over normal images, for `fit_sums`; see `fit_terms`."""
+    terms: dict[str, Term] = {name: registry.load("terms", name) for name in names}
+    totals: dict[str, Tensors] = {name: {} for name in terms}
+    rows: dict[str, list[Tensor]] = {name: [] for name in terms}
+    with exact_float32():
+        for batch in batches:
+            evidence = gather(networks, batch, networks.encoder(batch))
+            for name, term in terms.items():
+                for key, value in term.sums(evidence).items():
+                    if key == ROWS:
+                        rows[name].append(value)
+                    else:
+                        totals[name][key] = totals[name].get(key, torch.zeros_like(value)) + value
+    for name, found in rows.items():
+        if found:
+            totals[name][ROWS] = torch.cat(found)
+    return totals
+
+
+def fit_sums(parts: Sequence[dict[str, Tensors]]) -> dict[str, Tensors]:
+    """Terms fitted on the images of all parts together."""
+    fitted = {}
+    with exact_float32():
+        for name in parts[0]:
+            term: Term = registry.load("terms", name)
+            fitted[name] = term.fit(_together([part[name] for part in parts]))
+    return fitted
+
+
+def _together(parts: Sequence[Tensors]) -> Tensors:
+    found = {}
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        found[key] = torch.cat(values) if key == ROWS else torch.stack(values).sum(0)
+    return found
+
+
+def measure(
+    networks: Networks,
+    fitted: dict[str, Tensors],
+    x: Tensor,
+    how: Inversion = ENCODER,
+    maps: Maps | None = None,
+    *,
+    mapped: bool = False,
+) -> Measured:
+    """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
+
+    The columns of the terms are in the order of `fitted`. With `mapped` the oddness of places is
+    measured too: by `maps`, or as residuals where there are none.
+    """
+    with exact_float32():
+        evidence = gather(networks, x, latents(networks, x, how))
+        terms: dict[str, Term] = {name: registry.load("terms", name) for name in fitted}
+        columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
+        one = columns[0].new_ones(len(x))
+        trusts = [term.trust(evidence) if term.trust else one for term in terms.values()]
+        residuals = residual(evidence).cpu().numpy()
+        return Measured(
+            torch.stack(columns, 1).cpu().numpy(),
+            evidence.x_hat.cpu().numpy(),
+            residuals,
+            torch.stack(trusts, 1).cpu().numpy(),
+            _oddness(evidence, residuals, maps) if mapped else np.empty((len(x), 0, 0), np.float32),
+        )
+
+
+def _oddness(evidence: Evidence, residuals: np.ndarray, maps: Maps | None) -> np.ndarray:
+    return smooth(residuals) if maps is None else maps.measure(evidence)
+
+
+def residual(evidence: Evidence) -> Tensor:
+    """Absolute residual |x - G(z)|, mean over channels, (n, s, s)."""
+    return (evidence.x - evidence.x_hat).abs().mean(1)
+
+
+def chunks(
+    rows: Sequence[int] | np.ndarray, read: Callable[[np.ndarray], np.ndarray], device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of at most `CHUNK` images on a device, from row numbers."""
+    for start in range(0, len(rows), CHUNK):
+        block = np.ascontiguousarray(read(np.asarray(rows[start : start + CHUNK])))
+        yield torch.from_numpy(block).to(device)
+
+
+def smooth(residuals: np.ndarray) -> np.ndarray:
+    """Residuals (n, s, s) blurred by one pixel, so that a region is more than a noisy pixel."""
+    blurred: np.ndarray = ndimage.gaussian_filter(residuals, sigma=(0, 1, 1), mode="nearest")
+    return blurred

@@ -1,0 +1,121 @@
+"""The normal training images that a query is closest to, by the latent that the encoder gives it.
+
+Training images may be private, so a model knows their paths and looks only when it was asked to
+keep them (``train --keep-thumbnails``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from anoscan.core.arrays import Floats
+from anoscan.core.results import Neighbour
+from anoscan.core.runtime import exact_float32
+from anoscan.networks.architectures import Networks
+from anoscan.scoring.measure import chunks
+
+MOST = 4096  # training images that are kept
+SIDE = 32  # pixels of a thumbnail, at most
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Training images, by what the encoder makes of them.
+
+    Parameters
+    ----------
+    latents : ndarray of shape (n, d), float32
+    thumbnails : ndarray of shape (n, c, t, t), uint8
+    paths : tuple of str
+        As they were given to the training.
+    """
+
+    latents: np.ndarray
+    thumbnails: np.ndarray
+    paths: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, networks: Networks, pixels: np.ndarray, rows: np.ndarray, paths: list[str]
+    ) -> Neighbours:
+        """Neighbours for a model: rows of `pixels` (n, c, s, s), evenly spread, `MOST` at most.
+
+        `paths` are of all `pixels`.
+        """
+        rows = rows[:: max(1, -(-len(rows) // MOST))]
+        device = next(networks.encoder.parameters()).device
+        latents, thumbnails = [], []
+        with exact_float32():
+            for x in chunks(rows, pixels.__getitem__, device):
+                latents.append(networks.encoder(x).float().cpu().numpy())
+                thumbnails.append(_small(x).cpu().numpy())
+        return cls(
+            np.concatenate(latents), np.concatenate(thumbnails), tuple(paths[row] for row in rows)
+        )
+
+    def nearest(self, latent: np.ndarray, k: int) -> Nearest:
+        """The k training images nearest to a latent (d,), nearest first."""
+        distances = np.linalg.norm(
+            self.latents.astype(np.float64) - latent.astype(np.float64), axis=1
+        )
+        rows = np.argsort(distances, kind="stable")[:k]
+        named = (Neighbour(path=self.paths[row], distance=float(distances[row])) for row in rows)
+        return Nearest(tuple(named), self.thumbnails[rows])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of a model file; `of_tensors` takes them back."""
+        names = json.dumps(self.paths, ensure_ascii=True).encode("ascii")
+        return {
+            "neighbours/latents": torch.from_numpy(self.latents),
+            "neighbours/thumbnails": torch.from_numpy(self.thumbnails),
+            "neighbours/paths": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> Neighbours | None:
+        """Neighbours that a model file holds; None where it holds none.
+
+        Raises
+        ------
+        KeyError, ValueError
+            When they are not what `tensors` gives.
+        """
+        if "neighbours/latents" not in tensors:
+            return None
+        paths = json.loads(tensors["neighbours/paths"].numpy().tobytes())
+        latents = tensors["neighbours/latents"].numpy()
+        thumbnails = tensors["neighbours/thumbnails"].numpy()
+        fit = latents.ndim == 2 and thumbnails.ndim == 4 and thumbnails.dtype == np.uint8
+        if not fit or not len(latents) == len(thumbnails) == len(paths) > 0:
+            raise ValueError("latents, thumbnails and paths of training images do not agree")
+        return cls(latents, thumbnails, tuple(map(str, paths)))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The training images nearest to a query, nearest first: named, and as thumbnails."""
+
+    named: tuple[Neighbour, ...] | None = None
+    thumbnails: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+
+
+def latent(networks: Networks, pixels: Floats) -> np.ndarray:
+    """Latent (d,) that the encoder gives one image (c, s, s), whatever company it comes in."""
+    device = next(networks.encoder.parameters()).device
+    with exact_float32():
+        found: np.ndarray = networks.encoder(torch.from_numpy(pixels[None]).to(device))[0].cpu()
+        return np.asarray(found, np.float32)
+
+
+def _small(x: Tensor) -> Tensor:
+    """Thumbnails (n, c, t, t), uint8, of images in [-1, 1]."""
+    side = min(x.shape[-1], SIDE)
+    if side < x.shape[-1]:
+        x = functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,1 @@
+"""A folder becomes a model, and the model is checked."""

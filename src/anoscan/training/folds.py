@@ -1,0 +1,122 @@
+"""Calibration by folds, where normal images are few: those trained on are calibrated on too.
+
+Each fold of them is measured by an encoder, a rotation stage and terms that learned from the other
+folds alone (cross-conformal prediction, Vovk 2015, arXiv 1208.0806). One thing stays shared: the
+GAN saw all of them, and took what it can from that.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.progress import OnProgress
+from anoscan.core.runtime import Runtime, random_stream
+from anoscan.dataset.material import Material
+from anoscan.dataset.split import dealt
+from anoscan.model.model import Yardstick
+from anoscan.networks.architectures import Networks
+from anoscan.networks.encoder_stage import EncoderStage
+from anoscan.networks.loop import Batches, Position, Stage, run
+from anoscan.networks.mappings import Mapping
+from anoscan.networks.rotation_stage import TurnStage
+from anoscan.scoring.measure import chunks, fit_terms, measure
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Everything that folds are trained with.
+
+    Parameters
+    ----------
+    after_gan : Networks
+        As the GAN stage left them, the encoder not trained yet (but with the GAN, under `bigan`).
+    turned : bool
+        Whether the rotation stage was kept; then each fold has one of its own.
+    few : bool
+        Whether the discriminator learns gently; as in the training.
+    """
+
+    after_gan: Networks
+    turned: bool
+    few: bool
+    material: Material
+    config: TrainConfig
+    runtime: Runtime
+    on_progress: OnProgress
+    stopping: Callable[[], bool]
+
+    def extend(self, yardstick: Yardstick, names: list[str], usual: np.ndarray) -> Yardstick:
+        """Yardstick with the terms of the images trained on too, where that was asked for.
+
+        Terms are fitted on the `usual` rows alone, but measured on all: without the others the
+        threshold would be too low. Regions keep the level of the held-out images.
+        """
+        if self.config.calibration_folds is None:
+            return yardstick
+        rows, draw = self.material.rows, random_stream(self.config.seed, "folds")
+        kin = self.material.kin
+        folds = dealt([kin[row] for row in rows], self.config.calibration_folds, draw)
+        if len(folds) == 1:  # of one picture: nothing is left to learn from without it
+            return yardstick
+        terms = [yardstick.terms]
+        for number, places in enumerate(folds):
+            inside = rows[places]
+            networks = self._trained(number, np.setdiff1d(rows, inside))
+            known = np.setdiff1d(usual, inside)
+            known = known if len(known) else np.setdiff1d(rows, inside)
+            terms.append(self._measured(networks, names, known, inside))
+        return dataclasses.replace(yardstick, terms=np.concatenate(terms))
+
+    def _trained(self, number: int, rows: np.ndarray) -> Networks:
+        """Networks of a fold: all that comes after the GAN, learned from `rows`."""
+        config, batch = self.config, self.config.batch_size
+        networks = copy.deepcopy(self.after_gan)
+
+        def batches(name: str, size: int) -> Batches:
+            called = f"{name}-fold{number}"
+            device = self.runtime.device
+            return Batches(self.material.pixels, rows, size, config.seed, called, device)
+
+        if self.turned:
+            steps = math.ceil((config.rotation_images_shown or 0) / (2 * batch))
+            pupil = networks.discriminator
+            shown = batches("rotation", 2 * batch)
+            stage = TurnStage(pupil, shown, steps, config, self.runtime, few=self.few)
+            self._run(stage, steps, 2 * batch)
+        mapping: Mapping = registry.load("mappings", config.mapping)
+        if mapping.loss is not None:
+            steps = math.ceil((config.encoder_images_shown or 0) / batch)
+            encoder = EncoderStage(
+                networks, mapping, batches("encoder", batch), config, self.runtime
+            )
+            self._run(encoder, steps, batch)
+        return networks.frozen(self.runtime.measuring().device)
+
+    def _run(self, stage: Stage, steps: int, images_per_step: int) -> None:
+        run(
+            stage,
+            steps=steps,
+            images_per_step=images_per_step,
+            position=Position(),
+            on_progress=lambda now: self.on_progress(dataclasses.replace(now, stage="folds")),
+            # Folds are not kept: a resumed run trains them again.
+            checkpoint=lambda where: None,
+            stopping=self.stopping,
+        )
+
+    def _measured(
+        self, networks: Networks, names: list[str], rows: np.ndarray, inside: np.ndarray
+    ) -> np.ndarray:
+        """Raw terms (n, k) of a fold."""
+        read, device = self.material.pixels.__getitem__, self.runtime.measuring().device
+        fitted = fit_terms(networks, names, chunks(rows, read, device))
+        found = [measure(networks, fitted, x).terms for x in chunks(inside, read, device)]
+        return np.concatenate(found)

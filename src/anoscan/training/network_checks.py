@@ -1,0 +1,224 @@
+"""How the networks of a training did, in numbers: what `health` puts into words.
+
+Every question is asked with held-out normals, which no network has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from anoscan.core.arrays import Floats
+from anoscan.core.config import TrainConfig
+from anoscan.core.runtime import exact_float32, random_stream
+from anoscan.dataset.material import Material
+from anoscan.networks.architectures import Networks
+from anoscan.networks.gan_stage import sample, samples
+from anoscan.scoring.baselines import Baselines
+from anoscan.scoring.measure import chunks
+
+SAMPLES = 512  # generated images looked at, and at most as many real ones of each kind
+MOST_PIXELS = SAMPLES * 128 * 128  # of images that are looked at in full; of larger ones, fewer are
+NEIGHBOURS = 8192  # training images that a nearest one is looked for among, at most
+THUMBNAIL = 16  # side at which images are compared
+MARGIN = 3  # standard errors: what is less is no margin of which a share could be said
+STILL = 1e-4  # of the largest realness: less between all images says that no game is played
+TWIN = 0.002  # of the usual squared distance from the mean: less apart are twins
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """Numbers of one training; what they mean is said where `health` judges them.
+
+    Parameters
+    ----------
+    pca : float
+        Mean squared residual of held-out images by PCA, relative to that of the mean image.
+    copied : float
+        Estimated share of generated images that are copies of training images: 0 where they are
+        as near to held-out images as to training images, 1 where none is. See `copied`.
+    twins : float
+        Share of held-out images that have a near twin among the training images.
+    gap : float
+        Mean squared residual of held-out images, relative to that of training images.
+    inversion : float
+        Mean squared residual of generated images, relative to their variance: what the encoder
+        misses of images that the generator is sure to know.
+    """
+
+    pca: float
+    copied: float
+    twins: float
+    gap: float
+    inversion: float
+
+
+def examine(
+    networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
+) -> Checkup:
+    """Look at generated, training and held-out images side by side."""
+    seed, full = config.seed, in_full(SAMPLES, material.pixels.shape[-1])
+    some = material.pixels[_some(material.rows, full, seed)]
+    held = material.pixels[_some(material.unseen, full, seed)]
+    fake, drawn = _generated(networks.generator, config, full)
+    known = _thumbnails_of(material, _some(material.rows, NEIGHBOURS, seed))
+    unknown = _thumbnails_of(material, _some(material.unseen, SAMPLES, seed))
+    to_unknown, _ = nearest(unknown, known)
+    spread = float(np.square(known - known.mean(0)).sum(1).mean())
+    variance = float(fake.var(0).mean())
+    missed = baselines.scores(held)
+    return Checkup(
+        pca=float(missed["pca"].mean()) / max(float(missed["mean_image"].mean()), 1e-12),
+        copied=copied(drawn, known, unknown),
+        twins=float((to_unknown < TWIN * spread).mean()),
+        gap=_missed(networks, held) / max(_missed(networks, some), 1e-12),
+        inversion=_missed(networks, fake) / max(variance, 1e-12),
+    )
+
+
+@dataclass(frozen=True)
+class Game:
+    """How the adversarial game stands.
+
+    Parameters
+    ----------
+    diversity : float
+        Pixel variance of generated images, relative to that of training images.
+    separated : float or None
+        AUROC with which the discriminator tells training images from generated ones: 0.5 where
+        the generator fools it, 1 where it has won. None where it judges pairs.
+    by_heart : float or None
+        Share of its margin between training and generated images that it does not keep on
+        held-out ones: 0 where it learned what is real, 1 where it learned the images (Karras et
+        al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676,
+        eq. 1, r_v). None where there is no margin to speak of.
+    still : bool
+        Whether the discriminator tells no image from any other: its gradients vanished, and what
+        looks like a draw is no game.
+    """
+
+    diversity: float
+    separated: float | None
+    by_heart: float | None
+    still: bool = False
+
+
+def game(
+    generator: nn.Module,
+    discriminator: nn.Module | None,
+    material: Material,
+    config: TrainConfig,
+    *,
+    images: int,
+) -> Game:
+    """Look at a game, under way or over; the networks are left as they are."""
+    from sklearn.metrics import roc_auc_score
+
+    seed, images = config.seed, in_full(images, material.pixels.shape[-1])
+    some = material.pixels[_some(material.rows, images, seed)]
+    at_rest = copy.deepcopy(generator).eval()
+    fake = sample(at_rest, images, config.latent_dim, seed, "game").cpu().numpy()
+    varied = float(fake.var(0).mean()) / max(float(some.var(0).mean()), 1e-12)
+    if discriminator is None or not np.isfinite(fake).all():
+        return Game(varied, None, None)
+    held = material.pixels[_some(material.unseen, images, seed)]
+    judge = copy.deepcopy(discriminator).eval()
+    real, of_fake, of_held = (_realness(judge, x) for x in (some, fake, held))
+    realness = np.concatenate([real, of_fake])
+    truth = np.arange(len(realness)) < len(real)
+    margin = float(real.mean() - of_fake.mean())
+    told = margin > MARGIN * float(np.sqrt(real.var() / len(real) + of_fake.var() / len(of_fake)))
+    return Game(
+        diversity=varied,
+        separated=float(roc_auc_score(truth, realness)),
+        by_heart=float(np.clip((real.mean() - of_held.mean()) / margin, 0, 1)) if told else None,
+        still=bool(np.ptp(realness) <= STILL * np.abs(realness).max()),
+    )
+
+
+def in_full(images: int, side: int) -> int:
+    """How many of so many images of a side are looked at in full."""
+    return min(images, MOST_PIXELS // side**2)
+
+
+def _generated(generator: nn.Module, config: TrainConfig, full: int) -> tuple[Floats, np.ndarray]:
+    """Generated images (full, c, s, s), and thumbnails of these and others, `SAMPLES` in all."""
+    kept, small, missing = [], [], full
+    for images in samples(generator, SAMPLES, config.latent_dim, config.seed, "checkup"):
+        part = images.cpu().numpy()
+        small.append(thumbnails(part))
+        if missing:
+            kept.append(part[:missing])
+            missing -= len(kept[-1])
+    return np.concatenate(kept), np.concatenate(small)
+
+
+def _thumbnails_of(material: Material, rows: np.ndarray) -> np.ndarray:
+    cpu = torch.device("cpu")
+    parts = chunks(rows, material.pixels.__getitem__, cpu)
+    return np.concatenate([thumbnails(part.numpy()) for part in parts])
+
+
+def thumbnails(images: Floats) -> np.ndarray:
+    """Images (n, c, s, s) as points (n, d), in which nearness is likeness."""
+    small = adaptive_avg_pool2d(torch.from_numpy(images), min(THUMBNAIL, images.shape[-1]))
+    flat: np.ndarray = small.flatten(1).numpy().astype(np.float64)
+    return flat
+
+
+def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
+    """Estimated share of generated images that copy a training image.
+
+    An honest generator knows nothing of which images were held out, so a generated image has its
+    nearest neighbour among them as often as they are among all real images. What is missing of
+    that was copied. (The distance itself would say nothing: blurred images are near to all.) Images
+    farther from all real ones than these are from their mean, such as noise, copy none.
+
+    Parameters
+    ----------
+    fake, known, unknown : ndarray of shape (n, d)
+        Generated, training and held-out images.
+    """
+    expected = len(unknown) / (len(known) + len(unknown))
+    to_unknown, to_known = nearest(fake, unknown)[0], nearest(fake, known)[0]
+    alike = np.minimum(to_unknown, to_known) < known.var(0).sum()
+    if not alike.any():
+        return 0.0
+    found = float((to_unknown < to_known)[alike].mean())
+    return float(np.clip(1 - found / expected, 0, 1) * alike.mean())
+
+
+def nearest(points: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance (n,) to the nearest of some points (m, d), and which it is (n,)."""
+    squares = np.square(points).sum(1)[:, None] + np.square(among).sum(1) - 2 * points @ among.T
+    which = squares.argmin(1)
+    return np.maximum(squares[np.arange(len(points)), which], 0), which
+
+
+def _some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    drawn = torch.randperm(len(rows), generator=random_stream(seed, "checkup-rows"))[:most].numpy()
+    return np.asarray(rows[np.sort(drawn)])
+
+
+def _realness(discriminator: nn.Module, images: Floats) -> np.ndarray:
+    device = next(discriminator.parameters()).device
+    with exact_float32():
+        batches = chunks(np.arange(len(images)), images.__getitem__, device)
+        return np.concatenate([discriminator(batch).cpu().numpy() for batch in batches])
+
+
+def _missed(networks: Networks, images: Floats) -> float:
+    device = next(networks.generator.parameters()).device
+    total = 0.0
+    with exact_float32():
+        for x in chunks(np.arange(len(images)), images.__getitem__, device):
+            x_hat = networks.generator(networks.encoder(x))
+            total += float((x_hat - x).square().mean((1, 2, 3)).sum())
+    return total / len(images)

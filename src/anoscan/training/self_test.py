@@ -1,0 +1,271 @@
+"""What a trained model sees of synthetic defects, beside PCA and the mean image; no labels needed.
+
+Held-out normals get one defect each, of every kind and several sizes. How well a detector tells
+them from normals is an estimate for small local defects, not a promise about the user's own. Some
+are bent out of shape as a whole, which says how well the model knows what hangs together.
+Nothing here has a part in any score: how far terms are trusted, `selftest` decides.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anoscan.core.arrays import Floats, evenly
+from anoscan.core.config import TrainConfig
+from anoscan.core.results import SelfTest, SelfTestCell
+from anoscan.core.runtime import Runtime, random_stream
+from anoscan.dataset.material import Material
+from anoscan.model.judge import Judge
+from anoscan.model.model import Model
+from anoscan.scoring.baselines import Baselines
+from anoscan.scoring.choices import DEFAULT_SCORE
+from anoscan.scoring.measure import chunks, smooth
+from anoscan.scoring.measure import measure as measure_views
+from anoscan.training.defects import KINDS, Mask, bent, defect
+
+FRACTIONS = (32, 16, 8, 4, 2)  # of the side of an image: sizes of defects
+SMALLEST = 2  # pixels
+MOST_CLEAN = 256  # normals, at most
+FEWEST, MOST = 4, 64  # images with a defect, of each kind and size
+BENT = 4  # images bent as a whole, for each of those
+SHARE = 24  # images that the training saw, for each one that is measured here
+BACKGROUND = 10_000  # pixels without a defect that a pixel AUROC looks at, about
+SEEN = 0.75  # AUROC from which defects count as seen
+MARGIN = 0.02  # of AUROC, by which a baseline must be better
+SHOWN_ENOUGH = 200_000  # images shown, from which on longer training is no advice
+OWN = "anoscan"
+_NAMES = {"pca": "PCA", "mean_image": "The mean image"}
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What each detector says of some images: scores (n,) and maps (n, s, s), where wanted."""
+
+    scores: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+
+
+def run_self_test(
+    model: Model, material: Material, runtime: Runtime, *, wanted: int | None = None
+) -> SelfTest:
+    """Test a model on defects put into the held-out images of its training, or parts of them.
+
+    The same images and seed give the same defects, so that models of one folder can be compared.
+
+    Parameters
+    ----------
+    wanted : int, optional
+        Images with a defect, of each kind and size. By default as many as the length of the
+        training allows: it should cost a few per cent of that.
+    """
+    judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
+    views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
+    clean = _told(judge, views, mapped=False).scores
+    sizes = sizes_for(side)
+    if wanted is None:
+        wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
+    cells = []
+    for number, (kind, size) in enumerate((kind, size) for kind in KINDS for size in sizes):
+        rng = np.random.default_rng(
+            random_stream(model.config.seed, "defects", number).initial_seed()
+        )
+        changed, masks = _changed(views, kind, size, wanted, native, rng)
+        if len(changed) > wanted // 4:
+            cells.append(_cell(kind, size, clean, _told(judge, changed), masks))
+    auroc, pixel_auroc = (
+        _mean([cell.auroc for cell in cells]),
+        _mean([c.pixel_auroc for c in cells]),
+    )
+    whole = _bent(views[: BENT * wanted], native, model.config.seed)
+    sees_from = smallest_seen(cells)
+    return SelfTest(
+        normals=len(views),
+        side=side,
+        auroc=auroc,
+        pixel_auroc=pixel_auroc,
+        whole_auroc=_aurocs(clean, _told(judge, whole, mapped=False).scores),
+        sees_from=sees_from,
+        findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
+        cells=tuple(cells),
+    )
+
+
+def sizes_for(side: int) -> list[int]:
+    """Sizes of defects in images of a side, in pixels, ascending.
+
+    >>> sizes_for(64), sizes_for(28)
+    ([2, 4, 8, 16, 32], [2, 4, 7, 14])
+    """
+    return sorted({max(SMALLEST, round(side / fraction)) for fraction in FRACTIONS})
+
+
+def smallest_seen(cells: Sequence[SelfTestCell]) -> float | None:
+    """Size from which on defects of all kinds together are seen, in pixels; None where none are.
+
+    Between the sizes that were tried it is where the line of AUROC over log size meets `SEEN`.
+    """
+    sizes = sorted({cell.size for cell in cells})
+    means = [statistics.fmean(c.auroc[OWN] for c in cells if c.size == size) for size in sizes]
+    found: float | None = None
+    for index in reversed(range(len(sizes))):
+        if means[index] < SEEN:
+            break
+        found = float(sizes[index])
+        if index and means[index - 1] < SEEN:
+            share = (means[index] - SEEN) / (means[index] - means[index - 1])
+            found *= (sizes[index - 1] / sizes[index]) ** share
+    return found
+
+
+def _wanted(config: TrainConfig, conditions: int, most: int) -> int:
+    shown = sum(
+        n or 0
+        for n in (config.images_shown, config.rotation_images_shown, config.encoder_images_shown)
+    )
+    return min(max(shown // SHARE // conditions, FEWEST), MOST, most)
+
+
+def _changed(
+    views: Floats, kind: str, size: int, wanted: int, native: int, rng: np.random.Generator
+) -> tuple[Floats, Mask]:
+    """Images (n, c, s, s) with a defect each and where it is (n, s, s); n at most `wanted`."""
+    contrast = max(float(views.std()), 1e-6)
+    images, masks = [], []
+    for row in rng.permutation(len(views)):
+        donor = views[(row + rng.integers(1, max(len(views), 2))) % len(views)]
+        found = defect(kind, views[row], donor, size, contrast, native, rng)
+        if found is not None:
+            images.append(found[0])
+            masks.append(found[1])
+        if len(images) == wanted:
+            break
+    shape = (0, *views.shape[1:])
+    return np.array(images, np.float32).reshape(-1, *shape[1:]), np.array(masks, bool)
+
+
+def _bent(views: Floats, native: int, seed: int) -> Floats:
+    rng = np.random.default_rng(random_stream(seed, "bent").initial_seed())
+    return np.stack([bent(view, native, rng) for view in views])
+
+
+def _told(judge: Judge, views: Floats, *, mapped: bool = True) -> _Told:
+    model = judge.model
+    terms, maps = [], []
+    for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
+        measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=mapped)
+        terms.append(measured.terms)
+        maps.append(measured.oddness)
+    scores = model.baselines.scores(views)
+    scores[OWN] = judge.scores(np.concatenate(terms), DEFAULT_SCORE)
+    if not mapped:
+        return _Told(scores, {})
+    residuals = _baseline_residuals(model.baselines, views)
+    smoothed = {name: smooth(residual) for name, residual in residuals.items()}
+    return _Told(scores, smoothed | {OWN: np.concatenate(maps)})
+
+
+def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.ndarray]:
+    """Absolute residuals (n, s, s) of each baseline, mean over channels."""
+    centred = views.reshape(len(views), -1) - baselines.mean
+    outside = centred - centred @ baselines.components.T @ baselines.components
+    found = {"mean_image": centred, "pca": outside}
+    return {name: np.abs(flat.reshape(views.shape)).mean(1) for name, flat in found.items()}
+
+
+def _cell(
+    kind: str, size: int, clean: dict[str, np.ndarray], told: _Told, masks: Mask
+) -> SelfTestCell:
+    from sklearn.metrics import roc_auc_score
+
+    inside = masks.ravel()
+    outside = np.flatnonzero(~inside)
+    looked_at = np.concatenate(
+        [np.flatnonzero(inside), outside[:: max(1, len(outside) // BACKGROUND)]]
+    )
+    return SelfTestCell(
+        kind=kind,
+        size=size,
+        images=len(masks),
+        auroc=_aurocs(clean, told.scores),
+        pixel_auroc={
+            name: float(roc_auc_score(inside[looked_at], maps.ravel()[looked_at]))
+            for name, maps in told.maps.items()
+        },
+    )
+
+
+def _aurocs(clean: dict[str, np.ndarray], odd: dict[str, np.ndarray]) -> dict[str, float]:
+    """AUROC of each detector, from its scores of normals and of changed ones."""
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([0, 1], [len(clean[OWN]), len(odd[OWN])])
+    return {
+        name: float(roc_auc_score(truth, np.append(clean[name], scores)))
+        for name, scores in odd.items()
+    }
+
+
+def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    if not figures:
+        return {}
+    return {name: statistics.fmean(each[name] for each in figures) for name in figures[0]}
+
+
+def _findings(
+    model: Model, auroc: dict[str, float], sees_from: float | None, largest: int, trained: int
+) -> tuple[str, ...]:
+    if not auroc:
+        return ("The images are too few or too plain for synthetic defects to show in them.",)
+    scale = _native_side(model) / model.rule.size
+    found = [_sight(sees_from, largest, model.rule.size, scale)]
+    best = max(_NAMES, key=auroc.__getitem__)
+    beaten = auroc[best] > auroc[OWN] + MARGIN
+    if beaten:
+        found.append(
+            f"{_NAMES[best]} does better on your data where defects are small: a mean AUROC of "
+            f"{auroc[best]:.2f} on the synthetic ones, against {auroc[OWN]:.2f}. That says nothing "
+            f"of images that are odd as a whole."
+        )
+    if beaten or sees_from is None:
+        found.append(_advice(model, trained, scale))
+    return tuple(found)
+
+
+def _sight(sees_from: float | None, largest: int, side: int, scale: float) -> str:
+    def pixels(size: float) -> str:
+        seen = f"{size:.0f} px of the {side} that the networks see"
+        return f"{seen} ({size * scale:.0f} px in your images)" if scale > 1.2 else seen
+
+    if sees_from is None:
+        return f"This model hardly sees synthetic defects, even of {pixels(largest)}."
+    at_most = " or less" if sees_from <= SMALLEST else ""
+    return (
+        f"This model can see defects from about {pixels(sees_from)}{at_most}, if yours are alike."
+    )
+
+
+def _native_side(model: Model) -> float:
+    """Pixels along the side of what the networks see, in a typical training image."""
+    if model.rule.patch is not None:
+        return model.rule.patch
+    sizes: dict[str, int] = model.metadata["training_data"]["sizes"]
+    longer = np.array([max(map(int, name.split("x"))) for name in sizes])
+    return float(np.median(np.repeat(longer, list(sizes.values()))))
+
+
+def _advice(model: Model, trained: int, scale: float) -> str:
+    config, shown = model.config, model.config.images_shown or 0
+    ways = []
+    if shown < SHOWN_ENOUGH:
+        ways.append(f"train longer (--images-shown {2 * shown})")
+    if trained < 1000 and config.patches is None:
+        ways.append("use more images")
+    if scale > 1.2 and config.patches is None:
+        ways.append("show the networks more detail (a larger --size, or --patches)")
+    if not ways:
+        return "Until a model does better, go by the PCA line of anoscan eval."
+    return f"What may help: {', or '.join(ways)}."
