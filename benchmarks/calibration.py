@@ -29,7 +29,7 @@ from anoscan.core.runtime import Runtime
 from anoscan.detector import Detector
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
-from anoscan.scoring import calibration
+from anoscan.scoring.calibration import p_values, q_values
 from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.training import suspects as job
 from benchmarks import data
@@ -90,8 +90,8 @@ def resplit(
     uniform, false_share, power = [], [], []
     for _ in range(splits):
         order = rng.permutation(len(normal))
-        yardstick = dataclasses.replace(model.yardstick, terms=normal[order[:n]])
-        judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
+        calibration = dataclasses.replace(model.calibration, terms=normal[order[:n]])
+        judge = Judge(dataclasses.replace(model, calibration=calibration), runtime)
         reference = judge.calibration_scores(DEFAULT_SCORE)
         scores = judge.scores(normal[order[n:]], DEFAULT_SCORE)
         for rate in RATES:
@@ -100,7 +100,7 @@ def resplit(
         uniform.append(float(ks_2samp(reference, scores).pvalue))
         drawn = odd[rng.permutation(len(odd))[:strangers]]
         both = np.concatenate([scores, judge.scores(drawn, DEFAULT_SCORE)])
-        found = calibration.q_values(calibration.p_values(both, reference)) <= FDR
+        found = q_values(p_values(both, reference)) <= FDR
         false_share.append(float(found[:m].sum() / max(found.sum(), 1)))
         power.append(float(found[m:].mean()))
     return {
@@ -156,7 +156,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
     judge, terms = done.judge, done.terms
     model, odd = done.detector.model, split.anomalous
     scores = judge.scores(terms, DEFAULT_SCORE)
-    pool = np.concatenate([model.yardstick.terms, terms[~odd]])
+    pool = np.concatenate([model.calibration.terms, terms[~odd]])
     return {
         "auroc": float(roc_auc_score(odd, scores)),
         "cpu_seconds": done.seconds,
@@ -175,7 +175,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
 
 def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
     """False alarms among the scores (m,) of unseen normal images, the model as it is."""
-    n, m, found = len(judge.model.yardstick.terms), len(normal), {}
+    n, m, found = len(judge.model.calibration.terms), len(normal), {}
     for rate in RATES:
         level = judge.threshold(rate, DEFAULT_SCORE).score
         j = max(1, math.floor(rate * (n + 1) + 1e-9))
@@ -192,10 +192,10 @@ def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
     found["auroc"] = float(roc_auc_score(odd, scores))
     found["all_images"] = _as_trained(judge, scores[~odd])
     # The held-out images come first; the folds of the others follow.
-    yardstick = detector.model.yardstick
-    held = yardstick.terms[: detector.model.metadata["training_data"]["held_out"]]
+    calibration = detector.model.calibration
+    held = calibration.terms[: detector.model.metadata["training_data"]["held_out"]]
     alone = dataclasses.replace(
-        detector.model, yardstick=dataclasses.replace(yardstick, terms=held)
+        detector.model, calibration=dataclasses.replace(calibration, terms=held)
     )
     judge = Judge(alone, detector.runtime)
     found["held_out_alone"] = _as_trained(judge, judge.scores(terms[~odd], DEFAULT_SCORE))

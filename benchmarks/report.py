@@ -27,7 +27,7 @@ from anoscan.core.results import ImageScore, Region
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import ImageFile
 from anoscan.report.html_page import Background, HtmlReport
-from anoscan.report.views import Seen
+from anoscan.report.views import ImageViews
 
 SIDE, CROPS = 300, 150
 RULE = ImageRule(size=64, channels=1, window=None)
@@ -55,7 +55,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, Seen]]:
+def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, ImageViews]]:
     rng = np.random.default_rng(seed)
     decoded = [decode(file, RULE) for file in _crops(folder, rng)]
     for index in range(count):
@@ -74,7 +74,7 @@ def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, S
         )
         source = decoded[index % CROPS]
         x = source.pixels
-        yield image, Seen(source, x[:, ::-1], np.abs(x[0] - x.mean()), 1.0, RULE)
+        yield image, ImageViews(source, x[:, ::-1], np.abs(x[0] - x.mean()), 1.0, RULE)
 
 
 def _crops(folder: Path, rng: np.random.Generator) -> Iterator[ImageFile]:

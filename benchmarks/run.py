@@ -75,7 +75,7 @@ def anoscan(
         "self_test": done.detector.report.self_test.auroc,
         "self_test_pixel": done.detector.report.self_test.pixel_auroc,
         "self_test_whole": done.detector.report.self_test.whole_auroc,
-        "trust": dict(zip(model.fitted, model.yardstick.trust.tolist(), strict=True)),
+        "trust": dict(zip(model.fitted, model.calibration.trust.tolist(), strict=True)),
         "config": model.metadata["config"],
         "precision": model.metadata["precision"],
     }
@@ -151,10 +151,10 @@ def ablation(
     model: Model, terms: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
     """AUROC of the default score without one of its parts, and with one more."""
-    names, yardstick = list(model.fitted), model.yardstick
+    names, calibration = list(model.fitted), model.calibration
     given = SCORES["calibrated"].weights
     weights = {name: given.get(name, 0) for name in names}
-    trusted = dict(zip(names, yardstick.trust.tolist(), strict=True))
+    trusted = dict(zip(names, calibration.trust.tolist(), strict=True))
     variants = {"all alike": dict(weights)}
     for name, weight in weights.items():
         if name in ("paper", "anogan"):
@@ -167,7 +167,7 @@ def ablation(
     for variant, chosen in variants.items():
         if not any(chosen.values()):
             continue
-        scale = Scale.fit(yardstick.terms, np.array([chosen[name] for name in names]))
+        scale = Scale.fit(calibration.terms, np.array([chosen[name] for name in names]))
         found[variant] = _auroc(odd, scale.combine(terms))
     return found
 

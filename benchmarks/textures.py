@@ -22,7 +22,7 @@ from PIL import Image
 
 from anoscan.detector import Detector
 from anoscan.evaluation.pixels import PixelScores, pixel_metrics
-from anoscan.report.map_files import Atlas
+from anoscan.report.map_files import MapFiles
 from benchmarks.cells import RESULTS
 from benchmarks.defects import defective
 
@@ -93,7 +93,9 @@ def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dic
     folder.mkdir(parents=True)
     for number, (image, _) in enumerate(planted):
         Image.fromarray(image).save(folder / f"{number}.png")
-    report = detector.score(folder, maps=Atlas(folder.with_name(f"{folder.name}-maps"), ("npy",)))
+    report = detector.score(
+        folder, maps=MapFiles(folder.with_name(f"{folder.name}-maps"), ("npy",))
+    )
     with PixelScores() as pixels:
         for found in report.images:
             if found.maps is None:

@@ -15,14 +15,41 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from anoscan.core.config import TrainConfig
     from anoscan.core.errors import AnoscanError
+    from anoscan.core.results import to_json
     from anoscan.detector import Detector
+    from anoscan.evaluation.pixels import PixelScores
+    from anoscan.evaluation.recalibrate import Target
+    from anoscan.images.files import find as find_images
+    from anoscan.report.html_page import HtmlReport
+    from anoscan.report.map_files import MapFiles
+    from anoscan.scoring.choices import Inversion
 
-__all__ = ["AnoscanError", "Detector", "TrainConfig", "__version__"]
+__all__ = [
+    "AnoscanError",
+    "Detector",
+    "HtmlReport",
+    "Inversion",
+    "MapFiles",
+    "PixelScores",
+    "Target",
+    "TrainConfig",
+    "__version__",
+    "find_images",
+    "to_json",
+]
 
+# Where each name lives, and what it is called there.
 _HOMES = {
-    "Detector": "anoscan.detector",
-    "TrainConfig": "anoscan.core.config",
-    "AnoscanError": "anoscan.core.errors",
+    "AnoscanError": ("anoscan.core.errors", "AnoscanError"),
+    "Detector": ("anoscan.detector", "Detector"),
+    "HtmlReport": ("anoscan.report.html_page", "HtmlReport"),
+    "Inversion": ("anoscan.scoring.choices", "Inversion"),
+    "MapFiles": ("anoscan.report.map_files", "MapFiles"),
+    "PixelScores": ("anoscan.evaluation.pixels", "PixelScores"),
+    "Target": ("anoscan.evaluation.recalibrate", "Target"),
+    "TrainConfig": ("anoscan.core.config", "TrainConfig"),
+    "find_images": ("anoscan.images.files", "find"),
+    "to_json": ("anoscan.core.results", "to_json"),
 }
 
 
@@ -31,5 +58,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        home, called = _HOMES[name]
+        return getattr(import_module(home), called)
     raise AttributeError(f"module 'anoscan' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -44,14 +44,14 @@ from anoscan.model.judge import Judge, nothing_readable, ranked, searched
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
 from anoscan.networks.loop import stop_on_interrupt
-from anoscan.report.map_files import Atlas
+from anoscan.report.map_files import MapFiles
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.tracking import Tracker
 from anoscan.report.views import OnImage
 from anoscan.scoring import measure
 from anoscan.scoring.choices import DEFAULT_SCORE, Inversion
 from anoscan.training import health
-from anoscan.training.checkpoint import Keeper
+from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.learn import learn
 from anoscan.training.suspects import Suspicion
 
@@ -155,7 +155,7 @@ class Detector:
             region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
             record = Record(checkpoint := store.checkpoint_path(name))
             if resume:
-                Keeper.check(checkpoint)
+                Checkpoint.check(checkpoint)
             said = f"losses and pictures while the training runs: {record.folder}"
             anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
             notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
@@ -227,7 +227,7 @@ class Detector:
         top: int | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
-        maps: Atlas | None = None,
+        maps: MapFiles | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
     ) -> ScoreReport:
@@ -284,7 +284,7 @@ class Detector:
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
-        maps: Atlas | None = None,
+        maps: MapFiles | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -333,7 +333,7 @@ class Detector:
         false_alarm_rate: float | None = None,
         residuals: str | Path | None = None,
         nearest: int = 0,
-        maps: Atlas | None = None,
+        maps: MapFiles | None = None,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
@@ -355,7 +355,13 @@ class Detector:
             on_progress(Progress("scoring", done, total, {}, 0.0, tiles=(measured, tiles)))
 
         for batch in self._judge.measured(
-            files, batch_size, how, pictures=pictures, levels=levels, atlas=maps, on_tiles=on_tiles
+            files,
+            batch_size,
+            how,
+            pictures=pictures,
+            levels=levels,
+            map_files=maps,
+            on_tiles=on_tiles,
         ):
             for outcome in batch:
                 decoded, done = outcome.decoded, done + 1
@@ -446,8 +452,8 @@ class Detector:
         return CalibrateReport(
             model=self.reference,
             previous=before,
-            images=len(model.yardstick.terms) if paths else None,
-            warning=recalibrate.reservation(model) if paths else None,
+            images=len(model.calibration.terms) if paths else None,
+            warning=recalibrate.caveat(model) if paths else None,
             threshold=self.threshold(),
             decision=decision,
             uses_labels=model.uses_labels,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from anoscan.cli.output import Output
     from anoscan.core.results import ScoreReport, Skipped
     from anoscan.detector import Detector
-    from anoscan.report.map_files import Atlas
+    from anoscan.report.map_files import MapFiles
 
 
 IMAGES, MODEL, MACHINE, OUTPUT = "Images", "Model", "Machine", "Output"
@@ -266,16 +266,16 @@ def load(
     return detector
 
 
-def atlas(folder: Path | None, forms: str | None) -> Atlas | None:
+def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:
     """What writes the maps that --maps and --maps-format ask for."""
     if folder is None:
         if forms is not None:
             raise UsageError("--maps-format needs --maps DIR.")
         return None
     wanted = map_forms(forms or DEFAULT_MAP_FORMS)
-    from anoscan.report.map_files import Atlas
+    from anoscan.report.map_files import MapFiles
 
-    return Atlas(folder, wanted)
+    return MapFiles(folder, wanted)
 
 
 def finish(

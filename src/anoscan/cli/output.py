@@ -229,7 +229,7 @@ class Lines:
         self, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._note, self._clock = note, clock
-        self._told = clock()
+        self._scored = clock()
 
     def __call__(self, progress: Progress) -> None:
         """Take a report of how far a stage is."""
@@ -238,9 +238,9 @@ class Lines:
             if not progress.images_per_second:  # a note alone
                 return
         now = self._clock()
-        if progress.images != progress.total_images and now - self._told < LINE_SECONDS:
+        if progress.images != progress.total_images and now - self._scored < LINE_SECONDS:
             return
-        self._told = now
+        self._scored = now
         of = f" of {progress.total_images:,}" if progress.total_images else ""
         facts = " ".join(_facts(progress))
         what = "parts" if progress.stage == "calibration" else "images"

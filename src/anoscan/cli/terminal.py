@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from anoscan.core.errors import UsageError
 from anoscan.core.results import ImageScore
 from anoscan.report import pictures
-from anoscan.report.views import Seen
+from anoscan.report.views import ImageViews
 
 WIDTH = 90  # columns; less in a narrow terminal
 _SIDE = 256  # pixels of each picture
@@ -63,7 +63,7 @@ class Gallery:
         self._order = itertools.count()
         self._kept: list[tuple[float, int, str, Image.Image]] = []
 
-    def add(self, image: ImageScore, seen: Seen) -> None:
+    def add(self, image: ImageScore, seen: ImageViews) -> None:
         """Draw an image if it is among the most anomalous so far."""
         if len(self._kept) == self._most and image.score <= self._kept[0][0]:
             return

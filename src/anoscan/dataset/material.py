@@ -198,7 +198,7 @@ class Material:
         return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
 
     @property
-    def kin(self) -> list[bytes]:
+    def groups(self) -> list[bytes]:
         """What images must not be parted from: the same for those alike; see `together`."""
         return together(self.images, self.digests)
 

@@ -70,14 +70,14 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
     return np.flatnonzero(~apart), np.flatnonzero(apart)
 
 
-def dealt(kin: Sequence[bytes], folds: int, generator: torch.Generator) -> list[np.ndarray]:
-    """Places of `kin` in folds that differ little in size, shuffled; those alike stay together.
+def dealt(labels: Sequence[bytes], folds: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Places of `labels` in folds that differ little in size, shuffled; those alike stay together.
 
     There may be fewer folds than asked for: none is empty.
     """
     places: dict[bytes, list[int]] = {}
-    for place, name in enumerate(kin):
-        places.setdefault(name, []).append(place)
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
     groups = list(places.values())
     found: list[list[int]] = [[] for _ in range(folds)]
     for number in torch.randperm(len(groups), generator=generator).tolist():

@@ -54,7 +54,7 @@ def compare(
     if narrowed:
         on_progress(Progress("scoring", 0, len(files), {}, 0.0, narrowed))
     terms, looks, skipped, unlike = [], [], [], 0
-    known = judge.model.yardstick.looks
+    known = judge.model.calibration.looks
     for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
@@ -90,14 +90,14 @@ def _samples(
     judge: Judge, terms: np.ndarray, scores: np.ndarray, looks: Sequence[Look]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What is compared, by name: values of the calibration images, and of the batch."""
-    yardstick = judge.model.yardstick
+    calibration = judge.model.calibration
     found = {"score": (judge.calibration_scores(DEFAULT_SCORE), scores)}
     present = list(judge.model.fitted)
     for name in judge.terms(DEFAULT_SCORE):
         column = present.index(name)
-        found[name] = (yardstick.terms[:, column], terms[:, column])
-    if yardstick.looks is not None:
-        known = yardstick.looks.values
+        found[name] = (calibration.terms[:, column], terms[:, column])
+    if calibration.looks is not None:
+        known = calibration.looks.values
         found["brightness"] = (known[:, 2], np.array([look.brightness for look in looks]))
         found["sharpness"] = (known[:, 3], np.array([look.sharpness for look in looks]))
     return found

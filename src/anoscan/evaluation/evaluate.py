@@ -124,7 +124,7 @@ class _Measured:
         batches = judge.measured(files, size, how, pictures=False, mapped=given.masks)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None
-            for decoded, row, _, _, oddness, _ in chain.from_iterable(batches):
+            for decoded, row, _, _, anomaly_map, _ in chain.from_iterable(batches):
                 done += 1
                 if isinstance(decoded, Skipped):
                     skipped.append(decoded)
@@ -134,7 +134,7 @@ class _Measured:
                     values.append(row)
                     baselines.append(judge.baseline(decoded))
                     if pixels is not None:
-                        pixels.add(item, decoded, oddness)
+                        pixels.add(item, decoded, anomaly_map)
                 on_progress(Progress("scoring", done, total, {}, 0.0))
             if not rows:
                 raise nothing_readable(skipped)
@@ -180,7 +180,7 @@ class _Measured:
             curves=metrics.curves(scores, anomalous),
             mapping=conditions.how.mapping,
             search=searched(conditions.how),
-            warning=judge.reservation(conditions.score, conditions.how),
+            warning=judge.caveat(conditions.score, conditions.how),
             threshold_uses_labels=threshold.uses_labels,
         )
 
@@ -229,7 +229,7 @@ class _Pixels:
         self._without_mask = 0
         self._skipped: list[Skipped] = []
 
-    def add(self, item: Labelled, decoded: Decoded, oddness: np.ndarray) -> None:
+    def add(self, item: Labelled, decoded: Decoded, anomaly_map: np.ndarray) -> None:
         """Take an image: a normal one without a mask is normal all over."""
         if item.mask is None and item.anomalous:
             self._without_mask += 1
@@ -243,7 +243,7 @@ class _Pixels:
         except InputError as error:
             self._skipped.append(Skipped(path=str(item.mask), reason=error.message))
             return
-        self._parts[item.cls, item.anomalous].add(oddness, mask)
+        self._parts[item.cls, item.anomalous].add(anomaly_map, mask)
 
     def measure(self) -> None:
         """Make the figures, of all images and of each class."""

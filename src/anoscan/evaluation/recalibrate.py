@@ -142,10 +142,10 @@ def on_normals(
         "window": rule.to_dict()["window"],
         "uses_labels": False,
     }
-    looks = held.yardstick.looks
+    looks = held.calibration.looks
     metadata = model.metadata | {
         "image_rule": rule.to_dict(),
-        "picture_scale": held.yardstick.picture_scale,
+        "picture_scale": held.calibration.picture_scale,
         "kinds": [] if looks is None else list(looks.kinds),
     }
     if maps is not None:
@@ -154,7 +154,7 @@ def on_normals(
     return _noted(changed, event), tuple(material.skipped)
 
 
-def reservation(model: Model) -> str | None:
+def caveat(model: Model) -> str | None:
     """What is wrong with the images that a model was calibrated on last."""
     last = [event for event in model.metadata["history"] if event["action"] == "calibrate"][-1]
     if last["sha256"] != model.metadata.get("training_data", {}).get("sha256"):
@@ -187,7 +187,7 @@ def _by_labels(
         )
     else:
         set_by, wanted = "miss-cost", target.miss_cost
-        n = len(model.yardstick.terms)
+        n = len(model.calibration.terms)
         rate = calibration.rate_for_cost(p[odd], n, float(odd.mean()), wanted)
     if not rate < 1:
         raise InputError(

@@ -17,8 +17,8 @@ from anoscan.core.runtime import Runtime
 from anoscan.dataset.material import Material
 from anoscan.images.mismatch import Looks
 from anoscan.model.judge import Judge
-from anoscan.model.model import Model, Yardstick
-from anoscan.model.trust import MOST_IMAGES, measure_trust
+from anoscan.model.model import Calibration, Model
+from anoscan.model.patch_test import MOST_IMAGES, term_weights
 from anoscan.networks.architectures import Networks
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.calibration import tile_moments
@@ -30,35 +30,35 @@ from anoscan.scoring.tiled import Tiled, measure_tiled, views
 
 
 @dataclass(frozen=True)
-class HeldAgainst:
+class HeldOutMeasured:
     """What held-out normals gave.
 
     Parameters
     ----------
-    yardstick : Yardstick
+    calibration : Yardstick
     missed : float
         Squared residual of their reconstructions, relative to that of the mean image.
     large : list of Tiled
         Of a model of patches: the images, tile by tile.
     """
 
-    yardstick: Yardstick
+    calibration: Calibration
     missed: float
     large: list[Tiled]
 
     def complete(self, model: Model, runtime: Runtime) -> Model:
         """Model with this yardstick, which then knows the tiles of large images too."""
-        model = dataclasses.replace(model, yardstick=self.yardstick)
+        model = dataclasses.replace(model, calibration=self.calibration)
         if not self.large:
             return model
         moments = np.stack([tile_moments(image.terms) for image in self.large])
-        yardstick = dataclasses.replace(self.yardstick, tiles=moments)
+        calibration = dataclasses.replace(self.calibration, tiles=moments)
         if model.maps is not None:
-            return dataclasses.replace(model, yardstick=yardstick)
-        judge = Judge(dataclasses.replace(model, yardstick=yardstick), runtime)
-        peaks = np.array([judge.oddness(image.terms, image.grid).max() for image in self.large])
+            return dataclasses.replace(model, calibration=calibration)
+        judge = Judge(dataclasses.replace(model, calibration=calibration), runtime)
+        peaks = np.array([judge.anomaly_map(image.terms, image.grid).max() for image in self.large])
         return dataclasses.replace(
-            model, yardstick=dataclasses.replace(yardstick, region_peaks=peaks)
+            model, calibration=dataclasses.replace(calibration, region_peaks=peaks)
         )
 
 
@@ -104,7 +104,7 @@ def measured(
         residual = found.residual
         if inside is not None:
             residual = residual[:, inside]
-            found = dataclasses.replace(found, oddness=np.where(inside, found.oddness, 0))
+            found = dataclasses.replace(found, anomaly_map=np.where(inside, found.anomaly_map, 0))
         level = float(np.quantile(residual, 0.999))
         yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
 
@@ -117,18 +117,18 @@ def measure_held_out(
     maps: Maps | None,
     seed: int,
     runtime: Runtime,
-) -> HeldAgainst:
+) -> HeldOutMeasured:
     """Measure the held-out images of `material`, and how far each term can be trusted."""
-    terms, trusts, peaks, levels, errors, mean_errors = [], [], [], [], [], []
+    terms, own_weights, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
     for held in measured(material, networks, fitted, baselines, runtime.device, maps):
         terms.append(held.measured.terms)
-        trusts.append(held.measured.trust)
+        own_weights.append(held.measured.weights)
         levels.append(held.level)
         errors.append(held.error)
         mean_errors.append(held.mean_error)
-        if held.measured.oddness.size:
-            peaks.append(held.measured.oddness.max(axis=(1, 2)))
+        if held.measured.anomaly_map.size:
+            peaks.append(held.measured.anomaly_map.max(axis=(1, 2)))
         if held.tiled is not None:
             large.append(held.tiled)
     # Twice what the brightest residuals of normals reach: a normal image looks calm.
@@ -137,15 +137,15 @@ def measure_held_out(
     views = np.ascontiguousarray(material.pixels[some])
     # Of a large image the self-test changes parts, so it needs what the same parts were before.
     before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
-    trust = measure_trust(networks, fitted, views, before, np.concatenate(trusts), seed)
+    weights = term_weights(networks, fitted, views, before, np.concatenate(own_weights), seed)
     all_peaks = np.concatenate(peaks) if peaks else np.empty(0)
     if maps is not None and maps.peaks is not None and not large:
         calibrated = evenly(np.arange(len(all_peaks)), MOST_HELD_OUT)
         all_peaks[calibrated] = maps.peaks
-    yardstick = Yardstick(clean, trust, scale, all_peaks, looks=Looks.of(material.looks))
+    calibration = Calibration(clean, weights, scale, all_peaks, looks=Looks.of(material.looks))
     mean_error = float(np.mean(np.concatenate(mean_errors)))
     missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
-    return HeldAgainst(yardstick, missed, large)
+    return HeldOutMeasured(calibration, missed, large)
 
 
 def _terms_of_views(

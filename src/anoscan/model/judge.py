@@ -26,8 +26,8 @@ from anoscan.model import regions
 from anoscan.model.model import Model
 from anoscan.model.regions import Finder
 from anoscan.report import pictures
-from anoscan.report.map_files import Atlas
-from anoscan.report.views import Seen, own_canvas
+from anoscan.report.map_files import MapFiles
+from anoscan.report.views import ImageViews, own_canvas
 from anoscan.scoring import calibration, measure, tiled
 from anoscan.scoring.baselines import NAMES
 from anoscan.scoring.choices import DEFAULT_SCORE, ENCODER, SCORES, Inversion, Score, score_named
@@ -37,7 +37,7 @@ from anoscan.scoring.tiled import OnRows, OnTiles
 _NOTHING = np.empty(0)
 
 
-class Outcome(NamedTuple):
+class MeasuredImage(NamedTuple):
     """What was measured of one image, empty for one that was skipped.
 
     Parameters
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     x_hat : ndarray of shape (c, h, w)
         Reconstruction.
     residual : ndarray of shape (h, w)
-    oddness : ndarray of shape (h, w)
+    anomaly_map : ndarray of shape (h, w)
         Map, as fine as there is use for.
     finder : Finder or None
         Of an image whose map is coarser than itself: what found the regions in the finer one.
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     terms: np.ndarray = _NOTHING
     x_hat: np.ndarray = _NOTHING
     residual: np.ndarray = _NOTHING
-    oddness: np.ndarray = _NOTHING
+    anomaly_map: np.ndarray = _NOTHING
     finder: Finder | None = None
 
 
@@ -99,7 +99,7 @@ class Judge:
         roi: Roi | None = None,
     ) -> None:
         self.model, self.runtime = model, runtime
-        self._rule, self._roi, self._yardstick = model.rule, roi, model.yardstick
+        self._rule, self._roi, self._calibration = model.rule, roi, model.calibration
         self.columns = tuple(model.fitted)
         self._cover = None if roi is None else model.cover(roi)
 
@@ -149,7 +149,7 @@ class Judge:
                 "--discrimination-loss feature.",
             )
 
-    def reservation(self, score: str, how: Inversion) -> str | None:
+    def caveat(self, score: str, how: Inversion) -> str | None:
         """What keeps the held-out normals from being a yardstick of images mapped like this."""
         found = []
         if how.mapping != "encoder" and self._asks_for_latent(score):
@@ -191,7 +191,7 @@ class Judge:
             false_alarm_rate=rate,
             effective_rate=effective,
             calibration_images=len(scores),
-            warning=" ".join(filter(None, (warning, self.reservation(score, how)))) or None,
+            warning=" ".join(filter(None, (warning, self.caveat(score, how)))) or None,
             uses_labels=false_alarm_rate is None and self.model.uses_labels,
         )
 
@@ -208,7 +208,7 @@ class Judge:
                 if self.model.rule.patch
                 else "Train with --keep-thumbnails.",
             )
-        peaks = self._yardstick.region_peaks
+        peaks = self._calibration.region_peaks
         threshold = self.threshold(false_alarm_rate, score)
         region = calibration.threshold(peaks, threshold.false_alarm_rate)[0]
         return Levels(score, threshold.score, region, nearest)
@@ -222,17 +222,17 @@ class Judge:
         pictures: bool = True,
         mapped: bool = True,
         levels: Levels | None = None,
-        atlas: Atlas | None = None,
+        map_files: MapFiles | None = None,
         on_tiles: OnTiles | None = None,
-    ) -> Iterator[list[Outcome]]:
+    ) -> Iterator[list[MeasuredImage]]:
         """Batches of outcomes in input order.
 
         Their oddness is empty unless `mapped`. Without `pictures`, reconstruction and residual of
         large images are empty. With `levels`, regions of large images are found in every row of
-        their maps, which the `atlas` takes too; `on_tiles` is told how far one is.
+        their maps, which the `map_files` takes too; `on_tiles` is told how far one is.
         """
         self.check(how)
-        if atlas is not None and self.model.maps is None:
+        if map_files is not None and self.model.maps is None:
             raise ModelError(
                 "this model was trained before there were anomaly maps.",
                 hint="Train it again, or use --residuals.",
@@ -240,9 +240,9 @@ class Judge:
         if self._rule.patch is not None:
             for outcome in self._stream(files):
                 if isinstance(outcome, Skipped):
-                    yield [Outcome(outcome)]
+                    yield [MeasuredImage(outcome)]
                     continue
-                spool = None if atlas is None else atlas.spool(outcome.canvas)
+                spool = None if map_files is None else map_files.spool(outcome.canvas)
                 wanted = (pictures, mapped, levels, spool)
                 yield [self._measure_tiled(outcome, how, *wanted, on_tiles)]
             return
@@ -259,23 +259,23 @@ class Judge:
 
     def _measure(
         self, outcomes: list[Decoded | Skipped], how: Inversion, mapped: bool
-    ) -> list[Outcome]:
+    ) -> list[MeasuredImage]:
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
-            return [Outcome(outcome) for outcome in outcomes]
+            return [MeasuredImage(outcome) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
         model = self.model
         measured = measure.measure(model.networks, model.fitted, x, how, model.maps, mapped=mapped)
-        arrays = (measured.terms, measured.x_hat, measured.residual, measured.oddness)
+        arrays = (measured.terms, measured.x_hat, measured.residual, measured.anomaly_map)
         found = iter(zip(*arrays, strict=True))
-        rows: list[Outcome] = []
+        rows: list[MeasuredImage] = []
         for outcome in outcomes:
             if isinstance(outcome, Skipped):
-                rows.append(Outcome(outcome))
+                rows.append(MeasuredImage(outcome))
                 continue
-            terms, x_hat, residual, oddness = next(found)
+            terms, x_hat, residual, anomaly_map = next(found)
             count = outcome.canvas.counted
-            rows.append(Outcome(outcome, terms, x_hat, count(residual), count(oddness)))
+            rows.append(MeasuredImage(outcome, terms, x_hat, count(residual), count(anomaly_map)))
         return rows
 
     def _measure_tiled(
@@ -287,7 +287,7 @@ class Judge:
         levels: Levels | None,
         spool: OnRows | None,
         on_tiles: OnTiles | None,
-    ) -> Outcome:
+    ) -> MeasuredImage:
         canvas, finder = decoded.canvas, None
         maps = self.model.maps if mapped else None
         if maps and levels and block_side(canvas.height, canvas.width) > 1:
@@ -311,13 +311,13 @@ class Judge:
             on_tiles=on_tiles,
         )
         found = whole.measured
-        oddness = found.oddness[0]
+        anomaly_map = found.anomaly_map[0]
         if mapped and maps is None:
-            oddness = self.oddness(whole.terms, whole.grid)
-        residual, oddness = canvas.counted(found.residual[0]), canvas.counted(oddness)
-        return Outcome(decoded, found.terms[0], found.x_hat[0], residual, oddness, finder)
+            anomaly_map = self.anomaly_map(whole.terms, whole.grid)
+        residual, anomaly_map = canvas.counted(found.residual[0]), canvas.counted(anomaly_map)
+        return MeasuredImage(decoded, found.terms[0], found.x_hat[0], residual, anomaly_map, finder)
 
-    def oddness(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
+    def anomaly_map(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
         """Map of the tiles' own scores (`Grid.spread`), for a model without maps."""
         return grid.spread(self.scores(terms, DEFAULT_SCORE))
 
@@ -329,10 +329,10 @@ class Judge:
     def judge(
         self,
         decoded: Decoded,
-        outcome: Outcome,
+        outcome: MeasuredImage,
         levels: Levels,
         residuals: Path | None = None,
-        atlas: Atlas | None = None,
+        map_files: MapFiles | None = None,
     ) -> ImageScore:
         """Result of one image from what was measured of it; no rank yet.
 
@@ -341,7 +341,7 @@ class Judge:
         terms = outcome.terms
         value = float(self.scores(terms[None], levels.score)[0])
         reference = self._calibration_scores[levels.score]
-        looks, near = self._yardstick.looks, self._nearest(decoded, levels)
+        looks, near = self._calibration.looks, self._nearest(decoded, levels)
         return ImageScore(
             rank=None,
             path=decoded.image.path,
@@ -355,27 +355,31 @@ class Judge:
             percentiles=self._percentiles(terms, levels.score),
             mismatch=None if looks is None else looks.reasons(decoded.look),
             nearest=near.named,
-            maps=None if atlas is None else self._chart(decoded, outcome, levels, atlas),
+            maps=None if map_files is None else self._chart(decoded, outcome, levels, map_files),
         )
 
-    def _regions(self, decoded: Decoded, outcome: Outcome, level: float) -> tuple[Region, ...]:
-        peaks = self._yardstick.region_peaks
+    def _regions(
+        self, decoded: Decoded, outcome: MeasuredImage, level: float
+    ) -> tuple[Region, ...]:
+        peaks = self._calibration.region_peaks
         if outcome.finder is None:
-            return regions.find(decoded, outcome.oddness, level, peaks)
+            return regions.find(decoded, outcome.anomaly_map, level, peaks)
         extent = (decoded.canvas.height, decoded.canvas.width)
         return outcome.finder.found(decoded, extent, peaks)
 
     def _chart(
-        self, decoded: Decoded, outcome: Outcome, levels: Levels, atlas: Atlas
+        self, decoded: Decoded, outcome: MeasuredImage, levels: Levels, map_files: MapFiles
     ) -> dict[str, str]:
         if self.model.maps is None:
             raise RuntimeError("measured refuses an atlas without maps")
-        canvas = own_canvas(decoded, self._rule) if atlas.drawn else decoded.canvas
-        return atlas.write(decoded, canvas, outcome.oddness, levels.region, self.model.maps.scale)
+        canvas = own_canvas(decoded, self._rule) if map_files.drawn else decoded.canvas
+        return map_files.write(
+            decoded, canvas, outcome.anomaly_map, levels.region, self.model.maps.scale
+        )
 
     def _percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
         columns = self._columns(score)
-        below = (self._yardstick.terms[:, columns] < terms[columns]).mean(0)
+        below = (self._calibration.terms[:, columns] < terms[columns]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
 
     def _nearest(self, decoded: Decoded, levels: Levels) -> Nearest:
@@ -390,19 +394,21 @@ class Judge:
             values = self._scales[how.name].standardise(values[None])[0]
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
-    def seen(self, decoded: Decoded, outcome: Outcome) -> Seen:
+    def seen(self, decoded: Decoded, outcome: MeasuredImage) -> ImageViews:
         """What can be drawn of an image, from what `measured` gave."""
         if self.model.maps is not None:
-            shown, scale = outcome.oddness, self.model.maps.scale.brightest
+            shown, scale = outcome.anomaly_map, self.model.maps.scale.brightest
         else:
-            shown, scale = outcome.residual, self._yardstick.picture_scale
-        return Seen(decoded, outcome.x_hat, shown, scale, self._rule)
+            shown, scale = outcome.residual, self._calibration.picture_scale
+        return ImageViews(decoded, outcome.x_hat, shown, scale, self._rule)
 
-    def _draw(self, decoded: Decoded, outcome: Outcome, nearest: Nearest, folder: Path) -> str:
+    def _draw(
+        self, decoded: Decoded, outcome: MeasuredImage, nearest: Nearest, folder: Path
+    ) -> str:
         """Write query | reconstruction | residual | nearest images; returns the path."""
         like = nearest.thumbnails / 127.5 - 1
         target = pictures.output_path(folder, decoded.image.inside)
-        scale, query = self._yardstick.picture_scale, decoded.canvas.reduced(LARGEST_PICTURE)
+        scale, query = self._calibration.picture_scale, decoded.canvas.reduced(LARGEST_PICTURE)
         # A square view gets the image's proportions back; what is seen in patches kept them.
         shape = decoded.shape if self._rule.patch is None else None
         panel = pictures.panel(
@@ -434,22 +440,22 @@ class Judge:
         """How much each column counts: what the score gives it, as far as it can be trusted."""
         chosen = score_named(score).weights
         given = np.array([chosen[name] for name in self._names(score)], dtype=np.float64)
-        trusted: np.ndarray = self._yardstick.trust[self._columns(score)] * given
+        trusted: np.ndarray = self._calibration.weights[self._columns(score)] * given
         # Where nothing can be trusted, nothing can be preferred.
         return trusted if trusted.any() else given
 
     @cached_property
-    def _scales(self) -> dict[str, calibration.Scale]:
-        terms, tiles = self._yardstick.terms, self._yardstick.tiles
+    def _scales(self) -> dict[str, calibration.TermScale]:
+        terms, tiles = self._calibration.terms, self._calibration.tiles
         found = {}
         for name, score in SCORES.items():
             if not self._has(score):
                 continue
             columns, weights = self._columns(name), self._weights(name)
             found[name] = (
-                calibration.Scale.fit(terms[:, columns], weights)
+                calibration.TermScale.fit(terms[:, columns], weights)
                 if tiles is None
-                else calibration.Scale.of_tiles(tiles[:, :, columns], weights)
+                else calibration.TermScale.of_tiles(tiles[:, :, columns], weights)
             )
         return found
 
@@ -460,7 +466,7 @@ class Judge:
             if not self._has(score):
                 continue
             columns, weights = self._columns(name), self._weights(name)
-            terms, tiles = self._yardstick.terms[:, columns], self._yardstick.tiles
+            terms, tiles = self._calibration.terms[:, columns], self._calibration.tiles
             crossed = (
                 calibration.cross_fitted_scores(terms, weights)
                 if tiles is None

@@ -33,16 +33,16 @@ from anoscan.scoring.terms import Tensors
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Calibration:
     """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
 
-    `trust` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
+    `weights` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
     patches, are the `calibration.tile_moments` of each image. `looks` are those of the normal
     images; None in models made before they were kept.
     """
 
     terms: np.ndarray
-    trust: np.ndarray
+    weights: np.ndarray
     picture_scale: float
     region_peaks: np.ndarray
     tiles: np.ndarray | None = None
@@ -58,7 +58,7 @@ class Model:
 
     networks: Networks
     fitted: dict[str, Tensors]
-    yardstick: Yardstick
+    calibration: Calibration
     baselines: Baselines
     metadata: dict[str, Any]
     neighbours: Neighbours | None = None
@@ -111,16 +111,16 @@ class Model:
     def write(self, path: Path) -> str:
         """Save to a file; returns its SHA-256. The same model gives the same bytes."""
         tensors: dict[str, Tensor] = {
-            "calibration/terms": torch.from_numpy(self.yardstick.terms),
-            "calibration/trust": torch.from_numpy(self.yardstick.trust),
-            "calibration/region_peaks": torch.from_numpy(self.yardstick.region_peaks),
+            "calibration/terms": torch.from_numpy(self.calibration.terms),
+            "calibration/trust": torch.from_numpy(self.calibration.weights),
+            "calibration/region_peaks": torch.from_numpy(self.calibration.region_peaks),
             "baselines/mean": torch.from_numpy(self.baselines.mean),
             "baselines/components": torch.from_numpy(self.baselines.components),
         }
-        if self.yardstick.tiles is not None:
-            tensors["calibration/tiles"] = torch.from_numpy(self.yardstick.tiles)
-        if self.yardstick.looks is not None:
-            tensors["calibration/looks"] = torch.from_numpy(self.yardstick.looks.values)
+        if self.calibration.tiles is not None:
+            tensors["calibration/tiles"] = torch.from_numpy(self.calibration.tiles)
+        if self.calibration.looks is not None:
+            tensors["calibration/looks"] = torch.from_numpy(self.calibration.looks.values)
         if self.neighbours is not None:
             tensors |= self.neighbours.tensors()
         for part, network in _parts(self.networks):
@@ -180,7 +180,7 @@ class Model:
             for name in metadata["terms"]
         }
         patch = ImageRule.from_dict(metadata["image_rule"]).patch
-        yardstick = Yardstick(
+        calibration = Calibration(
             tensors["calibration/terms"].numpy(),
             tensors["calibration/trust"].numpy(),
             float(metadata["picture_scale"]),
@@ -188,11 +188,11 @@ class Model:
             tensors["calibration/tiles"].numpy() if patch is not None else None,
             _looks(tensors, metadata),
         )
-        n, k = len(yardstick.terms), len(fitted)
-        shapes = yardstick.terms.shape, yardstick.trust.shape
+        n, k = len(calibration.terms), len(fitted)
+        shapes = calibration.terms.shape, calibration.weights.shape
         if not n or shapes != ((n, k), (k,)):
             raise ValueError("the calibration does not fit the terms")
-        if yardstick.tiles is not None and yardstick.tiles.shape != (n, 3, k):
+        if calibration.tiles is not None and calibration.tiles.shape != (n, 3, k):
             raise ValueError("the calibration of tiles does not fit the terms")
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
@@ -201,7 +201,7 @@ class Model:
         if "maps" in metadata:
             own = {k: v.to(runtime.device) for k, v in _under(tensors, "maps").items()}
             maps = Maps.restored(own, metadata["maps"], fitted)
-        return cls(networks.frozen(), fitted, yardstick, baselines, metadata, kept, maps)
+        return cls(networks.frozen(), fitted, calibration, baselines, metadata, kept, maps)
 
 
 def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None:
@@ -214,7 +214,7 @@ def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None
 
 
 def describe(
-    config: TrainConfig, rule: ImageRule, yardstick: Yardstick, runtime: Runtime
+    config: TrainConfig, rule: ImageRule, calibration: Calibration, runtime: Runtime
 ) -> dict[str, Any]:
     """Metadata that every model has: what made it, from which settings, on what."""
     return {
@@ -225,8 +225,8 @@ def describe(
         "precision": runtime.precision,
         "config": config.to_dict(),
         "image_rule": rule.to_dict(),
-        "picture_scale": yardstick.picture_scale,
-        "kinds": [] if yardstick.looks is None else list(yardstick.looks.kinds),
+        "picture_scale": calibration.picture_scale,
+        "kinds": [] if calibration.looks is None else list(calibration.looks.kinds),
     }
 
 

@@ -16,7 +16,7 @@ from anoscan.scoring import calibration
 
 
 def find(
-    decoded: Decoded, oddness: Floats, level: float, peaks: NDArray[np.float64]
+    decoded: Decoded, anomaly_map: Floats, level: float, peaks: NDArray[np.float64]
 ) -> tuple[Region, ...]:
     """Connected parts of a map (8-connected) above a level, worst first.
 
@@ -24,7 +24,7 @@ def find(
     ----------
     decoded : Decoded
         The image, upright.
-    oddness : ndarray of shape (h, w)
+    anomaly_map : ndarray of shape (h, w)
         Its map.
     level : float
         What every place of a region exceeds.
@@ -37,8 +37,8 @@ def find(
         In pixels of the image as stored.
     """
     finder = Finder(level)
-    finder.add(0, oddness)
-    return finder.found(decoded, _extent(decoded, oddness), peaks)
+    finder.add(0, anomaly_map)
+    return finder.found(decoded, _extent(decoded, anomaly_map), peaks)
 
 
 class Finder:
@@ -126,10 +126,10 @@ class Finder:
         return boxes, cells, peaks
 
 
-def _extent(decoded: Decoded, oddness: Floats) -> tuple[float, float]:
+def _extent(decoded: Decoded, anomaly_map: Floats) -> tuple[float, float]:
     """Cells of the map that make up the image; the last ones may reach beyond it."""
     height, width = decoded.canvas.height, decoded.canvas.width
     block = block_side(height, width)
-    if oddness.shape == (-(-height // block), -(-width // block)):
+    if anomaly_map.shape == (-(-height // block), -(-width // block)):
         return height / block, width / block
-    return float(oddness.shape[0]), float(oddness.shape[1])
+    return float(anomaly_map.shape[0]), float(anomaly_map.shape[1])

@@ -153,7 +153,7 @@ class GanStage:
         self.discriminator.requires_grad_(False)
         with self.runtime.autocast():
             features = self.discriminator.features(fake)
-            loss = self.objective.generator_loss(self.discriminator.judge(features))
+            loss = self.objective.generator_loss(self.discriminator.realness(features))
             losses = {"generator": loss.detach()}
             if self.objective.variety:
                 gap = self._variety_gap(real, features)

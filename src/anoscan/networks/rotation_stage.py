@@ -19,11 +19,11 @@ from anoscan.networks.loop import set_rate
 # Smaller weights learn anew more readily; the game wants them larger (Ash and Adams 2020, arXiv
 # 1910.08475, shrink what was learned before learning something else). Few images would be learned
 # by heart that way: with them the features of the game are only bent.
-TURN_RATE, SHRINK = 2e-3, 0.4
+ROTATION_RATE, SHRINK = 2e-3, 0.4
 GENTLE_RATE = 5e-4
 
 
-class TurnStage:
+class RotationStage:
     """The discriminator alone, learning quarter turns: realness is done with, features stay.
 
     Beside the game (as Chen et al. have it) the same task gave worse features on the development
@@ -34,7 +34,7 @@ class TurnStage:
     ----------
     discriminator : Discriminator
         Trained in place.
-    turned : callable
+    rotated : callable
         From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
     steps : int
         Length of the stage: the learning rate falls to zero over it.
@@ -49,16 +49,16 @@ class TurnStage:
     def __init__(
         self,
         discriminator: Discriminator,
-        turned: Callable[[int], Tensor],
+        rotated: Callable[[int], Tensor],
         steps: int,
         config: TrainConfig,
         runtime: Runtime,
         *,
         few: bool,
     ) -> None:
-        self.discriminator, self.turned, self.steps = discriminator, turned, steps
+        self.discriminator, self.rotated, self.steps = discriminator, rotated, steps
         self.config, self.runtime, self.slow_down = config, runtime, 1.0
-        self.rate = GENTLE_RATE if few else TURN_RATE
+        self.rate = GENTLE_RATE if few else ROTATION_RATE
         discriminator.requires_grad_(True)
         if not few:
             with torch.no_grad():
@@ -70,10 +70,12 @@ class TurnStage:
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One batch of turned images."""
-        turned, turns = turn_randomly(self.turned(index), self.config.seed, "turn-again", index)
+        rotated, rotations = rotate_randomly(
+            self.rotated(index), self.config.seed, "turn-again", index
+        )
         with self.runtime.autocast():
-            logits = self.discriminator.turn(self.discriminator.features(turned))
-        loss = cross_entropy(logits, turns)
+            logits = self.discriminator.rotation(self.discriminator.features(rotated))
+        loss = cross_entropy(logits, rotations)
         optimizer = self.optimizers["discriminator"]
         half_wave = 0.5 * (1 + math.cos(math.pi * min(index / self.steps, 1)))
         set_rate(optimizer, self.rate * half_wave * self.slow_down)
@@ -83,7 +85,7 @@ class TurnStage:
         return {"rotation": loss.detach()}
 
 
-def turn_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, Tensor]:
+def rotate_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, Tensor]:
     """Images (n, c, s, s), each by a random quarter turn, and the turns (n,), 0 to 3."""
-    turns = torch.randint(4, (len(x),), generator=random_stream(seed, name, index)).to(x.device)
-    return quarter_turns(x)[turns, torch.arange(len(x), device=x.device)], turns
+    rotations = torch.randint(4, (len(x),), generator=random_stream(seed, name, index)).to(x.device)
+    return quarter_turns(x)[rotations, torch.arange(len(x), device=x.device)], rotations

@@ -27,7 +27,7 @@ from anoscan.core.files import printable, replacing
 from anoscan.core.results import ImageScore, Region
 from anoscan.images.decode import TURNED_BACK, Decoded, stored_box
 from anoscan.report.album import Album
-from anoscan.report.views import Seen
+from anoscan.report.views import ImageViews
 from anoscan.training import health
 
 SCHEMA = "anoscan.score/1"
@@ -92,7 +92,7 @@ class HtmlReport:
         self._album = Album(images, path.parent, assets_of(path) if assets else None)
         self._shown: dict[str, Shown] = {}
 
-    def add(self, image: ImageScore, seen: Seen) -> None:
+    def add(self, image: ImageScore, seen: ImageViews) -> None:
         """Take the pictures of an image that has just been scored."""
         height, width = seen.decoded.shape
         boxes = tuple(_upright(region, seen.decoded) for region in image.regions)

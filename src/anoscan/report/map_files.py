@@ -25,13 +25,13 @@ from anoscan.images.resampling import Read
 from anoscan.images.tiles import LARGEST_PICTURE, block_side
 from anoscan.report import pictures
 from anoscan.report.pictures import MAP_SUFFIXES
-from anoscan.scoring.maps import Scale
+from anoscan.scoring.maps import MapScale
 
 STRIP = 2**22  # pixels of a map that are in memory at a time
 _ROWS_A_STRIP = 64  # of a TIFF
 
 
-class Atlas:
+class MapFiles:
     """Writes the maps of images, each in the forms that are wanted.
 
     Parameters
@@ -68,9 +68,9 @@ class Atlas:
         self,
         decoded: Decoded,
         canvas: Canvas,
-        oddness: Floats,
+        anomaly_map: Floats,
         level: float,
-        scale: Scale,
+        scale: MapScale,
     ) -> dict[str, str]:
         """Write all forms of one image.
 
@@ -79,7 +79,7 @@ class Atlas:
         decoded : Decoded
         canvas : Canvas
             The image to draw.
-        oddness : ndarray of shape (h, w)
+        anomaly_map : ndarray of shape (h, w)
             Its map, or what `tiles.Reduced` left of it; its rows are in the spool then.
         level : float
             What the mask shows is above it.
@@ -100,12 +100,12 @@ class Atlas:
             for form in self._forms
         }
         if self.drawn:
-            drawn = pictures.overlay(canvas.reduced(LARGEST_PICTURE), oddness, scale.brightest)
+            drawn = pictures.overlay(canvas.reduced(LARGEST_PICTURE), anomaly_map, scale.brightest)
             if "overlay" in targets:
                 pictures.save_png(drawn[2], targets["overlay"])
             if "side-by-side" in targets:
                 pictures.save_png(pictures.row(drawn), targets["side-by-side"])
-        rows = self._rows(decoded, oddness)
+        rows = self._rows(decoded, anomaly_map)
         if "npy" in targets:
             with replacing(targets["npy"]) as file:
                 _write_npy(file, rows)
@@ -119,11 +119,11 @@ class Atlas:
             self._spool = None
         return {form: target.as_posix() for form, target in targets.items()}
 
-    def _rows(self, decoded: Decoded, oddness: Floats) -> Rows:
+    def _rows(self, decoded: Decoded, anomaly_map: Floats) -> Rows:
         size = decoded.shape
         if self._spool is None:
-            height, width = oddness.shape
-            return Rows(lambda top, end: oddness[top:end], (height, width), size)
+            height, width = anomaly_map.shape
+            return Rows(lambda top, end: anomaly_map[top:end], (height, width), size)
         shape, spool = (decoded.canvas.height, decoded.canvas.width), self._spool
 
         def read(top: int, end: int) -> Floats:

@@ -18,7 +18,7 @@ from anoscan.report import pictures
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageViews:
     """One image as the model saw it, ready to be drawn."""
 
     decoded: Decoded
@@ -52,4 +52,4 @@ def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
         return decoded.canvas
 
 
-OnImage = Callable[[ImageScore, Seen], None]
+OnImage = Callable[[ImageScore, ImageViews], None]

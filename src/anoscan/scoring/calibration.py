@@ -21,7 +21,7 @@ OF_ALL = 0.5
 
 
 @dataclass(frozen=True)
-class Scale:
+class TermScale:
     """Mean and standard deviation of the logarithm of each term on held-out normals, (k,).
 
     `weights` (k,) say how much each term counts in the score.
@@ -32,27 +32,27 @@ class Scale:
     weights: np.ndarray
 
     @classmethod
-    def fit(cls, terms: np.ndarray, weights: np.ndarray) -> Scale:
+    def fit(cls, terms: np.ndarray, weights: np.ndarray) -> TermScale:
         """Scale of terms (n, k), positive float64."""
         logs = _logs(terms)
         deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), LEAST_DEVIATION)
         return cls(logs.mean(0), deviation, np.asarray(weights, dtype=np.float64))
 
     @classmethod
-    def of_tiles(cls, moments: np.ndarray, weights: np.ndarray) -> Scale:
+    def of_tiles(cls, moments: np.ndarray, weights: np.ndarray) -> TermScale:
         """Scale of the terms of tiles, from the `tile_moments` of images (n, 3, k)."""
         count, total, squares = moments.sum(0)
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, LEAST_DEVIATION**2))
         return cls(mean, deviation, np.asarray(weights, dtype=np.float64))
 
-    def of_some(self, every: Scale) -> Scale:
+    def of_some(self, every: TermScale) -> TermScale:
         """The scale of all but a few images, kept from being one of none where those are alike.
 
         `every` is that of all.
         """
         deviation = np.maximum(self.deviation, OF_ALL * every.deviation)
-        return Scale(self.mean, deviation, self.weights)
+        return TermScale(self.mean, deviation, self.weights)
 
     def standardise(self, terms: np.ndarray) -> np.ndarray:
         """Terms (n, k) in standard deviations from the usual."""
@@ -88,13 +88,13 @@ def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     A query has no part in the scale either: without this, calibration scores would be a little
     too tame and p-values a little too small.
     """
-    n, every = len(terms), Scale.fit(terms, weights)
+    n, every = len(terms), TermScale.fit(terms, weights)
     scores = np.empty(n)
     fold = np.arange(n) % min(FOLDS, n)
     for number in range(min(FOLDS, n)):
         inside = fold == number
         rest = terms if inside.all() else terms[~inside]
-        scores[inside] = Scale.fit(rest, weights).of_some(every).combine(terms[inside])
+        scores[inside] = TermScale.fit(rest, weights).of_some(every).combine(terms[inside])
     return scores
 
 
@@ -111,11 +111,11 @@ def cross_fitted_tile_scores(
         Of the tiles of each image.
     weights : ndarray of shape (k,)
     """
-    n, every = len(terms), Scale.of_tiles(moments, weights)
+    n, every = len(terms), TermScale.of_tiles(moments, weights)
     scores = np.empty(n)
     for row in range(n):
         rest = moments if n == 1 else np.delete(moments, row, axis=0)
-        scale = Scale.of_tiles(rest, weights).of_some(every)
+        scale = TermScale.of_tiles(rest, weights).of_some(every)
         scores[row] = scale.combine(terms[row : row + 1])[0]
     return scores
 

@@ -59,7 +59,7 @@ PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
 
 
 @dataclass(frozen=True)
-class Scale:
+class MapScale:
     """What of a map is shown.
 
     `level` is what a share of `PIXEL_RATE` of the pixels of held-out normals exceeds, in standard
@@ -98,7 +98,7 @@ class Maps:
 
     tensors: Tensors
     aligned: bool
-    scale: Scale = Scale(1.0)
+    scale: MapScale = MapScale(1.0)
     relative: bool = False
     peaks: NDArray[np.float64] | None = None
 
@@ -146,7 +146,9 @@ class Maps:
             raise ValueError("the Gaussian of the maps is missing")
         if relative and "subspace" not in terms:
             raise ValueError("the subspace of the maps is missing")
-        return cls(tensors | (_of_terms(terms) if aligned else {}), aligned, Scale(level), relative)
+        return cls(
+            tensors | (_of_terms(terms) if aligned else {}), aligned, MapScale(level), relative
+        )
 
 
 def fit(
@@ -218,7 +220,9 @@ def calibrated(
         counted[list(own)] = crossed[:, places]
     level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
     peaks = counted.max(1).astype(np.float64)
-    return dataclasses.replace(_fitted(maps, list(layers), side), scale=Scale(level), peaks=peaks)
+    return dataclasses.replace(
+        _fitted(maps, list(layers), side), scale=MapScale(level), peaks=peaks
+    )
 
 
 def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
@@ -439,8 +443,8 @@ def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[
     """What is usual at a place (m, g, g), from means over `count` images."""
     if not aligned:
         # Nothing tells places apart but how near the edge they are, where networks see padding.
-        turned = [np.rot90(field, k, (1, 2)) for k in range(4)]
-        alike: NDArray[np.float64] = np.mean([*turned, *(t[:, ::-1] for t in turned)], 0)
+        rotated = [np.rot90(field, k, (1, 2)) for k in range(4)]
+        alike: NDArray[np.float64] = np.mean([*rotated, *(t[:, ::-1] for t in rotated)], 0)
         return alike
     sigma = BLUR * field.shape[-1]
     own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")

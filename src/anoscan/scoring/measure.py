@@ -32,20 +32,20 @@ class Measured:
     x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
     residual : ndarray of shape (n, s, s), float32 >= 0
         Absolute difference of image and reconstruction, mean over channels.
-    trust : ndarray of shape (n, k), float64
+    weights : ndarray of shape (n, k), float64
         What each image says of how far each term can be trusted; see `Term`.
-    oddness : ndarray of shape (n, s, s), float32
+    anomaly_map : ndarray of shape (n, s, s), float32
         Anomaly maps, or smoothed residuals of a model without any; empty where not wanted.
     """
 
     terms: np.ndarray
     x_hat: np.ndarray
     residual: np.ndarray
-    trust: np.ndarray
-    oddness: np.ndarray
+    weights: np.ndarray
+    anomaly_map: np.ndarray
 
 
-def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
+def terms_of(*, rotated: bool, patches: bool) -> tuple[str, ...]:
     """Terms that a model has.
 
     All, but for `rotation` where the task was not learned, and those that are not `of_patches`
@@ -54,7 +54,7 @@ def terms_of(*, turned: bool, patches: bool) -> tuple[str, ...]:
 
     def has(name: str) -> bool:
         term: Term = registry.load("terms", name)
-        return (turned or name != "rotation") and (term.of_patches or not patches)
+        return (rotated or name != "rotation") and (term.of_patches or not patches)
 
     return tuple(name for name in registry.names("terms") if has(name))
 
@@ -137,18 +137,20 @@ def measure(
         terms: dict[str, Term] = {name: registry.load("terms", name) for name in fitted}
         columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
         one = columns[0].new_ones(len(x))
-        trusts = [term.trust(evidence) if term.trust else one for term in terms.values()]
+        weights = [term.weight(evidence) if term.weight else one for term in terms.values()]
         residuals = residual(evidence).cpu().numpy()
         return Measured(
             torch.stack(columns, 1).cpu().numpy(),
             evidence.x_hat.cpu().numpy(),
             residuals,
-            torch.stack(trusts, 1).cpu().numpy(),
-            _oddness(evidence, residuals, maps) if mapped else np.empty((len(x), 0, 0), np.float32),
+            torch.stack(weights, 1).cpu().numpy(),
+            _anomaly_map(evidence, residuals, maps)
+            if mapped
+            else np.empty((len(x), 0, 0), np.float32),
         )
 
 
-def _oddness(evidence: Evidence, residuals: np.ndarray, maps: Maps | None) -> np.ndarray:
+def _anomaly_map(evidence: Evidence, residuals: np.ndarray, maps: Maps | None) -> np.ndarray:
     return smooth(residuals) if maps is None else maps.measure(evidence)
 
 

@@ -139,7 +139,7 @@ def _compare(
         x_hat = networks.generator(z)
         features = discriminator.features(x_hat)
         if how.discrimination_loss == "fool":
-            discrimination = softplus(-discriminator.judge(features)).double()
+            discrimination = softplus(-discriminator.realness(features)).double()
         else:
             discrimination = absolute(f, features[-1])
         return absolute(x, x_hat), discrimination

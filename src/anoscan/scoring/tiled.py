@@ -91,20 +91,22 @@ def measure_tiled(
     grid = _grid(decoded, rule)
     mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, maps is not None, on_rows)
     # Filled in place: what torch allocated would be kept, between all that it lets go.
-    terms, trusts = np.empty((2, len(grid), len(fitted)))
+    terms, weights = np.empty((2, len(grid), len(fitted)))
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
         x = torch.from_numpy(tiles).to(device)
         measured = measure(networks, fitted, x, how, maps, mapped=maps is not None)
         start, end = end, end + len(tiles)
-        terms[start:end], trusts[start:end] = measured.terms, measured.trust
+        terms[start:end], weights[start:end] = measured.terms, measured.weights
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))
         levels.append(np.quantile(measured.residual, 0.999))
         mosaic.add(measured)
         if on_tiles is not None:
             on_tiles(end, len(grid))
     pictures = mosaic.x_hat.picture[None], mosaic.residual.picture
-    whole = Measured(worst(terms)[None], *pictures, trusts.mean(0)[None], mosaic.oddness.picture)
+    whole = Measured(
+        worst(terms)[None], *pictures, weights.mean(0)[None], mosaic.anomaly_map.picture
+    )
     return Tiled(whole, terms, grid, float(squares.mean()), float(np.mean(levels)))
 
 
@@ -128,14 +130,14 @@ class _Mosaic:
         shown, charted = size if picture else (0, 0), size if mapped else (0, 0)
         self.x_hat = Reduced(channels, *shown, LARGEST_PICTURE, mean=True)
         self.residual = Reduced(1, *shown, LARGEST_PICTURE)
-        self.oddness = Reduced(1, *charted)
+        self.anomaly_map = Reduced(1, *charted)
 
     def add(self, measured: Measured) -> None:
         """Take the next tiles."""
         if self._blender is None:
             return
         layers = [measured.residual[:, None], measured.x_hat] * self._picture
-        layers += [measured.oddness[:, None]] * self._mapped
+        layers += [measured.anomaly_map[:, None]] * self._mapped
         for top, rows in self._blender.add(np.concatenate(layers, 1)):
             if self._picture:
                 self.residual.add(top, rows[:1])
@@ -145,6 +147,6 @@ class _Mosaic:
 
     def _chart(self, top: int, rows: Floats) -> None:
         counted = self._canvas.counted_rows(top, rows)
-        self.oddness.add(top, counted[None])
+        self.anomaly_map.add(top, counted[None])
         if self._on_rows is not None:
             self._on_rows(top, counted)

@@ -14,7 +14,7 @@ from anoscan.model import file as model_file
 from anoscan.networks.loop import Position, Stage, load_state_tensors, state_tensors
 
 
-class Keeper:
+class Checkpoint:
     """The checkpoint of a run: a safetensors file beside the models, never pickled.
 
     It holds the stage that is under way, if any, and the end states of those before it.

@@ -21,12 +21,12 @@ from anoscan.core.progress import OnProgress
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.dataset.material import Material
 from anoscan.dataset.split import dealt
-from anoscan.model.model import Yardstick
+from anoscan.model.model import Calibration
 from anoscan.networks.architectures import Networks
 from anoscan.networks.encoder_stage import EncoderStage
 from anoscan.networks.loop import Batches, Position, Stage, run
 from anoscan.networks.mappings import Mapping
-from anoscan.networks.rotation_stage import TurnStage
+from anoscan.networks.rotation_stage import RotationStage
 from anoscan.scoring.measure import chunks, fit_terms, measure
 
 
@@ -38,14 +38,14 @@ class Folds:
     ----------
     after_gan : Networks
         As the GAN stage left them, the encoder not trained yet (but with the GAN, under `bigan`).
-    turned : bool
+    rotated : bool
         Whether the rotation stage was kept; then each fold has one of its own.
     few : bool
         Whether the discriminator learns gently; as in the training.
     """
 
     after_gan: Networks
-    turned: bool
+    rotated: bool
     few: bool
     material: Material
     config: TrainConfig
@@ -53,27 +53,27 @@ class Folds:
     on_progress: OnProgress
     stopping: Callable[[], bool]
 
-    def extend(self, yardstick: Yardstick, names: list[str], usual: np.ndarray) -> Yardstick:
+    def extend(self, calibration: Calibration, names: list[str], usual: np.ndarray) -> Calibration:
         """Yardstick with the terms of the images trained on too, where that was asked for.
 
         Terms are fitted on the `usual` rows alone, but measured on all: without the others the
         threshold would be too low. Regions keep the level of the held-out images.
         """
         if self.config.calibration_folds is None:
-            return yardstick
+            return calibration
         rows, draw = self.material.rows, random_stream(self.config.seed, "folds")
-        kin = self.material.kin
-        folds = dealt([kin[row] for row in rows], self.config.calibration_folds, draw)
+        groups = self.material.groups
+        folds = dealt([groups[row] for row in rows], self.config.calibration_folds, draw)
         if len(folds) == 1:  # of one picture: nothing is left to learn from without it
-            return yardstick
-        terms = [yardstick.terms]
+            return calibration
+        terms = [calibration.terms]
         for number, places in enumerate(folds):
             inside = rows[places]
             networks = self._trained(number, np.setdiff1d(rows, inside))
             known = np.setdiff1d(usual, inside)
             known = known if len(known) else np.setdiff1d(rows, inside)
             terms.append(self._measured(networks, names, known, inside))
-        return dataclasses.replace(yardstick, terms=np.concatenate(terms))
+        return dataclasses.replace(calibration, terms=np.concatenate(terms))
 
     def _trained(self, number: int, rows: np.ndarray) -> Networks:
         """Networks of a fold: all that comes after the GAN, learned from `rows`."""
@@ -85,11 +85,11 @@ class Folds:
             device = self.runtime.device
             return Batches(self.material.pixels, rows, size, config.seed, called, device)
 
-        if self.turned:
+        if self.rotated:
             steps = math.ceil((config.rotation_images_shown or 0) / (2 * batch))
             pupil = networks.discriminator
             shown = batches("rotation", 2 * batch)
-            stage = TurnStage(pupil, shown, steps, config, self.runtime, few=self.few)
+            stage = RotationStage(pupil, shown, steps, config, self.runtime, few=self.few)
             self._run(stage, steps, 2 * batch)
         mapping: Mapping = registry.load("mappings", config.mapping)
         if mapping.loss is not None:

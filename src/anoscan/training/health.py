@@ -13,7 +13,7 @@ from typing import Any
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.results import Health, HealthCheck, HealthReport
 from anoscan.dataset.census import Census, odd_depths, odd_sizes
-from anoscan.training.network_checks import Checkup, Game
+from anoscan.training.network_checks import Game, NetworkChecks
 
 WATCHED = 8  # parts of the game; after each of the second half of them it is looked at
 WATCH_SAMPLES = 64
@@ -47,7 +47,7 @@ class Findings:
 
     rollbacks: int
     game: Game
-    networks: Checkup
+    networks: NetworkChecks
     reconstruction: float
     apart: bool = True
 
@@ -59,29 +59,29 @@ class GameWatch:
 
     Parameters
     ----------
-    tell : callable
+    notify : callable
         Takes every report of progress, and notes besides.
-    look : callable
+    snapshot : callable
         From a number of images to how the game stands.
     """
 
-    def __init__(self, tell: OnProgress, look: Callable[[int], Game]) -> None:
-        self.tell, self.look = tell, look
-        self.seen, self.told = WATCHED // 2 - 1, set[str]()
+    def __init__(self, notify: OnProgress, snapshot: Callable[[int], Game]) -> None:
+        self.notify, self.snapshot = notify, snapshot
+        self.part, self.noted = WATCHED // 2 - 1, set[str]()
 
     def __call__(self, progress: Progress) -> None:
         """Pass a report of progress on, and look at the game now and then."""
-        self.tell(progress)
+        self.notify(progress)
         part = WATCHED * progress.images // max(progress.total_images, 1)
-        if not self.seen < part < WATCHED or progress.total_images < WATCHED_FROM:
+        if not self.part < part < WATCHED or progress.total_images < WATCHED_FROM:
             return
-        self.seen = part
-        found = self.look(WATCH_SAMPLES)
+        self.part = part
+        found = self.snapshot(WATCH_SAMPLES)
         for check in (_diversity(found.diversity), *_discriminator(found)):
-            if check.verdict != "ok" and check.name not in self.told:
-                self.told.add(check.name)
+            if check.verdict != "ok" and check.name not in self.noted:
+                self.noted.add(check.name)
                 note = f"so far: {check.message}"
-                self.tell(
+                self.notify(
                     Progress(progress.stage, progress.images, progress.total_images, {}, 0.0, note)
                 )
 
@@ -303,7 +303,7 @@ def _reconstruction(findings: Findings) -> HealthCheck:
     return _check("reconstruction", "warn", ratio, f"{facts}: pictures say little. {cause}")
 
 
-def _memorisation(networks: Checkup, game: Game) -> HealthCheck:
+def _memorisation(networks: NetworkChecks, game: Game) -> HealthCheck:
     by_heart = game.by_heart or 0.0
     # One image has one nearest neighbour: that says nothing of copies.
     if networks.copied > COPIED and game.diversity > COLLAPSED:

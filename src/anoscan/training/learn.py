@@ -51,16 +51,16 @@ from anoscan.networks.joint_stage import JointStage
 from anoscan.networks.loop import Batches, Stage, run, stop_where_asked
 from anoscan.networks.mappings import Mapping
 from anoscan.networks.objectives import Objective
-from anoscan.networks.rotation_stage import TurnStage
+from anoscan.networks.rotation_stage import RotationStage
 from anoscan.scoring import maps as anomaly_maps
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.measure import chunks, fit_terms, terms_of
 from anoscan.scoring.neighbours import Neighbours
-from anoscan.scoring.terms import Tensors, turn_logits
+from anoscan.scoring.terms import Tensors, rotation_logits
 from anoscan.scoring.terms.rotation import certainty
 from anoscan.training import network_checks, suspects
-from anoscan.training.checkpoint import Keeper
+from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.folds import Folds
 from anoscan.training.health import Findings, GameWatch, examine, of_folder
 from anoscan.training.network_checks import Game
@@ -206,7 +206,7 @@ def learn(
     if drop_suspects:
         suspects.check(len(material.images), patches=config.patches is not None)
     clock.lap("reading")
-    keeper = Keeper(checkpoint, _run_identity(config, material), resume)
+    keeper = Checkpoint(checkpoint, _run_identity(config, material), resume)
     folder = _of_folder(material, inspection, config)
     _note(folder, len(files), on_progress)
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
@@ -214,7 +214,7 @@ def learn(
         material, config, runtime, keeper, observer, on_progress, stopping, clock
     )
     measuring = runtime.measuring()
-    names, suspected = terms_of(turned=after.turned, patches=config.patches is not None), None
+    names, suspected = terms_of(rotated=after.rotated, patches=config.patches is not None), None
     if drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
@@ -225,8 +225,8 @@ def learn(
     maps = _maps(networks, fitted, material, config, measuring)
     part.begin()
     held = measure_held_out(networks, fitted, baselines, material, maps, config.seed, measuring)
-    extended = after.extend(held.yardstick, list(fitted), usual=material.rows)
-    held = dataclasses.replace(held, yardstick=extended)
+    extended = after.extend(held.calibration, list(fitted), usual=material.rows)
+    held = dataclasses.replace(held, calibration=extended)
     part.begin()
     health = examine(
         folder,
@@ -239,14 +239,14 @@ def learn(
         ),
     )
     clock.lap("calibration")
-    metadata = describe(config, inspection.rule, held.yardstick, runtime) | {
+    metadata = describe(config, inspection.rule, held.calibration, runtime) | {
         "training_data": _facts(files, inspection, material, config),
         "terms": list(fitted),
         "maps": maps.described(),
         "health": to_json(health),
     }
     kept = _kept(networks, material) if config.keep_thumbnails else None
-    model = Model(networks, fitted, held.yardstick, baselines, metadata, kept, maps)
+    model = Model(networks, fitted, held.calibration, baselines, metadata, kept, maps)
     model = held.complete(model, measuring)
     part.begin()
     self_test = run_self_test(model, material, measuring)
@@ -281,9 +281,9 @@ def _suspected(
     """
     fitted, baselines = _fitted(networks, names, material, config, runtime)
     held = measure_held_out(networks, fitted, baselines, material, None, config.seed, runtime)
-    metadata = describe(config, material.rule, held.yardstick, runtime)
-    model = Model(networks, fitted, held.yardstick, baselines, metadata)
-    found = suspects.scores(model, runtime, material.pixels, material.kin, material.rows)
+    metadata = describe(config, material.rule, held.calibration, runtime)
+    model = Model(networks, fitted, held.calibration, baselines, metadata)
+    found = suspects.scores(model, runtime, material.pixels, material.groups, material.rows)
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 
@@ -296,7 +296,7 @@ def _train(
     material: Material,
     config: TrainConfig,
     runtime: Runtime,
-    keeper: Keeper,
+    keeper: Checkpoint,
     observer: Observer,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
@@ -339,34 +339,34 @@ def _train(
     objective: Objective = registry.load("objectives", config.objective)
     kind = JointStage if mapping.loss is None else GanStage
     gan = kind(networks, objective, batches("gan"), config, runtime, few=few)
-    trained, turned = gan.trained(), False
+    trained, rotated = gan.trained(), False
     mirror = (trained.encoder, trained.generator)
     pairs = mapping.loss is None
     judge = None if pairs else trained.discriminator
 
-    def look(images: int) -> Game:
+    def snapshot(images: int) -> Game:
         return network_checks.game(trained.generator, judge, material, config, images=images)
 
     if objective.note:
         on_progress(Progress("gan", 0, config.images_shown or 0, {}, 0.0, objective.note))
     looks = {"mirror": mirror} if pairs else {}
-    watch = GameWatch(on_progress, look)
+    watch = GameWatch(on_progress, snapshot)
     go(gan, config.images_shown, batch, watch, generator=trained.generator, **looks)
-    game = look(network_checks.SAMPLES)
+    game = snapshot(network_checks.SAMPLES)
     after_gan = copy.deepcopy(trained)
     if config.rotation_images_shown:
         pupil = copy.deepcopy(trained.discriminator)
         steps = math.ceil(config.rotation_images_shown / (2 * batch))
-        stage = TurnStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
+        stage = RotationStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
         go(stage, config.rotation_images_shown, 2 * batch)
         unseen = chunks(material.unseen, material.pixels.__getitem__, runtime.device)
-        turned = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
-        if turned:
+        rotated = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
+        if rotated:
             trained.discriminator = pupil
     if not pairs:
         encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
         go(encoder, config.encoder_images_shown, batch, mirror=mirror)
-    folds = Folds(after_gan, turned, few, material, config, runtime, on_progress, stopping)
+    folds = Folds(after_gan, rotated, few, material, config, runtime, on_progress, stopping)
     frozen = trained.frozen(runtime.measuring().device)
     return frozen, keeper.rollbacks, folds, game
 
@@ -375,7 +375,7 @@ def _train(
 def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
     """How well the quarter turns of held-out normals are told, 1 at most."""
     discriminator.eval()
-    found = [turn_logits(discriminator, x, discriminator.features(x)) for x in batches]
+    found = [rotation_logits(discriminator, x, discriminator.features(x)) for x in batches]
     return float(certainty(torch.cat(found).cpu()).mean())
 
 

@@ -32,7 +32,7 @@ TWIN = 0.002  # of the usual squared distance from the mean: less apart are twin
 
 
 @dataclass(frozen=True)
-class Checkup:
+class NetworkChecks:
     """Numbers of one training; what they mean is said where `health` judges them.
 
     Parameters
@@ -60,7 +60,7 @@ class Checkup:
 
 def examine(
     networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
-) -> Checkup:
+) -> NetworkChecks:
     """Look at generated, training and held-out images side by side."""
     seed, full = config.seed, in_full(SAMPLES, material.pixels.shape[-1])
     some = material.pixels[_some(material.rows, full, seed)]
@@ -72,7 +72,7 @@ def examine(
     spread = float(np.square(known - known.mean(0)).sum(1).mean())
     variance = float(fake.var(0).mean())
     missed = baselines.scores(held)
-    return Checkup(
+    return NetworkChecks(
         pca=float(missed["pca"].mean()) / max(float(missed["mean_image"].mean()), 1e-12),
         copied=copied(drawn, known, unknown),
         twins=float((to_unknown < TWIN * spread).mean()),

@@ -42,7 +42,7 @@ _NAMES = {"pca": "PCA", "mean_image": "The mean image"}
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Scored:
     """What each detector says of some images: scores (n,) and maps (n, s, s), where wanted."""
 
     scores: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ def run_self_test(
     """
     judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
-    clean = _told(judge, views, mapped=False).scores
+    clean = _scored(judge, views, mapped=False).scores
     sizes = sizes_for(side)
     if wanted is None:
         wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
@@ -75,7 +75,7 @@ def run_self_test(
         )
         changed, masks = _changed(views, kind, size, wanted, native, rng)
         if len(changed) > wanted // 4:
-            cells.append(_cell(kind, size, clean, _told(judge, changed), masks))
+            cells.append(_cell(kind, size, clean, _scored(judge, changed), masks))
     auroc, pixel_auroc = (
         _mean([cell.auroc for cell in cells]),
         _mean([c.pixel_auroc for c in cells]),
@@ -87,7 +87,7 @@ def run_self_test(
         side=side,
         auroc=auroc,
         pixel_auroc=pixel_auroc,
-        whole_auroc=_aurocs(clean, _told(judge, whole, mapped=False).scores),
+        whole_auroc=_aurocs(clean, _scored(judge, whole, mapped=False).scores),
         sees_from=sees_from,
         findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
         cells=tuple(cells),
@@ -152,20 +152,20 @@ def _bent(views: Floats, native: int, seed: int) -> Floats:
     return np.stack([bent(view, native, rng) for view in views])
 
 
-def _told(judge: Judge, views: Floats, *, mapped: bool = True) -> _Told:
+def _scored(judge: Judge, views: Floats, *, mapped: bool = True) -> _Scored:
     model = judge.model
     terms, maps = [], []
     for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
         measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=mapped)
         terms.append(measured.terms)
-        maps.append(measured.oddness)
+        maps.append(measured.anomaly_map)
     scores = model.baselines.scores(views)
     scores[OWN] = judge.scores(np.concatenate(terms), DEFAULT_SCORE)
     if not mapped:
-        return _Told(scores, {})
+        return _Scored(scores, {})
     residuals = _baseline_residuals(model.baselines, views)
     smoothed = {name: smooth(residual) for name, residual in residuals.items()}
-    return _Told(scores, smoothed | {OWN: np.concatenate(maps)})
+    return _Scored(scores, smoothed | {OWN: np.concatenate(maps)})
 
 
 def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.ndarray]:
@@ -177,7 +177,7 @@ def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.nda
 
 
 def _cell(
-    kind: str, size: int, clean: dict[str, np.ndarray], told: _Told, masks: Mask
+    kind: str, size: int, clean: dict[str, np.ndarray], told: _Scored, masks: Mask
 ) -> SelfTestCell:
     from sklearn.metrics import roc_auc_score
 

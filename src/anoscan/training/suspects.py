@@ -88,20 +88,20 @@ def scores(
     model: Model,
     runtime: Runtime,
     pixels: Floats,
-    kin: Sequence[bytes],
+    groups: Sequence[bytes],
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """How suspect images (n, c, s, s) are that a model was trained on, (n,).
 
     Twice: what a term takes for usual comes from the images of other folds, in the second round
     without those that the first one suspected, so that a few strangers cannot vouch for each
-    other. With `rows` it comes from these images alone. Images whose `kin` is the same do not
+    other. With `rows` it comes from these images alone. Images whose `groups` is the same do not
     vouch for each other either; see `material.together`.
     """
     n = len(pixels)
     judge, usual = Judge(model, runtime), np.zeros(n, dtype=bool)
     usual[slice(None) if rows is None else rows] = True
-    folds = dealt(kin, FOLDS, random_stream(model.config.seed, "suspects"))
+    folds = dealt(groups, FOLDS, random_stream(model.config.seed, "suspects"))
     if len(folds) == 1:
         raise InputError("the images are all the same picture: none is more suspect than another.")
     first = judge.among_themselves(_cross_fitted(model, runtime, pixels, folds, usual))
@@ -175,8 +175,8 @@ def rank(
     if not len(array):
         raise nothing_readable(skipped)
     check(len(array), patches=False)
-    kin = together(array.images, array.digests)
-    found = scores(model, runtime, array.pixels, kin)
+    groups = together(array.images, array.digests)
+    found = scores(model, runtime, array.pixels, groups)
     return listed(reference, Suspicion(array.images, array.digests, found, skipped))
 
 

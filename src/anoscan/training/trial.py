@@ -18,7 +18,7 @@ from anoscan.core.config import FEW_IMAGES, TrainConfig
 from anoscan.core.runtime import Runtime
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
-from anoscan.model.trust import MOST_IMAGES
+from anoscan.model.patch_test import MOST_IMAGES
 from anoscan.networks.architectures import Growing, Networks
 from anoscan.networks.encoder_stage import EncoderStage
 from anoscan.networks.gan_stage import GanStage
@@ -26,7 +26,7 @@ from anoscan.networks.joint_stage import JointStage
 from anoscan.networks.loop import Batches, Stage
 from anoscan.networks.mappings import Mapping
 from anoscan.networks.objectives import Objective
-from anoscan.networks.rotation_stage import TurnStage
+from anoscan.networks.rotation_stage import RotationStage
 from anoscan.scoring.baselines import MOST_NUMBERS
 from anoscan.scoring.measure import CHUNK, chunks, fit_terms, measure, terms_of
 
@@ -84,7 +84,7 @@ def run(
     device = runtime.measuring().device
     batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, device))
     networks.frozen(device)
-    names = terms_of(turned=True, patches=config.patches is not None)
+    names = terms_of(rotated=True, patches=config.patches is not None)
     fitted = fit_terms(networks, names, [batch])
     fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
     measuring = _timed(lambda: measure(networks, fitted, batch), runtime)
@@ -115,7 +115,7 @@ def _stages(
     if config.rotation_images_shown:
         steps = math.ceil(config.rotation_images_shown / (2 * size))
         pupil = gan.trained().discriminator
-        yield TurnStage(pupil, batches(2 * size), steps, config, runtime, few=few), steps, 1
+        yield RotationStage(pupil, batches(2 * size), steps, config, runtime, few=few), steps, 1
     if mapping.loss is not None:
         steps = math.ceil((config.encoder_images_shown or 0) / size)
         yield EncoderStage(gan.trained(), mapping, batches(size), config, runtime), steps, 1

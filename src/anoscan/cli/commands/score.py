@@ -30,11 +30,11 @@ from anoscan.cli.options import (
     SearchSeed,
     SearchSteps,
     Workers,
-    atlas,
     checked_rate,
     finish,
     first_images,
     load,
+    map_files,
     option,
     output_of,
 )
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from anoscan.cli.output import Output
     from anoscan.core.results import ImageScore, ScoreReport, Skipped
     from anoscan.detector import Detector
-    from anoscan.report.views import OnImage, Seen
+    from anoscan.report.views import ImageViews, OnImage
 
 
 def score(
@@ -134,7 +134,7 @@ def score(
         "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
         "false_alarm_rate": checked_rate(false_alarm_rate),
         "residuals": residuals,
-        "maps": atlas(maps, maps_format),
+        "maps": map_files(maps, maps_format),
         "nearest": nearest,
         "batch_size": batch_size,
     }
@@ -231,7 +231,7 @@ class ScoringViewers:
         """What is to be called with every image; None where nobody looks."""
         watching = [watch.add for watch in (self._page, self._gallery) if watch is not None]
 
-        def add(image: ImageScore, seen: Seen) -> None:
+        def add(image: ImageScore, seen: ImageViews) -> None:
             for watch in watching:
                 watch(image, seen)
 

@@ -392,13 +392,13 @@ def _dry_run(
     from anoscan.images.files import find
     from anoscan.images.layout import training_paths
     from anoscan.model import store
-    from anoscan.training.checkpoint import Keeper
+    from anoscan.training.checkpoint import Checkpoint
     from anoscan.training.learn import resolve
 
     # What the training itself would refuse; a name that is taken may be of the model in question.
     name = store.check_name(name or store.name_for(paths[0]))
     if resume:
-        Keeper.check(store.checkpoint_path(name))
+        Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
     files = find(training_paths(paths)[0])
     masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)

@@ -5,7 +5,7 @@
   (WGAN) is the same network under another objective.
 - ``discriminator.features(x)``: the activations of its blocks, from fine to coarse, each
   (n, c_i, s_i, s_i), vectors with s_i = 1. The last one is the ``f(x)`` of the f-AnoGAN paper.
-- ``discriminator.turn(features)``: logits (n, 4) of the quarter turn that an image was given.
+- ``discriminator.rotation(features)``: logits (n, 4) of the quarter turn that an image was given.
 - ``encoder(x)``: images to latents (n, d), unbounded.
 
 Discriminators have no BatchNorm and no Dropout: both make one image's output depend on the others
@@ -62,19 +62,19 @@ class Discriminator(nn.Module):
             outputs.append(x)
         return outputs
 
-    def judge(self, features: list[Tensor]) -> Tensor:
+    def realness(self, features: list[Tensor]) -> Tensor:
         """Realness (n,) from `features`."""
         logits: Tensor = self.head(flat(features[-1]))
         return logits.squeeze(1).float()
 
-    def turn(self, features: list[Tensor]) -> Tensor:
+    def rotation(self, features: list[Tensor]) -> Tensor:
         """Logits (n, 4) of the quarter turn, from `features`."""
         logits: Tensor = self.turn_head(flat(features[-1]))
         return logits.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Realness (n,) of images (n, c, s, s); higher is more real."""
-        return self.judge(self.features(x))
+        return self.realness(self.features(x))
 
     def compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Realness (n,) of both batches of the game, (n, c, s, s) each, in one pass."""

@@ -144,7 +144,7 @@ class GrowingDiscriminator(Growing, Discriminator):
             outputs.append(block(outputs[-1]))
         return outputs
 
-    def judge(self, features: list[Tensor]) -> Tensor:
+    def realness(self, features: list[Tensor]) -> Tensor:
         """Realness (n,) from `features`; in training, all of one kind: real or generated."""
         last = features[-1]
         relative = spread(last) / self.usual_spread if self.training else last.new_ones(())
@@ -156,7 +156,7 @@ class GrowingDiscriminator(Growing, Discriminator):
         """Realness (n,) of both batches; the spread of one does not enter the other's."""
         last = self.features(torch.cat([real, fake]))[-1]
         of_real, of_fake = last.chunk(2)
-        judged = self.judge([of_real]), self.judge([of_fake])
+        judged = self.realness([of_real]), self.realness([of_fake])
         if self.training:
             with torch.no_grad():
                 usual = self.usual_spread.lerp(spread(of_real), 1 - MEMORY)

@@ -31,7 +31,7 @@ class Evidence:
         E(x), or what a search found.
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
         Discriminator blocks for x and for x_hat.
-    turns : Tensor of shape (n, 4, 4)
+    rotations : Tensor of shape (n, 4, 4)
         Logits of the quarter turn; row k is of the image turned k times.
     """
 
@@ -40,7 +40,7 @@ class Evidence:
     z: Tensor
     features: list[Tensor]
     features_hat: list[Tensor]
-    turns: Tensor
+    rotations: Tensor
 
 
 def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
@@ -48,17 +48,17 @@ def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
     x_hat = networks.generator(z)
     discriminator = networks.discriminator
     features = discriminator.features(x)
-    turns = turn_logits(discriminator, x, features)
-    return Evidence(x, x_hat, z, features, discriminator.features(x_hat), turns)
+    rotations = rotation_logits(discriminator, x, features)
+    return Evidence(x, x_hat, z, features, discriminator.features(x_hat), rotations)
 
 
-def turn_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
+def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
     """Logits (n, 4, 4) of the quarter turn; row k is of the image turned k times.
 
     `features` are those of `x` (n, c, s, s) as it is.
     """
-    turned = [discriminator.turn(discriminator.features(y)) for y in quarter_turns(x)[1:]]
-    return torch.stack([discriminator.turn(features), *turned], 1)
+    rotated = [discriminator.rotation(discriminator.features(y)) for y in quarter_turns(x)[1:]]
+    return torch.stack([discriminator.rotation(features), *rotated], 1)
 
 
 def no_sums(evidence: Evidence) -> Tensors:
@@ -86,7 +86,7 @@ class Term:
         for `ROWS` (n, p), which are joined.
     fit : callable
         Total sums -> what `measure` needs; stored in the model.
-    trust : callable, optional
+    weight : callable, optional
         Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
         much the term may count: a task that was hardly learned says little. Without it the
         self-test decides; see `selftest`.
@@ -106,7 +106,7 @@ class Term:
     paper: str
     sums: Callable[[Evidence], Tensors] = no_sums
     fit: Callable[[Tensors], Tensors] = as_summed
-    trust: Callable[[Evidence], Tensor] | None = None
+    weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
     of_patches: bool = True

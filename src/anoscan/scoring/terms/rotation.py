@@ -21,24 +21,24 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
 
     The margin (right logit minus mean logit) does not saturate where probabilities are all one.
     """
-    turns = evidence.turns.double()
-    right = turns.diagonal(dim1=1, dim2=2)
-    margin = (right - turns.mean(2)).mean(1)
+    rotations = evidence.rotations.double()
+    right = rotations.diagonal(dim1=1, dim2=2)
+    margin = (right - rotations.mean(2)).mean(1)
     return torch.exp(-margin)
 
 
-def certainty(turns: Tensor) -> Tensor:
+def certainty(rotations: Tensor) -> Tensor:
     """1 - cross-entropy / log 4 of logits (n, 4, 4) of turned images, (n,).
 
     1 for a task learned, 0 for guessing, negative for worse than guessing.
     """
-    right = turns.double().log_softmax(2).diagonal(dim1=1, dim2=2)
+    right = rotations.double().log_softmax(2).diagonal(dim1=1, dim2=2)
     return 1 + right.mean(1) / math.log(4)
 
 
-def trust(evidence: Evidence) -> Tensor:
+def weight(evidence: Evidence) -> Tensor:
     """`certainty` of the turns, (n,)."""
-    return certainty(evidence.turns)
+    return certainty(evidence.rotations)
 
 
-ENTRY = Term(measure, paper="Golan and El-Yaniv 2018", trust=trust, needs_latent=False)
+ENTRY = Term(measure, paper="Golan and El-Yaniv 2018", weight=weight, needs_latent=False)

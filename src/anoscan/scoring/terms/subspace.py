@@ -123,11 +123,11 @@ def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, 
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
     kept = values > 1e-7 * values[-1].clamp_min(1e-30)
     factor = covered @ (vectors[:, kept] / values[kept].sqrt())
-    variances, turned = torch.linalg.eigh(factor.T @ factor)
-    variances, turned = variances.flip(0)[:most], turned.flip(1)[:, :most]
+    variances, rotated = torch.linalg.eigh(factor.T @ factor)
+    variances, rotated = variances.flip(0)[:most], rotated.flip(1)[:, :most]
     some = variances > 1e-9 * variances[:1].sum().clamp_min(1e-30)
-    variances, turned = variances[some], turned[:, some]
-    basis: Tensor = factor @ turned / variances.sqrt()
+    variances, rotated = variances[some], rotated[:, some]
+    basis: Tensor = factor @ rotated / variances.sqrt()
     return basis, variances
 
 

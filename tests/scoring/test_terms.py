@@ -11,7 +11,7 @@ from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import random_stream
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
-from anoscan.model.trust import measure_trust
+from anoscan.model.patch_test import term_weights
 from anoscan.scoring.measure import chunks, fit_terms, measure
 from anoscan.scoring.terms import Evidence, local
 from anoscan.training.learn import _certainty
@@ -100,7 +100,7 @@ def trusts(seen: np.ndarray, *terms: str) -> dict[str, float]:
     ]
     clean = np.concatenate([m.terms for m in measured])
     own = np.concatenate([m.trust for m in measured])
-    return dict(zip(fitted, measure_trust(networks, fitted, seen, clean, own, 0), strict=True))
+    return dict(zip(fitted, term_weights(networks, fitted, seen, clean, own, 0), strict=True))
 
 
 def test_a_term_that_sees_pasted_patches_is_trusted_and_one_that_cannot_is_not() -> None:

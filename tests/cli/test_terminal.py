@@ -20,7 +20,7 @@ from anoscan.core.errors import UsageError
 from anoscan.report import pictures
 from anoscan.report.pictures import Views
 from tests.conftest import Digits
-from tests.test_report import result, seen
+from tests.report.test_html_page import result, seen
 
 pytest.importorskip("textual_image")
 

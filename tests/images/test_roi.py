@@ -232,7 +232,7 @@ def test_what_is_outside_a_model_s_region_changes_no_score(
     assert trained.model.rule.roi == Roi.of(LEFT)
     assert trained.model.maps is not None
     assert trained.model.maps.peaks is not None
-    np.testing.assert_array_equal(trained.model.yardstick.region_peaks, trained.model.maps.peaks)
+    np.testing.assert_array_equal(trained.model.calibration.region_peaks, trained.model.maps.peaks)
     mask.unlink()
     detector = Detector.load(folder / "m.safetensors")
     found = pairs(detector, spoiled)

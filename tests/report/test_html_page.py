@@ -25,7 +25,7 @@ from anoscan.report import html_page
 from anoscan.report.album import Album
 from anoscan.report.html_page import Background, HtmlReport, chart
 from anoscan.report.pictures import Views
-from anoscan.report.views import Seen
+from anoscan.report.views import ImageViews
 from anoscan.training.health import of_model
 from tests.conftest import Digits
 
@@ -93,13 +93,13 @@ def document(scored: list[ImageScore]) -> dict[str, Any]:
     }
 
 
-def seen(path: str, folder: Path, *, size: tuple[int, int] = (40, 20)) -> Seen:
+def seen(path: str, folder: Path, *, size: tuple[int, int] = (40, 20)) -> ImageViews:
     file = folder / "picture.png"
     if not file.exists():
         noise = np.random.default_rng(0).integers(0, 255, size[::-1]).astype(np.uint8)
         Image.fromarray(noise).save(file)
     decoded = decode(ImageFile(path, file, path), RULE)
-    return Seen(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE)
+    return ImageViews(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE)
 
 
 def page_of(
@@ -252,7 +252,7 @@ def test_regions_turn_with_the_image(
     region = Region(x=0, y=0, width=10, height=2, score=1.0)
     scored = result("a.jpg", 3.0, (region,))
     with HtmlReport(tmp_path / "r.html", 1) as page:
-        page.add(scored, Seen(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE))
+        page.add(scored, ImageViews(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE))
         page.write(document([scored]), Background({}, np.empty(0)))
 
     row = Page((tmp_path / "r.html").read_text(encoding="utf-8")).data["images"][0]
@@ -409,9 +409,9 @@ def test_options_that_do_not_go_together_are_refused(
 
 def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
     hatchling = pytest.importorskip("hatchling.builders.wheel")
-    builder = hatchling.WheelBuilder(str(Path(__file__).parent.parent))
+    builder = hatchling.WheelBuilder(str(Path(__file__).parents[2]))
     built = next(builder.build(directory=str(tmp_path), versions=["standard"]))
     names = zipfile.ZipFile(built).namelist()
     for name in ("report.html", "report.css", "report.js"):
-        assert f"anoscan/templates/{name}" in names
+        assert f"anoscan/report/templates/{name}" in names
     assert not re.search(r"(^|/)tests/", "\n".join(names))

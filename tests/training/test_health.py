@@ -25,7 +25,7 @@ from anoscan.model.model import fresh_networks
 from anoscan.scoring.baselines import Baselines
 from anoscan.training import health, network_checks
 from anoscan.training.health import Findings, GameWatch
-from anoscan.training.network_checks import Checkup, Game
+from anoscan.training.network_checks import Game, NetworkChecks
 from tests.conftest import Digits
 
 GOOD_FOLDER = Census(
@@ -40,7 +40,7 @@ GOOD_FOLDER = Census(
 GOOD = Findings(
     rollbacks=0,
     game=Game(diversity=0.9, separated=0.9, by_heart=0.1),
-    networks=Checkup(pca=0.2, copied=0.1, twins=0.0, gap=1.1, inversion=0.2),
+    networks=NetworkChecks(pca=0.2, copied=0.1, twins=0.0, gap=1.1, inversion=0.2),
     reconstruction=0.3,
 )
 
@@ -102,7 +102,7 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
         ({"game": Game(0.9, 0.9, 0.8)}, "memorisation", "warn", "by heart"),
         ({"reconstruction": 1.2}, "reconstruction", "fail", "--images-shown"),
         (
-            {"reconstruction": 1.2, "networks": Checkup(0.2, 0.1, 0.0, 1.1, inversion=1.0)},
+            {"reconstruction": 1.2, "networks": NetworkChecks(0.2, 0.1, 0.0, 1.1, inversion=1.0)},
             "reconstruction",
             "fail",
             "--encoder-images-shown",
@@ -110,16 +110,16 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
         (
             {
                 "reconstruction": 1.2,
-                "networks": Checkup(0.2, 0.1, 0.0, 1.1, inversion=1.0),
+                "networks": NetworkChecks(0.2, 0.1, 0.0, 1.1, inversion=1.0),
                 "apart": False,
             },
             "reconstruction",
             "fail",
             "The encoder failed: train it longer (--images-shown)",
         ),
-        ({"networks": Checkup(0.2, 0.9, 0.0, 1.1, 0.2)}, "memorisation", "warn", "copies"),
-        ({"networks": Checkup(0.2, 0.1, 0.0, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
-        ({"networks": Checkup(0.2, 0.1, 0.3, 1.1, 0.2)}, "near_copies", "warn", "30%"),
+        ({"networks": NetworkChecks(0.2, 0.9, 0.0, 1.1, 0.2)}, "memorisation", "warn", "copies"),
+        ({"networks": NetworkChecks(0.2, 0.1, 0.0, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
+        ({"networks": NetworkChecks(0.2, 0.1, 0.3, 1.1, 0.2)}, "near_copies", "warn", "30%"),
     ],
 )
 def test_a_bad_training_is_named_for_what_went_wrong(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_report import HOSTILE, page_of
+from tests.report.test_html_page import HOSTILE, page_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

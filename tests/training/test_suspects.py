@@ -120,7 +120,7 @@ def test_suspects_are_left_out_of_what_counts_as_usual_alone(
     # The networks learned from all images, and all calibrate, whatever they are suspected of.
     for key, value in detector.model.networks.discriminator.state_dict().items():
         assert value.equal(with_all.model.networks.discriminator.state_dict()[key])
-    assert len(detector.model.yardstick.terms) == len(with_all.model.yardstick.terms) == 120
+    assert len(detector.model.calibration.terms) == len(with_all.model.calibration.terms) == 120
     mean, mean_of_all = (
         model.fitted["density"]["mean"] for model in (detector.model, with_all.model)
     )
@@ -178,11 +178,13 @@ def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
 def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) -> None:
     rule = trained.model.rule
     pixels = np.stack([decode(file, rule).pixels for file in find([mixed])])
-    twice, kin = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
-    scores = suspects.scores(trained.model, trained.runtime, twice, kin + kin)
-    folds = dealt(kin + kin, suspects.FOLDS, random_stream(trained.model.config.seed, "suspects"))
-    assert all(set(fold) == {(row + len(kin)) % len(twice) for row in fold} for fold in folds)
-    np.testing.assert_allclose(scores[: len(kin)], scores[len(kin) :], atol=1e-4)
+    twice, groups = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
+    scores = suspects.scores(trained.model, trained.runtime, twice, groups + groups)
+    folds = dealt(
+        groups + groups, suspects.FOLDS, random_stream(trained.model.config.seed, "suspects")
+    )
+    assert all(set(fold) == {(row + len(groups)) % len(twice) for row in fold} for fold in folds)
+    np.testing.assert_allclose(scores[: len(groups)], scores[len(groups) :], atol=1e-4)
 
 
 def test_what_cannot_be_done_is_said(trained: Detector, few: Digits, tmp_path: Path) -> None:

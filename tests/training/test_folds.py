@@ -44,8 +44,8 @@ def test_every_image_calibrates_and_none_is_measured_by_what_learned_from_it(
     detector = Detector.train(few.normal, path=path, calibration_folds=3, **settings)
     facts = detector.model.metadata["training_data"]
     assert (facts["trained"], facts["held_out"]) == (90, 30)
-    assert len(detector.model.yardstick.terms) == 120
-    assert len(detector.model.yardstick.region_peaks) == 30
+    assert len(detector.model.calibration.terms) == 120
+    assert len(detector.model.calibration.region_peaks) == 30
     assert detector.threshold().calibration_images == 120
     assert sorted(map(len, measured)) == [30, 30, 30]
     assert len(set.union(*measured)) == 90

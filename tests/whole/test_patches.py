@@ -26,8 +26,8 @@ from anoscan.images.decode import ImageRule, decode, decode_all
 from anoscan.images.files import ImageFile, find
 from anoscan.model import file as model_file
 from anoscan.model.judge import Judge
-from anoscan.model.trust import measure_trust
-from anoscan.report.map_files import Atlas
+from anoscan.model.patch_test import term_weights
+from anoscan.report.map_files import MapFiles
 from anoscan.scoring.choices import Inversion
 from anoscan.scoring.measure import measure
 from anoscan.scoring.tiled import measure_tiled
@@ -122,10 +122,10 @@ def test_parts_of_held_out_images_decide_how_much_a_term_counts(
     )
     views = material.pixels[material.unseen]
     clean = measure(model.networks, model.fitted, torch.from_numpy(views)).terms
-    found = measure_trust(model.networks, model.fitted, views, clean, clean, model.config.seed)
+    found = term_weights(model.networks, model.fitted, views, clean, clean, model.config.seed)
     place = list(model.fitted).index("local")
-    assert 0 < model.yardstick.trust[place] < 1
-    assert model.yardstick.trust[place] == pytest.approx(found[place])
+    assert 0 < model.calibration.trust[place] < 1
+    assert model.calibration.trust[place] == pytest.approx(found[place])
 
 
 def test_turns_that_cannot_be_told_in_parts_of_held_out_images_leave_no_term(
@@ -183,7 +183,7 @@ def test_held_out_images_were_measured_just_as_queries_are(
     detector: Detector, texture: Texture
 ) -> None:
     rule, networks = detector.model.rule, detector.model.networks
-    stored = detector.model.yardstick.terms
+    stored = detector.model.calibration.terms
     found = [
         measure_tiled(
             networks, detector.model.fitted, decode(file, rule), rule, detector.runtime.device,
@@ -230,7 +230,7 @@ def test_the_map_of_a_normal_image_has_no_period_at_the_distance_of_tiles(tmp_pa
     detector = Detector.train(folder, path=tmp_path / "m.safetensors", **QUICK)
     side, pitch = 512, 8
     query = noise(tmp_path / "q", 1, (side, side))
-    written = detector.score(query, maps=Atlas(tmp_path / "o", ("npy",))).images[0].maps
+    written = detector.score(query, maps=MapFiles(tmp_path / "o", ("npy",))).images[0].maps
     assert written is not None
     found = np.load(written["npy"])
     for turned in (found, found.T):
@@ -266,12 +266,12 @@ def test_a_model_of_patches_is_calibrated_on_large_images(
     report = own.calibrate([dark])
     assert report.images == 24
     loaded = Detector.load(path, workers=1)
-    yardstick = loaded.model.yardstick
-    assert yardstick.tiles is not None
-    assert len(yardstick.tiles) == len(yardstick.terms) == len(yardstick.region_peaks) == 24
+    calibration = loaded.model.calibration
+    assert calibration.tiles is not None
+    assert len(calibration.tiles) == len(calibration.terms) == len(calibration.region_peaks) == 24
     after = loaded.score(dark, false_alarm_rate=0.25)
     assert after.counts["anomalous"] <= 8
-    for terms in (yardstick.terms, loaded.calibration_scores()):
+    for terms in (calibration.terms, loaded.calibration_scores()):
         assert np.isfinite(terms).all()
 
 

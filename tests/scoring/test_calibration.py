@@ -59,14 +59,14 @@ def test_terms_of_different_sizes_count_the_same_after_scaling() -> None:
     rng = np.random.default_rng(0)
     terms = np.exp(rng.normal(size=(500, 2)))
     scaled = terms * [1.0, 1e6]
-    one = calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)
-    other = calibration.Scale.fit(scaled, np.ones(2)).combine(scaled)
+    one = calibration.TermScale.fit(terms, np.ones(terms.shape[1])).combine(terms)
+    other = calibration.TermScale.fit(scaled, np.ones(2)).combine(scaled)
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_an_image_is_as_odd_as_its_oddest_term_and_odder_when_two_agree() -> None:
     terms = np.exp(np.random.default_rng(0).normal(size=(1000, 2)))
-    scale = calibration.Scale.fit(terms, np.ones(2))
+    scale = calibration.TermScale.fit(terms, np.ones(2))
     one, other, both, none = scale.combine(np.exp([[5.0, 0], [0, 5.0], [5.0, 5.0], [0, 0]]))
     assert one == pytest.approx(other, abs=0.5)
     assert 3.5 < one < 5.5
@@ -76,7 +76,7 @@ def test_an_image_is_as_odd_as_its_oddest_term_and_odder_when_two_agree() -> Non
 
 def test_a_term_of_no_weight_does_not_decide() -> None:
     terms = np.exp(np.random.default_rng(0).normal(size=(100, 2)))
-    scale = calibration.Scale.fit(terms, np.array([1.0, 0.0]))
+    scale = calibration.TermScale.fit(terms, np.array([1.0, 0.0]))
     loud = terms * [1.0, 1e9]
     np.testing.assert_allclose(scale.combine(terms), scale.combine(loud))
     np.testing.assert_allclose(scale.combine(terms), scale.standardise(terms)[:, 0])
@@ -84,7 +84,9 @@ def test_a_term_of_no_weight_does_not_decide() -> None:
 
 def test_a_term_that_never_varies_does_not_make_scores_infinite() -> None:
     terms = np.column_stack([np.ones(20), np.linspace(1, 2, 20)])
-    assert np.isfinite(calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)).all()
+    assert np.isfinite(
+        calibration.TermScale.fit(terms, np.ones(terms.shape[1])).combine(terms)
+    ).all()
 
 
 @pytest.mark.parametrize(("n", "copies"), [(2, 0), (3, 0), (9, 20), (1, 30)])
@@ -93,7 +95,7 @@ def test_few_images_or_copies_do_not_put_the_threshold_out_of_reach(n: int, copi
     terms = np.exp(rng.normal(size=(n + copies, 3)))
     terms[n:] = terms[-1]
     scores = calibration.cross_fitted_scores(terms, np.ones(3))
-    odd = calibration.Scale.fit(terms, np.ones(3)).combine(100 * terms.max(0, keepdims=True))
+    odd = calibration.TermScale.fit(terms, np.ones(3)).combine(100 * terms.max(0, keepdims=True))
     assert np.abs(scores).max() < 20
     assert (odd > scores).all()
     moments = np.stack([calibration.tile_moments(row[None]) for row in terms])
@@ -105,7 +107,7 @@ def test_cross_fitted_scores_leave_their_image_out_of_the_scale() -> None:
     rng = np.random.default_rng(1)
     terms = np.exp(rng.normal(size=(40, 1)))
     terms[7] = 1e9
-    inside = calibration.Scale.fit(terms, np.ones(terms.shape[1])).combine(terms)
+    inside = calibration.TermScale.fit(terms, np.ones(terms.shape[1])).combine(terms)
     outside = calibration.cross_fitted_scores(terms, np.ones(1))
     assert outside[7] > 2 * inside[7]
     assert outside.shape == (40,)

@@ -35,9 +35,9 @@ from anoscan.networks.loop import (
     state_tensors,
     stop_on_interrupt,
 )
-from anoscan.networks.rotation_stage import TurnStage, turn_randomly
+from anoscan.networks.rotation_stage import RotationStage, rotate_randomly
 from anoscan.training import learn
-from anoscan.training.checkpoint import Keeper
+from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.folds import Folds
 from tests.conftest import Digits
 
@@ -75,7 +75,7 @@ def gan(objective: str = "nonsaturating", architecture: str = "dcgan") -> GanSta
 
 
 def quietly(
-    stage: GanStage | TurnStage | EncoderStage, steps: int, position: Position | None = None
+    stage: GanStage | RotationStage | EncoderStage, steps: int, position: Position | None = None
 ) -> None:
     run(
         stage,
@@ -120,7 +120,7 @@ def test_stages_ask_for_nothing_that_a_device_without_float64_lacks(
     objective: str, architecture: str
 ) -> None:
     game = gan(objective, architecture)
-    turns = TurnStage(game.averages[1], batches("rotation"), 2, CONFIG, CPU, few=False)
+    turns = RotationStage(game.averages[1], batches("rotation"), 2, CONFIG, CPU, few=False)
     with OnlyFloat32():
         for stage in (game, turns):
             stage.step(0)
@@ -228,7 +228,7 @@ def test_the_average_is_of_the_weights_as_they_act() -> None:
 
 def test_the_rotation_stage_moves_all_but_the_head_for_realness() -> None:
     discriminator = fresh_networks(CONFIG, RULE).discriminator
-    stage = TurnStage(discriminator, batches("rotation"), 10, CONFIG, CPU, few=False)
+    stage = RotationStage(discriminator, batches("rotation"), 10, CONFIG, CPU, few=False)
     before = copy_of(discriminator)
     quietly(stage, 10)
     weights = {key for key, value in discriminator.named_parameters() if value.dim() > 1}
@@ -245,7 +245,7 @@ def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(
     source = Batches(shown, np.arange(len(shown)), 32, 0, "rotation", torch.device("cpu"))
     config = TrainConfig(size=16, channels=1, width=8, architecture=architecture)
     discriminator = fresh_networks(config, RULE).discriminator
-    stage = TurnStage(discriminator, source, 150, config, CPU, few=False)
+    stage = RotationStage(discriminator, source, 150, config, CPU, few=False)
     losses = [float(stage.step(index)["rotation"]) for index in range(150)]
     assert losses[0] == pytest.approx(math.log(4), abs=0.2)
     assert np.mean(losses[-10:]) < 0.75
@@ -253,7 +253,7 @@ def test_the_rotation_stage_learns_to_name_the_turn_of_real_digits(
 
 def test_turned_images_are_turned_as_they_say() -> None:
     x = torch.arange(18.0).view(2, 1, 3, 3)
-    turned, turns = turn_randomly(x, 0, "turn", 3)
+    turned, turns = rotate_randomly(x, 0, "turn", 3)
     for image, original, turn in zip(turned, x, turns.tolist(), strict=True):
         assert torch.equal(image, original.rot90(turn, (1, 2)))
 
@@ -555,7 +555,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused_and_the_way_out_is_said(tmp_
     file = tmp_path / "run.safetensors"
     file.write_bytes(b"cut")
     with pytest.raises(ModelError, match="the checkpoint cannot be used") as raised:
-        Keeper(file, {}, resume=True)
+        Checkpoint(file, {}, resume=True)
     assert raised.value.hint == "Train without --resume."
 
 

@@ -22,7 +22,7 @@ from anoscan.core.runtime import Runtime
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
 from anoscan.networks.architectures import Growing
-from anoscan.networks.rotation_stage import TurnStage
+from anoscan.networks.rotation_stage import RotationStage
 from anoscan.training import doctor, trial
 from tests.conftest import Digits
 
@@ -158,14 +158,14 @@ def test_later_stages_are_tried_on_networks_that_have_grown(
 ) -> None:
     monkeypatch.setattr(trial, "PLACES", (0.125,))
     levels: list[int] = []
-    step = TurnStage.step
+    step = RotationStage.step
 
-    def spy(stage: TurnStage, index: int) -> dict[str, Tensor]:
+    def spy(stage: RotationStage, index: int) -> dict[str, Tensor]:
         assert isinstance(stage.discriminator, Growing)
         levels.append(stage.discriminator.level)
         return step(stage, index)
 
-    monkeypatch.setattr(TurnStage, "step", spy)
+    monkeypatch.setattr(RotationStage, "step", spy)
     files = find([few.normal])
     config = TrainConfig(
         size=16, channels=1, architecture="progressive", width=4, latent_dim=4, images_shown=64,

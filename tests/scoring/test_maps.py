@@ -28,7 +28,7 @@ from anoscan.model.judge import Judge
 from anoscan.model.regions import Finder
 from anoscan.networks.architectures import EvenPad
 from anoscan.report import map_files, pictures
-from anoscan.report.map_files import Atlas, Rows
+from anoscan.report.map_files import MapFiles, Rows
 from anoscan.report.views import own_canvas
 from anoscan.scoring import maps
 from anoscan.scoring.choices import MAP_FORMS, map_forms
@@ -65,7 +65,7 @@ def test_a_planted_spot_is_the_highest_place_of_the_map_of_most_images(
 ) -> None:
     places = spotted(digits, tmp_path / "spots", 20)
     out = tmp_path / "maps"
-    trained.score(tmp_path / "spots", maps=Atlas(out, ("npy",)))
+    trained.score(tmp_path / "spots", maps=MapFiles(out, ("npy",)))
     hits = 0
     for path, (x, y) in places:
         found = np.load(out / f"{path.name}.map.npy")
@@ -78,7 +78,7 @@ def test_a_planted_spot_is_the_highest_place_of_the_map_of_most_images(
 def test_maps_of_normal_images_are_calm(trained: Detector, digits: Digits, tmp_path: Path) -> None:
     assert trained.model.maps is not None
     out = tmp_path / "maps"
-    trained.score(digits.queries, maps=Atlas(out, ("npy",)))
+    trained.score(digits.queries, maps=MapFiles(out, ("npy",)))
     normal = digits.labels.read_text(encoding="utf-8").splitlines()[1:]
     values = np.concatenate(
         [
@@ -221,30 +221,30 @@ def test_a_model_without_maps_scores_as_ever_and_says_what_it_lacks(
     before = [(r.path, r.score) for r in trained.score(digits.queries).images]
     assert [(r.path, r.score) for r in detector.score(digits.queries).images] == before
     with pytest.raises(ModelError, match="before there were anomaly maps"):
-        detector.score(digits.queries, maps=Atlas(tmp_path / "maps", ("npy",)))
+        detector.score(digits.queries, maps=MapFiles(tmp_path / "maps", ("npy",)))
 
 
 # --- regions ------------------------------------------------------------------------------------
 
 
 def test_a_region_has_a_box_an_area_a_peak_and_a_p_value_in_pixels_of_the_image() -> None:
-    oddness = np.zeros((10, 20), np.float32)
-    oddness[2:4, 3:8] = 2
-    oddness[3, 7] = 5
-    oddness[8, 18] = 1  # not above the level
+    anomaly_map = np.zeros((10, 20), np.float32)
+    anomaly_map[2:4, 3:8] = 2
+    anomaly_map[3, 7] = 5
+    anomaly_map[8, 18] = 1  # not above the level
     decoded = dataclasses.replace(image(10, 20), width=40, height=20)
-    (region,) = regions.find(decoded, oddness, 1.0, np.array([1.0, 4.5, 6.0]))
+    (region,) = regions.find(decoded, anomaly_map, 1.0, np.array([1.0, 4.5, 6.0]))
     assert (region.x, region.y, region.width, region.height) == (6, 4, 10, 4)
     assert (region.area, region.score, region.p_value) == (40, 5.0, 0.5)
 
 
 def test_regions_come_worst_first_and_touching_corners_are_one() -> None:
-    oddness = np.zeros((8, 8), np.float32)
-    oddness[0, 0], oddness[1, 1], oddness[5, 5] = 2, 3, 4
-    found = regions.find(image(8, 8), oddness, 1.0, np.array([1.0]))
+    anomaly_map = np.zeros((8, 8), np.float32)
+    anomaly_map[0, 0], anomaly_map[1, 1], anomaly_map[5, 5] = 2, 3, 4
+    found = regions.find(image(8, 8), anomaly_map, 1.0, np.array([1.0]))
     assert [region.score for region in found] == [4, 3]
     assert (found[1].width, found[1].height, found[1].area) == (2, 2, 2)
-    assert regions.find(image(8, 8), oddness, 9.0, np.array([1.0])) == ()
+    assert regions.find(image(8, 8), anomaly_map, 9.0, np.array([1.0])) == ()
 
 
 def test_regions_of_a_reduced_map_are_in_full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,15 +264,15 @@ def test_regions_of_a_reduced_map_are_in_full_resolution(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_regions_of_a_map_that_comes_in_rows_are_those_of_the_whole(orientation: int) -> None:
     rng = np.random.default_rng(3)
-    oddness = ndimage.gaussian_filter(rng.normal(size=(60, 47)), 1.2).astype(np.float32)
+    anomaly_map = ndimage.gaussian_filter(rng.normal(size=(60, 47)), 1.2).astype(np.float32)
     decoded, peaks = image(60, 47, orientation), np.linspace(0, 2, 9)
-    for level in (0.0, 0.2, oddness.max() + 1):
+    for level in (0.0, 0.2, anomaly_map.max() + 1):
         finder = Finder(level)
         for top in range(0, 60, 7):
-            finder.add(top, oddness[top : top + 7])
-        whole = regions.find(decoded, oddness, level, peaks)
+            finder.add(top, anomaly_map[top : top + 7])
+        whole = regions.find(decoded, anomaly_map, level, peaks)
         assert finder.found(decoded, (60, 47), peaks) == whole
-        labels, count = ndimage.label(oddness > level, np.ones((3, 3)))
+        labels, count = ndimage.label(anomaly_map > level, np.ones((3, 3)))
         assert sum(region.area or 0 for region in whole) == (labels > 0).sum()
         assert len(whole) == count
 
@@ -295,7 +295,7 @@ def test_all_forms_are_written_and_agree(trained: Detector, digits: Digits, tmp_
         with Image.open(path) as small:
             small.resize((16, 16)).save(path)
     report = trained.score(
-        tmp_path / "spots", maps=Atlas(tmp_path / "maps", tuple(MAP_FORMS)), false_alarm_rate=0.3
+        tmp_path / "spots", maps=MapFiles(tmp_path / "maps", tuple(MAP_FORMS)), false_alarm_rate=0.3
     )
     for found in report.images:
         assert found.maps is not None
@@ -319,7 +319,7 @@ def test_a_map_has_the_resolution_of_its_image(
 ) -> None:
     Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "a.png")
     report = trained.score(
-        tmp_path / "a.png", maps=Atlas(tmp_path / "maps", ("npy", "overlay")), residuals=tmp_path
+        tmp_path / "a.png", maps=MapFiles(tmp_path / "maps", ("npy", "overlay")), residuals=tmp_path
     )
     written = report.images[0].maps
     assert written is not None
@@ -361,7 +361,7 @@ def test_rows_of_a_large_image_wait_on_disk_and_are_written_as_they_were(
     monkeypatch.setattr(map_files, "STRIP", 60)
     full = np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)
     decoded, reduced = image(30, 20), tiles.Reduced(1, 30, 20)
-    book = Atlas(tmp_path, ("npy", "tiff", "mask"))
+    book = MapFiles(tmp_path, ("npy", "tiff", "mask"))
     take = book.spool(decoded.canvas)
     assert take is not None
     for top in range(0, 30, 7):
@@ -417,8 +417,8 @@ def test_regions_are_those_of_the_map(trained: Detector) -> None:
     judge = Judge(trained.model, trained.runtime)
     levels = judge.levels(0.1, "calibrated")
     assert trained.model.maps is not None
-    assert len(trained.model.yardstick.region_peaks) == len(trained.model.yardstick.terms)
-    assert levels.region in trained.model.yardstick.region_peaks
+    assert len(trained.model.calibration.region_peaks) == len(trained.model.calibration.terms)
+    assert levels.region in trained.model.calibration.region_peaks
 
 
 # --- maps that nobody asked for -----------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_scores_are_the_same_bit_for_bit_without_maps_which_are_then_not_made(
     def outcomes(mapped: bool) -> tuple[np.ndarray, list[tuple[int, ...]]]:
         batches = judge.measured(files, 64, pictures=False, mapped=mapped)
         rows = [row for batch in batches for row in batch]
-        return np.stack([row.terms for row in rows]), [row.oddness.shape for row in rows]
+        return np.stack([row.terms for row in rows]), [row.anomaly_map.shape for row in rows]
 
     with_maps, shapes = outcomes(mapped=True)
     assert (0, 0) not in shapes

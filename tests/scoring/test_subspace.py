@@ -12,7 +12,7 @@ from anoscan.detector import Detector
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
 from anoscan.model.model import fresh_networks
-from anoscan.model.trust import measure_trust
+from anoscan.model.patch_test import term_weights
 from anoscan.scoring import maps
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.measure import fit_terms, measure
@@ -113,7 +113,7 @@ def test_the_term_counts_from_64_pixels_on(side: int, counts: bool) -> None:
     train, seen = (pictures(n, n, side=side) for n in (120, 30))
     found = fit_terms(networks, ["subspace"], [train])
     clean = measure(networks, found, seen)
-    (trusted,) = measure_trust(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
+    (trusted,) = term_weights(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
     assert (trusted > 0.5) == counts
 
 

@@ -43,7 +43,7 @@ def test_random_splits_of_real_normals_keep_rate_uniformity_and_false_discoverie
     for batch in judge.measured(find([digits.queries]), 64, pictures=False):
         for decoded, row, *_ in batch:
             terms[labels[decoded.image.file.name]].append(row)  # type: ignore[union-attr]
-    pool = np.concatenate([trained.model.yardstick.terms, np.array(terms["0"])])
+    pool = np.concatenate([trained.model.calibration.terms, np.array(terms["0"])])
     odd = np.array(terms["1"])
     found = resplit(
         trained.model, trained.runtime, pool, odd, strangers=len(odd), splits=20, seed=0

@@ -14,7 +14,7 @@ from anoscan.detector import Detector
 from anoscan.evaluation import drift
 from anoscan.evaluation.recalibrate import Target
 from anoscan.model.judge import Judge
-from anoscan.report.map_files import Atlas
+from anoscan.report.map_files import MapFiles
 from anoscan.scoring import calibration
 from anoscan.scoring.maps import Scale
 from tests.conftest import Digits
@@ -91,7 +91,7 @@ def test_new_normals_set_the_scale_of_maps(own: Detector, unseen: Path, tmp_path
 
     def shown(detector: Detector, name: str) -> tuple[np.ndarray, Scale]:
         assert detector.model.maps is not None
-        report = detector.score(half[1::2], maps=Atlas(tmp_path / name, ("npy",)))
+        report = detector.score(half[1::2], maps=MapFiles(tmp_path / name, ("npy",)))
         values = [np.load(image.maps["npy"]) for image in report.images if image.maps]
         return np.stack(values), detector.model.maps.scale
 
@@ -108,10 +108,10 @@ def test_calibrating_on_the_held_out_images_of_the_training_changes_nothing(
     own: Detector, digits: Digits
 ) -> None:
     held = sorted(digits.normal.iterdir())
-    before = own.model.yardstick
+    before = own.model.calibration
     report = own.calibrate(held)
     assert "trained on" in (report.warning or "")
-    after = own.model.yardstick
+    after = own.model.calibration
     rows = {tuple(row) for row in np.round(after.terms, 6).tolist()}
     assert {tuple(row) for row in np.round(before.terms, 6).tolist()} <= rows
     assert Detector.load(own.reference.path).model.metadata == own.model.metadata
@@ -205,7 +205,7 @@ def test_calibrate_on_the_command_line_marks_what_used_labels(
 
 def test_recall_that_no_rate_reaches_is_refused(own: Detector, tmp_path: Path) -> None:
     # A calm image called an anomaly: only a rate of 1 would find it.
-    calm = own.model.yardstick.terms.min(0)
+    calm = own.model.calibration.terms.min(0)
     judge = Judge(own.model, own.runtime)
     p = calibration.p_values(
         judge.scores(calm[None], "calibrated"), judge.calibration_scores("calibrated")

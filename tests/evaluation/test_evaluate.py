@@ -65,8 +65,8 @@ def test_figures_of_pixels_are_those_of_the_maps_at_the_images_own_size(
     report = trained.evaluate(folder=layout)
     files = sorted((layout / "test").rglob("*.png"))
     scores, truth = [], []
-    for file, oddness in zip(files, _all_maps(trained, files), strict=True):
-        enlarged = Image.fromarray(oddness).resize((24, 24), Image.Resampling.BILINEAR)
+    for file, anomaly_map in zip(files, _all_maps(trained, files), strict=True):
+        enlarged = Image.fromarray(anomaly_map).resize((24, 24), Image.Resampling.BILINEAR)
         scores.append(np.asarray(enlarged).ravel())
         mask = layout / "ground_truth" / file.parent.name / f"{file.stem}_mask.png"
         marked = np.asarray(Image.open(mask)) > 0 if mask.exists() else np.zeros((24, 24), bool)
@@ -87,7 +87,7 @@ def _all_maps(detector: Detector, files: list[Path]) -> list[np.ndarray]:
     from anoscan.images.files import find
 
     batches = detector._judge.measured(find(files), 64, pictures=False)
-    return [outcome.oddness for batch in batches for outcome in batch]
+    return [outcome.anomaly_map for batch in batches for outcome in batch]
 
 
 def test_types_are_held_against_all_normal_images(trained: Detector, layout: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_trained_detector_beats_an_untrained_one_and_the_baselines(
     # asked of what cannot work without it: reconstructions, and the named turns.
     for term in ("pixel", "paper"):
         assert auroc(good, term) > auroc(poor, term) + 0.1, term
-    trust = [dict(zip(d.model.fitted, d.model.yardstick.trust, strict=True)) for d in both]
+    trust = [dict(zip(d.model.fitted, d.model.calibration.trust, strict=True)) for d in both]
     assert trust[0]["rotation"] > 0.5
     assert "rotation" not in trust[1]
 
@@ -279,11 +279,11 @@ def test_a_share_to_hold_out_that_leaves_nothing_to_learn_from_is_refused() -> N
 
 
 def test_folds_keep_copies_together_and_are_of_about_one_size() -> None:
-    kin = [b"%d" % (place // 2) for place in range(40)] + [b"copies"] * 9
-    folds = dealt(kin, 4, torch.Generator().manual_seed(0))
+    groups = [b"%d" % (place // 2) for place in range(40)] + [b"copies"] * 9
+    folds = dealt(groups, 4, torch.Generator().manual_seed(0))
     assert sorted(np.concatenate(folds)) == list(range(49))
-    names = [{kin[place] for place in fold} for fold in folds]
-    assert sum(map(len, names)) == len(set(kin))
+    names = [{groups[place] for place in fold} for fold in folds]
+    assert sum(map(len, names)) == len(set(groups))
     assert max(map(len, folds)) - min(map(len, folds)) <= 9
     one = dealt([b"same"] * 5, 4, torch.Generator().manual_seed(0))
     assert [fold.tolist() for fold in one] == [[0, 1, 2, 3, 4]]

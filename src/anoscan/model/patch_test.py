@@ -19,7 +19,7 @@ from anoscan.scoring.terms import Tensors, Term
 MOST_IMAGES = 512
 
 
-def measure_trust(
+def term_weights(
     networks: Networks,
     fitted: dict[str, Tensors],
     pixels: np.ndarray,
@@ -27,7 +27,7 @@ def measure_trust(
     own: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """Trust in each term, (k,) in [0, 1], in the order of `fitted`.
+    """Weight of each term, (k,) in [0, 1], in the order of `fitted`.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def measure_trust(
     clean : ndarray of shape (n, k)
         Their raw terms.
     own : ndarray of shape (m, k)
-        What each held-out image says of terms that have a `trust` of their own; see `Term`.
+        What each held-out image says of terms that have a `weight` of their own; see `Term`.
     seed : int
 
     Returns
@@ -59,15 +59,15 @@ def measure_trust(
         term: Term = registry.load("terms", name)
         if pixels.shape[-1] < term.least_side:
             values.append(0.0)
-        elif term.trust is not None:
+        elif term.weight is not None:
             values.append(own[:, column].mean())
         elif not changed.any():
             values.append(0.0)
         else:
             scores = np.concatenate([clean[:, column], pasted[changed, column]])
             odd = np.arange(len(scores)) >= len(clean)
-            told = max(2 * roc_auc_score(odd, scores) - 1, 0)
-            values.append(told if term.narrow else told**0.5)
+            seen = max(2 * roc_auc_score(odd, scores) - 1, 0)
+            values.append(seen if term.narrow else seen**0.5)
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
     return bounded
 
