@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from anoscan.core.config import TrainConfig
-from anoscan.core.errors import UsageError
-from anoscan.core.progress import OnProgress, Progress, on_reading
+from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.results import (
     CalibrateReport,
     EvalReport,
@@ -32,7 +31,7 @@ from anoscan.core.results import (
 )
 from anoscan.core.runtime import Runtime
 from anoscan.evaluation import recalibrate
-from anoscan.evaluation.evaluate import Conditions, Subject, assess
+from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
@@ -40,26 +39,38 @@ from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
 from anoscan.model import file as model_file
 from anoscan.model import store
-from anoscan.model.judge import Judge, nothing_readable, ranked, searched
+from anoscan.model.judge import Judge, Wanted, nothing_readable, ranked, searched
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
 from anoscan.networks.loop import stop_on_interrupt
 from anoscan.report.map_files import MapFiles
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.tracking import Tracker
-from anoscan.report.views import OnImage
-from anoscan.scoring import measure
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion
+from anoscan.report.views import ImageViews, OnImage, ViewFiles
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
 from anoscan.training import health
 from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.learn import learn
+from anoscan.training.learn import TrainRequest, learn
 from anoscan.training.suspects import Suspicion
 
-BATCH_SIZE = measure.CHUNK
+_AS_USUAL = ScoreRequest()
 
 
 def _quiet(progress: Progress) -> None:
     """Report nothing: the library never prints."""
+
+
+class HowToScore(TypedDict, total=False):
+    """Keywords of `Detector.score` and `Detector.evaluate`; see `ScoreRequest` for what they mean.
+
+    `mapping` is an `Inversion`, or the name of one with its defaults.
+    """
+
+    score: str
+    mapping: str | Inversion
+    false_alarm_rate: float | None
+    nearest: int
+    batch_size: int
 
 
 class Detector:
@@ -158,24 +169,13 @@ class Detector:
                 Checkpoint.check(checkpoint)
             said = f"losses and pictures while the training runs: {record.folder}"
             anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
-            notes = (narrowed, anew if checkpoint.exists() and not resume else None, said)
-            for note in filter(None, notes):
-                on_progress(Progress("reading", 0, len(files), {}, 0.0, note))
+            for note in (narrowed, anew if checkpoint.exists() and not resume else None, said):
+                notify(on_progress, "reading", note, len(files))
             events = None if tensorboard is None else Path(tensorboard) / name
             tracker = Tracker(record, resume=resume, tensorboard=events)
+            request = TrainRequest(files, config, checkpoint, resume, drop_suspects, region)
             with stop_on_interrupt() as stopping, closing(tracker):
-                learned = learn(
-                    files,
-                    config,
-                    runtime,
-                    checkpoint=checkpoint,
-                    resume=resume,
-                    observer=tracker,
-                    on_progress=on_progress,
-                    stopping=stopping,
-                    drop_suspects=drop_suspects,
-                    roi=region,
-                )
+                learned = learn(request, runtime, tracker, on_progress, stopping)
             detector = cls(learned.model, runtime.measuring())
             detector.save(target)
             checkpoint.unlink(missing_ok=True)
@@ -221,15 +221,11 @@ class Detector:
         self,
         paths: str | Path | Sequence[str | Path],
         *,
-        score: str = DEFAULT_SCORE,
-        mapping: str | Inversion = "encoder",
-        false_alarm_rate: float | None = None,
         top: int | None = None,
         residuals: str | Path | None = None,
-        nearest: int = 0,
         maps: MapFiles | None = None,
-        batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
+        **how: Unpack[HowToScore],
     ) -> ScoreReport:
         """Score and rank images.
 
@@ -237,19 +233,14 @@ class Detector:
         ----------
         paths : path or sequence of paths
             Folders and files of query images.
-        score : {'calibrated', 'paper', 'anogan'}
-        mapping : {'encoder', 'search', 'refine'} or Inversion
-            How an image gets its latent.
-        false_alarm_rate : float in (0, 1), optional
-            Share of normal images that may be called anomalous; by default the model's own.
         top : int, optional
             Keep only so many images in the report; counts are of all.
         residuals : path, optional
             Folder for PNGs of query, reconstruction and residual.
-        nearest : int
-            Name so many training images most like each query; the model must have kept them.
-        batch_size : int
-            Images a pass; scores do not depend on it.
+        maps : MapFiles, optional
+            Writes the anomaly maps.
+        **how
+            See `HowToScore`.
 
         Returns
         -------
@@ -262,30 +253,28 @@ class Detector:
             When nothing can be read.
         """
         files = find(query_paths(paths)[0])
-        report = self.score_files(
-            files,
-            score=score,
-            mapping=mapping,
-            false_alarm_rate=false_alarm_rate,
-            residuals=residuals,
-            nearest=nearest,
-            maps=maps,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        )
+        request, views = ScoreRequest.of(**how), self.view_files(residuals, maps)
+        report = self.score_files(files, request, views, on_progress=on_progress)
         return dataclasses.replace(report, images=report.images[:top])
+
+    def view_files(self, residuals: str | Path | None, maps: MapFiles | None) -> ViewFiles | None:
+        """What writes pictures and maps of images that are scored; None where none are wanted.
+
+        Raises
+        ------
+        ModelError
+            When map files are wanted of a model that has no maps.
+        """
+        if residuals is None and maps is None:
+            return None
+        return ViewFiles(self.model, None if residuals is None else Path(residuals), maps)
 
     def score_files(
         self,
         files: Sequence[ImageFile],
+        request: ScoreRequest = _AS_USUAL,
+        views: ViewFiles | None = None,
         *,
-        score: str = DEFAULT_SCORE,
-        mapping: str | Inversion = "encoder",
-        false_alarm_rate: float | None = None,
-        residuals: str | Path | None = None,
-        nearest: int = 0,
-        maps: MapFiles | None = None,
-        batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
     ) -> ScoreReport:
@@ -293,16 +282,7 @@ class Detector:
         scored: list[ImageScore] = []
         skipped: list[Skipped] = []
         for outcome in self.stream(
-            files,
-            score=score,
-            mapping=mapping,
-            false_alarm_rate=false_alarm_rate,
-            residuals=residuals,
-            nearest=nearest,
-            maps=maps,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            on_image=on_image,
+            files, request, views, on_progress=on_progress, on_image=on_image
         ):
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
@@ -314,10 +294,10 @@ class Detector:
         anomalous = sum(image.verdict == "anomalous" for image in ordered)
         return ScoreReport(
             model=self.reference,
-            score=score,
-            mapping=(how := Inversion.of(mapping)).mapping,
-            search=searched(how),
-            threshold=self.threshold(false_alarm_rate, score, mapping),
+            score=request.score,
+            mapping=request.inversion.mapping,
+            search=searched(request.inversion),
+            threshold=self._judge.threshold(request),
             counts={"scored": len(ordered), "anomalous": anomalous, "skipped": len(skipped)},
             images=tuple(ordered),
             skipped=tuple(skipped),
@@ -327,52 +307,43 @@ class Detector:
     def stream(
         self,
         files: Iterable[ImageFile],
+        request: ScoreRequest = _AS_USUAL,
+        views: ViewFiles | None = None,
         *,
-        score: str = DEFAULT_SCORE,
-        mapping: str | Inversion = "encoder",
-        false_alarm_rate: float | None = None,
-        residuals: str | Path | None = None,
-        nearest: int = 0,
-        maps: MapFiles | None = None,
-        batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
     ) -> Iterator[ImageScore | Skipped]:
         """Score images one batch after the other, in input order and bounded memory.
 
-        See `score`; `rank` and `q_value`, which need all images, are None. `on_image` is called
-        with each result and what can be drawn of it.
+        `rank` and `q_value`, which need all images, are None. `on_image` is called with each
+        result and what can be drawn of it.
         """
-        if batch_size < 1:
-            raise UsageError(f"--batch-size must be at least 1. Got {batch_size}.")
-        levels = self._judge.levels(false_alarm_rate, score, nearest)
+        levels = self._judge.levels(request)
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
-        how, pictures = Inversion.of(mapping), bool(residuals or on_image)
-        folder = None if residuals is None else Path(residuals)
 
         def on_tiles(measured: int, tiles: int) -> None:
-            on_progress(Progress("scoring", done, total, {}, 0.0, tiles=(measured, tiles)))
+            on_progress(Progress("scoring", done, total, tiles=(measured, tiles)))
 
-        for batch in self._judge.measured(
-            files,
-            batch_size,
-            how,
-            pictures=pictures,
-            levels=levels,
-            map_files=maps,
+        wanted = Wanted(
+            pictures=on_image is not None or (views is not None and views.residuals is not None),
+            level=levels.region,
+            rows_for=None if views is None else views.rows_for,
             on_tiles=on_tiles,
-        ):
-            for outcome in batch:
-                decoded, done = outcome.decoded, done + 1
+        )
+        for batch in self._judge.measured(files, request.batch_size, request.inversion, wanted):
+            for measured in batch:
+                decoded, done = measured.decoded, done + 1
                 if isinstance(decoded, Skipped):
                     yield decoded
                     continue
-                result = self._judge.judge(decoded, outcome, levels, folder, maps)
+                result = self._judge.judge(decoded, measured, levels)
+                if views is not None:
+                    result = views.write(result, decoded, measured, levels.region)
                 if on_image is not None:
-                    on_image(result, self._judge.seen(decoded, outcome))
+                    on_image(result, ImageViews.of(self.model, decoded, measured))
                 yield result
-            on_progress(Progress("scoring", done, total, {}, 0.0))
+            on_progress(Progress("scoring", done, total))
 
     def sample(
         self,
@@ -401,20 +372,15 @@ class Detector:
 
     def score_terms(self, score: str = DEFAULT_SCORE) -> tuple[str, ...]:
         """Names of the terms that a score shows, of those this model has."""
-        return self._judge.terms(score)
+        return self._judge.scorer.terms(score)
 
-    def threshold(
-        self,
-        false_alarm_rate: float | None = None,
-        score: str = DEFAULT_SCORE,
-        mapping: str | Inversion = "encoder",
-    ) -> Threshold:
+    def threshold(self, request: ScoreRequest = _AS_USUAL) -> Threshold:
         """Score above which an image is called anomalous at a false-alarm rate."""
-        return self._judge.threshold(false_alarm_rate, score, Inversion.of(mapping))
+        return self._judge.threshold(request)
 
-    def hint(self, score: str, mapping: str | Inversion) -> str | None:
+    def hint(self, request: ScoreRequest) -> str | None:
         """What a search is not good for with a score, or None."""
-        return self._judge.hint(score, Inversion.of(mapping))
+        return self._judge.hint(request.score, request.inversion)
 
     def calibrate(
         self,
@@ -441,8 +407,7 @@ class Detector:
         file = store.unused(name, force=force) if name else Path(before.path)
         normal, narrowed = training_paths(paths)
         normals = find(normal) if normal else []
-        if narrowed:
-            on_progress(Progress("reading", 0, len(normals), {}, 0.0, narrowed))
+        notify(on_progress, "reading", narrowed, len(normals))
         model, decision, skipped = recalibrate.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
@@ -463,7 +428,7 @@ class Detector:
 
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
         """Scores (n,) of the normal images that thresholds are made of."""
-        return self._judge.calibration_scores(score)
+        return self._judge.scorer.calibration_scores(score)
 
     def evaluate(
         self,
@@ -472,11 +437,8 @@ class Detector:
         *,
         masks: str | Path | None = None,
         against: Sequence[Detector] = (),
-        score: str = DEFAULT_SCORE,
-        mapping: str | Inversion = "encoder",
-        false_alarm_rate: float | None = None,
-        batch_size: int = BATCH_SIZE,
         on_progress: OnProgress = _quiet,
+        **how: Unpack[HowToScore],
     ) -> EvalReport:
         """Score labelled images and measure how well scores and labels agree.
 
@@ -491,6 +453,8 @@ class Detector:
             Folder of masks under the names of the images, to measure pixels too.
         against : sequence of Detector
             Other models to compare this one with.
+        **how
+            See `HowToScore`.
 
         Returns
         -------
@@ -505,6 +469,5 @@ class Detector:
             Without labels of either kind.
         """
         given = gather(*(None if p is None else Path(p) for p in (labels, folder, masks)))
-        conditions = Conditions(score, Inversion.of(mapping), false_alarm_rate, batch_size)
         subjects = [Subject(model._judge, model.reference) for model in (self, *against)]
-        return assess(subjects, given, conditions, on_progress)
+        return assess(subjects, given, ScoreRequest.of(**how), on_progress)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.core.errors import InputError
 
+T = TypeVar("T")
 Floats = NDArray[np.float32]
 IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
 
@@ -41,3 +44,12 @@ def evenly(rows: np.ndarray, most: int) -> np.ndarray:
     """At most so many of the rows, from all over: the first ones may all be of one folder."""
     n = len(rows)
     return rows if n <= most else rows[np.arange(most) * n // most]
+
+
+def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Entries whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,19 @@ class Progress:
     stage: str
     images: int
     total_images: int
-    losses: dict[str, float]
-    images_per_second: float
+    losses: dict[str, float] = field(default_factory=dict)
+    images_per_second: float = 0.0
     note: str | None = None
     tiles: tuple[int, int] | None = None
 
 
 OnProgress = Callable[[Progress], None]
+
+
+def notify(on_progress: OnProgress, stage: str, note: str | None, total: int = 0) -> None:
+    """Report a note at the start of a stage of `total` images; do nothing where there is none."""
+    if note:
+        on_progress(Progress(stage, 0, total, note=note))
 
 
 def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:
@@ -34,6 +40,6 @@ def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:
 
     def report(done: int, total: int) -> None:
         speed = done / max(time.monotonic() - start, 1e-9)
-        on_progress(Progress("reading", done, total, {}, speed))
+        on_progress(Progress("reading", done, total, images_per_second=speed))
 
     return report

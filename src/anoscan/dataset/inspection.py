@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from anoscan.core.arrays import Floats
-from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE, TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.images import masks
 from anoscan.images.decode import ImageRule, shallow_image
@@ -59,30 +59,24 @@ class _Look:
 
 
 def inspect(
-    files: Sequence[ImageFile],
-    *,
-    size: int | None,
-    channels: int | None,
-    workers: int,
-    seed: int,
-    patch: int | None = None,
-    roi: Roi | None = None,
+    files: Sequence[ImageFile], config: TrainConfig, workers: int, roi: Roi | None = None
 ) -> Inspection:
-    """Learn from at most 512 of the files, drawn by `seed`, how images become tensors.
+    """Learn from at most 512 of the files, drawn by the seed, how images become tensors.
 
-    A `size` of None becomes `patch`, or for whole images the median of the longer sides, rounded
-    to a multiple of 4, from 16 to 128; `channels` None becomes 1 where no image has a colour, else
-    3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples, or their
-    ends where these lie close; of those inside `roi`, where there is one.
+    A size of None becomes that of patches, or for whole images the median of the longer sides,
+    rounded to a multiple of 4, from 16 to 128. Channels of None become 1 where no image has a
+    colour, else 3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples,
+    or their ends where these lie close; of those inside `roi`, where there is one.
 
     Raises
     ------
     InputError
-        When none of the files can be read, or all are smaller than `patch`.
+        When none of the files can be read, or all are smaller than a patch.
     """
+    size, channels, patch = config.size, config.channels, config.patch
     chosen = list(files)
     if len(files) > _INSPECTED:
-        drawn = sorted(random.Random(seed).sample(range(len(files)), _INSPECTED))
+        drawn = sorted(random.Random(config.seed).sample(range(len(files)), _INSPECTED))
         chosen = [files[index] for index in drawn]
     with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
         results = list(pool.map(lambda image: _look(image, roi), chosen))

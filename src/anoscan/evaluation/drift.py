@@ -13,14 +13,14 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from anoscan.core.errors import InputError
-from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.progress import OnProgress, Progress, notify
 from anoscan.core.results import DriftCheck, DriftReport, ModelReference, Skipped
 from anoscan.images.files import find
 from anoscan.images.layout import unseen_paths
 from anoscan.images.mismatch import Look
-from anoscan.model.judge import Judge, nothing_readable
+from anoscan.model.judge import TERMS_ALONE, Judge, nothing_readable
 from anoscan.scoring import calibration
-from anoscan.scoring.choices import DEFAULT_SCORE
+from anoscan.scoring.choices import DEFAULT_SCORE, ScoreRequest
 
 CHUNK = 64
 CERTAIN = 0.01  # adjusted p-value from which a difference is believed
@@ -51,11 +51,10 @@ def compare(
     """
     found, narrowed = unseen_paths(paths)
     files = find(found)
-    if narrowed:
-        on_progress(Progress("scoring", 0, len(files), {}, 0.0, narrowed))
+    notify(on_progress, "scoring", narrowed, len(files))
     terms, looks, skipped, unlike = [], [], [], 0
     known = judge.model.calibration.looks
-    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
+    for batch in judge.measured(files, CHUNK, wanted=TERMS_ALONE):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
                 skipped.append(decoded)
@@ -64,12 +63,12 @@ def compare(
             looks.append(decoded.look)
             unlike += known is not None and known.reasons(decoded.look) is not None
         done = len(terms) + len(skipped)
-        on_progress(Progress("scoring", done, len(files), {}, 0.0))
+        on_progress(Progress("scoring", done, len(files)))
     if not terms:
         raise nothing_readable(skipped) if skipped else InputError("no images given.")
-    scores = judge.scores(np.array(terms), DEFAULT_SCORE)
+    scores = judge.scorer.scores(np.array(terms), DEFAULT_SCORE)
     checks = _checks(_samples(judge, np.array(terms), scores, looks))
-    threshold = judge.threshold(None, DEFAULT_SCORE)
+    threshold = judge.threshold(ScoreRequest())
     drifted = [check.name for check in checks if check.drifted]
     many = unlike > max(1, MOST_MISMATCHES * len(terms))
     fits = not drifted and not many
@@ -91,9 +90,9 @@ def _samples(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What is compared, by name: values of the calibration images, and of the batch."""
     calibration = judge.model.calibration
-    found = {"score": (judge.calibration_scores(DEFAULT_SCORE), scores)}
+    found = {"score": (judge.scorer.calibration_scores(DEFAULT_SCORE), scores)}
     present = list(judge.model.fitted)
-    for name in judge.terms(DEFAULT_SCORE):
+    for name in judge.scorer.terms(DEFAULT_SCORE):
         column = present.index(name)
         found[name] = (calibration.terms[:, column], terms[:, column])
     if calibration.looks is not None:

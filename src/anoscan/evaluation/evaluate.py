@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 
 from anoscan.core.errors import InputError
-from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.progress import OnProgress, Progress, notify
 from anoscan.core.results import (
     ClassReport,
     ComparedModel,
@@ -26,24 +26,14 @@ from anoscan.evaluation.labels import Labelled, LabelledSet
 from anoscan.evaluation.pixels import RUN, PixelScores, pixel_metrics
 from anoscan.images.decode import Decoded
 from anoscan.images.masks import read_mask
-from anoscan.model.judge import Judge, nothing_readable, searched
+from anoscan.model.judge import Judge, Wanted, nothing_readable, searched
 from anoscan.scoring.baselines import NAMES as BASELINE_NAMES
-from anoscan.scoring.choices import Inversion
+from anoscan.scoring.choices import ScoreRequest
 
 MISSING_SHOWN = 5  # of the labels without an image
 _BUFFERS = 16  # full runs of pixels in memory, all classes together
 
 Kind = tuple[str | None, bool]  # class, and whether its images are anomalous
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """How images are scored, and in what light they are judged."""
-
-    score: str
-    how: Inversion
-    false_alarm_rate: float | None
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Subject:
 
 
 def assess(
-    subjects: Sequence[Subject], given: LabelledSet, conditions: Conditions, on_progress: OnProgress
+    subjects: Sequence[Subject], given: LabelledSet, request: ScoreRequest, on_progress: OnProgress
 ) -> EvalReport:
     """Score labelled images by one or more models and measure how well scores and labels agree.
 
@@ -64,7 +54,7 @@ def assess(
     subjects : sequence of Subject
         The report is about the first; the others are compared with it.
     given : LabelledSet
-    conditions : Conditions
+    request : ScoreRequest
     on_progress : callable
 
     Raises
@@ -73,15 +63,15 @@ def assess(
         When no image can be read.
     """
     for subject in subjects:  # before hours of scoring
-        subject.judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+        subject.judge.threshold(request)
     total = len(given.images) * len(subjects)
     for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
         if paths:
-            on_progress(Progress("scoring", 0, total, {}, 0.0, f"{what}: {_some(paths)}"))
+            notify(on_progress, "scoring", f"{what}: {_some(paths)}", total)
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
-        measured.append(_Measured.of(subject, given, conditions, done, total, on_progress))
+        measured.append(_Measured.of(subject, given, request, done, total, on_progress))
     first = measured[0].report()
     return dataclasses.replace(first, comparison=_compared(measured) if measured[1:] else None)
 
@@ -97,7 +87,7 @@ class _Measured:
 
     subject: Subject
     given: LabelledSet
-    conditions: Conditions
+    request: ScoreRequest
     rows: list[Labelled]
     values: np.ndarray
     baselines: np.ndarray
@@ -109,7 +99,7 @@ class _Measured:
         cls,
         subject: Subject,
         given: LabelledSet,
-        conditions: Conditions,
+        request: ScoreRequest,
         done: int,
         total: int,
         on_progress: OnProgress,
@@ -120,8 +110,8 @@ class _Measured:
         judge = subject.judge
         files = [item.image for item in given.images]
         by_path = {item.image.path: item for item in given.images}
-        size, how = conditions.batch_size, conditions.how
-        batches = judge.measured(files, size, how, pictures=False, mapped=given.masks)
+        wanted = Wanted(pictures=False, mapped=given.masks)
+        batches = judge.measured(files, request.batch_size, request.inversion, wanted)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None
             for decoded, row, _, _, anomaly_map, _ in chain.from_iterable(batches):
@@ -135,13 +125,13 @@ class _Measured:
                     baselines.append(judge.baseline(decoded))
                     if pixels is not None:
                         pixels.add(item, decoded, anomaly_map)
-                on_progress(Progress("scoring", done, total, {}, 0.0))
+                on_progress(Progress("scoring", done, total))
             if not rows:
                 raise nothing_readable(skipped)
             if pixels is not None:
                 pixels.measure()
         return cls(
-            subject, given, conditions, rows, np.array(values), np.array(baselines), skipped, pixels
+            subject, given, request, rows, np.array(values), np.array(baselines), skipped, pixels
         )
 
     @property
@@ -150,13 +140,13 @@ class _Measured:
 
     @property
     def scores(self) -> np.ndarray:
-        return self.subject.judge.scores(self.values, self.conditions.score)
+        return self.subject.judge.scorer.scores(self.values, self.request.score)
 
     def report(self) -> EvalReport:
         """All figures of this model."""
-        judge, conditions, given = self.subject.judge, self.conditions, self.given
+        judge, request, given = self.subject.judge, self.request, self.given
         scores, anomalous = self.scores, self.anomalous
-        threshold = judge.threshold(conditions.false_alarm_rate, conditions.score, conditions.how)
+        threshold = judge.threshold(request)
         level = threshold.score
         found = metrics.detection(scores, anomalous)
         return EvalReport(
@@ -174,13 +164,13 @@ class _Measured:
             undefined=found.undefined,
             at_threshold=metrics.at_threshold(scores, anomalous, level),
             baselines=self._aurocs(BASELINE_NAMES, self.baselines),
-            terms=self._aurocs(judge.columns, self.values),
+            terms=self._aurocs(judge.scorer.columns, self.values),
             pixel=self.pixels.all if self.pixels else None,
             classes=self._classes(scores, anomalous, level),
             curves=metrics.curves(scores, anomalous),
-            mapping=conditions.how.mapping,
-            search=searched(conditions.how),
-            warning=judge.caveat(conditions.score, conditions.how),
+            mapping=request.inversion.mapping,
+            search=searched(request.inversion),
+            warning=judge.caveat(request.score, request.inversion),
             threshold_uses_labels=threshold.uses_labels,
         )
 
@@ -274,9 +264,7 @@ def _compared(measured: Sequence[_Measured]) -> tuple[ComparedModel, ...]:
         chosen = np.array([row.image.path in shared for row in one.rows])
         scores, anomalous = one.scores[chosen], one.anomalous[chosen]
         base = scores if base is None else base
-        level = one.subject.judge.threshold(
-            one.conditions.false_alarm_rate, one.conditions.score, one.conditions.how
-        ).score
+        level = one.subject.judge.threshold(one.request).score
         found = metrics.detection(scores, anomalous)
         gain = metrics.difference(scores, base, anomalous)
         rows.append(

@@ -25,13 +25,13 @@ from anoscan.dataset.material import Material
 from anoscan.evaluation.labels import gather
 from anoscan.images.files import ImageFile
 from anoscan.model.held_out import measure_held_out
-from anoscan.model.judge import Judge, nothing_readable
+from anoscan.model.judge import TERMS_ALONE, Judge, nothing_readable
 from anoscan.model.model import Model
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import calibration
 from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.scoring.maps import MOST_HELD_OUT, Maps, calibrated
-from anoscan.scoring.measure import chunks
+from anoscan.scoring.measure import Measurer, chunks
 
 CHUNK = 64
 
@@ -117,23 +117,16 @@ def on_normals(
         When too few images can be read.
     """
     config, rule = model.config, model.rule
-    seen = inspect(
-        files,
-        size=rule.size,
-        channels=rule.channels,
-        workers=runtime.workers,
-        seed=config.seed,
-        patch=rule.patch,
-        roi=rule.roi,
-    )
+    seen = inspect(files, config, runtime.workers, rule.roi)
     # 8-bit images have no levels to set; those of deeper ones stay until deep images come.
     rule = dataclasses.replace(rule, window=seen.rule.window or rule.window)
     material = Material.of_normals(
         files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
     )
-    networks, fitted = model.networks, model.fitted
+    networks = model.networks
     maps = model.maps and _maps_of(model.maps, networks, material, runtime)
-    held = measure_held_out(networks, fitted, model.baselines, material, maps, config.seed, runtime)
+    measurer = Measurer(networks, model.fitted, rule, maps)
+    held = measure_held_out(measurer, model.baselines, material, config.seed)
     event = {
         "action": "calibrate",
         "images": len(material.held_out),
@@ -215,7 +208,7 @@ def _labelled(
     files = [item.image for item in given]
     judge = Judge(model, runtime)
     terms, odd, skipped = [], [], []
-    for batch in judge.measured(files, CHUNK, pictures=False, mapped=False):
+    for batch in judge.measured(files, CHUNK, wanted=TERMS_ALONE):
         for decoded, row, *_ in batch:
             if isinstance(decoded, Skipped):
                 skipped.append(decoded)
@@ -224,8 +217,8 @@ def _labelled(
                 odd.append(truth[decoded.image.path])
     if not terms:
         raise nothing_readable(skipped)
-    scores = judge.scores(np.array(terms), DEFAULT_SCORE)
-    p = calibration.p_values(scores, judge.calibration_scores(DEFAULT_SCORE))
+    scores = judge.scorer.scores(np.array(terms), DEFAULT_SCORE)
+    p = calibration.p_values(scores, judge.scorer.calibration_scores(DEFAULT_SCORE))
     return p, np.array(odd, dtype=bool), tuple(skipped)
 
 

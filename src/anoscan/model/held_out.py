@@ -19,13 +19,10 @@ from anoscan.images.mismatch import Looks
 from anoscan.model.judge import Judge
 from anoscan.model.model import Calibration, Model
 from anoscan.model.patch_test import MOST_IMAGES, term_weights
-from anoscan.networks.architectures import Networks
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.calibration import tile_moments
-from anoscan.scoring.maps import MOST_HELD_OUT, Maps
-from anoscan.scoring.measure import CHUNK, Measured, chunks
-from anoscan.scoring.measure import measure as measure_views
-from anoscan.scoring.terms import Tensors
+from anoscan.scoring.maps import MOST_HELD_OUT
+from anoscan.scoring.measure import CHUNK, Measured, Measurer
 from anoscan.scoring.tiled import Tiled, measure_tiled, views
 
 
@@ -56,7 +53,7 @@ class HeldOutMeasured:
         if model.maps is not None:
             return dataclasses.replace(model, calibration=calibration)
         judge = Judge(dataclasses.replace(model, calibration=calibration), runtime)
-        peaks = np.array([judge.anomaly_map(image.terms, image.grid).max() for image in self.large])
+        peaks = np.array([judge.tile_map(image.terms, image.grid).max() for image in self.large])
         return dataclasses.replace(
             model, calibration=dataclasses.replace(calibration, region_peaks=peaks)
         )
@@ -78,28 +75,20 @@ class HeldOut:
     tiled: Tiled | None = None
 
 
-def measured(
-    material: Material,
-    networks: Networks,
-    fitted: dict[str, Tensors],
-    baselines: Baselines,
-    device: torch.device,
-    maps: Maps | None,
-) -> Iterator[HeldOut]:
+def measured(measurer: Measurer, baselines: Baselines, material: Material) -> Iterator[HeldOut]:
     """Held-out images, measured just as queries are."""
     rule, rows, inside = material.rule, material.held_out, material.inside
     if rule.patch is not None:
         for decoded in material.large(rows):
-            tiled = measure_tiled(networks, fitted, decoded, rule, device, picture=False, maps=maps)
+            mapped = measurer.maps is not None
+            tiled = measure_tiled(measurer, decoded, picture=False, mapped=mapped)
             means = [baselines.scores(x)["mean_image"] for x in views(decoded, rule)]
             mean = np.concatenate(means).mean(keepdims=True)
             yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
         return
     for start in range(0, len(rows), CHUNK):
         x = np.ascontiguousarray(material.pixels[rows[start : start + CHUNK]])
-        found = measure_views(
-            networks, fitted, torch.from_numpy(x).to(device), maps=maps, mapped=True
-        )
+        found = measurer.measure(torch.from_numpy(x).to(measurer.device), mapped=True)
         error = np.square(x - found.x_hat).mean((1, 2, 3))
         residual = found.residual
         if inside is not None:
@@ -110,18 +99,12 @@ def measured(
 
 
 def measure_held_out(
-    networks: Networks,
-    fitted: dict[str, Tensors],
-    baselines: Baselines,
-    material: Material,
-    maps: Maps | None,
-    seed: int,
-    runtime: Runtime,
+    measurer: Measurer, baselines: Baselines, material: Material, seed: int
 ) -> HeldOutMeasured:
     """Measure the held-out images of `material`, and how far each term can be trusted."""
     terms, own_weights, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
-    for held in measured(material, networks, fitted, baselines, runtime.device, maps):
+    for held in measured(measurer, baselines, material):
         terms.append(held.measured.terms)
         own_weights.append(held.measured.weights)
         levels.append(held.level)
@@ -136,9 +119,10 @@ def measure_held_out(
     clean, some = np.concatenate(terms), evenly(material.unseen, MOST_IMAGES)
     views = np.ascontiguousarray(material.pixels[some])
     # Of a large image the self-test changes parts, so it needs what the same parts were before.
-    before = clean if not large else _terms_of_views(networks, fitted, views, runtime)
-    weights = term_weights(networks, fitted, views, before, np.concatenate(own_weights), seed)
+    before = clean if not large else measurer.terms(views)
+    weights = term_weights(measurer, views, before, np.concatenate(own_weights), seed)
     all_peaks = np.concatenate(peaks) if peaks else np.empty(0)
+    maps = measurer.maps
     if maps is not None and maps.peaks is not None and not large:
         calibrated = evenly(np.arange(len(all_peaks)), MOST_HELD_OUT)
         all_peaks[calibrated] = maps.peaks
@@ -146,10 +130,3 @@ def measure_held_out(
     mean_error = float(np.mean(np.concatenate(mean_errors)))
     missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
     return HeldOutMeasured(calibration, missed, large)
-
-
-def _terms_of_views(
-    networks: Networks, fitted: dict[str, Tensors], views: np.ndarray, runtime: Runtime
-) -> np.ndarray:
-    batches = chunks(np.arange(len(views)), views.__getitem__, runtime.device)
-    return np.concatenate([measure_views(networks, fitted, batch).terms for batch in batches])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import anoscan
 from anoscan.core import registry
+from anoscan.core.arrays import under
 from anoscan.core.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
 from anoscan.core.errors import AnoscanError, InputError, ModelError
 from anoscan.core.runtime import Runtime, seeded
@@ -28,6 +29,7 @@ from anoscan.networks.architectures import Architecture, Networks, Shape, build
 from anoscan.networks.encoders import Encoder
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
+from anoscan.scoring.measure import Measurer
 from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 
@@ -73,6 +75,11 @@ class Model:
     def rule(self) -> ImageRule:
         """How a file becomes what the networks see."""
         return ImageRule.from_dict(self.metadata["image_rule"])
+
+    @functools.cached_property
+    def measurer(self) -> Measurer:
+        """All that measures an image as this model does."""
+        return Measurer(self.networks, self.fitted, self.rule, self.maps)
 
     @property
     def false_alarm_rate(self) -> float:
@@ -166,7 +173,7 @@ class Model:
             )
         for part, network in _parts(networks):
             try:
-                network.load_state_dict(_under(tensors, part), assign=True)
+                network.load_state_dict(under(tensors, f"{part}/"), assign=True)
             except RuntimeError as error:  # torch names every tensor, a line each
                 written = metadata["anoscan_version"]
                 versions = f"written by anoscan {written}, this is {anoscan.__version__}"
@@ -175,7 +182,7 @@ class Model:
         fitted = {
             name: {
                 key: value.to(runtime.device)
-                for key, value in _under(tensors, f"terms/{name}").items()
+                for key, value in under(tensors, f"terms/{name}/").items()
             }
             for name in metadata["terms"]
         }
@@ -199,7 +206,7 @@ class Model:
         kept = Neighbours.of_tensors(tensors)
         maps = None
         if "maps" in metadata:
-            own = {k: v.to(runtime.device) for k, v in _under(tensors, "maps").items()}
+            own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
             maps = Maps.restored(own, metadata["maps"], fitted)
         return cls(networks.frozen(), fitted, calibration, baselines, metadata, kept, maps)
 
@@ -252,8 +259,3 @@ def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:
         ("discriminator", networks.discriminator),
         ("encoder", networks.encoder),
     )
-
-
-def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    prefix = f"{part}/"
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -11,29 +11,21 @@ import numpy as np
 
 from anoscan.core import registry
 from anoscan.core.runtime import random_stream
-from anoscan.networks.architectures import Networks
 from anoscan.networks.augmentation import cut_paste
-from anoscan.scoring.measure import chunks, measure
-from anoscan.scoring.terms import Tensors, Term
+from anoscan.scoring.measure import Measurer, chunks
+from anoscan.scoring.terms import Term
 
 MOST_IMAGES = 512
 
 
 def term_weights(
-    networks: Networks,
-    fitted: dict[str, Tensors],
-    pixels: np.ndarray,
-    clean: np.ndarray,
-    own: np.ndarray,
-    seed: int,
+    measurer: Measurer, pixels: np.ndarray, clean: np.ndarray, own: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Weight of each term, (k,) in [0, 1], in the order of `fitted`.
+    """Weight of each term, (k,) in [0, 1], in the order of `Measurer.fitted`.
 
     Parameters
     ----------
-    networks : Networks
-        Frozen.
-    fitted : dict from a term's name to what its `measure` needs
+    measurer : Measurer
     pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
         Held-out normals, or parts of them.
     clean : ndarray of shape (n, k)
@@ -53,9 +45,9 @@ def term_weights(
     from sklearn.metrics import roc_auc_score
 
     n = min(len(pixels), MOST_IMAGES)
-    pasted, changed = _pasted(networks, fitted, pixels[:n], seed)
+    pasted, changed = _pasted(measurer, pixels[:n], seed)
     values = []
-    for column, name in enumerate(fitted):
+    for column, name in enumerate(measurer.fitted):
         term: Term = registry.load("terms", name)
         if pixels.shape[-1] < term.least_side:
             values.append(0.0)
@@ -72,14 +64,11 @@ def term_weights(
     return bounded
 
 
-def _pasted(
-    networks: Networks, fitted: dict[str, Tensors], pixels: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _pasted(measurer: Measurer, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Raw terms (n, k) of images with a patch, and which of them (n,) the patch changed."""
-    device = next(networks.discriminator.parameters()).device
     terms, changed = [], []
-    for index, x in enumerate(chunks(np.arange(len(pixels)), pixels.__getitem__, device)):
+    for index, x in enumerate(chunks(np.arange(len(pixels)), pixels.__getitem__, measurer.device)):
         patched = cut_paste(x, random_stream(seed, "self-test", index), share=1)
-        terms.append(measure(networks, fitted, patched).terms)
+        terms.append(measurer.measure(patched).terms)
         changed.append((patched != x).flatten(1).any(1).cpu().numpy())
     return np.concatenate(terms), np.concatenate(changed)

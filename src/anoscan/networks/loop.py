@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anoscan.core.arrays import under
 from anoscan.core.errors import TrainingDiverged, TrainingInterrupted
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.runtime import random_stream
@@ -180,7 +181,7 @@ def _roll_back(
     position.step, position.rollbacks = good.step, position.rollbacks + 1
     stage.slow_down = slower
     note = "losses were not finite: went back, and go on with a quarter of the learning rate"
-    on_progress(Progress(stage.name, images, report.total_images, {}, 0.0, note))
+    on_progress(Progress(stage.name, images, report.total_images, note=note))
 
 
 def _sound(stage: Stage, report: Progress) -> bool:
@@ -248,21 +249,16 @@ def state_tensors(stage: Stage) -> dict[str, Tensor]:
 def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
     """Put a stage back into the state that `state_tensors` gave."""
     for name, module in stage.modules.items():
-        module.load_state_dict(_under(tensors, name))
+        module.load_state_dict(under(tensors, f"{name}/"))
     for name, optimizer in stage.optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
-        flat = _under(tensors, f"optimizer-{name}")
+        flat = under(tensors, f"optimizer-{name}/")
         for key, value in flat.items():
             index, moment = key.split("/")
             state.setdefault(int(index), {})[moment] = value.clone()
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     stage.slow_down = float(tensors["slow-down"])
-
-
-def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    prefix = f"{name}/"
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

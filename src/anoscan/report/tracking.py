@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from anoscan.core.arrays import Floats
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.progress import OnProgress, Progress
+from anoscan.core.progress import OnProgress, Progress, notify
 from anoscan.core.runtime import exact_float32, random_stream
 from anoscan.model.training_record import Record
 from anoscan.report import pictures
@@ -134,7 +134,7 @@ class Tracker:
             self._writes = False
             reason = error.message if isinstance(error, InputError) else error.strerror or error
             note = f"no more losses and pictures in {self.record.folder}: {reason}"
-            on_progress(Progress(stage, 0, 0, {}, 0.0, note))
+            notify(on_progress, stage, note)
 
     def _sheets(
         self, generator: nn.Module | None, mirror: tuple[nn.Module, nn.Module] | None

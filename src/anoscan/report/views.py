@@ -1,20 +1,26 @@
-"""One image as a model saw it: what was measured, and what can be drawn of it."""
+"""What can be drawn of one image, and the files that are drawn of every image that is scored."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from anoscan.core.config import SMALLEST_SIZE
-from anoscan.core.errors import InputError
+from anoscan.core.errors import InputError, ModelError
 from anoscan.core.results import ImageScore
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded, ImageRule, decode
+from anoscan.images.tiles import LARGEST_PICTURE
+from anoscan.model.judge import MeasuredImage
+from anoscan.model.model import Model
 from anoscan.report import pictures
+from anoscan.report.map_files import MapFiles
+from anoscan.scoring.tiled import OnRows
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,15 @@ class ImageViews:
     anomaly_map: np.ndarray
     scale: float
     rule: ImageRule
+
+    @classmethod
+    def of(cls, model: Model, decoded: Decoded, measured: MeasuredImage) -> ImageViews:
+        """Views of what was measured of an image; without maps, residuals stand for them."""
+        if model.maps is not None:
+            shown, scale = measured.anomaly_map, model.maps.scale.brightest
+        else:
+            shown, scale = measured.residual, model.calibration.picture_scale
+        return cls(decoded, measured.x_hat, shown, scale, model.rule)
 
     def views(self, side: int) -> pictures.Views:
         """Query, reconstruction and map, none with a side over `side` pixels.
@@ -40,6 +55,84 @@ class ImageViews:
         return own_canvas(self.decoded, self.rule)
 
 
+OnImage = Callable[[ImageScore, ImageViews], None]
+
+
+class ViewFiles:
+    """Writes what is wanted of each image: the panel of its residual, the files of its map.
+
+    Parameters
+    ----------
+    model : Model
+    residuals : Path, optional
+        Folder for PNGs of query, reconstruction and residual.
+    maps : MapFiles, optional
+
+    Raises
+    ------
+    ModelError
+        When map files are wanted of a model that has no maps.
+    """
+
+    def __init__(self, model: Model, residuals: Path | None, maps: MapFiles | None) -> None:
+        if maps is not None and model.maps is None:
+            raise ModelError(
+                "this model was trained before there were anomaly maps.",
+                hint="Train it again, or use --residuals.",
+            )
+        self._model, self.residuals, self._maps = model, residuals, maps
+
+    def rows_for(self, canvas: Canvas) -> OnRows | None:
+        """What takes the rows of the map of a large image; None where nothing does."""
+        return None if self._maps is None else self._maps.spool(canvas)
+
+    def write(
+        self, image: ImageScore, decoded: Decoded, measured: MeasuredImage, level: float
+    ) -> ImageScore:
+        """Write the files of one image; returns its result with their paths.
+
+        Parameters
+        ----------
+        level : float
+            What a mask of regions shows is above it.
+        """
+        return dataclasses.replace(
+            image,
+            residual=self._panel(image, decoded, measured),
+            maps=self._map_files(decoded, measured, level),
+        )
+
+    def _panel(self, image: ImageScore, decoded: Decoded, measured: MeasuredImage) -> str | None:
+        """Query | reconstruction | residual | nearest images."""
+        if self.residuals is None:
+            return None
+        model = self._model
+        like: Iterable[np.ndarray] = ()
+        if model.neighbours is not None and image.nearest:
+            like = model.neighbours.thumbnails_of(image.nearest) / 127.5 - 1
+        target = pictures.output_path(self.residuals, decoded.image.inside)
+        panel = pictures.panel(
+            decoded.canvas.reduced(LARGEST_PICTURE),
+            measured.x_hat,
+            measured.residual,
+            model.calibration.picture_scale,
+            # A square view gets the image's proportions back; what is seen in patches kept them.
+            shape=decoded.shape if model.rule.patch is None else None,
+            like=like,
+        )
+        pictures.save_png(panel, target)
+        return target.as_posix()
+
+    def _map_files(
+        self, decoded: Decoded, measured: MeasuredImage, level: float
+    ) -> dict[str, str] | None:
+        model, files = self._model, self._maps
+        if files is None or model.maps is None:
+            return None
+        canvas = own_canvas(decoded, model.rule) if files.drawn else decoded.canvas
+        return files.write(decoded, canvas, measured.anomaly_map, level, model.maps.scale)
+
+
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
     """The image at its own resolution; where that is too small to decode, as networks see it."""
     if rule.patch is not None or decoded.shape == (rule.size, rule.size):
@@ -50,6 +143,3 @@ def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
         return decode(decoded.image, own).canvas
     except InputError:  # narrower than a patch, or gone by now
         return decoded.canvas
-
-
-OnImage = Callable[[ImageScore, ImageViews], None]

@@ -6,7 +6,9 @@ Nothing here imports torch: ``--help`` describes each of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from anoscan.core.config import rate_in_range
 from anoscan.core.errors import UsageError
 
 
@@ -50,6 +52,7 @@ SCORES = {
     )
 }
 DEFAULT_SCORE = "calibrated"
+BATCH_SIZE = 64
 
 
 def score_named(name: str) -> Score:
@@ -137,6 +140,47 @@ class Inversion:
 
 
 ENCODER = Inversion()
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is asked of a model for every image that it scores.
+
+    Parameters
+    ----------
+    score : {'calibrated', 'paper', 'anogan'}
+    inversion : Inversion
+        How an image gets its latent.
+    false_alarm_rate : float in (0, 1), optional
+        Share of normal images that may be called anomalous; by default the model's own.
+    nearest : int
+        How many training images most like it are named; the model must have kept them.
+    batch_size : int
+        Images a pass; scores do not depend on it.
+
+    Raises
+    ------
+    UsageError
+        For an unknown score, or a number out of range.
+    """
+
+    score: str = DEFAULT_SCORE
+    inversion: Inversion = ENCODER
+    false_alarm_rate: float | None = None
+    nearest: int = 0
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        score_named(self.score)
+        if self.false_alarm_rate is not None:
+            rate_in_range(self.false_alarm_rate)
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1. Got {self.batch_size}.")
+
+    @classmethod
+    def of(cls, *, mapping: str | Inversion = ENCODER, **options: Any) -> ScoreRequest:
+        """Request from keywords of `Detector.score`, where `mapping` may be a name."""
+        return cls(inversion=Inversion.of(mapping), **options)
 
 
 def map_forms(text: str) -> tuple[str, ...]:

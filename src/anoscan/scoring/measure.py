@@ -11,7 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from anoscan.core import registry
+from anoscan.core.arrays import Floats
 from anoscan.core.runtime import exact_float32
+from anoscan.images.decode import ImageRule
 from anoscan.networks.architectures import Networks
 from anoscan.scoring.choices import ENCODER, Inversion
 from anoscan.scoring.maps import Maps
@@ -118,40 +120,60 @@ def _together(parts: Sequence[Tensors]) -> Tensors:
     return found
 
 
-def measure(
-    networks: Networks,
-    fitted: dict[str, Tensors],
-    x: Tensor,
-    how: Inversion = ENCODER,
-    maps: Maps | None = None,
-    *,
-    mapped: bool = False,
-) -> Measured:
-    """Terms and reconstructions of images (n, c, s, s) in [-1, 1], on the networks' device.
+@dataclass(frozen=True)
+class Measurer:
+    """All that measures an image, on the device of the networks.
 
-    The columns of the terms are in the order of `fitted`. With `mapped` the oddness of places is
-    measured too: by `maps`, or as residuals where there are none.
+    Parameters
+    ----------
+    networks : Networks
+        Frozen.
+    fitted : dict
+        From the name of a term to what its `Term.measure` needs; the columns of terms have this
+        order.
+    rule : ImageRule
+        How a file becomes what the networks see.
+    maps : Maps, optional
+        Fitted anomaly maps. Without them, maps are smoothed residuals.
     """
-    with exact_float32():
-        evidence = gather(networks, x, latents(networks, x, how))
-        terms: dict[str, Term] = {name: registry.load("terms", name) for name in fitted}
-        columns = [term.measure(evidence, fitted[name]) for name, term in terms.items()]
-        one = columns[0].new_ones(len(x))
-        weights = [term.weight(evidence) if term.weight else one for term in terms.values()]
-        residuals = residual(evidence).cpu().numpy()
-        return Measured(
-            torch.stack(columns, 1).cpu().numpy(),
-            evidence.x_hat.cpu().numpy(),
-            residuals,
-            torch.stack(weights, 1).cpu().numpy(),
-            _anomaly_map(evidence, residuals, maps)
-            if mapped
-            else np.empty((len(x), 0, 0), np.float32),
-        )
 
+    networks: Networks
+    fitted: dict[str, Tensors]
+    rule: ImageRule
+    maps: Maps | None = None
 
-def _anomaly_map(evidence: Evidence, residuals: np.ndarray, maps: Maps | None) -> np.ndarray:
-    return smooth(residuals) if maps is None else maps.measure(evidence)
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.networks.discriminator.parameters()).device
+
+    def measure(self, x: Tensor, how: Inversion = ENCODER, *, mapped: bool = False) -> Measured:
+        """Measure images (n, c, s, s) in [-1, 1] on the device; with `mapped`, each place too."""
+        with exact_float32():
+            evidence = gather(self.networks, x, latents(self.networks, x, how))
+            terms: dict[str, Term] = {name: registry.load("terms", name) for name in self.fitted}
+            columns = [term.measure(evidence, self.fitted[name]) for name, term in terms.items()]
+            one = columns[0].new_ones(len(x))
+            weights = [term.weight(evidence) if term.weight else one for term in terms.values()]
+            residuals = residual(evidence).cpu().numpy()
+            return Measured(
+                torch.stack(columns, 1).cpu().numpy(),
+                evidence.x_hat.cpu().numpy(),
+                residuals,
+                torch.stack(weights, 1).cpu().numpy(),
+                self._maps(evidence, residuals, mapped=mapped),
+            )
+
+    def _maps(self, evidence: Evidence, residuals: np.ndarray, *, mapped: bool) -> np.ndarray:
+        if not mapped:
+            return np.empty((len(residuals), 0, 0), np.float32)
+        return smooth(residuals) if self.maps is None else self.maps.measure(evidence)
+
+    def terms(self, pixels: Floats, rows: np.ndarray | None = None) -> np.ndarray:
+        """Raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""
+        rows = np.arange(len(pixels)) if rows is None else rows
+        batches = chunks(rows, pixels.__getitem__, self.device)
+        return np.concatenate([self.measure(x).terms for x in batches])
 
 
 def residual(evidence: Evidence) -> Tensor:

@@ -7,7 +7,8 @@ keep them (``train --keep-thumbnails``).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,14 +60,19 @@ class Neighbours:
             np.concatenate(latents), np.concatenate(thumbnails), tuple(paths[row] for row in rows)
         )
 
-    def nearest(self, latent: np.ndarray, k: int) -> Nearest:
+    def nearest(self, latent: np.ndarray, k: int) -> tuple[Neighbour, ...]:
         """The k training images nearest to a latent (d,), nearest first."""
         distances = np.linalg.norm(
             self.latents.astype(np.float64) - latent.astype(np.float64), axis=1
         )
         rows = np.argsort(distances, kind="stable")[:k]
-        named = (Neighbour(path=self.paths[row], distance=float(distances[row])) for row in rows)
-        return Nearest(tuple(named), self.thumbnails[rows])
+        return tuple(
+            Neighbour(path=self.paths[row], distance=float(distances[row])) for row in rows
+        )
+
+    def thumbnails_of(self, named: Sequence[Neighbour]) -> np.ndarray:
+        """Thumbnails (k, c, t, t), uint8, of training images that `nearest` named."""
+        return self.thumbnails[[self.paths.index(neighbour.path) for neighbour in named]]
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of a model file; `of_tensors` takes them back."""
@@ -95,14 +101,6 @@ class Neighbours:
         if not fit or not len(latents) == len(thumbnails) == len(paths) > 0:
             raise ValueError("latents, thumbnails and paths of training images do not agree")
         return cls(latents, thumbnails, tuple(map(str, paths)))
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The training images nearest to a query, nearest first: named, and as thumbnails."""
-
-    named: tuple[Neighbour, ...] | None = None
-    thumbnails: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 def latent(networks: Networks, pixels: Floats) -> np.ndarray:

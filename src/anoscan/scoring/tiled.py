@@ -12,11 +12,8 @@ from anoscan.core.arrays import Floats
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded, ImageRule
 from anoscan.images.tiles import LARGEST_PICTURE, Blender, Grid, Reduced, worst
-from anoscan.networks.architectures import Networks
 from anoscan.scoring.choices import ENCODER, Inversion
-from anoscan.scoring.maps import Maps
-from anoscan.scoring.measure import CHUNK, Measured, measure
-from anoscan.scoring.terms import Tensors
+from anoscan.scoring.measure import CHUNK, Measured, Measurer
 
 OnRows = Callable[[int, Floats], None]
 OnTiles = Callable[[int, int], None]
@@ -64,15 +61,12 @@ class Tiled:
 
 
 def measure_tiled(
-    networks: Networks,
-    fitted: dict[str, Tensors],
+    measurer: Measurer,
     decoded: Decoded,
-    rule: ImageRule,
-    device: torch.device,
     how: Inversion = ENCODER,
     *,
     picture: bool,
-    maps: Maps | None = None,
+    mapped: bool,
     on_rows: OnRows | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Tiled:
@@ -82,20 +76,22 @@ def measure_tiled(
     ----------
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
-    maps : Maps, optional
+    mapped : bool
+        Whether the anomaly map is wanted; the measurer must have fitted maps then.
     on_rows : callable, optional
         Called with (top, rows (h, width)) of the anomaly map, from the top down.
     on_tiles : callable, optional
         Called with how many tiles are measured, and how many there are.
     """
+    rule, width = measurer.rule, len(measurer.fitted)
     grid = _grid(decoded, rule)
-    mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, maps is not None, on_rows)
+    mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, mapped, on_rows)
     # Filled in place: what torch allocated would be kept, between all that it lets go.
-    terms, weights = np.empty((2, len(grid), len(fitted)))
+    terms, weights = np.empty((2, len(grid), width))
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
-        x = torch.from_numpy(tiles).to(device)
-        measured = measure(networks, fitted, x, how, maps, mapped=maps is not None)
+        x = torch.from_numpy(tiles).to(measurer.device)
+        measured = measurer.measure(x, how, mapped=mapped)
         start, end = end, end + len(tiles)
         terms[start:end], weights[start:end] = measured.terms, measured.weights
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anoscan.core.arrays import under
 from anoscan.core.errors import ModelError
 from anoscan.model import file as model_file
 from anoscan.networks.loop import Position, Stage, load_state_tensors, state_tensors
@@ -67,12 +68,12 @@ class Checkpoint:
         """Put `stage` where the checkpoint left it; at its start when there is none of it."""
         if self._found.get("stage") != stage.name:
             return Position()
-        load_state_tensors(stage, self._under("now"))
+        load_state_tensors(stage, under(self._tensors, "now|"))
         return Position(self._found["step"], self._found["rollbacks"])
 
     def restore_finished(self, stage: Stage) -> None:
         """Put `stage` into its end state."""
-        load_state_tensors(stage, self._under(f"finished-{stage.name}"))
+        load_state_tensors(stage, under(self._tensors, f"finished-{stage.name}|"))
         self._remember(stage, self._found["finished"][stage.name])
 
     def finish(self, stage: Stage, position: Position) -> None:
@@ -106,14 +107,6 @@ class Checkpoint:
             "finished": rollbacks,
         }
         model_file.save(self.path, tensors, metadata)
-
-    def _under(self, part: str) -> dict[str, Tensor]:
-        prefix = f"{part}|"
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self._tensors.items()
-            if key.startswith(prefix)
-        }
 
 
 def _differing(kept: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -157,13 +157,7 @@ def _images(
     folders: Sequence[str | Path], config: TrainConfig, runtime: Runtime
 ) -> tuple[dict[str, Any], list[HealthCheck]]:
     files = find(training_paths(folders)[0])
-    inspection = inspect(
-        files,
-        size=config.size,
-        channels=config.channels,
-        workers=runtime.workers,
-        seed=config.seed,
-    )
+    inspection = inspect(files, config, runtime.workers)
     config = resolve(config, inspection)
     read = _read(files, inspection, runtime)
     counts = census.take(read.digests, read.blank, inspection)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from anoscan.core import registry
 from anoscan.core.config import TrainConfig
 from anoscan.core.progress import OnProgress
 from anoscan.core.runtime import Runtime, random_stream
@@ -23,11 +21,9 @@ from anoscan.dataset.material import Material
 from anoscan.dataset.split import dealt
 from anoscan.model.model import Calibration
 from anoscan.networks.architectures import Networks
-from anoscan.networks.encoder_stage import EncoderStage
-from anoscan.networks.loop import Batches, Position, Stage, run
-from anoscan.networks.mappings import Mapping
-from anoscan.networks.rotation_stage import RotationStage
-from anoscan.scoring.measure import chunks, fit_terms, measure
+from anoscan.networks.loop import Position, Stage, run
+from anoscan.networks.stages import Planned, Stages
+from anoscan.scoring.measure import Measurer, chunks, fit_terms
 
 
 @dataclass(frozen=True)
@@ -77,34 +73,20 @@ class Folds:
 
     def _trained(self, number: int, rows: np.ndarray) -> Networks:
         """Networks of a fold: all that comes after the GAN, learned from `rows`."""
-        config, batch = self.config, self.config.batch_size
-        networks = copy.deepcopy(self.after_gan)
-
-        def batches(name: str, size: int) -> Batches:
-            called = f"{name}-fold{number}"
-            device = self.runtime.device
-            return Batches(self.material.pixels, rows, size, config.seed, called, device)
-
-        if self.rotated:
-            steps = math.ceil((config.rotation_images_shown or 0) / (2 * batch))
-            pupil = networks.discriminator
-            shown = batches("rotation", 2 * batch)
-            stage = RotationStage(pupil, shown, steps, config, self.runtime, few=self.few)
-            self._run(stage, steps, 2 * batch)
-        mapping: Mapping = registry.load("mappings", config.mapping)
-        if mapping.loss is not None:
-            steps = math.ceil((config.encoder_images_shown or 0) / batch)
-            encoder = EncoderStage(
-                networks, mapping, batches("encoder", batch), config, self.runtime
-            )
-            self._run(encoder, steps, batch)
+        networks, pixels = copy.deepcopy(self.after_gan), self.material.pixels
+        suffix = f"-fold{number}"
+        stages = Stages(pixels, rows, self.config, self.runtime, self.few, suffix)
+        if self.rotated and (rotation := stages.rotation(networks.discriminator)):
+            self._run(rotation)
+        if encoder := stages.encoder(networks):
+            self._run(encoder)
         return networks.frozen(self.runtime.measuring().device)
 
-    def _run(self, stage: Stage, steps: int, images_per_step: int) -> None:
+    def _run(self, planned: Planned[Stage]) -> None:
         run(
-            stage,
-            steps=steps,
-            images_per_step=images_per_step,
+            planned.stage,
+            steps=planned.steps,
+            images_per_step=planned.images_per_step,
             position=Position(),
             on_progress=lambda now: self.on_progress(dataclasses.replace(now, stage="folds")),
             # Folds are not kept: a resumed run trains them again.
@@ -118,5 +100,4 @@ class Folds:
         """Raw terms (n, k) of a fold."""
         read, device = self.material.pixels.__getitem__, self.runtime.measuring().device
         fitted = fit_terms(networks, names, chunks(rows, read, device))
-        found = [measure(networks, fitted, x).terms for x in chunks(inside, read, device)]
-        return np.concatenate(found)
+        return Measurer(networks, fitted, self.material.rule).terms(self.material.pixels, inside)

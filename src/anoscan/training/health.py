@@ -82,7 +82,7 @@ class GameWatch:
                 self.noted.add(check.name)
                 note = f"so far: {check.message}"
                 self.notify(
-                    Progress(progress.stage, progress.images, progress.total_images, {}, 0.0, note)
+                    Progress(progress.stage, progress.images, progress.total_images, note=note)
                 )
 
 

@@ -6,23 +6,16 @@ images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms, baselines 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 import anoscan
-from anoscan.core import registry
-from anoscan.core.arrays import Floats, evenly
-from anoscan.core.config import FEW_IMAGES, TrainConfig, architecture_for, decided
+from anoscan.core.arrays import evenly
+from anoscan.core.config import TrainConfig, architecture_for, decided
 from anoscan.core.progress import OnProgress, Progress, on_reading
 from anoscan.core.results import (
     HealthCheck,
@@ -42,55 +35,25 @@ from anoscan.dataset.material import Material
 from anoscan.images.files import ImageFile
 from anoscan.images.roi import Roi
 from anoscan.model.held_out import measure_held_out
-from anoscan.model.model import Model, describe, fresh_networks
+from anoscan.model.model import Model, describe
 from anoscan.model.training_record import Record
-from anoscan.networks.architectures import Discriminator, Networks
-from anoscan.networks.encoder_stage import EncoderStage
-from anoscan.networks.gan_stage import GanStage
-from anoscan.networks.joint_stage import JointStage
-from anoscan.networks.loop import Batches, Stage, run, stop_where_asked
-from anoscan.networks.mappings import Mapping
-from anoscan.networks.objectives import Objective
-from anoscan.networks.rotation_stage import RotationStage
+from anoscan.networks.architectures import Networks
+from anoscan.networks.loop import stop_where_asked
 from anoscan.scoring import maps as anomaly_maps
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
-from anoscan.scoring.measure import chunks, fit_terms, terms_of
+from anoscan.scoring.measure import Measurer, chunks, fit_terms, terms_of
 from anoscan.scoring.neighbours import Neighbours
-from anoscan.scoring.terms import Tensors, rotation_logits
-from anoscan.scoring.terms.rotation import certainty
+from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
 from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.folds import Folds
-from anoscan.training.health import Findings, GameWatch, examine, of_folder
-from anoscan.training.network_checks import Game
+from anoscan.training.health import Findings, examine, of_folder
 from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
+from anoscan.training.train_networks import Clock, Observer, TrainingRun, train_networks
 
 SHOWN = 6  # held-out images whose reconstructions an observer is given
 MAPS_SAMPLE = 1024  # images, or patches, whose places say what is usual anywhere
-# Certainty of turns on held-out normals below which the rotation stage is undone: a task that was
-# learned by heart, or not at all (textures, discs), only wears the features down. Of many images
-# little can be learned by heart: there anything above guessing says more than nothing.
-LEARNED, LEARNED_OF_FEW = 0.05, 0.5
-
-
-class Observer(Protocol):
-    """What looks on while networks are trained; it changes nothing of the training."""
-
-    def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
-        """Take held-out images (n, c, s, s), at most `SHOWN`, whose reconstructions are shown."""
-
-    def following(
-        self,
-        stage: str,
-        images: int,
-        on_progress: OnProgress,
-        *,
-        generator: nn.Module | None = None,
-        mirror: tuple[nn.Module, nn.Module] | None = None,
-    ) -> OnProgress:
-        """Return a callback for the progress of a stage that stands at `images`."""
 
 
 @dataclass(frozen=True)
@@ -160,36 +123,52 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
     )
 
 
+@dataclass(frozen=True)
+class TrainRequest:
+    """What is asked of a training.
+
+    Parameters
+    ----------
+    files : sequence of ImageFile
+        Normal images.
+    config : TrainConfig
+    checkpoint : Path
+        Where an unfinished run is kept. Remove it when the model is safe.
+    resume : bool
+        Go on from the checkpoint, which must be of the same images and settings.
+    drop_suspects : bool
+        Fit statistics of normal images without the most suspect ones; networks learn from all.
+    roi : Roi, optional
+        Outside it nothing counts.
+    """
+
+    files: Sequence[ImageFile]
+    config: TrainConfig
+    checkpoint: Path
+    resume: bool = False
+    drop_suspects: bool = False
+    roi: Roi | None = None
+
+
 def learn(
-    files: Sequence[ImageFile],
-    config: TrainConfig,
+    request: TrainRequest,
     runtime: Runtime,
-    *,
-    checkpoint: Path,
-    resume: bool,
     observer: Observer,
     on_progress: OnProgress,
     stopping: Callable[[], bool],
-    drop_suspects: bool = False,
-    roi: Roi | None = None,
 ) -> Learned:
     """Train on images and calibrate on those held out.
 
     Parameters
     ----------
-    files : sequence of ImageFile
-    config : TrainConfig
+    request : TrainRequest
     runtime : Runtime
-    checkpoint : Path
-        Where an unfinished run is kept. Remove it when the model is safe.
-    resume : bool
-        Go on from the checkpoint, which must be of the same images and settings.
     observer : Observer
         Told of every stage.
-    drop_suspects : bool
-        Fit what counts as usual without the most suspect images; networks learn from all.
-    roi : Roi, optional
-        Outside it nothing counts.
+    on_progress : callable
+        Called with a `Progress` a few times a second.
+    stopping : callable
+        Asked between steps and parts whether the training is to stop.
 
     Raises
     ------
@@ -197,25 +176,27 @@ def learn(
         When there are too few readable images.
     TrainingDiverged, TrainingInterrupted
     """
-    inspection = _inspect(files, config, runtime, roi)
-    config = resolve(config, inspection)
-    clock = _Clock()
+    files = request.files
+    inspection = _inspect(request, runtime)
+    config = resolve(request.config, inspection)
+    clock = Clock()
     material = Material.load(
         files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
-    if drop_suspects:
+    if request.drop_suspects:
         suspects.check(len(material.images), patches=config.patches is not None)
     clock.lap("reading")
-    keeper = Checkpoint(checkpoint, _run_identity(config, material), resume)
+    identity = _run_identity(config, material)
+    checkpoint = Checkpoint(request.checkpoint, identity, request.resume)
     folder = _of_folder(material, inspection, config)
     _note(folder, len(files), on_progress)
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
-    networks, rollbacks, after, game = _train(
-        material, config, runtime, keeper, observer, on_progress, stopping, clock
-    )
+    training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
+    trained = train_networks(material, config, runtime, training)
+    networks, folds = trained.networks, trained.folds
     measuring = runtime.measuring()
-    names, suspected = terms_of(rotated=after.rotated, patches=config.patches is not None), None
-    if drop_suspects:
+    names, suspected = terms_of(rotated=folds.rotated, patches=config.patches is not None), None
+    if request.drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
         clock.lap("suspects")
@@ -224,15 +205,16 @@ def learn(
     part.begin()
     maps = _maps(networks, fitted, material, config, measuring)
     part.begin()
-    held = measure_held_out(networks, fitted, baselines, material, maps, config.seed, measuring)
-    extended = after.extend(held.calibration, list(fitted), usual=material.rows)
+    measurer = Measurer(networks, fitted, material.rule, maps)
+    held = measure_held_out(measurer, baselines, material, config.seed)
+    extended = folds.extend(held.calibration, list(fitted), usual=material.rows)
     held = dataclasses.replace(held, calibration=extended)
     part.begin()
     health = examine(
         folder,
         Findings(
-            rollbacks=rollbacks,
-            game=game,
+            rollbacks=checkpoint.rollbacks,
+            game=trained.game,
             networks=network_checks.examine(networks, baselines, material, config),
             reconstruction=held.missed,
             apart=bool(config.encoder_images_shown),
@@ -249,7 +231,7 @@ def learn(
     model = Model(networks, fitted, held.calibration, baselines, metadata, kept, maps)
     model = held.complete(model, measuring)
     part.begin()
-    self_test = run_self_test(model, material, measuring)
+    self_test = run_self_test(model, material)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     part.done()
     clock.lap("self_test")
@@ -280,103 +262,17 @@ def _suspected(
     Held-out images do not vouch for others: they would look tamer than images to come.
     """
     fitted, baselines = _fitted(networks, names, material, config, runtime)
-    held = measure_held_out(networks, fitted, baselines, material, None, config.seed, runtime)
+    measurer = Measurer(networks, fitted, material.rule)
+    held = measure_held_out(measurer, baselines, material, config.seed)
     metadata = describe(config, material.rule, held.calibration, runtime)
     model = Model(networks, fitted, held.calibration, baselines, metadata)
-    found = suspects.scores(model, runtime, material.pixels, material.groups, material.rows)
+    found = suspects.scores(model, material.pixels, material.groups, material.rows)
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 
 def _kept(networks: Networks, material: Material) -> Neighbours:
     paths = [image.path for image in material.images]
     return Neighbours.of(networks, material.pixels, material.rows, paths)
-
-
-def _train(
-    material: Material,
-    config: TrainConfig,
-    runtime: Runtime,
-    keeper: Checkpoint,
-    observer: Observer,
-    on_progress: OnProgress,
-    stopping: Callable[[], bool],
-    clock: _Clock,
-) -> tuple[Networks, int, Folds, Game]:
-    """All stages.
-
-    Returns frozen networks, how often training went back, what folds would start from, and how the
-    game stood in the end.
-    """
-    networks = fresh_networks(config, material.rule)
-    for network in (networks.generator, networks.discriminator, networks.encoder):
-        network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def batches(name: str, size: int = 1) -> Batches:
-        many = size * config.batch_size
-        return Batches(material.pixels, material.rows, many, config.seed, name, runtime.device)
-
-    def go(
-        stage: Stage, shown: int | None, many: int, tell: OnProgress = on_progress, **looks: Any
-    ) -> None:
-        if keeper.has_finished(stage):
-            keeper.restore_finished(stage)
-        else:
-            position = keeper.restore(stage)
-            run(
-                stage,
-                steps=math.ceil((shown or 0) / many),
-                images_per_step=many,
-                position=position,
-                on_progress=observer.following(stage.name, position.step * many, tell, **looks),
-                checkpoint=lambda where: keeper.save(stage, where),
-                stopping=stopping,
-            )
-            keeper.finish(stage, position)
-        clock.lap(stage.name)
-
-    batch, few = config.batch_size, len(material.rows) < FEW_IMAGES
-    mapping: Mapping = registry.load("mappings", config.mapping)
-    objective: Objective = registry.load("objectives", config.objective)
-    kind = JointStage if mapping.loss is None else GanStage
-    gan = kind(networks, objective, batches("gan"), config, runtime, few=few)
-    trained, rotated = gan.trained(), False
-    mirror = (trained.encoder, trained.generator)
-    pairs = mapping.loss is None
-    judge = None if pairs else trained.discriminator
-
-    def snapshot(images: int) -> Game:
-        return network_checks.game(trained.generator, judge, material, config, images=images)
-
-    if objective.note:
-        on_progress(Progress("gan", 0, config.images_shown or 0, {}, 0.0, objective.note))
-    looks = {"mirror": mirror} if pairs else {}
-    watch = GameWatch(on_progress, snapshot)
-    go(gan, config.images_shown, batch, watch, generator=trained.generator, **looks)
-    game = snapshot(network_checks.SAMPLES)
-    after_gan = copy.deepcopy(trained)
-    if config.rotation_images_shown:
-        pupil = copy.deepcopy(trained.discriminator)
-        steps = math.ceil(config.rotation_images_shown / (2 * batch))
-        stage = RotationStage(pupil, batches("rotation", 2), steps, config, runtime, few=few)
-        go(stage, config.rotation_images_shown, 2 * batch)
-        unseen = chunks(material.unseen, material.pixels.__getitem__, runtime.device)
-        rotated = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
-        if rotated:
-            trained.discriminator = pupil
-    if not pairs:
-        encoder = EncoderStage(trained, mapping, batches("encoder"), config, runtime)
-        go(encoder, config.encoder_images_shown, batch, mirror=mirror)
-    folds = Folds(after_gan, rotated, few, material, config, runtime, on_progress, stopping)
-    frozen = trained.frozen(runtime.measuring().device)
-    return frozen, keeper.rollbacks, folds, game
-
-
-@torch.no_grad()
-def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
-    """How well the quarter turns of held-out normals are told, 1 at most."""
-    discriminator.eval()
-    found = [rotation_logits(discriminator, x, discriminator.features(x)) for x in batches]
-    return float(certainty(torch.cat(found).cpu()).mean())
 
 
 def _of_folder(
@@ -392,7 +288,7 @@ def _of_folder(
 def _note(checks: Sequence[HealthCheck], files: int, on_progress: OnProgress) -> None:
     for check in checks:
         if check.verdict != "ok" and check.name != "calibration":
-            on_progress(Progress("reading", files, files, {}, 0.0, check.message))
+            on_progress(Progress("reading", files, files, note=check.message))
 
 
 def _maps(
@@ -435,19 +331,9 @@ def _fingerprint(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def _inspect(
-    files: Sequence[ImageFile], config: TrainConfig, runtime: Runtime, roi: Roi | None
-) -> Inspection:
-    found = inspect(
-        files,
-        size=config.size,
-        channels=config.channels,
-        workers=runtime.workers,
-        seed=config.seed,
-        patch=config.patch,
-        roi=roi,
-    )
-    return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=roi))
+def _inspect(request: TrainRequest, runtime: Runtime) -> Inspection:
+    found = inspect(request.files, request.config, runtime.workers, roi=request.roi)
+    return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=request.roi))
 
 
 def _run_identity(config: TrainConfig, material: Material) -> dict[str, Any]:
@@ -475,21 +361,4 @@ class _Parts:
         self._tell(self._begun)
 
     def _tell(self, parts: int) -> None:
-        self._on_progress(Progress("calibration", parts, self.PARTS, {}, 0.0))
-
-
-class _Clock:
-    """Wall-clock seconds of the parts of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def with_total(self) -> dict[str, float]:
-        """All parts, and their sum."""
-        return self.seconds | {"total": sum(self.seconds.values())}
-
-    def lap(self, part: str) -> None:
-        now = time.monotonic()
-        self.seconds[part] = now - self._since
-        self._since = now
+        self._on_progress(Progress("calibration", parts, self.PARTS))

@@ -17,14 +17,13 @@ import numpy as np
 from anoscan.core.arrays import Floats, evenly
 from anoscan.core.config import TrainConfig
 from anoscan.core.results import SelfTest, SelfTestCell
-from anoscan.core.runtime import Runtime, random_stream
+from anoscan.core.runtime import random_stream
 from anoscan.dataset.material import Material
-from anoscan.model.judge import Judge
 from anoscan.model.model import Model
+from anoscan.model.scorer import Scorer
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.scoring.measure import chunks, smooth
-from anoscan.scoring.measure import measure as measure_views
 from anoscan.training.defects import KINDS, Mask, bent, defect
 
 FRACTIONS = (32, 16, 8, 4, 2)  # of the side of an image: sizes of defects
@@ -49,9 +48,7 @@ class _Scored:
     maps: dict[str, np.ndarray]
 
 
-def run_self_test(
-    model: Model, material: Material, runtime: Runtime, *, wanted: int | None = None
-) -> SelfTest:
+def run_self_test(model: Model, material: Material, *, wanted: int | None = None) -> SelfTest:
     """Test a model on defects put into the held-out images of its training, or parts of them.
 
     The same images and seed give the same defects, so that models of one folder can be compared.
@@ -62,9 +59,9 @@ def run_self_test(
         Images with a defect, of each kind and size. By default as many as the length of the
         training allows: it should cost a few per cent of that.
     """
-    judge, side, native = Judge(model, runtime), model.rule.size, round(_native_side(model))
+    side, native = model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
-    clean = _scored(judge, views, mapped=False).scores
+    clean = _scored(model, views, mapped=False).scores
     sizes = sizes_for(side)
     if wanted is None:
         wanted = _wanted(model.config, len(KINDS) * len(sizes), len(views))
@@ -75,11 +72,8 @@ def run_self_test(
         )
         changed, masks = _changed(views, kind, size, wanted, native, rng)
         if len(changed) > wanted // 4:
-            cells.append(_cell(kind, size, clean, _scored(judge, changed), masks))
-    auroc, pixel_auroc = (
-        _mean([cell.auroc for cell in cells]),
-        _mean([c.pixel_auroc for c in cells]),
-    )
+            cells.append(_cell(kind, size, clean, _scored(model, changed), masks))
+    auroc, pixel_auroc = _mean([c.auroc for c in cells]), _mean([c.pixel_auroc for c in cells])
     whole = _bent(views[: BENT * wanted], native, model.config.seed)
     sees_from = smallest_seen(cells)
     return SelfTest(
@@ -87,7 +81,7 @@ def run_self_test(
         side=side,
         auroc=auroc,
         pixel_auroc=pixel_auroc,
-        whole_auroc=_aurocs(clean, _scored(judge, whole, mapped=False).scores),
+        whole_auroc=_aurocs(clean, _scored(model, whole, mapped=False).scores),
         sees_from=sees_from,
         findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
         cells=tuple(cells),
@@ -152,15 +146,14 @@ def _bent(views: Floats, native: int, seed: int) -> Floats:
     return np.stack([bent(view, native, rng) for view in views])
 
 
-def _scored(judge: Judge, views: Floats, *, mapped: bool = True) -> _Scored:
-    model = judge.model
+def _scored(model: Model, views: Floats, *, mapped: bool = True) -> _Scored:
     terms, maps = [], []
-    for x in chunks(np.arange(len(views)), views.__getitem__, judge.runtime.device):
-        measured = measure_views(model.networks, model.fitted, x, maps=model.maps, mapped=mapped)
+    for x in chunks(np.arange(len(views)), views.__getitem__, model.measurer.device):
+        measured = model.measurer.measure(x, mapped=mapped)
         terms.append(measured.terms)
         maps.append(measured.anomaly_map)
     scores = model.baselines.scores(views)
-    scores[OWN] = judge.scores(np.concatenate(terms), DEFAULT_SCORE)
+    scores[OWN] = Scorer(model).scores(np.concatenate(terms), DEFAULT_SCORE)
     if not mapped:
         return _Scored(scores, {})
     residuals = _baseline_residuals(model.baselines, views)
@@ -177,7 +170,7 @@ def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.nda
 
 
 def _cell(
-    kind: str, size: int, clean: dict[str, np.ndarray], told: _Scored, masks: Mask
+    kind: str, size: int, clean: dict[str, np.ndarray], changed: _Scored, masks: Mask
 ) -> SelfTestCell:
     from sklearn.metrics import roc_auc_score
 
@@ -190,10 +183,10 @@ def _cell(
         kind=kind,
         size=size,
         images=len(masks),
-        auroc=_aurocs(clean, told.scores),
+        auroc=_aurocs(clean, changed.scores),
         pixel_auroc={
             name: float(roc_auc_score(inside[looked_at], maps.ravel()[looked_at]))
-            for name, maps in told.maps.items()
+            for name, maps in changed.maps.items()
         },
     )
 

@@ -14,17 +14,18 @@ import numpy as np
 
 from anoscan.core.arrays import Floats
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.progress import OnProgress, Progress, on_reading
+from anoscan.core.progress import OnProgress, notify, on_reading
 from anoscan.core.results import ModelReference, Skipped, Suspect, SuspectsReport
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.dataset.image_array import ImageArray
 from anoscan.dataset.split import dealt, together
 from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import training_paths
-from anoscan.model.judge import Judge, nothing_readable
+from anoscan.model.judge import nothing_readable
 from anoscan.model.model import Model
+from anoscan.model.scorer import Scorer
 from anoscan.scoring import calibration
-from anoscan.scoring.measure import chunks, fit_sums, measure, term_sums
+from anoscan.scoring.measure import Measurer, chunks, fit_sums, term_sums
 
 FOLDS = 5
 FEWEST = 20
@@ -86,7 +87,6 @@ def check(images: int, *, patches: bool) -> None:
 
 def scores(
     model: Model,
-    runtime: Runtime,
     pixels: Floats,
     groups: Sequence[bytes],
     rows: np.ndarray | None = None,
@@ -99,14 +99,14 @@ def scores(
     vouch for each other either; see `material.together`.
     """
     n = len(pixels)
-    judge, usual = Judge(model, runtime), np.zeros(n, dtype=bool)
+    scorer, usual = Scorer(model), np.zeros(n, dtype=bool)
     usual[slice(None) if rows is None else rows] = True
     folds = dealt(groups, FOLDS, random_stream(model.config.seed, "suspects"))
     if len(folds) == 1:
         raise InputError("the images are all the same picture: none is more suspect than another.")
-    first = judge.among_themselves(_cross_fitted(model, runtime, pixels, folds, usual))
+    first = scorer.among_themselves(_cross_fitted(model, pixels, folds, usual))
     usual[np.argsort(-first, kind="stable")[: _share(n)]] = False
-    return judge.among_themselves(_cross_fitted(model, runtime, pixels, folds, usual))
+    return scorer.among_themselves(_cross_fitted(model, pixels, folds, usual))
 
 
 def _share(n: int) -> int:
@@ -115,13 +115,12 @@ def _share(n: int) -> int:
 
 def _cross_fitted(
     model: Model,
-    runtime: Runtime,
     pixels: Floats,
     folds: Sequence[np.ndarray],
     usual: np.ndarray,
 ) -> np.ndarray:
     """Raw terms (n, k), each by fits from the `usual` images (n,) of the other folds."""
-    names, read, device = list(model.fitted), pixels.__getitem__, runtime.device
+    names, read, device = list(model.fitted), pixels.__getitem__, model.measurer.device
     sums = [
         term_sums(model.networks, names, chunks(rows[usual[rows]], read, device)) for rows in folds
     ]
@@ -131,10 +130,7 @@ def _cross_fitted(
         # Where all others are suspect, the images have to be their own witnesses.
         known = [other for other in filled if other != number] or filled
         fitted = fit_sums([sums[other] for other in known])
-        batches = chunks(rows, read, device)
-        terms[rows] = np.concatenate(
-            [measure(model.networks, fitted, batch).terms for batch in batches]
-        )
+        terms[rows] = Measurer(model.networks, fitted, model.rule).terms(pixels, rows)
     return terms
 
 
@@ -167,8 +163,7 @@ def rank(
     check(FEWEST, patches=model.rule.patch is not None)
     normal, narrowed = training_paths(paths)
     files = find(normal)
-    if narrowed:
-        on_progress(Progress("reading", 0, len(files), {}, 0.0, narrowed))
+    notify(on_progress, "reading", narrowed, len(files))
     array, skipped = ImageArray.load(
         files, model.rule, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
@@ -176,7 +171,7 @@ def rank(
         raise nothing_readable(skipped)
     check(len(array), patches=False)
     groups = together(array.images, array.digests)
-    found = scores(model, runtime, array.pixels, groups)
+    found = scores(model, array.pixels, groups)
     return listed(reference, Suspicion(array.images, array.digests, found, skipped))
 
 

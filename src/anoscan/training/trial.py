@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from anoscan.core import registry
 from anoscan.core.arrays import IN_MEMORY, Floats
 from anoscan.core.config import FEW_IMAGES, TrainConfig
 from anoscan.core.runtime import Runtime
@@ -20,15 +18,10 @@ from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import MOST_IMAGES
 from anoscan.networks.architectures import Growing, Networks
-from anoscan.networks.encoder_stage import EncoderStage
-from anoscan.networks.gan_stage import GanStage
-from anoscan.networks.joint_stage import JointStage
-from anoscan.networks.loop import Batches, Stage
-from anoscan.networks.mappings import Mapping
-from anoscan.networks.objectives import Objective
-from anoscan.networks.rotation_stage import RotationStage
+from anoscan.networks.loop import Stage
+from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.baselines import MOST_NUMBERS
-from anoscan.scoring.measure import CHUNK, chunks, fit_terms, measure, terms_of
+from anoscan.scoring.measure import CHUNK, Measurer, chunks, fit_terms, terms_of
 
 # Where in a stage steps are tried: networks that grow are slow at the end, so that comes first.
 PLACES = (0.875, 0.375, 0.625, 0.125)
@@ -74,12 +67,10 @@ def run(
     trained, held_out : int
         Images of the whole training.
     """
-    networks = fresh_networks(config, rule)
-    for network in (networks.generator, networks.discriminator, networks.encoder):
-        network.to(device=runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = fresh_networks(config, rule).to(runtime.device)
     seconds = {
-        stage.name: _expected(stage, steps, cycle, runtime)
-        for stage, steps, cycle in _stages(networks, pixels, config, runtime, trained)
+        planned.stage.name: _expected(planned, cycle, runtime)
+        for planned, cycle in _stages(networks, pixels, config, runtime, trained)
     }
     device = runtime.measuring().device
     batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, device))
@@ -87,7 +78,7 @@ def run(
     names = terms_of(rotated=True, patches=config.patches is not None)
     fitted = fit_terms(networks, names, [batch])
     fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
-    measuring = _timed(lambda: measure(networks, fitted, batch), runtime)
+    measuring = _timed(lambda: Measurer(networks, fitted, rule).measure(batch), runtime)
     measured = held_out + min(held_out, MOST_IMAGES)
     seconds["calibration"] = (fitting * trained + measuring * measured) / len(batch)
     seconds["total"] = sum(seconds.values())
@@ -96,33 +87,23 @@ def run(
 
 def _stages(
     networks: Networks, pixels: Floats, config: TrainConfig, runtime: Runtime, trained: int
-) -> Iterator[tuple[Stage, int, int]]:
-    """Stages as `learn` would make them, their lengths in steps, and steps until costs repeat."""
-    objective: Objective = registry.load("objectives", config.objective)
-    mapping: Mapping = registry.load("mappings", config.mapping)
-    rows, few, size = np.arange(len(pixels)), trained < FEW_IMAGES, config.batch_size
-
-    def batches(many: int) -> Batches:
-        return Batches(pixels, rows, many, config.seed, "trial", runtime.device)
-
-    kind = JointStage if mapping.loss is None else GanStage
-    gan = kind(networks, objective, batches(size), config, runtime, few=few)
-    cycle = max(objective.discriminator_steps, objective.penalty_every)
-    yield gan, math.ceil((config.images_shown or 0) / size), cycle
-    for network in (networks.generator, networks.discriminator, *gan.averages):
+) -> Iterator[tuple[Planned[Stage], int]]:
+    """Stages of the training, and of each the steps until costs repeat."""
+    stages = Stages(pixels, np.arange(len(pixels)), config, runtime, trained < FEW_IMAGES)
+    gan, objective = stages.gan(networks), stages.objective
+    yield gan, max(objective.discriminator_steps, objective.penalty_every)
+    for network in (networks.generator, networks.discriminator, *gan.stage.averages):
         if isinstance(network, Growing):
             network.grow(1.0)  # later stages see them at full size
-    if config.rotation_images_shown:
-        steps = math.ceil(config.rotation_images_shown / (2 * size))
-        pupil = gan.trained().discriminator
-        yield RotationStage(pupil, batches(2 * size), steps, config, runtime, few=few), steps, 1
-    if mapping.loss is not None:
-        steps = math.ceil((config.encoder_images_shown or 0) / size)
-        yield EncoderStage(gan.trained(), mapping, batches(size), config, runtime), steps, 1
+    if rotation := stages.rotation(gan.stage.trained().discriminator):
+        yield rotation, 1
+    if encoder := stages.encoder(gan.stage.trained()):
+        yield encoder, 1
 
 
-def _expected(stage: Stage, steps: int, cycle: int, runtime: Runtime) -> float:
-    """Seconds that a stage of so many steps takes."""
+def _expected(planned: Planned[Stage], cycle: int, runtime: Runtime) -> float:
+    """Seconds that a stage takes, from some of its steps."""
+    stage, steps = planned.stage, planned.steps
     stage.step(0)  # the first one sets things up
     taken, spent = 0, 0.0
     for place in PLACES:

@@ -56,7 +56,7 @@ def reason(image: ImageFile | Path, how: ImageRule | None = None) -> str:
 
 def inspected(*files: Path) -> Inspection:
     found = find(list(files))
-    return inspect(found, size=None, channels=None, workers=1, seed=0)
+    return inspect(found, TrainConfig(), workers=1)
 
 
 @pytest.mark.parametrize("kind", ["u1", "u2"])

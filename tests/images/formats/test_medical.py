@@ -113,7 +113,7 @@ def test_values_are_rescaled_to_their_unit_and_keep_it_whatever_the_window(tmp_p
         HighBit=11,
     )
     np.testing.assert_allclose(only(file, (-1024, 7000)), STORED * 2.0 - 1024, atol=1e-2)
-    found = inspect(find([file]), size=None, channels=None, workers=1, seed=0)
+    found = inspect(find([file]), TrainConfig(), workers=1)
     assert found.bit_depths == {"16-bit grey": 1}
     assert found.rule.window is not None
     assert found.rule.window[0] < -1000

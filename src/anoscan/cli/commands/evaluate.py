@@ -22,7 +22,6 @@ from anoscan.cli.options import (
     SearchSeed,
     SearchSteps,
     Workers,
-    checked_rate,
     finish,
     load,
     option,
@@ -30,7 +29,7 @@ from anoscan.cli.options import (
 )
 from anoscan.core.errors import UsageError
 from anoscan.core.files import check_writable
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, score_named
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
 
 
 def evaluate(
@@ -85,9 +84,8 @@ def evaluate(
             "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
             "like MVTec AD."
         )
-    score_named(score_name)
     how = Inversion(mapping, discrimination_loss, search_steps, seed)
-    checked_rate(false_alarm_rate)
+    request = ScoreRequest(score_name, how, false_alarm_rate, batch_size=batch_size)
     if plots is not None:
         from anoscan.report import plots as drawing
 
@@ -96,7 +94,7 @@ def evaluate(
     output = output_of(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [load(name, device, workers, roi, output) for name in names]
-    if hint := detector.hint(score_name, how):
+    if hint := detector.hint(request):
         output.note(hint)
     with output.progress() as on_progress:
         report = detector.evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -30,7 +30,6 @@ from anoscan.cli.options import (
     SearchSeed,
     SearchSteps,
     Workers,
-    checked_rate,
     finish,
     first_images,
     load,
@@ -39,7 +38,7 @@ from anoscan.cli.options import (
     output_of,
 )
 from anoscan.core.errors import UsageError
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, score_named
+from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
@@ -129,15 +128,14 @@ def score(
         raise UsageError("--report needs all images: not with --jsonl or --csv.")
     if report_assets and report_file is None:
         raise UsageError("--report-assets needs --report.")
-    options: dict[str, Any] = {
-        "score": score_named(score_name).name,
-        "mapping": (how := Inversion(mapping, discrimination_loss, search_steps, seed)),
-        "false_alarm_rate": checked_rate(false_alarm_rate),
-        "residuals": residuals,
-        "maps": map_files(maps, maps_format),
-        "nearest": nearest,
-        "batch_size": batch_size,
-    }
+    request = ScoreRequest(
+        score_name,
+        Inversion(mapping, discrimination_loss, search_steps, seed),
+        false_alarm_rate,
+        nearest,
+        batch_size,
+    )
+    wanted_maps = map_files(maps, maps_format)
     output = output_of(as_json, quiet)
     pages_folder = beside(report_file) if report_file and report_assets else None
     written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
@@ -145,33 +143,33 @@ def score(
     for note in notes:
         output.note(note)
     detector = load(model, device, workers, roi, output)
-    if warning := detector.threshold(false_alarm_rate, score_name, how).warning:
+    if warning := detector.threshold(request).warning:
         output.warn(warning)
-    if hint := detector.hint(score_name, how):
+    if hint := detector.hint(request):
         output.note(hint)
+    views = detector.view_files(residuals, wanted_maps)
+    shown = show * (top or SHOWN)
     with (
-        ScoringViewers(
-            len(files), report_file, assets=report_assets, show=show * (top or SHOWN)
-        ) as watch,
+        ScoringViewers(len(files), report_file, assets=report_assets, show=shown) as viewers,
         output.progress(streams=streams) as on_progress,
     ):
         if streams:
-            outcomes = detector.stream(files, on_progress=on_progress, **options)
+            outcomes = detector.stream(files, request, views, on_progress=on_progress)
             terms = detector.score_terms(score_name)
             anomalous, skipped = _stream(outcomes, output, as_csv, terms)
         else:
             report = detector.score_files(
-                files, on_progress=on_progress, on_image=watch.on_image, **options
+                files, request, views, on_progress=on_progress, on_image=viewers.on_image
             )
             anomalous, skipped = report.counts["anomalous"], list(report.skipped)
-            watch.write(report, detector)
+            viewers.write(report, detector)
     if not streams:
         output.emit(first_images(report, top, None if as_json else TABLE_ROWS))
         if report.warning:
             output.warn(report.warning)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
-    watch.show(output)
+    viewers.show(output)
     if maps is not None:
         output.note(f"maps: {maps}")
     finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)

@@ -402,14 +402,7 @@ def _dry_run(
     runtime = Runtime.resolve(**machine)
     files = find(training_paths(paths)[0])
     masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
-    inspection = inspect(
-        files,
-        size=chosen.size,
-        channels=chosen.channels,
-        workers=runtime.workers,
-        seed=chosen.seed,
-        patch=chosen.patch,
-    )
+    inspection = inspect(files, chosen, runtime.workers)
     check_count(inspection.inspected)
     document = {
         "schema": "anoscan.config/1",

@@ -101,6 +101,12 @@ class Networks:
     discriminator: Discriminator
     encoder: nn.Module
 
+    def to(self, device: torch.device) -> Networks:
+        """Put all three on a device, channels-last; returns self."""
+        for network in (self.generator, self.discriminator, self.encoder):
+            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
     def frozen(self, device: torch.device | None = None) -> Networks:
         """Set all three to evaluation and their weights to constants; returns self.
 

@@ -1,0 +1,129 @@
+"""From the raw terms of images to their scores, by what the calibration images gave."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from anoscan.core import registry
+from anoscan.core.errors import ModelError
+from anoscan.model.model import Calibration, Model
+from anoscan.scoring.calibration import (
+    TermScale,
+    cross_fitted_scores,
+    cross_fitted_tile_scores,
+)
+from anoscan.scoring.choices import DEFAULT_SCORE, SCORES, Score, score_named
+
+
+class Scorer:
+    """Turns raw terms (n, k) into scores (n,); higher is more anomalous.
+
+    Parameters
+    ----------
+    model : Model
+
+    Attributes
+    ----------
+    columns : tuple of str
+        Names of all terms that are measured, in the order of their columns.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.columns = tuple(model.fitted)
+        self._calibration: Calibration = model.calibration
+
+    def terms(self, score: str) -> tuple[str, ...]:
+        """Names of the terms that a score shows, of those that the model has.
+
+        Raises
+        ------
+        ModelError
+            When the model has no term that the score could be made of.
+        """
+        if not self._has(score_named(score)):
+            raise ModelError(
+                f"this model was trained before there was --score {score}.",
+                hint="Train it again, or use --score calibrated.",
+            )
+        return self._names(score)
+
+    def needs_latent(self, score: str) -> bool:
+        """Say whether a score counts a term of which z or G(z) is a part."""
+        weights = zip(self.terms(score), self._weights(score), strict=True)
+        return any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
+
+    def scores(self, terms: np.ndarray, score: str) -> np.ndarray:
+        """Scores (n,) of raw terms (n, k) of all columns."""
+        how = score_named(score)
+        chosen = terms[:, self._places(how.name)]
+        return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
+
+    def calibration_scores(self, score: str) -> np.ndarray:
+        """Scores (n,) of the calibration images, each on scales that were fitted without it."""
+        self.terms(score)
+        return self._calibration_scores[score]
+
+    def among_themselves(self, terms: np.ndarray) -> np.ndarray:
+        """Default scores (n,) of images by their raw terms (n, k), on scales of each other."""
+        places, weights = self._places(DEFAULT_SCORE), self._weights(DEFAULT_SCORE)
+        return cross_fitted_scores(terms[:, places], weights)
+
+    def named(self, terms: np.ndarray, score: str) -> dict[str, float]:
+        """What a result shows of the raw terms (k,) of one image, by the names of the terms."""
+        how = score_named(score)
+        values = terms[self._places(how.name)]
+        if not how.raw:
+            values = self._scales[how.name].standardise(values[None])[0]
+        return dict(zip(self.terms(how.name), values.tolist(), strict=True))
+
+    def percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
+        """Per cent of the calibration images that are below one image (k,), in each term."""
+        places = self._places(score)
+        below = (self._calibration.terms[:, places] < terms[places]).mean(0)
+        return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
+
+    def _names(self, score: str) -> tuple[str, ...]:
+        return tuple(name for name in score_named(score).weights if name in self.columns)
+
+    def _has(self, score: Score) -> bool:
+        return any(name in self.columns for name, weight in score.weights.items() if weight)
+
+    def _places(self, score: str) -> list[int]:
+        return [self.columns.index(name) for name in self._names(score)]
+
+    def _weights(self, score: str) -> np.ndarray:
+        """How much each column counts: the score's weight times that of the patch test."""
+        chosen = score_named(score).weights
+        given = np.array([chosen[name] for name in self._names(score)], dtype=np.float64)
+        tested: np.ndarray = self._calibration.weights[self._places(score)] * given
+        # Where no term passed the test, none can be preferred.
+        return tested if tested.any() else given
+
+    @cached_property
+    def _scales(self) -> dict[str, TermScale]:
+        terms, tiles = self._calibration.terms, self._calibration.tiles
+        found = {}
+        for name in filter(lambda name: self._has(SCORES[name]), SCORES):
+            places, weights = self._places(name), self._weights(name)
+            found[name] = (
+                TermScale.fit(terms[:, places], weights)
+                if tiles is None
+                else TermScale.of_tiles(tiles[:, :, places], weights)
+            )
+        return found
+
+    @cached_property
+    def _calibration_scores(self) -> dict[str, np.ndarray]:
+        found = {}
+        for name in filter(lambda name: self._has(SCORES[name]), SCORES):
+            places, weights = self._places(name), self._weights(name)
+            terms, tiles = self._calibration.terms[:, places], self._calibration.tiles
+            crossed = (
+                cross_fitted_scores(terms, weights)
+                if tiles is None
+                else cross_fitted_tile_scores(terms, tiles[:, :, places], weights)
+            )
+            found[name] = terms[:, 0] if SCORES[name].raw else crossed
+        return found
