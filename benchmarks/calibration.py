@@ -10,11 +10,8 @@ of `benchmarks.run`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,8 +29,8 @@ from anoscan.judgement import Judge
 from anoscan.model import Model
 from anoscan.runtime import Runtime
 from anoscan.scores import DEFAULT_SCORE
-from benchmarks import data
-from benchmarks.cells import Cell, keep, sweep
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell, keep
 from benchmarks.run import raw_terms, train
 
 SPLITS = 20
@@ -258,20 +255,81 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     split = data.load(cell.data.removeprefix("calibration/"), cell.cls, seed=cell.seed)
     measure = {"splits": splits, "folds": folds, "suspects": suspects}[cell.method]
-    return keep(cell, split, measure(split, cell.seed, dict(cell.settings)), command)
+    found = measure(split, cell.seed, dict(cell.settings))
+    return keep(cell, found | cells.sizes(split), command)
+
+
+def tables() -> str:
+    """Markdown tables of the kept results, one for each kind."""
+    kept = cells.load("calibration/*")
+
+    def of(method: str) -> list[dict[str, Any]]:
+        return [result for result in kept if result["method"] == method]
+
+    titles = ["set", "class", "calibration, queries", "1 %: rate, inside", "5 %", "10 %"]
+    titles += ["false discoveries at q 0.1", "of the anomalies, found"]
+    few = ["set", "class", "calibrated on", "images", "at 1 %", "at 5 %", "at 10 %"]
+    strangers = ["set", "class", "strangers in the first tenth of suspects", "as given"]
+    strangers += ["`--drop-suspects`", "clean images", "won back"]
+    parts = ("as_trained", "all_images", "held_out_alone")
+    return markdown.sections(
+        {
+            "Divisions of unseen normal images": (titles, [_split_cells(r) for r in of("splits")]),
+            "One draw: false alarms among unseen normal images": (
+                few,
+                [
+                    _draw_cells(result, part)
+                    for result in of("splits") + of("folds")
+                    for part in parts
+                    if part in result
+                ],
+            ),
+            "Strangers among the normal images": (
+                strangers,
+                [_suspect_cells(r) for r in of("suspects")],
+            ),
+        }
+    )
+
+
+def _where(result: dict[str, Any]) -> list[str]:
+    return [result["data"].removeprefix("calibration/"), result["cls"]]
+
+
+def _split_cells(result: dict[str, Any]) -> list[str]:
+    rates = [
+        f"{of['realised']:.2%} (promised {of['promised']:.2%}), {of['inside']}/{len(of['alarms'])}"
+        for of in result["rates"].values()
+    ]
+    fdr = result["fdr"]
+    false = f"{fdr['mean']:.3f} ± {fdr['standard_error']:.3f}"
+    images = f"{result['calibration_images']}, {result['normal_queries']}"
+    return [*_where(result), images, *rates, false, f"{fdr['found']:.0%}"]
+
+
+def _draw_cells(result: dict[str, Any], part: str) -> list[str]:
+    draw = result[part]
+    rates = [
+        f"{of['realised']:.1%}" + ("" if of["inside"] else " (outside)")
+        for of in draw["rates"].values()
+    ]
+    return [*_where(result), part.replace("_", " "), str(draw["calibration_images"]), *rates]
+
+
+def _suspect_cells(result: dict[str, Any]) -> list[str]:
+    aurocs = [f"{result[part]['auroc']:.3f}" for part in ("mixed", "dropped", "clean")]
+    found, won = result["found_in_first"]["0.1"], result["won_back"]
+    return [*_where(result), f"{found:.0%}", *aurocs, f"{won:.0%}"]
 
 
 def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cells.parser(__doc__)
     parser.add_argument("what", choices=("splits", "folds", "suspects"))
-    parser.add_argument("--data", type=lambda text: text.split(","), help="all by default")
-    parser.add_argument("--classes", type=lambda text: text.split(","), help="all by default")
+    parser.add_argument("--data", type=cells.listed, help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int, help="16,000 for splits by default")
     parser.add_argument("--splits", type=int, help=f"divisions of splits, {SPLITS} by default")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
     sets = {"splits": SETS, "folds": FEW, "suspects": SUSPECTS}[options.what]
     shown = options.images_shown or {"splits": 16_000}.get(options.what)
@@ -282,8 +340,7 @@ def main() -> None:
         for name in options.data or sets
         for cls in options.classes or sets[name]
     ]
-    command = "python -m benchmarks.calibration " + shlex.join(sys.argv[1:])
-    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
+    cells.sweep(wanted, compute, options)
 
 
 if __name__ == "__main__":

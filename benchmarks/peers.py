@@ -7,9 +7,6 @@ depends on them. Settings are each package's defaults but for what the functions
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import data
+from benchmarks import cells, data
 from benchmarks.baselines import Scores, as_float
 from benchmarks.cells import Cell, keep
 
@@ -149,32 +146,19 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
         "torch": str(torch.__version__),
         **details,
     }
-    return keep(cell, split, found, command)
-
-
-def arguments() -> argparse.Namespace:
-    """Command line of a sweep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=list(data.SETS), required=True)
-    parser.add_argument("--classes", help="separated by commas; all by default")
-    parser.add_argument("--method", choices=list(PEERS), required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return keep(cell, found | cells.sizes(split), command)
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell."""
-    options = arguments()
-    command = "python -m benchmarks.peers " + shlex.join(sys.argv[1:])
-    classes = options.classes.split(",") if options.classes else data.classes(options.data)
-    for cls in classes:
-        cell = Cell(options.data, cls, options.seed, options.method)
-        if cell.path.exists():
-            continue
-        result = compute(cell, command)
-        line = f"{cell.data} {cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
-        sys.stdout.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
-        sys.stdout.flush()
+    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    parser = cells.parser(__doc__)
+    parser.add_argument("--data", choices=list(data.SETS), required=True)
+    parser.add_argument("--method", choices=list(PEERS), required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    classes = options.classes or data.classes(options.data)
+    wanted = [Cell(options.data, cls, options.seed, options.method) for cls in classes]
+    cells.sweep(wanted, compute, options)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from sklearn.decomposition import PCA
 
 from anoscan.detector import Detector
 from anoscan.localisation import PixelScores, pixel_metrics
-from benchmarks import data
-from benchmarks.cells import RESULTS, commit
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 SIDE = "300"
@@ -125,8 +125,6 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
             if each.anomalous
         }
         return {
-            "seed": seed,
-            "settings": settings,
             "auroc": report.auroc,
             "auroc_of_baselines": {name: row["auroc"] for name, row in report.baselines.items()},
             "pixel": {"auroc": report.pixel.auroc, "aupro": report.pixel.aupro},
@@ -134,6 +132,42 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
             "kinds": kinds,
             "cpu_seconds": seconds,
         }
+
+
+def tables() -> str:
+    """Markdown tables of the kept results: beside the baselines, and by what was planted."""
+    kept = cells.load("planted/*")
+    whole = [row for result in kept for row in _whole(result)]
+    kinds = [
+        [str(result["seed"]), kind, *map(_figure, (of["auroc"], of["pixel_auroc"], of["aupro"]))]
+        for result in kept
+        for kind, of in result["kinds"].items()
+    ]
+    figures = ["images, AUROC", "pixels, AUROC", "AUPRO"]
+    return markdown.sections(
+        {
+            "All": (["seed", "method", *figures], whole),
+            "By what was planted": (["seed", "planted", *figures], kinds),
+        }
+    )
+
+
+def _whole(result: dict[str, Any]) -> list[list[str]]:
+    images = {"anoscan": result["auroc"]} | result["auroc_of_baselines"]
+    pixels = {"anoscan": result["pixel"], "pca": result["pixel_of_pca"]}
+    return [
+        [
+            str(result["seed"]),
+            name.replace("_", " "),
+            _figure(auroc),
+            *(_figure(pixels.get(name, {}).get(metric)) for metric in ("auroc", "aupro")),
+        ]
+        for name, auroc in images.items()
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def main() -> None:
@@ -144,12 +178,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="file to keep the model in")
     given = parser.parse_args()
     settings = {"images_shown": given.images_shown} if given.images_shown else {}
-    result = run(given.seed, settings, given.model) | {"commit": commit()}
-    target = RESULTS / "planted" / f"{given.images_shown or 'default'}-seed{given.seed}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
-    target.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    cell = Cell("planted", "elpv", given.seed, "anoscan", tuple(settings.items()))
+    found = run(given.seed, settings, given.model)
+    json.dump(cells.keep(cell, found, cells.command()), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure detectors on real images, cell by cell: ``python -m benchmarks.run --help``.
 
-A cell is one set, class, seed and method; its result is a JSON file that a later run finds and
-does not compute again, so a sweep can be stopped, continued and spread over processes. Every
+A cell is one set, class, seed and method; its result is a line that a later run finds and does
+not compute again, so a sweep can be stopped, continued and spread over processes. Every
 number comes from the last weights; settings were chosen on the classes of ``--development``.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +28,8 @@ from anoscan.judgement import Judge
 from anoscan.model import Model
 from anoscan.results import Skipped
 from anoscan.scoring import SCORES
-from benchmarks import baselines, data
-from benchmarks.cells import Cell, keep, sweep
+from benchmarks import baselines, cells, data
+from benchmarks.cells import Cell, keep
 
 # As long as the default, so that the cost is the same.
 PAPER = {
@@ -212,32 +210,31 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     split = data.load(cell.data, cell.cls, seed=cell.seed)
     found = METHODS[cell.method](split, cell.seed, dict(cell.settings))
     versions = {"torch": str(torch.__version__), "anoscan_scores": list(SCORES)}
-    return keep(cell, split, found | versions, command)
+    return keep(cell, found | versions | cells.sizes(split), command)
 
 
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+def wanted(options: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
     settings = tuple(sorted((key, json.loads(value)) for key, value in options.set))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.data:
-            wanted = options.classes or data.classes(name)
+            classes = options.classes or data.classes(name)
             if options.development:
-                wanted = data.development(name)
-            for cls in wanted:
+                classes = data.development(name)
+            for cls in classes:
                 for method in options.methods:
                     own = settings if method in ("anoscan", "untrained", "paper") else ()
                     yield Cell(name, cls, seed, method, own)
 
 
 def arguments() -> argparse.Namespace:
-    """Command line of a sweep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=_listed, required=True, help=", ".join(data.SETS))
-    parser.add_argument("--classes", type=_listed, help="all by default")
+    """Read the command line of a sweep."""
+    parser = cells.parser(__doc__)
+    parser.add_argument("--data", type=cells.listed, required=True, help=", ".join(data.SETS))
     parser.add_argument("--development", action="store_true", help="classes kept for tuning")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--methods", type=_listed, default=["anoscan", "pca-64"])
+    parser.add_argument("--methods", type=cells.listed, default=["anoscan", "pca-64"])
     parser.add_argument(
         "--set",
         action="append",
@@ -246,23 +243,16 @@ def arguments() -> argparse.Namespace:
         metavar="SETTING=JSON",
         help="a training setting, e.g. images_shown=20000",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
     if unknown := set(options.methods) - set(METHODS):
         parser.error(f"unknown method {', '.join(unknown)}; there are {', '.join(METHODS)}")
     return options
 
 
-def _listed(text: str) -> list[str]:
-    return text.split(",")
-
-
 def main() -> None:
     """Compute what is missing, a line a cell; JSON of all cells on stdout."""
     options = arguments()
-    command = "python -m benchmarks.run " + shlex.join(sys.argv[1:])
-    sweep(list(cells(options)), compute, command, jobs=options.jobs, again=options.again)
+    cells.sweep(list(wanted(options)), compute, options)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ Results are kept and continued as those of `benchmarks.run`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
-import shlex
 import sys
 import tempfile
 import time
@@ -32,8 +29,8 @@ from sklearn.metrics import roc_auc_score
 from anoscan import images, sensitivity
 from anoscan.detector import Detector
 from anoscan.material import Material
-from benchmarks import data
-from benchmarks.cells import RESULTS, Cell, keep, sweep
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell, keep
 
 CLASSES = {"fashion-mnist": "4589", "mnist": "3478", "cifar-10": "57"}
 LENGTHS = {"short": 100, "long": 4000}  # images shown
@@ -94,7 +91,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
         "self_test_whole": tested.whole_auroc,
         "self_test_share": seconds["self_test"] / seconds["total"],
     }
-    return keep(cell, split, found, command)
+    return keep(cell, found | cells.sizes(split), command)
 
 
 def overall(result: dict[str, Any]) -> float:
@@ -102,34 +99,29 @@ def overall(result: dict[str, Any]) -> float:
     return float(result["self_test_whole"]["anoscan"])
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, a row a class."""
+def table() -> str:
+    """Markdown table of the kept results, a row a class."""
     by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for result in results:
+    for result in cells.load("selftest-*/*"):
         key = (result["data"].removeprefix("selftest-"), result["cls"])
         by_class.setdefault(key, {})[result["method"]] = result
-    lines = [
-        "| set | class | labels: short | long | self-test: short | long | agree |",
-        "|---" * 7 + "|",
-    ]
+    rows = []
     for (name, cls), pair in by_class.items():
         labels = [pair[length]["auroc"] for length in LENGTHS]
         tested = [overall(pair[length]) for length in LENGTHS]
         agree = (labels[1] > labels[0]) == (tested[1] > tested[0])
-        figures = " | ".join(f"{value:.3f}" for value in labels + tested)
-        lines.append(f"| {name} | {cls} | {figures} | {'yes' if agree else '**no**'} |")
-    return "\n".join(lines) + "\n"
+        figures = [f"{value:.4f}" for value in labels + tested]
+        rows.append([name, cls, *figures, "yes" if agree else "**no**"])
+    titles = ["set", "class", "labels: short", "long", "self-test: short", "long", "agree"]
+    return markdown.table(titles, rows)
 
 
 def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     """Kept cells with a self-test, by set, class and seed; a model that is there twice once."""
     found: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("**/*-seed*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    for result in cells.load("**/*"):
         # The AUROC of the paper's recipe is of its own score, which the self-test does not measure.
-        ours = (
-            not result.get("data", "").startswith("selftest-") and result.get("method") != "paper"
-        )
+        ours = not result["data"].startswith("selftest-") and result["method"] != "paper"
         if "self_test_whole" in result and ours:
             key = (Path(result["data"]).name, result["cls"], result["seed"])
             found.setdefault(key, {})[result["auroc"]] = result
@@ -155,26 +147,26 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def table_of_kept() -> str:
-    """Markdown table: for every better and worse model how often the self-test agrees."""
-    counts: dict[tuple[str, str, str], list[bool]] = {}
+    """Markdown table: how often the self-test agrees, by set and kind of pair."""
+    counts: dict[tuple[str, str], list[bool]] = {}
     for (data_name, *_), models in kept().items():
         for better, worse, agrees in comparisons(models):
-            counts.setdefault((data_name, better, worse), []).append(agrees)
-    lines = ["| set | better by labels | worse | classes and seeds | agree |", "|---" * 5 + "|"]
-    lines += [
-        f"| {' | '.join(key)} | {len(agreed)} | {sum(agreed)} |"
-        for key, agreed in sorted(counts.items())
-    ]
-    everything = [agrees for agreed in counts.values() for agrees in agreed]
-    lines.append(f"| **all** | | | {len(everything)} | {sum(everything)} |")
-    return "\n".join(lines) + "\n"
+            pair = _pair({better, worse})
+            for key in ((data_name, pair), ("**all**", pair)):
+                counts.setdefault(key, []).append(agrees)
+    rows = [[*key, str(len(agreed)), str(sum(agreed))] for key, agreed in sorted(counts.items())]
+    return markdown.table(["set", "models", "pairs", "agree"], rows)
+
+
+def _pair(names: set[str]) -> str:
+    if "untrained" not in names:
+        return "two trained ones"
+    return f"{'the default' if 'default' in names else 'another trained one'} and a random one"
 
 
 def main() -> None:
     """Compute what is missing, a line each; JSON of all on stdout, the table on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    parser = cells.parser(__doc__)
     parser.add_argument("--kept", action="store_true", help="compare models measured before")
     options = parser.parse_args()
     if options.kept:
@@ -183,12 +175,11 @@ def main() -> None:
     wanted = [
         Cell(f"selftest-{name}", cls, 0, method, (("images_shown", shown),))
         for name, classes in CLASSES.items()
-        for cls in classes
+        for cls in options.classes or classes
         for method, shown in LENGTHS.items()
     ]
-    command = "python -m benchmarks.selftest " + shlex.join(sys.argv[1:])
-    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
-    sys.stderr.write(table([json.loads(cell.path.read_text()) for cell in wanted]))
+    cells.sweep(wanted, compute, options)
+    sys.stderr.write(table())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from PIL import Image
 from anoscan.atlas import Atlas
 from anoscan.detector import Detector
 from anoscan.localisation import PixelScores, pixel_metrics
-from benchmarks.cells import RESULTS
+from benchmarks import cells, markdown
+from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 NAMES = ("brick", "grass", "gravel")
@@ -32,6 +33,7 @@ PIECES = (5, 4)  # that the training columns are cut into, so that some can be h
 TESTS = 3
 DIAMETERS = (48, 64)
 DEFECTS = 3  # in a test image
+METRICS = ("auroc", "aupro")
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -104,9 +106,7 @@ def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dic
     return {"auroc": metrics.auroc, "aupro": metrics.aupro}
 
 
-def run(
-    name: str, seed: int, settings: dict[str, Any], say: Callable[[str], None]
-) -> dict[str, Any]:
+def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one texture and measure it."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,10 +120,24 @@ def run(
             kind: measure(detector, planted, base / kind)
             for kind, planted in tests(name, seed).items()
         }
-    result = {"texture": name, "seed": seed, "settings": settings, **found}
-    result["cpu_seconds"] = round(time.process_time() - start)
-    say(f"{name} seed {seed}: {json.dumps(found)}\n")
-    return result
+    return {**found, "cpu_seconds": round(time.process_time() - start)}
+
+
+def table() -> str:
+    """Markdown table of the kept results."""
+    titles = ["texture", "images shown", "foreign: AUROC", "foreign: AUPRO"]
+    titles += ["small defects: AUROC", "small defects: AUPRO", "CPU s", "seed"]
+    rows = [
+        [
+            result["cls"],
+            str(dict(result["settings"])["images_shown"]),
+            *(f"{result[kind][m]:.3f}" for kind in ("foreign", "defects") for m in METRICS),
+            str(result["cpu_seconds"]),
+            str(result["seed"]),
+        ]
+        for result in cells.load("textures/*")
+    ]
+    return markdown.table(titles, rows)
 
 
 def main() -> None:
@@ -144,10 +158,10 @@ def main() -> None:
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no texture is named {sorted(unknown)[0]}")
     for name in given.names or NAMES:
-        result = run(name, given.seed, settings, sys.stderr.write)
-        target = RESULTS / "textures" / f"{name}-seed{given.seed}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        found = run(name, given.seed, settings)
+        cell = Cell("textures", name, given.seed, "anoscan", tuple(sorted(settings.items())))
+        cells.keep(cell, found, cells.command())
+        sys.stderr.write(f"{name} seed {given.seed}: {json.dumps(found)}\n")
 
 
 if __name__ == "__main__":
