@@ -58,9 +58,9 @@ def resplit(
 ) -> dict[str, Any]:
     """Divide normal images at random into calibration and queries, and hold verdicts to their word.
 
-    Given the pool, calibration images and queries change places at random, so that of m normal
-    queries the number above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 -
-    j): wider than a binomial, because the threshold comes from n images only.
+    Given the pool, calibration images and queries change places at random. So the number of m
+    normal queries above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 - j).
+    That is wider than a binomial, because the threshold comes from n images only.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def resplit(
 
 
 def _uniform(found: list[float], n: int, m: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Kolmogorov-Smirnov p-values of many divisions, and whether they are such as they should be.
+    """Say whether Kolmogorov-Smirnov p-values of many divisions are such as they should be.
 
     Of finite samples these p-values come in steps, and are not quite uniform. So they are also
     compared with those of random divisions of ranks, which are what exact p-values would give.
@@ -171,7 +171,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
 
 
 def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
-    """False alarms among the scores (m,) of unseen normal images, the model as it is."""
+    """Count false alarms among the scores (m,) of unseen normal images, the model as it is."""
     n, m, found = len(judge.model.yardstick.terms), len(normal), {}
     for rate in RATES:
         level = judge.threshold(rate, DEFAULT_SCORE).score
@@ -181,7 +181,7 @@ def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
 
 
 def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on few images, calibrate on all of them in folds; the same on held-out ones alone."""
+    """Train on few images, and calibrate on all of them in folds, then on held-out ones alone."""
     done = train(split, seed, settings | {"calibration_folds": FOLDS})
     detector, judge, terms = done.detector, done.judge, done.terms
     found: dict[str, Any] = {"folds": FOLDS, "cpu_seconds": done.seconds}
@@ -260,7 +260,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def tables() -> str:
-    """Markdown tables of the kept results, one for each kind."""
+    """Lay out the kept results, a table for each kind."""
     kept = cells.load("calibration/*")
 
     def of(method: str) -> list[dict[str, Any]]:
@@ -323,7 +323,7 @@ def _suspect_cells(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    """Compute what is missing, a line a cell; print JSON of all cells."""
     parser = cells.parser(__doc__)
     parser.add_argument("what", choices=("splits", "folds", "suspects"))
     parser.add_argument("--data", type=cells.listed, help="all by default")

@@ -1,7 +1,7 @@
-"""How well small defects can be told at all: ``python -m benchmarks.ceiling``.
+"""Measure how well small defects can be told at all: ``python -m benchmarks.ceiling``.
 
-A classifier that is shown thousands of the very defects it will be asked about, in the crops that
-the detectors learn from, says how much of a set can be seen by any method. It uses what no
+A classifier is shown thousands of the very defects it will be asked about, in the crops that the
+detectors learn from. It says how much of a set can be seen by any method. It uses what no
 detector here may use, so it is no row of a table: it is what to hold a row against.
 """
 
@@ -23,7 +23,7 @@ BATCH = 64
 
 
 def network() -> nn.Sequential:
-    """Three strided blocks without any view of the whole, then the strongest place counts."""
+    """Stack three strided blocks without any view of the whole; then the strongest place counts."""
     layers: list[nn.Module] = []
     channels = 1
     for wide in (16, 48, 96):
@@ -64,7 +64,7 @@ def train(crops: np.ndarray, seed: int) -> nn.Sequential:
 
 
 def table() -> str:
-    """Markdown table of the kept results."""
+    """Lay out the kept results."""
     rows = [[r["cls"], f"{r['auroc']:.3f}", str(r["seed"])] for r in cells.load("ceiling/*")]
     return markdown.table(["defects", "AUROC", "seed"], rows)
 

@@ -1,4 +1,4 @@
-"""Kept results of the benchmarks: a JSON-lines file for each set and method, a line a cell."""
+"""Keep the results of the benchmarks: a JSON-lines file for each set and method, a line a cell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Key = tuple[str, str, int, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to measure."""
+    """Names one thing to measure."""
 
     data: str
     cls: str
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """File of its set and method; a set of a job, as ``lineage/mnist``, has one file alone."""
+        """Name the file of its set and method; a job's set, as ``lineage/mnist``, has one alone."""
         name = self.data if "/" in self.data else f"{self.data}/{self.method}"
         return RESULTS / f"{name}.jsonl"
 
@@ -157,7 +157,7 @@ def sweep(
 
 
 def _own_home() -> None:
-    """A store for this process: cells train under one name, which is one training at a time."""
+    """Give this process a store of its own: all cells train under one name, one at a time."""
     home = Path(os.environ.get("ANOSCAN_HOME") or tempfile.gettempdir())
     os.environ["ANOSCAN_HOME"] = str(home / f"benchmark-{os.getpid()}")
 

@@ -1,4 +1,4 @@
-"""Tables of `benchmarks.lineage`: the AnoGAN family, choice by choice."""
+"""Lay out the results of `benchmarks.lineage`: the AnoGAN family, choice by choice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_row(data: str) -> dict[str, Rows]:
 
 
 def lineage(data: str) -> str:
-    """Markdown table of a set's rows of `benchmarks.lineage`, one choice changed in each.
+    """Lay out the rows of a set, each of which changes one choice.
 
     Starred figures are of a default score that did not count `OF_TODAY` in yet.
     """
@@ -68,7 +68,7 @@ def _lineage_row(name: str, rows: Rows, classes: list[str]) -> list[str]:
 
 
 def seeds() -> str:
-    """Markdown table of all rows over seeds, for each class of each set.
+    """Lay out all rows over seeds, for each class of each set.
 
     A row is compared with the default of the same seed, which has the same images. The table shows
     the mean difference over the classes, and its standard deviation over the seeds that all have.
@@ -92,7 +92,7 @@ def seeds() -> str:
 
 
 def _by_seed(results: list[dict[str, Any]]) -> dict[int, float]:
-    """AUROC of today's default score by seed."""
+    """Collect the AUROC of today's default score by seed."""
     return {r["seed"]: r["auroc"] for r in results if OF_TODAY in r["auroc_by_term"]}
 
 
@@ -104,7 +104,7 @@ def _gain(cells: list[dict[int, float]], usual: list[dict[int, float]], shared: 
 
 
 def order(*names: str) -> str:
-    """Markdown table of the ways to learn an encoder on one game: `paper` score, reconstruction.
+    """Lay out the ways to learn an encoder on one game: `paper` score, reconstruction.
 
     Behind ± is the standard deviation over seeds, where there are several.
 
@@ -128,7 +128,7 @@ def order(*names: str) -> str:
 
 
 def search() -> str:
-    """Markdown tables of the searches: AUROC and steps by mapping, and CPU seconds an image."""
+    """Lay out the searches: AUROC and steps by mapping, then CPU seconds an image."""
     found = load("lineage/search")
     steps = sorted({n for r in found for m in r["mappings"].values() for n in m.get("steps", ())})
     titles = ["set", "mapping", "AUROC anogan", "AUROC paper"]

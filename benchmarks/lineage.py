@@ -1,8 +1,8 @@
-"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage JOB --help``.
+"""Measure the AnoGAN family choice by choice: ``python -m benchmarks.lineage JOB --help``.
 
-``table`` changes one choice of the default at a time, of those that change the game; ``order``
-compares the ways to learn an encoder on one game, over seeds; ``search`` compares AnoGAN's search
-in latent space with the encoder that replaced it; ``sizes`` lets `progressive` grow on photographs.
+``table`` changes one choice of the default at a time, of those that change the game. ``order``
+compares the ways to learn an encoder on one game, over seeds. ``search`` compares AnoGAN's search
+in latent space with the encoder that replaced it. ``sizes`` lets `progressive` grow on photographs.
 Results are kept and continued as those of `benchmarks.run`. With ``--sheets`` every GAN that is
 trained for ``table`` or ``sizes`` leaves a sheet of samples, of the first seed.
 """
@@ -79,7 +79,7 @@ SHEET_PIXELS = 1280  # a side, gaps aside: large samples are fewer, and a file s
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """Settings of every row: the default, then the default with one choice changed.
+    """List the settings of every row: the default, then the default with one choice changed.
 
     The choices are those of the registry. ``f-anogan`` is the paper's combination; rows that end
     in a number have networks of that width.
@@ -97,7 +97,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def lengths(size: str) -> tuple[tuple[str, Any], ...]:
-    """Settings of a training at a size of `SIZES`."""
+    """Make the settings of a training at a size of `SIZES`."""
     shown = SIZES[size]
     stages = {"rotation_images_shown": shown // 4, "encoder_images_shown": shown // 4}
     given = {"size": int(size), "width": SIZES_WIDTH, "images_shown": shown} | stages
@@ -110,7 +110,7 @@ def sheet_path(cell: Cell) -> Path:
 
 
 def has_own_gan(settings: dict[str, Any]) -> bool:
-    """Whether a row has another GAN than the default, which its encoder cannot change."""
+    """Say whether a row has another GAN than the default, which its encoder cannot change."""
     alone = not {"encoder", "mapping"} & set(settings)
     return alone or settings.get("mapping") == "bigan"
 
@@ -166,7 +166,7 @@ def compute_search(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.ndarray]:
-    """As many normals as anomalies of the test images, as the networks see them."""
+    """Draw as many normals as anomalies of the test images, as the networks see them."""
     generator = np.random.default_rng(seed)
     chosen = np.concatenate(
         [
@@ -182,7 +182,7 @@ def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.nda
 
 
 def _mapped(networks: Networks, x: Tensor, anomalous: np.ndarray) -> dict[str, Any]:
-    """AUROC of the published scores by each mapping, and how a search gets there."""
+    """Measure AUROC of the published scores by each mapping, and how a search gets there."""
     by_encoder = _aurocs(networks, x, networks.encoder(x), anomalous)
     found: dict[str, Any] = {"encoder": {"auroc": by_encoder}}
     for name, how in SEARCHES.items():
@@ -207,7 +207,7 @@ def _aurocs(networks: Networks, x: Tensor, z: Tensor, anomalous: np.ndarray) -> 
 
 
 def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
-    """CPU seconds an image: 500 steps alone and in company, and the one pass of the encoder."""
+    """Time CPU seconds an image: 500 steps alone and in company, and one pass of the encoder."""
     how = SEARCHES["search"]
 
     def encoded(images: Tensor) -> None:
@@ -239,7 +239,7 @@ def _timed(job: Callable[[], object]) -> float:
 
 
 def wanted(options: argparse.Namespace) -> list[Cell]:
-    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    """List the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.job == "search":
         return [
@@ -288,7 +288,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    """Compute what is missing, a line a cell; print JSON of all cells."""
     options = arguments()
     row = functools.partial(compute_row, sheets=options.sheets)
     cells.sweep(wanted(options), compute_search if options.job == "search" else row, options)

@@ -1,4 +1,4 @@
-"""Markdown of tables, and of their figures."""
+"""Write tables and their figures as Markdown."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Parameters and peak memory of a training by size: ``python -m benchmarks.memory``.
+"""Measure parameters and peak memory of a training by size: ``python -m benchmarks.memory``.
 
-A short training of every architecture on RGB noise, each in a process of its own, whose highest
-resident memory the system reports: the program, the libraries, networks, optimizers, one batch.
+Every architecture has a short training on RGB noise in a process of its own. The system reports
+its highest resident memory: the program, the libraries, networks, optimizers, one batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NETWORKS = ("generator", "discriminator", "encoder")
 
 
 def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
-    """Millions of parameters of each network, peak resident memory in GB, and the precision."""
+    """Measure millions of parameters of each network, peak memory in GiB, and precision."""
     model = folder / f"{architecture}-{size}.safetensors"
     lengths = [f"--{stage}images-shown={SHOWN}" for stage in ("encoder-", "rotation-")]
     lengths.append(f"--images-shown={GAME.get(architecture, SHOWN)}")
@@ -50,7 +50,7 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Markdown table of the kept results, by size and peak."""
+    """Lay out the kept results, by size and peak."""
     kept = sorted(cells.load("memory/*"), key=lambda row: (int(row["cls"]), row["peak_gb"]))
     rows = [
         [

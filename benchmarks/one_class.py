@@ -1,4 +1,4 @@
-"""Tables of `benchmarks.run` and `benchmarks.peers`: one class normal, all others anomalies."""
+"""Lay out the results of `benchmarks.run` and its peers: one class is normal, others are not."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def plain(classes: Iterable[str]) -> list[str]:
 
 
 def aurocs(rows: Rows, classes: list[str]) -> list[list[float]]:
-    """AUROC by class and seed."""
+    """Collect AUROC by class and seed."""
     return [[result["auroc"] for result in rows.get(cls, [])] for cls in classes]
 
 
 def mean(rows: Rows, classes: list[str]) -> float:
-    """Mean AUROC over classes of means over seeds; classes that are missing do not count."""
+    """Average AUROC over seeds, then over classes; those that are missing do not count."""
     values = [np.mean(of) for of in aurocs(rows, classes) if of]
     return float(np.mean(values)) if values else 0.0
 
@@ -69,7 +69,7 @@ def row(name: str, rows: Rows, classes: list[str]) -> list[str]:
 
 
 def table(data: str) -> str:
-    """Markdown table of a set: mean AUROC over seeds for each class, then over classes."""
+    """Lay out a set: mean AUROC over seeds for each class, then over classes."""
     found = {name: rows for name, rows in by_name(load(f"{data}/*")).items() if plain(rows)}
     classes = plain(cls for rows in found.values() for cls in rows)
     ordered = sorted(found.items(), key=lambda item: -mean(item[1], classes))
@@ -78,7 +78,7 @@ def table(data: str) -> str:
 
 
 def summary() -> str:
-    """Markdown table of all sets: mean AUROC of anoscan, three baselines and the best peer."""
+    """Lay out all sets: mean AUROC of anoscan, three baselines and the best peer."""
     titles = ["set", "classes", "anoscan", *BESIDE.values(), "best other GAN"]
     return markdown.table(titles, [_summary_row(*item) for item in SETS.items()])
 
@@ -95,7 +95,7 @@ def _summary_row(data: str, chosen: tuple[str, ...]) -> list[str]:
 
 
 def terms(data: str) -> str:
-    """Markdown table of what each term of the default detector reaches alone, by class."""
+    """Lay out what each term of the default detector reaches alone, by class."""
     rows = by_name(load(f"{data}/anoscan")).get("anoscan", {})
     classes = plain(rows)
     names = sorted({name for c in classes for r in rows[c] for name in r["auroc_by_term"]})
@@ -109,10 +109,10 @@ def terms(data: str) -> str:
 
 
 def ablation(*names: str) -> str:
-    """Markdown table: the score without one of its parts or with one more, mean over classes.
+    """Lay out what the score gains without one of its parts, or with one more.
 
-    Each figure is the mean difference to the score as it is, and its standard deviation over
-    classes; of a class, it is the mean over its seeds.
+    Each figure is the mean difference to the score as it is, ± its standard deviation over
+    classes. That of a class is the mean over its seeds.
     """
     found = {name: by_name(load(f"{name}/anoscan")).get("anoscan", {}) for name in names}
     sets = {name: [rows[cls] for cls in plain(rows)] for name, rows in found.items() if rows}
@@ -138,7 +138,7 @@ def _gain(classes: list[list[dict[str, Any]]], variant: str) -> str:
 
 
 def curve(data: str) -> str:
-    """Markdown table of changed classes: fewer training images, or anomalies among them."""
+    """Lay out changed classes: they have fewer training images, or anomalies among them."""
     found = by_name(load(f"{data}/*"))
     changed = sorted({cls for rows in found.values() for cls in rows if "." in cls}, key=_change)
     shown = [

@@ -1,7 +1,7 @@
-"""Defects planted in whole solar cells, found and located: ``python -m benchmarks.planted``.
+"""Find and locate defects planted in whole solar cells: ``python -m benchmarks.planted``.
 
-Cells are aligned, as most parts in industry are, and have 300x300 pixels: what is planted is small
-(`benchmarks.defects`), or an ellipse of 24 to 120 pixels that is darker, from another cell turned
+Cells are aligned, as most parts in industry are, and have 300x300 pixels. What is planted is small
+(`benchmarks.defects`), or an ellipse of 24 to 120 pixels. That is darker, from another cell turned
 by a quarter, or out of focus. The folder is laid out like MVTec AD, as users have it. PCA stands
 beside: its residual scores images, and pixels.
 """
@@ -43,7 +43,7 @@ LARGE: dict[str, Callable[[Pixels, Pixels, np.random.Generator], npt.NDArray[Any
 
 
 def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
-    """A filled ellipse somewhere in an image."""
+    """Draw a filled ellipse somewhere in an image."""
     rows, columns = np.indices(shape) - rng.uniform(0.2, 0.8, (2, 1, 1)) * shape[0]
     angle, (a, b) = rng.uniform(0, np.pi), rng.uniform(*RADII, 2)
     along = rows * np.cos(angle) + columns * np.sin(angle)
@@ -53,7 +53,7 @@ def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
 
 
 def lay_out(root: Path, seed: int) -> None:
-    """Folder of cells: ``train/good``, ``test`` by what was planted, and masks."""
+    """Write a folder of cells: ``train/good``, ``test`` by what was planted, and masks."""
     split = data.load("elpv", SIDE, seed=seed)
     rng = np.random.default_rng(seed)
     # In random order: neighbours in the set are cells of one module.
@@ -80,7 +80,7 @@ def _save(
 
 
 def pca_maps(root: Path) -> dict[str, float]:
-    """Pixel metrics of smoothed squared residuals of PCA."""
+    """Measure pixel metrics of smoothed squared residuals of PCA."""
     train = _read(sorted((root / "train").rglob("*.png")))
     paths = sorted((root / "test").rglob("*.png"))
     pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(train)
@@ -135,7 +135,7 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
 
 
 def tables() -> str:
-    """Markdown tables of the kept results: beside the baselines, and by what was planted."""
+    """Lay out the kept results, beside the baselines and by what was planted."""
     kept = cells.load("planted/*")
     whole = [row for result in kept for row in _whole(result)]
     kinds = [

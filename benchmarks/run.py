@@ -1,7 +1,7 @@
 """Measure detectors on real images, cell by cell: ``python -m benchmarks.run --help``.
 
-A cell is one set, class, seed and method; its result is a line that a later run finds and does
-not compute again, so a sweep can be stopped, continued and spread over processes. Every
+A cell is one set, class, seed and method. Its result is a line that a later run finds and does
+not compute again: a sweep can be stopped, continued and spread over processes. Every
 number comes from the last weights; settings were chosen on the classes of ``--development``.
 """
 
@@ -47,7 +47,7 @@ def anoscan(
     settings: dict[str, Any],
     look: Callable[[Detector], None] = lambda detector: None,
 ) -> dict[str, Any]:
-    """All figures of a trained detector; see `train`."""
+    """Collect all figures of a trained detector; see `train`."""
     done = train(split, seed, settings, look)
     judge, terms, own = done.judge, done.terms, done.own
     assert done.detector.report is not None
@@ -81,7 +81,7 @@ def anoscan(
 
 @dataclass(frozen=True)
 class Trained:
-    """A detector, and what it said of a test set.
+    """Holds a detector, and what it said of a test set.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def train(
 def raw_terms(
     judge: Judge, folder: Path
 ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
-    """Raw terms (n, k) of the images of a folder by name, and what the model's baselines say."""
+    """Measure raw terms (n, k) of the images of a folder by name, and the model's baselines."""
     files = sorted(images.find([folder]), key=lambda image: image.path)
     rows, pixels = [], []
     for batch in judge.measured(files, 64, pictures=False, mapped=False):
@@ -148,7 +148,7 @@ def raw_terms(
 def ablation(
     model: Model, terms: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
-    """AUROC of the default score without one of its parts, and with one more."""
+    """Measure AUROC of the default score without one of its parts, and with one more."""
     names, yardstick = list(model.fitted), model.yardstick
     given = SCORES["calibrated"].weights
     weights = {name: given.get(name, 0) for name in names}
@@ -175,14 +175,14 @@ def _auroc(odd: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float
 
 
 def untrained(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The same detector with random weights: what training must add to."""
+    """Measure the same detector with random weights, which training must add to."""
     return anoscan(
         split, seed, {"images_shown": 1, "encoder_images_shown": 1, "batch_size": 2} | settings
     )
 
 
 def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but the strided networks."""
+    """Follow f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but the strided networks."""
     found = anoscan(split, seed, PAPER | settings)
     return found | {"auroc": found["auroc_by_score"]["paper"], "auroc_default": found["auroc"]}
 
@@ -250,7 +250,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    """Compute what is missing, a line a cell; print JSON of all cells."""
     options = arguments()
     cells.sweep(list(wanted(options)), compute, options)
 

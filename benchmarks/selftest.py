@@ -1,15 +1,15 @@
 """Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
 
-Two trainings of each class: one of a hundred images shown, one of four thousand. A class agrees
+Each class is trained twice: with a hundred images shown, and with four thousand. A class agrees
 when the self-test, which knows no labels, prefers the training that real labels prefer. Both get
-the same changed images. The self-test's number is its AUROC on normals bent out of shape as a
-whole: how well small defects are seen says little of what is odd as a whole. That was settled on
+the same changed images. The self-test's number is its AUROC on normals bent out of shape: how
+well small defects are seen says little of what is odd as a whole. That was settled on
 the classes for development (Fashion-MNIST 0, 3, 6, MNIST 2, 5, CIFAR-10 1), which are not among
 these.
 Results are kept and continued as those of `benchmarks.run`.
 
-``--kept`` trains nothing: it compares every two models of a class and seed among the kept cells of
-`benchmarks.run` and `benchmarks.lineage` which labels tell apart by a hundredth of AUROC or more.
+``--kept`` trains nothing. It compares every two models of a class and seed that were kept by
+`benchmarks.run` and `benchmarks.lineage`, where labels tell them apart by a hundredth of AUROC.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ APART = 0.01  # AUROC by labels, from which on one of two models is the better o
 
 
 def smaller(split: data.Split) -> data.Split:
-    """Split with fewer images, the same for every model of it."""
+    """Split off fewer images, the same for every model."""
     rng = np.random.default_rng(0)
     chosen = [
         rng.choice(rows, min(TEST, len(rows)), replace=False)
@@ -95,12 +95,12 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def overall(result: dict[str, Any]) -> float:
-    """What the self-test makes of a model, in one number."""
+    """Say what the self-test makes of a model, in one number."""
     return float(result["self_test_whole"]["anoscan"])
 
 
 def table() -> str:
-    """Markdown table of the kept results, a row a class."""
+    """Lay out the kept results, a row a class."""
     by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for result in cells.load("selftest-*/*"):
         key = (result["data"].removeprefix("selftest-"), result["cls"])
@@ -117,7 +117,7 @@ def table() -> str:
 
 
 def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Kept cells with a self-test, by set, class and seed; a model that is there twice once."""
+    """Collect kept cells with a self-test, by set, class and seed; each model counts once."""
     found: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = {}
     for result in cells.load("**/*"):
         # The AUROC of the paper's recipe is of its own score, which the self-test does not measure.
@@ -129,7 +129,7 @@ def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
 
 
 def comparisons(models: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
-    """The better and the worse of every two models by labels, and whether the self-test agrees.
+    """Name the better and the worse of every two models by labels; say if the self-test agrees.
 
     The better one's name comes first. Models that differ by less than `APART` are not compared.
     """
@@ -147,7 +147,7 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def table_of_kept() -> str:
-    """Markdown table: how often the self-test agrees, by set and kind of pair."""
+    """Lay out how often the self-test agrees, by set and kind of pair."""
     counts: dict[tuple[str, str], list[bool]] = {}
     for (data_name, *_), models in kept().items():
         for better, worse, agrees in comparisons(models):
@@ -165,7 +165,7 @@ def _pair(names: set[str]) -> str:
 
 
 def main() -> None:
-    """Compute what is missing, a line each; JSON of all on stdout, the table on stderr."""
+    """Compute what is missing, a line each; print JSON of all, then the table on stderr."""
     parser = cells.parser(__doc__)
     parser.add_argument("--kept", action="store_true", help="compare models measured before")
     options = parser.parse_args()

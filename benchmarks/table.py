@@ -1,4 +1,4 @@
-"""Tables of kept results: ``python -m benchmarks.table`` writes them to ``benchmarks/tables``.
+"""Write tables of kept results to ``benchmarks/tables``: ``python -m benchmarks.table``.
 
 With ``--check`` it writes nothing, and exits with 1 where a table would change.
 """
@@ -28,7 +28,7 @@ TABLES = Path(__file__).parent / "tables"
 
 
 class Page(NamedTuple):
-    """A file of tables."""
+    """Describes a file of tables."""
 
     title: str
     shows: str  # what, in one sentence that ends before the command

@@ -1,4 +1,4 @@
-"""How well maps of models of patches find what is foreign in brick, grass and gravel.
+"""Measure how well maps of models of patches find what is foreign in three textures.
 
 Patches of the left columns train. In the other columns, cut in three, discs of the other two
 textures or small defects are planted.
@@ -41,13 +41,13 @@ Planted = tuple[Pixels, Mask]
 
 
 def texture(name: str) -> Pixels:
-    """A texture (512, 512) that scikit-image ships."""
+    """Load a texture (512, 512) that scikit-image ships."""
     pixels: Pixels = np.asarray(getattr(skimage.data, name)(), np.uint8)
     return pixels
 
 
 def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -> Planted:
-    """Image with one disc of each donor, and where they are."""
+    """Plant one disc of each donor in an image, and say where they are."""
     planted, mask = image.copy(), np.zeros(image.shape, np.bool_)
     height = image.shape[0] // len(donors)
     for number, (donor, diameter) in enumerate(zip(donors, DIAMETERS, strict=True)):
@@ -65,7 +65,7 @@ def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -
 
 
 def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
-    """Image with a few small defects, and where they are."""
+    """Plant a few small defects in an image, and say where they are."""
     mask = np.zeros(image.shape, np.bool_)
     for _ in range(DEFECTS):
         found = defective(image, rng, donor)
@@ -74,7 +74,7 @@ def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
 
 
 def tests(name: str, seed: int) -> dict[str, list[Planted]]:
-    """Test images by what was planted; nothing in them was trained on."""
+    """Make test images by what was planted; nothing in them was trained on."""
     rng = np.random.default_rng(seed)
     parts = np.array_split(texture(name)[:, TRAIN_COLUMNS:], TESTS)
     donors = [texture(other)[:, TRAIN_COLUMNS:] for other in NAMES if other != name]
@@ -85,13 +85,13 @@ def tests(name: str, seed: int) -> dict[str, list[Planted]]:
 
 
 def pieces(name: str) -> list[Pixels]:
-    """Parts of the training columns, to be learned from or held out."""
+    """Cut the training columns into parts, to be learned from or held out."""
     rows = np.array_split(texture(name)[:, :TRAIN_COLUMNS], PIECES[0])
     return [part for row in rows for part in np.array_split(row, PIECES[1], axis=1)]
 
 
 def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dict[str, Any]:
-    """Pixel metrics of the maps of some images."""
+    """Measure pixel metrics of the maps of some images."""
     folder.mkdir(parents=True)
     for number, (image, _) in enumerate(planted):
         Image.fromarray(image).save(folder / f"{number}.png")
@@ -124,7 +124,7 @@ def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Markdown table of the kept results."""
+    """Lay out the kept results."""
     titles = ["texture", "images shown", "foreign: AUROC", "foreign: AUPRO"]
     titles += ["small defects: AUROC", "small defects: AUPRO", "CPU s", "seed"]
     rows = [
