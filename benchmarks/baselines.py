@@ -1,4 +1,4 @@
-"""Detectors without a GAN that take seconds: what every benchmark prints beside anoscan."""
+"""Run detectors without a GAN that take seconds, which every benchmark prints beside anoscan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BATCH = 50  # larger batches leave the processor's cache
 
 
 def as_float(images: npt.NDArray[np.uint8]) -> Images:
-    """Pixels as every baseline takes them.
+    """Scale pixels as every baseline takes them.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def as_float(images: npt.NDArray[np.uint8]) -> Images:
 def evaluate(
     split: Split, seed: int, names: Iterable[str] | None = None
 ) -> dict[str, dict[str, float]]:
-    """AUROC and cost of baselines on one split.
+    """Measure AUROC and cost of baselines on one split.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def _sample(images: Images, count: int, seed: int) -> Images:
 
 
 def _padim(train: Images, test: Images, seed: int) -> Scores:
-    """PaDiM (Defard et al., 2020) on a network that was never trained; the worst cell counts."""
+    """Run PaDiM (Defard et al., 2020) on an untrained network; the worst cell counts."""
     with seeded(seed, "padim"):
         network = _RandomFeatures()
     with exact_float32():
@@ -151,7 +151,7 @@ def _padim(train: Images, test: Images, seed: int) -> Scores:
 
 
 class _RandomFeatures(nn.Module):
-    """Channels drawn from the first three stages of a ResNet-18 with random weights."""
+    """Draws channels from the first three stages of a ResNet-18 with random weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _RandomFeatures(nn.Module):
         self.eval().to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (n, channels, 16, 16) of images (n, 3, 64, 64)."""
+        """Compute features (n, channels, 16, 16) of images (n, 3, 64, 64)."""
         maps = []
         for stage in self.stages:
             images = stage(images)
@@ -174,7 +174,7 @@ class _RandomFeatures(nn.Module):
         return joined[:, self.chosen]
 
     def cells(self, images: Images) -> Iterator[Tensor]:
-        """Per batch of b images, features (cells, channels, b)."""
+        """Yield features (cells, channels, b) of each batch of b images."""
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).expand(-1, 3, -1, -1)
             size = (_PADIM_SIDE, _PADIM_SIDE)
@@ -184,7 +184,7 @@ class _RandomFeatures(nn.Module):
 
 
 def _gaussians(network: _RandomFeatures, train: Images) -> tuple[Tensor, Tensor]:
-    """Mean (cells, channels, 1) and inverse Cholesky factor of the covariance of each cell."""
+    """Fit mean (cells, channels, 1) and inverse Cholesky factor of the covariance of each cell."""
     shift: Tensor | None = None
     total, products = torch.zeros(()), torch.zeros(())
     for features in network.cells(train):

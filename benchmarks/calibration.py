@@ -10,11 +10,8 @@ of `benchmarks.run`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,10 +27,10 @@ from anoscan.detector import Detector
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
 from anoscan.scoring.calibration import p_values, q_values
-from anoscan.scoring.choices import DEFAULT_SCORE
+from anoscan.scoring.choices import DEFAULT_SCORE, ScoreRequest
 from anoscan.training import suspects as job
-from benchmarks import data
-from benchmarks.cells import Cell, keep, sweep
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell, keep
 from benchmarks.run import raw_terms, train
 
 SPLITS = 20
@@ -61,9 +58,9 @@ def resplit(
 ) -> dict[str, Any]:
     """Divide normal images at random into calibration and queries, and hold verdicts to their word.
 
-    Given the pool, calibration images and queries change places at random, so that of m normal
-    queries the number above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 -
-    j): wider than a binomial, because the threshold comes from n images only.
+    Given the pool, calibration images and queries change places at random. So the number of m
+    normal queries above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 - j).
+    That is wider than a binomial, because the threshold comes from n images only.
 
     Parameters
     ----------
@@ -92,14 +89,14 @@ def resplit(
         order = rng.permutation(len(normal))
         calibration = dataclasses.replace(model.calibration, terms=normal[order[:n]])
         judge = Judge(dataclasses.replace(model, calibration=calibration), runtime)
-        reference = judge.calibration_scores(DEFAULT_SCORE)
-        scores = judge.scores(normal[order[n:]], DEFAULT_SCORE)
+        reference = judge.scorer.calibration_scores(DEFAULT_SCORE)
+        scores = judge.scorer.scores(normal[order[n:]], DEFAULT_SCORE)
         for rate in RATES:
-            level = judge.threshold(rate, DEFAULT_SCORE).score
+            level = judge.threshold(ScoreRequest(false_alarm_rate=rate)).score
             alarms[rate].append(int((scores > level).sum()))
         uniform.append(float(ks_2samp(reference, scores).pvalue))
         drawn = odd[rng.permutation(len(odd))[:strangers]]
-        both = np.concatenate([scores, judge.scores(drawn, DEFAULT_SCORE)])
+        both = np.concatenate([scores, judge.scorer.scores(drawn, DEFAULT_SCORE)])
         found = q_values(p_values(both, reference)) <= FDR
         false_share.append(float(found[:m].sum() / max(found.sum(), 1)))
         power.append(float(found[m:].mean()))
@@ -120,7 +117,7 @@ def resplit(
 
 
 def _uniform(found: list[float], n: int, m: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Kolmogorov-Smirnov p-values of many divisions, and whether they are such as they should be.
+    """Say whether Kolmogorov-Smirnov p-values of many divisions are such as they should be.
 
     Of finite samples these p-values come in steps, and are not quite uniform. So they are also
     compared with those of random divisions of ranks, which are what exact p-values would give.
@@ -155,7 +152,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
     done = train(split, seed, settings)
     judge, terms = done.judge, done.terms
     model, odd = done.detector.model, split.anomalous
-    scores = judge.scores(terms, DEFAULT_SCORE)
+    scores = judge.scorer.scores(terms, DEFAULT_SCORE)
     pool = np.concatenate([model.calibration.terms, terms[~odd]])
     return {
         "auroc": float(roc_auc_score(odd, scores)),
@@ -174,21 +171,21 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
 
 
 def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
-    """False alarms among the scores (m,) of unseen normal images, the model as it is."""
+    """Count false alarms among the scores (m,) of unseen normal images, the model as it is."""
     n, m, found = len(judge.model.calibration.terms), len(normal), {}
     for rate in RATES:
-        level = judge.threshold(rate, DEFAULT_SCORE).score
+        level = judge.threshold(ScoreRequest(false_alarm_rate=rate)).score
         j = max(1, math.floor(rate * (n + 1) + 1e-9))
         found[str(rate)] = _alarms([int((normal > level).sum())], n, m, j)
     return {"calibration_images": n, "normal_queries": m, "rates": found}
 
 
 def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on few images, calibrate on all of them in folds; the same on held-out ones alone."""
+    """Train on few images, and calibrate on all of them in folds, then on held-out ones alone."""
     done = train(split, seed, settings | {"calibration_folds": FOLDS})
     detector, judge, terms = done.detector, done.judge, done.terms
     found: dict[str, Any] = {"folds": FOLDS, "cpu_seconds": done.seconds}
-    scores, odd = judge.scores(terms, DEFAULT_SCORE), split.anomalous
+    scores, odd = judge.scorer.scores(terms, DEFAULT_SCORE), split.anomalous
     found["auroc"] = float(roc_auc_score(odd, scores))
     found["all_images"] = _as_trained(judge, scores[~odd])
     # The held-out images come first; the folds of the others follow.
@@ -198,7 +195,7 @@ def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
         detector.model, calibration=dataclasses.replace(calibration, terms=held)
     )
     judge = Judge(alone, detector.runtime)
-    found["held_out_alone"] = _as_trained(judge, judge.scores(terms[~odd], DEFAULT_SCORE))
+    found["held_out_alone"] = _as_trained(judge, judge.scorer.scores(terms[~odd], DEFAULT_SCORE))
     return found
 
 
@@ -216,8 +213,8 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
         def measured(detector: Detector) -> dict[str, float]:
             judge = Judge(detector.model, detector.runtime)
             terms, _ = raw_terms(judge, folder / "test")
-            scores = judge.scores(terms, DEFAULT_SCORE)
-            called = scores > judge.threshold(None, DEFAULT_SCORE).score
+            scores = judge.scorer.scores(terms, DEFAULT_SCORE)
+            called = scores > judge.threshold(ScoreRequest()).score
             return {
                 "auroc": float(roc_auc_score(split.anomalous, scores)),
                 "false_alarm_rate": float(called[~split.anomalous].mean()),
@@ -229,7 +226,13 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
         start = time.process_time()
         detector = Detector.train(folder / "train", path=path, **options)
         before = measured(detector)
-        ranking = job.rank(detector, [folder / "train"], lambda progress: None)
+        ranking = job.rank(
+            detector.model,
+            detector.reference,
+            detector.runtime,
+            [folder / "train"],
+            lambda progress: None,
+        )
         odd = np.array([image.path in strangers for image in ranking.images])
         options["force"] = True
         dropping = options | {"drop_suspects": True}
@@ -258,20 +261,81 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     split = data.load(cell.data.removeprefix("calibration/"), cell.cls, seed=cell.seed)
     measure = {"splits": splits, "folds": folds, "suspects": suspects}[cell.method]
-    return keep(cell, split, measure(split, cell.seed, dict(cell.settings)), command)
+    found = measure(split, cell.seed, dict(cell.settings))
+    return keep(cell, found | cells.sizes(split), command)
+
+
+def tables() -> str:
+    """Lay out the kept results, a table for each kind."""
+    kept = cells.load("calibration/*")
+
+    def of(method: str) -> list[dict[str, Any]]:
+        return [result for result in kept if result["method"] == method]
+
+    titles = ["set", "class", "calibration, queries", "1 %: rate, inside", "5 %", "10 %"]
+    titles += ["false discoveries at q 0.1", "of the anomalies, found"]
+    few = ["set", "class", "calibrated on", "images", "at 1 %", "at 5 %", "at 10 %"]
+    strangers = ["set", "class", "strangers in the first tenth of suspects", "as given"]
+    strangers += ["`--drop-suspects`", "clean images", "won back"]
+    parts = ("as_trained", "all_images", "held_out_alone")
+    return markdown.sections(
+        {
+            "Divisions of unseen normal images": (titles, [_split_cells(r) for r in of("splits")]),
+            "One draw: false alarms among unseen normal images": (
+                few,
+                [
+                    _draw_cells(result, part)
+                    for result in of("splits") + of("folds")
+                    for part in parts
+                    if part in result
+                ],
+            ),
+            "Strangers among the normal images": (
+                strangers,
+                [_suspect_cells(r) for r in of("suspects")],
+            ),
+        }
+    )
+
+
+def _where(result: dict[str, Any]) -> list[str]:
+    return [result["data"].removeprefix("calibration/"), result["cls"]]
+
+
+def _split_cells(result: dict[str, Any]) -> list[str]:
+    rates = [
+        f"{of['realised']:.2%} (promised {of['promised']:.2%}), {of['inside']}/{len(of['alarms'])}"
+        for of in result["rates"].values()
+    ]
+    fdr = result["fdr"]
+    false = f"{fdr['mean']:.3f} ± {fdr['standard_error']:.3f}"
+    images = f"{result['calibration_images']}, {result['normal_queries']}"
+    return [*_where(result), images, *rates, false, f"{fdr['found']:.0%}"]
+
+
+def _draw_cells(result: dict[str, Any], part: str) -> list[str]:
+    draw = result[part]
+    rates = [
+        f"{of['realised']:.1%}" + ("" if of["inside"] else " (outside)")
+        for of in draw["rates"].values()
+    ]
+    return [*_where(result), part.replace("_", " "), str(draw["calibration_images"]), *rates]
+
+
+def _suspect_cells(result: dict[str, Any]) -> list[str]:
+    aurocs = [f"{result[part]['auroc']:.3f}" for part in ("mixed", "dropped", "clean")]
+    found, won = result["found_in_first"]["0.1"], result["won_back"]
+    return [*_where(result), f"{found:.0%}", *aurocs, f"{won:.0%}"]
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Compute what is missing, a line a cell; print JSON of all cells."""
+    parser = cells.parser(__doc__)
     parser.add_argument("what", choices=("splits", "folds", "suspects"))
-    parser.add_argument("--data", type=lambda text: text.split(","), help="all by default")
-    parser.add_argument("--classes", type=lambda text: text.split(","), help="all by default")
+    parser.add_argument("--data", type=cells.listed, help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int, help="16,000 for splits by default")
     parser.add_argument("--splits", type=int, help=f"divisions of splits, {SPLITS} by default")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
     sets = {"splits": SETS, "folds": FEW, "suspects": SUSPECTS}[options.what]
     shown = options.images_shown or {"splits": 16_000}.get(options.what)
@@ -282,8 +346,7 @@ def main() -> None:
         for name in options.data or sets
         for cls in options.classes or sets[name]
     ]
-    command = "python -m benchmarks.calibration " + shlex.join(sys.argv[1:])
-    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
+    cells.sweep(wanted, compute, options)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""How well small defects can be told at all: ``python -m benchmarks.ceiling``.
+"""Measure how well small defects can be told at all: ``python -m benchmarks.ceiling``.
 
-A classifier that is shown thousands of the very defects it will be asked about, in the crops that
-the detectors learn from, says how much of a set can be seen by any method. It uses what no
+A classifier is shown thousands of the very defects it will be asked about, in the crops that the
+detectors learn from. It says how much of a set can be seen by any method. It uses what no
 detector here may use, so it is no row of a table: it is what to hold a row against.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 import time
 
 import numpy as np
@@ -18,15 +15,15 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from benchmarks import data, defects
-from benchmarks.cells import RESULTS
+from benchmarks import cells, data, defects, markdown
+from benchmarks.cells import Cell
 
 ROUNDS = 30  # times every training crop is shown clean and with a new defect
 BATCH = 64
 
 
 def network() -> nn.Sequential:
-    """Three strided blocks without any view of the whole, then the strongest place counts."""
+    """Stack three strided blocks without any view of the whole; then the strongest place counts."""
     layers: list[nn.Module] = []
     channels = 1
     for wide in (16, 48, 96):
@@ -66,6 +63,12 @@ def train(crops: np.ndarray, seed: int) -> nn.Sequential:
     return model.eval()
 
 
+def table() -> str:
+    """Lay out the kept results."""
+    rows = [[r["cls"], f"{r['auroc']:.3f}", str(r["seed"])] for r in cells.load("ceiling/*")]
+    return markdown.table(["defects", "AUROC", "seed"], rows)
+
+
 def main() -> None:
     """Measure every class of the small defects that has no result yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,8 +77,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for cls in options.classes.split(","):
-        target = RESULTS / "ceiling" / f"{cls}-{options.seed}.json"
-        if target.exists():
+        cell = Cell("ceiling", cls, options.seed, "supervised")
+        if cells.find(cell):
             continue
         split = data.load("defects", cls, seed=options.seed)
         start = time.process_time()
@@ -87,10 +90,8 @@ def main() -> None:
         found = {
             "auroc": float(roc_auc_score(split.anomalous, scores.numpy())),
             "cpu_seconds": time.process_time() - start,
-            "command": shlex.join(["python", "-m", "benchmarks.ceiling", *sys.argv[1:]]),
         }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        cells.keep(cell, found | cells.sizes(split), cells.command())
         print(cls, found["auroc"], flush=True)
 
 

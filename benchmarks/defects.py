@@ -1,4 +1,4 @@
-"""Synthetic local defects: small known faults in images that are otherwise normal."""
+"""Make synthetic local defects: small known faults in images that are otherwise normal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST_CHANGE = 0.02
 
 
 class Defect(NamedTuple):
-    """An image with one defect.
+    """Holds an image with one defect.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Defect(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Square crops to learn from and to test on.
+    """Holds square crops to learn from and to test on.
 
     Attributes
     ----------
@@ -64,10 +64,10 @@ def defective(
     *,
     kind: str | None = None,
 ) -> Defect:
-    """Copy of an image with one visible local defect.
+    """Copy an image, with one visible local defect.
 
-    Kinds are tried in random order, each at several places, until one changes the pixels it
-    covers by two per cent of the value range on average: blurring a smooth spot is no defect.
+    Kinds are tried in random order, each at several places, because blurring a smooth spot is no
+    defect. One that changes the pixels it covers by two per cent of the value range is taken.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def crops(
     test_sources: Sequence[npt.NDArray[np.uint8]],
     rng: np.random.Generator,
 ) -> Crops:
-    """Random crops of two sets of grey images; half of the test crops get a defect.
+    """Cut random crops of two sets of grey images; half of the test crops get a defect.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Letters in hundreds of typefaces: a set on which no choice of the default score was made."""
+"""Draw letters in hundreds of typefaces: no choice of the default score was made on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def alphabets(fonts: Iterable[tuple[str, bytes]]) -> dict[str, npt.NDArray[Any]]:
-    """Every letter in every font that has all of them.
+    """Draw every letter in every font that has all of them.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def alphabets(fonts: Iterable[tuple[str, bytes]]) -> dict[str, npt.NDArray[Any]]
 
 
 def _alphabet(content: bytes) -> Pixels | None:
-    """Images (10, 28, 28) of the letters of a font, all different; None where it lacks one."""
+    """Draw the letters of a font (10, 28, 28), all different; None where it lacks one."""
     try:
         font = ImageFont.truetype(io.BytesIO(content), _POINTS)
         missing = _glyph(font, _MISSING)

@@ -1,17 +1,16 @@
-"""The AnoGAN family, choice by choice: ``python -m benchmarks.lineage JOB --help``.
+"""Measure the AnoGAN family choice by choice: ``python -m benchmarks.lineage JOB --help``.
 
-``table`` changes one choice of the default at a time, of those that change the game; ``order``
-compares the ways to learn an encoder on one game, over seeds; ``search`` compares AnoGAN's search
-in latent space with the encoder that replaced it; ``sizes`` lets `progressive` grow on photographs.
-Results are kept and continued as those of `benchmarks.run`; every GAN of ``table`` and ``sizes``
-leaves a sheet of samples, of the first seed.
+``table`` changes one choice of the default at a time, of those that change the game. ``order``
+compares the ways to learn an encoder on one game, over seeds. ``search`` compares AnoGAN's search
+in latent space with the encoder that replaced it. ``sizes`` lets `progressive` grow on photographs.
+Results are kept and continued as those of `benchmarks.run`. With ``--sheets`` every GAN that is
+trained for ``table`` or ``sizes`` leaves a sheet of samples, of the first seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,8 +35,9 @@ from anoscan.scoring.choices import Inversion
 from anoscan.scoring.search import search
 from anoscan.scoring.terms import gather
 from benchmarks import cells, data, run
-from benchmarks.cells import Cell, keep, sweep
+from benchmarks.cells import Cell, keep
 
+SHEETS = Path(__file__).parent / "sheets"
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 ORDER = {"mnist": ("8",), "fashion-mnist": ("0",), "cifar-10": ("0",)}
 ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same game, and so one default score
@@ -77,10 +77,11 @@ ALONE = 3  # of them also searched one by one, for the clock
 PASSES = 20  # of the encoder over 64 images: one is too short to time
 STEPS = (0, 50, 100, 250, 500)
 SHEET, SHEET_SIDE = 6, 32  # samples a side, and the least pixels of each
+SHEET_PIXELS = 1280  # a side, gaps aside: large samples are fewer, and a file stays under 400 KB
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """Settings of every row: the default, then the default with one choice changed.
+    """List the settings of every row: the default, then the default with one choice changed.
 
     The choices are those of the registry. ``f-anogan`` is the paper's combination; rows that end
     in a number have networks of that width.
@@ -98,7 +99,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def lengths(size: str) -> tuple[tuple[str, Any], ...]:
-    """Settings of a training at a size of `SIZES`."""
+    """Make the settings of a training at a size of `SIZES`."""
     shown = SIZES[size]
     stages = {"rotation_images_shown": shown // 4, "encoder_images_shown": shown // 4}
     given = {"size": int(size), "width": SIZES_WIDTH, "images_shown": shown} | stages
@@ -106,31 +107,32 @@ def lengths(size: str) -> tuple[tuple[str, Any], ...]:
 
 
 def sheet_path(cell: Cell) -> Path:
-    """Where the samples of a cell's GAN are kept."""
-    name = f"{Path(cell.data).name}-{cell.cls}-{cell.method}.png"
-    return cells.RESULTS / "lineage" / "sheets" / name
+    """Say where the samples of a cell's GAN are kept."""
+    return SHEETS / f"{Path(cell.data).name}-{cell.cls}-{cell.method}.png"
 
 
 def has_own_gan(settings: dict[str, Any]) -> bool:
-    """Whether a row has another GAN than the default, which its encoder cannot change."""
+    """Say whether a row has another GAN than the default, which its encoder cannot change."""
     alone = not {"encoder", "mapping"} & set(settings)
     return alone or settings.get("mapping") == "bigan"
 
 
-def compute_row(cell: Cell, command: str) -> dict[str, Any]:
-    """Train one row on one class, measure it, and keep the result and the sheet of samples."""
+def compute_row(cell: Cell, command: str, sheets: bool = False) -> dict[str, Any]:
+    """Train one row on one class, measure it, and keep the result; the sheet only if asked."""
     torch.set_num_threads(1)
     settings = rows()[cell.method] | dict(cell.settings)
     split = data.load(Path(cell.data).name, cell.cls, seed=cell.seed)
 
     def look(detector: Detector) -> None:
-        if cell.seed == 0 and has_own_gan(settings):
+        if sheets and cell.seed == 0 and has_own_gan(settings):
             network, config = detector.model.networks.generator, detector.model.config
-            images = sample(network, SHEET**2, config.latent_dim, cell.seed, "sheet").cpu().numpy()
-            pictures.save_png(pictures.grid(images, SHEET, zoom_to=SHEET_SIDE), sheet_path(cell))
+            side = min(SHEET, SHEET_PIXELS // detector.model.rule.size)
+            images = sample(network, side**2, config.latent_dim, cell.seed, "sheet").cpu().numpy()
+            pictures.save_png(pictures.grid(images, side, zoom_to=SHEET_SIDE), sheet_path(cell))
 
     found = run.anoscan(split, cell.seed, settings, look)
-    return keep(cell, split, found | {"torch": str(torch.__version__)}, command)
+    made = {"torch": str(torch.__version__)} | cells.sizes(split)
+    return keep(cell, found | made, command)
 
 
 def compute_search(cell: Cell, command: str) -> dict[str, Any]:
@@ -162,11 +164,11 @@ def compute_search(cell: Cell, command: str) -> dict[str, Any]:
         "config": detector.model.metadata["config"],
         "torch": str(torch.__version__),
     }
-    return keep(cell, split, figures, command)
+    return keep(cell, figures | cells.sizes(split), command)
 
 
 def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.ndarray]:
-    """As many normals as anomalies of the test images, as the networks see them."""
+    """Draw as many normals as anomalies of the test images, as the networks see them."""
     generator = np.random.default_rng(seed)
     chosen = np.concatenate(
         [
@@ -182,7 +184,7 @@ def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.nda
 
 
 def _mapped(networks: Networks, x: Tensor, anomalous: np.ndarray) -> dict[str, Any]:
-    """AUROC of the published scores by each mapping, and how a search gets there."""
+    """Measure AUROC of the published scores by each mapping, and how a search gets there."""
     by_encoder = _aurocs(networks, x, networks.encoder(x), anomalous)
     found: dict[str, Any] = {"encoder": {"auroc": by_encoder}}
     for name, how in SEARCHES.items():
@@ -207,7 +209,7 @@ def _aurocs(networks: Networks, x: Tensor, z: Tensor, anomalous: np.ndarray) -> 
 
 
 def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
-    """CPU seconds an image: 500 steps alone and in company, and the one pass of the encoder."""
+    """Time CPU seconds an image: 500 steps alone and in company, and one pass of the encoder."""
     how = SEARCHES["search"]
 
     def encoded(images: Tensor) -> None:
@@ -239,7 +241,7 @@ def _timed(job: Callable[[], object]) -> float:
 
 
 def wanted(options: argparse.Namespace) -> list[Cell]:
-    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    """List the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.job == "search":
         return [
@@ -268,19 +270,17 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
 
 
 def arguments() -> argparse.Namespace:
-    """Command line of a sweep."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Read the command line of a sweep."""
+    parser = cells.parser(__doc__)
     parser.add_argument("job", choices=["table", "order", "search", "sizes"])
-    parser.add_argument("--data", type=_listed, default=list(SETS), help=", ".join(SETS))
-    parser.add_argument("--classes", type=_listed, help=f"by default {SETS}")
+    parser.add_argument("--data", type=cells.listed, default=list(SETS), help=", ".join(SETS))
     games = [name for name, settings in rows().items() if has_own_gan(settings)]
     parser.add_argument(
-        "--rows", type=_listed, default=games, help=f"of table: {', '.join(rows())}"
+        "--rows", type=cells.listed, default=games, help=f"of table: {', '.join(rows())}"
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    parser.add_argument("--sheets", action="store_true", help="draw samples of what is trained")
     options = parser.parse_args()
     if unknown := set(options.rows) - set(rows()):
         parser.error(f"unknown row {', '.join(unknown)}; there are {', '.join(rows())}")
@@ -289,16 +289,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def _listed(text: str) -> list[str]:
-    return text.split(",")
-
-
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    """Compute what is missing, a line a cell; print JSON of all cells."""
     options = arguments()
-    command = "python -m benchmarks.lineage " + shlex.join(sys.argv[1:])
-    compute = compute_search if options.job == "search" else compute_row
-    sweep(wanted(options), compute, command, jobs=options.jobs, again=options.again)
+    row = functools.partial(compute_row, sheets=options.sheets)
+    cells.sweep(wanted(options), compute_search if options.job == "search" else row, options)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Parameters and peak memory of a training by size: ``python -m benchmarks.memory``.
+"""Measure parameters and peak memory of a training by size: ``python -m benchmarks.memory``.
 
-A short training of every architecture on RGB noise, each in a process of its own, whose highest
-resident memory the system reports: the program, the libraries, networks, optimizers, one batch.
+Every architecture has a short training on RGB noise in a process of its own. The system reports
+its highest resident memory: the program, the libraries, networks, optimizers, one batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from PIL import Image
 
 from anoscan.core import registry
 from anoscan.model import file as model_file
-from benchmarks.cells import RESULTS
+from benchmarks import cells, markdown
+from benchmarks.cells import Cell
 
 IMAGES = 64
 SHOWN = 96  # three batches of the default size in every stage: memory has settled
@@ -30,7 +30,7 @@ NETWORKS = ("generator", "discriminator", "encoder")
 
 
 def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
-    """Millions of parameters of each network, peak resident memory in GB, and the precision."""
+    """Measure millions of parameters of each network, peak memory in GiB, and precision."""
     model = folder / f"{architecture}-{size}.safetensors"
     lengths = [f"--{stage}images-shown={SHOWN}" for stage in ("encoder-", "rotation-")]
     lengths.append(f"--images-shown={GAME.get(architecture, SHOWN)}")
@@ -50,15 +50,30 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
     return millions | {"peak_gb": usage.ru_maxrss / 2**20, "precision": metadata["precision"]}
 
 
+def table() -> str:
+    """Lay out the kept results, by size and peak."""
+    kept = sorted(cells.load("memory/*"), key=lambda row: (int(row["cls"]), row["peak_gb"]))
+    rows = [
+        [
+            row["cls"],
+            f"`{dict(row['settings'])['architecture']}`",
+            *(f"{row[part]:.2f}" for part in NETWORKS),
+            f"{row['peak_gb']:.1f}",
+            row["precision"],
+        ]
+        for row in kept
+    ]
+    titles = ["side", "architecture", *NETWORKS, "peak, GiB", "precision"]
+    return markdown.table(titles, rows)
+
+
 def main() -> None:
-    """Measure what has no result yet; a table on stdout."""
+    """Measure what has no result yet; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="64,128,256")
     parser.add_argument("--again", action="store_true", help="measure what is there too")
     parser.add_argument("--architectures", default=",".join(registry.names("architectures")))
     options = parser.parse_args()
-    target = RESULTS / "memory.json"
-    found = json.loads(target.read_text()) if target.exists() else {}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         for size in map(int, options.sizes.split(",")):
@@ -67,15 +82,12 @@ def main() -> None:
                 pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(name) / str(size) / f"{index}.png")
             for architecture in options.architectures.split(","):
-                key = f"{architecture} {size}"
-                if options.again or key not in found:
-                    found[key] = train(architecture, size, Path(name))
-                    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| architecture, size | G, million parameters | D | E | peak memory, GB | precision |")
-    print("|---|---|---|---|---|---|")
-    for key, cell in found.items():
-        figures = " | ".join(f"{cell[part]:.1f}" for part in NETWORKS)
-        print(f"| {key} | {figures} | {cell['peak_gb']:.1f} | {cell['precision']} |")
+                settings = (("architecture", architecture),)
+                cell = Cell("memory", str(size), 0, "anoscan", settings)
+                if options.again or not cells.find(cell):
+                    found = train(architecture, size, Path(name))
+                    cells.keep(cell, found, cells.command())
+    print(table())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Measure GANs of other packages on the same splits: ``python -m benchmarks.peers --help``.
 
-Run by the Python of an environment that has anomalib 2.7 and PyOD 3.6 with pandas, and
-scikit-image and platformdirs for the data; anoscan itself comes from ``PYTHONPATH=src`` and never
-depends on them. Settings are each package's defaults but for what the functions here name.
+Its environment needs anomalib 2.7, PyOD 3.6 with pandas, and scikit-image, platformdirs and
+filelock. anoscan itself comes from ``PYTHONPATH=src`` and never depends on them. Settings are each
+package's defaults but for what the functions here name.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import data
+from benchmarks import cells, data
 from benchmarks.baselines import Scores, as_float
 from benchmarks.cells import Cell, keep
 
@@ -41,11 +38,11 @@ Trained = tuple[Scorer, dict[str, Any]]
 
 
 def ganomaly(split: data.Split, seed: int) -> Trained:
-    """GANomaly of anomalib at 32x32, grey where the set is, pixels in the range of its tanh.
+    """Train GANomaly of anomalib at 32x32, grey where the set is, pixels in the range of its tanh.
 
     Networks, losses and optimisers are anomalib's, and the step is that of its `training_step`,
-    without Lightning. Its own scale (ImageNet's) and size (256x256) are not used: no output of
-    its decoder could reach the former, and a step at the latter takes 27 s. The score is the raw
+    without Lightning. Its own scale (ImageNet's) is not used, since no output of its decoder could
+    reach it. Nor is its size (256x256), at which a step takes 27 s. The score is the raw
     one, since the one that `Engine.test` reports is scaled by the test set.
     """
     start = time.process_time()
@@ -102,14 +99,14 @@ def _step(
 
 
 def pyod_alad(split: data.Split, seed: int) -> Trained:
-    """PyOD's ALAD on pixels in [-1, 1]; its default 200 batches end before the budget does."""
+    """Train PyOD's ALAD on pixels in [-1, 1]; its 200 batches end before the budget does."""
     train = _flat(split.train)
     detector = ALAD(device=torch.device("cpu")).fit(train)
     return lambda: detector.decision_function(_flat(split.test)), {"images_used": len(train)}
 
 
 def pyod_anogan(split: data.Split, seed: int) -> Trained:
-    """PyOD's AnoGAN on pixels in [-1, 1], at most 800 images of the class for its budget."""
+    """Train PyOD's AnoGAN on pixels in [-1, 1], at most 800 images of the class for its budget."""
     train = _flat(split.train)
     if len(train) > _ANOGAN_IMAGES:
         chosen = np.random.default_rng(seed).choice(len(train), _ANOGAN_IMAGES, replace=False)
@@ -149,32 +146,19 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
         "torch": str(torch.__version__),
         **details,
     }
-    return keep(cell, split, found, command)
-
-
-def arguments() -> argparse.Namespace:
-    """Command line of a sweep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=list(data.SETS), required=True)
-    parser.add_argument("--classes", help="separated by commas; all by default")
-    parser.add_argument("--method", choices=list(PEERS), required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return keep(cell, found | cells.sizes(split), command)
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell."""
-    options = arguments()
-    command = "python -m benchmarks.peers " + shlex.join(sys.argv[1:])
-    classes = options.classes.split(",") if options.classes else data.classes(options.data)
-    for cls in classes:
-        cell = Cell(options.data, cls, options.seed, options.method)
-        if cell.path.exists():
-            continue
-        result = compute(cell, command)
-        line = f"{cell.data} {cls} seed {cell.seed} {cell.method}: {result['auroc']:.4f}"
-        sys.stdout.write(f"{line} ({result['cpu_seconds']:.0f} CPU s)\n")
-        sys.stdout.flush()
+    """Compute what is missing, a line a cell; print JSON of all cells."""
+    parser = cells.parser(__doc__)
+    parser.add_argument("--data", choices=list(data.SETS), required=True)
+    parser.add_argument("--method", choices=list(PEERS), required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    classes = options.classes or data.classes(options.data)
+    wanted = [Cell(options.data, cls, options.seed, options.method) for cls in classes]
+    cells.sweep(wanted, compute, options)
 
 
 if __name__ == "__main__":

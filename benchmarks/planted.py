@@ -1,7 +1,7 @@
-"""Defects planted in whole solar cells, found and located: ``python -m benchmarks.planted``.
+"""Find and locate defects planted in whole solar cells: ``python -m benchmarks.planted``.
 
-Cells are aligned, as most parts in industry are, and have 300x300 pixels: what is planted is small
-(`benchmarks.defects`), or an ellipse of 24 to 120 pixels that is darker, from another cell turned
+Cells are aligned, as most parts in industry are, and have 300x300 pixels. What is planted is small
+(`benchmarks.defects`), or an ellipse of 24 to 120 pixels. That is darker, from another cell turned
 by a quarter, or out of focus. The folder is laid out like MVTec AD, as users have it. PCA stands
 beside: its residual scores images, and pixels.
 """
@@ -25,8 +25,8 @@ from sklearn.decomposition import PCA
 
 from anoscan.detector import Detector
 from anoscan.evaluation.pixels import PixelScores, pixel_metrics
-from benchmarks import data
-from benchmarks.cells import RESULTS, commit
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 SIDE = "300"
@@ -43,7 +43,7 @@ LARGE: dict[str, Callable[[Pixels, Pixels, np.random.Generator], npt.NDArray[Any
 
 
 def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
-    """A filled ellipse somewhere in an image."""
+    """Draw a filled ellipse somewhere in an image."""
     rows, columns = np.indices(shape) - rng.uniform(0.2, 0.8, (2, 1, 1)) * shape[0]
     angle, (a, b) = rng.uniform(0, np.pi), rng.uniform(*RADII, 2)
     along = rows * np.cos(angle) + columns * np.sin(angle)
@@ -53,7 +53,7 @@ def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
 
 
 def lay_out(root: Path, seed: int) -> None:
-    """Folder of cells: ``train/good``, ``test`` by what was planted, and masks."""
+    """Write a folder of cells: ``train/good``, ``test`` by what was planted, and masks."""
     split = data.load("elpv", SIDE, seed=seed)
     rng = np.random.default_rng(seed)
     # In random order: neighbours in the set are cells of one module.
@@ -80,7 +80,7 @@ def _save(
 
 
 def pca_maps(root: Path) -> dict[str, float]:
-    """Pixel metrics of smoothed squared residuals of PCA."""
+    """Measure pixel metrics of smoothed squared residuals of PCA."""
     train = _read(sorted((root / "train").rglob("*.png")))
     paths = sorted((root / "test").rglob("*.png"))
     pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(train)
@@ -125,8 +125,6 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
             if each.anomalous
         }
         return {
-            "seed": seed,
-            "settings": settings,
             "auroc": report.auroc,
             "auroc_of_baselines": {name: row["auroc"] for name, row in report.baselines.items()},
             "pixel": {"auroc": report.pixel.auroc, "aupro": report.pixel.aupro},
@@ -134,6 +132,42 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
             "kinds": kinds,
             "cpu_seconds": seconds,
         }
+
+
+def tables() -> str:
+    """Lay out the kept results, beside the baselines and by what was planted."""
+    kept = cells.load("planted/*")
+    whole = [row for result in kept for row in _whole(result)]
+    kinds = [
+        [str(result["seed"]), kind, *map(_figure, (of["auroc"], of["pixel_auroc"], of["aupro"]))]
+        for result in kept
+        for kind, of in result["kinds"].items()
+    ]
+    figures = ["images, AUROC", "pixels, AUROC", "AUPRO"]
+    return markdown.sections(
+        {
+            "All": (["seed", "method", *figures], whole),
+            "By what was planted": (["seed", "planted", *figures], kinds),
+        }
+    )
+
+
+def _whole(result: dict[str, Any]) -> list[list[str]]:
+    images = {"anoscan": result["auroc"]} | result["auroc_of_baselines"]
+    pixels = {"anoscan": result["pixel"], "pca": result["pixel_of_pca"]}
+    return [
+        [
+            str(result["seed"]),
+            name.replace("_", " "),
+            _figure(auroc),
+            *(_figure(pixels.get(name, {}).get(metric)) for metric in ("auroc", "aupro")),
+        ]
+        for name, auroc in images.items()
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def main() -> None:
@@ -144,12 +178,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="file to keep the model in")
     given = parser.parse_args()
     settings = {"images_shown": given.images_shown} if given.images_shown else {}
-    result = run(given.seed, settings, given.model) | {"commit": commit()}
-    target = RESULTS / "planted" / f"{given.images_shown or 'default'}-seed{given.seed}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
-    target.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    cell = Cell("planted", "elpv", given.seed, "anoscan", tuple(settings.items()))
+    found = run(given.seed, settings, given.model)
+    json.dump(cells.keep(cell, found, cells.command()), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

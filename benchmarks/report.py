@@ -1,9 +1,9 @@
-"""How large the report of thousands of images is, and how fast a browser opens and filters it.
+"""Measure how large a report of thousands of images is, and how fast a browser filters it.
 
     python -m benchmarks.report --images 5000
 
 The images are crops of textures, which hardly compress, 150 different ones. Their reconstructions
-and maps are made up: a browser does not care. Needs Chromium and the dev extra.
+and maps are made up: a browser does not care. It needs Chromium and the dev extra.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ _FILTER = """async (text) => {
 
 
 def browse(path: Path) -> dict[str, float]:
-    """Seconds until pictures are there, until all is loaded, and to filter; medians of runs."""
+    """Time until pictures are there, until all is loaded, and to filter; give medians of runs."""
     from playwright.sync_api import sync_playwright
 
     found: dict[str, list[float]] = {"open": [], "loaded": [], "filter": []}

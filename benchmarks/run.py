@@ -1,7 +1,7 @@
 """Measure detectors on real images, cell by cell: ``python -m benchmarks.run --help``.
 
-A cell is one set, class, seed and method; its result is a JSON file that a later run finds and
-does not compute again, so a sweep can be stopped, continued and spread over processes. Every
+A cell is one set, class, seed and method. Its result is a line that a later run finds and does
+not compute again: a sweep can be stopped, continued and spread over processes. Every
 number comes from the last weights; settings were chosen on the classes of ``--development``.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +24,12 @@ from anoscan.core.config import FALSE_ALARM_RATE, IMAGES_SHOWN
 from anoscan.core.results import Skipped
 from anoscan.detector import Detector
 from anoscan.images.files import find
-from anoscan.model.judge import Judge
+from anoscan.model.judge import TERMS_ALONE, Judge
 from anoscan.model.model import Model
-from anoscan.scoring.calibration import Scale
-from anoscan.scoring.choices import SCORES
-from benchmarks import baselines, data
-from benchmarks.cells import Cell, keep, sweep
+from anoscan.scoring.calibration import TermScale
+from anoscan.scoring.choices import SCORES, ScoreRequest
+from benchmarks import baselines, cells, data
+from benchmarks.cells import Cell, keep
 
 # As long as the default, so that the cost is the same.
 PAPER = {
@@ -49,14 +47,14 @@ def anoscan(
     settings: dict[str, Any],
     look: Callable[[Detector], None] = lambda detector: None,
 ) -> dict[str, Any]:
-    """All figures of a trained detector; see `train`."""
+    """Collect all figures of a trained detector; see `train`."""
     done = train(split, seed, settings, look)
     judge, terms, own = done.judge, done.terms, done.own
     assert done.detector.report is not None
     assert done.detector.report.self_test is not None
     model, odd = done.detector.model, split.anomalous
-    scores = {name: judge.scores(terms, name) for name in SCORES}
-    level = judge.threshold(FALSE_ALARM_RATE, "calibrated").score
+    scores = {name: judge.scorer.scores(terms, name) for name in SCORES}
+    level = judge.threshold(ScoreRequest(false_alarm_rate=FALSE_ALARM_RATE)).score
     called = scores["calibrated"] > level
     return {
         "auroc": _auroc(odd, scores["calibrated"]),
@@ -75,7 +73,7 @@ def anoscan(
         "self_test": done.detector.report.self_test.auroc,
         "self_test_pixel": done.detector.report.self_test.pixel_auroc,
         "self_test_whole": done.detector.report.self_test.whole_auroc,
-        "trust": dict(zip(model.fitted, model.calibration.trust.tolist(), strict=True)),
+        "trust": dict(zip(model.fitted, model.calibration.weights.tolist(), strict=True)),
         "config": model.metadata["config"],
         "precision": model.metadata["precision"],
     }
@@ -83,7 +81,7 @@ def anoscan(
 
 @dataclass(frozen=True)
 class Trained:
-    """A detector, and what it said of a test set.
+    """Holds a detector, and what it said of a test set.
 
     Parameters
     ----------
@@ -135,10 +133,10 @@ def train(
 def raw_terms(
     judge: Judge, folder: Path
 ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
-    """Raw terms (n, k) of the images of a folder by name, and what the model's baselines say."""
+    """Measure raw terms (n, k) of the images of a folder by name, and the model's baselines."""
     files = sorted(find([folder]), key=lambda image: image.path)
     rows, pixels = [], []
-    for batch in judge.measured(files, 64, pictures=False, mapped=False):
+    for batch in judge.measured(files, 64, wanted=TERMS_ALONE):
         for outcome, terms, *_ in batch:
             if isinstance(outcome, Skipped):
                 raise RuntimeError(f"{outcome.path}: {outcome.reason}")
@@ -150,11 +148,11 @@ def raw_terms(
 def ablation(
     model: Model, terms: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
-    """AUROC of the default score without one of its parts, and with one more."""
+    """Measure AUROC of the default score without one of its parts, and with one more."""
     names, calibration = list(model.fitted), model.calibration
     given = SCORES["calibrated"].weights
     weights = {name: given.get(name, 0) for name in names}
-    trusted = dict(zip(names, calibration.trust.tolist(), strict=True))
+    trusted = dict(zip(names, calibration.weights.tolist(), strict=True))
     variants = {"all alike": dict(weights)}
     for name, weight in weights.items():
         if name in ("paper", "anogan"):
@@ -167,7 +165,7 @@ def ablation(
     for variant, chosen in variants.items():
         if not any(chosen.values()):
             continue
-        scale = Scale.fit(calibration.terms, np.array([chosen[name] for name in names]))
+        scale = TermScale.fit(calibration.terms, np.array([chosen[name] for name in names]))
         found[variant] = _auroc(odd, scale.combine(terms))
     return found
 
@@ -177,14 +175,14 @@ def _auroc(odd: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float
 
 
 def untrained(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The same detector with random weights: what training must add to."""
+    """Measure the same detector with random weights, which training must add to."""
     return anoscan(
         split, seed, {"images_shown": 1, "encoder_images_shown": 1, "batch_size": 2} | settings
     )
 
 
 def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but the strided networks."""
+    """Follow f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but the strided networks."""
     found = anoscan(split, seed, PAPER | settings)
     return found | {"auroc": found["auroc_by_score"]["paper"], "auroc_default": found["auroc"]}
 
@@ -212,32 +210,31 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
     split = data.load(cell.data, cell.cls, seed=cell.seed)
     found = METHODS[cell.method](split, cell.seed, dict(cell.settings))
     versions = {"torch": str(torch.__version__), "anoscan_scores": list(SCORES)}
-    return keep(cell, split, found | versions, command)
+    return keep(cell, found | versions | cells.sizes(split), command)
 
 
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """Cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+def wanted(options: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
     settings = tuple(sorted((key, json.loads(value)) for key, value in options.set))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.data:
-            wanted = options.classes or data.classes(name)
+            classes = options.classes or data.classes(name)
             if options.development:
-                wanted = data.development(name)
-            for cls in wanted:
+                classes = data.development(name)
+            for cls in classes:
                 for method in options.methods:
                     own = settings if method in ("anoscan", "untrained", "paper") else ()
                     yield Cell(name, cls, seed, method, own)
 
 
 def arguments() -> argparse.Namespace:
-    """Command line of a sweep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=_listed, required=True, help=", ".join(data.SETS))
-    parser.add_argument("--classes", type=_listed, help="all by default")
+    """Read the command line of a sweep."""
+    parser = cells.parser(__doc__)
+    parser.add_argument("--data", type=cells.listed, required=True, help=", ".join(data.SETS))
     parser.add_argument("--development", action="store_true", help="classes kept for tuning")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--methods", type=_listed, default=["anoscan", "pca-64"])
+    parser.add_argument("--methods", type=cells.listed, default=["anoscan", "pca-64"])
     parser.add_argument(
         "--set",
         action="append",
@@ -246,23 +243,16 @@ def arguments() -> argparse.Namespace:
         metavar="SETTING=JSON",
         help="a training setting, e.g. images_shown=20000",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
     options = parser.parse_args()
     if unknown := set(options.methods) - set(METHODS):
         parser.error(f"unknown method {', '.join(unknown)}; there are {', '.join(METHODS)}")
     return options
 
 
-def _listed(text: str) -> list[str]:
-    return text.split(",")
-
-
 def main() -> None:
-    """Compute what is missing, a line a cell; JSON of all cells on stdout."""
+    """Compute what is missing, a line a cell; print JSON of all cells."""
     options = arguments()
-    command = "python -m benchmarks.run " + shlex.join(sys.argv[1:])
-    sweep(list(cells(options)), compute, command, jobs=options.jobs, again=options.again)
+    cells.sweep(list(wanted(options)), compute, options)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
 
-Two trainings of each class: one of a hundred images shown, one of four thousand. A class agrees
+Each class is trained twice: with a hundred images shown, and with four thousand. A class agrees
 when the self-test, which knows no labels, prefers the training that real labels prefer. Both get
-the same changed images. The self-test's number is its AUROC on normals bent out of shape as a
-whole: how well small defects are seen says little of what is odd as a whole. That was settled on
+the same changed images. The self-test's number is its AUROC on normals bent out of shape: how
+well small defects are seen says little of what is odd as a whole. That was settled on
 the classes for development (Fashion-MNIST 0, 3, 6, MNIST 2, 5, CIFAR-10 1), which are not among
 these.
 Results are kept and continued as those of `benchmarks.run`.
 
-``--kept`` trains nothing: it compares every two models of a class and seed among the kept cells of
-`benchmarks.run` and `benchmarks.lineage` which labels tell apart by a hundredth of AUROC or more.
+``--kept`` trains nothing. It compares every two models of a class and seed that were kept by
+`benchmarks.run` and `benchmarks.lineage`, where labels tell them apart by a hundredth of AUROC.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
-import shlex
 import sys
 import tempfile
 import time
@@ -33,8 +30,8 @@ from anoscan.dataset.material import Material
 from anoscan.detector import Detector
 from anoscan.images.files import find
 from anoscan.training.self_test import run_self_test
-from benchmarks import data
-from benchmarks.cells import RESULTS, Cell, keep, sweep
+from benchmarks import cells, data, markdown
+from benchmarks.cells import Cell, keep
 
 CLASSES = {"fashion-mnist": "4589", "mnist": "3478", "cifar-10": "57"}
 LENGTHS = {"short": 100, "long": 4000}  # images shown
@@ -44,7 +41,7 @@ APART = 0.01  # AUROC by labels, from which on one of two models is the better o
 
 
 def smaller(split: data.Split) -> data.Split:
-    """Split with fewer images, the same for every model of it."""
+    """Split off fewer images, the same for every model."""
     rng = np.random.default_rng(0)
     chosen = [
         rng.choice(rows, min(TEST, len(rows)), replace=False)
@@ -84,7 +81,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
             on_progress=lambda done, total: None,
         )
         scored = sorted(detector.score(test).images, key=lambda image: image.path)
-    tested = run_self_test(detector.model, material, detector.runtime, wanted=DEFECTS)
+    tested = run_self_test(detector.model, material, wanted=DEFECTS)
     assert detector.report is not None
     seconds = detector.report.seconds
     found = {
@@ -95,42 +92,37 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
         "self_test_whole": tested.whole_auroc,
         "self_test_share": seconds["self_test"] / seconds["total"],
     }
-    return keep(cell, split, found, command)
+    return keep(cell, found | cells.sizes(split), command)
 
 
 def overall(result: dict[str, Any]) -> float:
-    """What the self-test makes of a model, in one number."""
+    """Say what the self-test makes of a model, in one number."""
     return float(result["self_test_whole"]["anoscan"])
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, a row a class."""
+def table() -> str:
+    """Lay out the kept results, a row a class."""
     by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for result in results:
+    for result in cells.load("selftest-*/*"):
         key = (result["data"].removeprefix("selftest-"), result["cls"])
         by_class.setdefault(key, {})[result["method"]] = result
-    lines = [
-        "| set | class | labels: short | long | self-test: short | long | agree |",
-        "|---" * 7 + "|",
-    ]
+    rows = []
     for (name, cls), pair in by_class.items():
         labels = [pair[length]["auroc"] for length in LENGTHS]
         tested = [overall(pair[length]) for length in LENGTHS]
         agree = (labels[1] > labels[0]) == (tested[1] > tested[0])
-        figures = " | ".join(f"{value:.3f}" for value in labels + tested)
-        lines.append(f"| {name} | {cls} | {figures} | {'yes' if agree else '**no**'} |")
-    return "\n".join(lines) + "\n"
+        figures = [f"{value:.4f}" for value in labels + tested]
+        rows.append([name, cls, *figures, "yes" if agree else "**no**"])
+    titles = ["set", "class", "labels: short", "long", "self-test: short", "long", "agree"]
+    return markdown.table(titles, rows)
 
 
 def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Kept cells with a self-test, by set, class and seed; a model that is there twice once."""
+    """Collect kept cells with a self-test, by set, class and seed; each model counts once."""
     found: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("**/*-seed*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    for result in cells.load("**/*"):
         # The AUROC of the paper's recipe is of its own score, which the self-test does not measure.
-        ours = (
-            not result.get("data", "").startswith("selftest-") and result.get("method") != "paper"
-        )
+        ours = not result["data"].startswith("selftest-") and result["method"] != "paper"
         if "self_test_whole" in result and ours:
             key = (Path(result["data"]).name, result["cls"], result["seed"])
             found.setdefault(key, {})[result["auroc"]] = result
@@ -138,7 +130,7 @@ def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
 
 
 def comparisons(models: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
-    """The better and the worse of every two models by labels, and whether the self-test agrees.
+    """Name the better and the worse of every two models by labels; say if the self-test agrees.
 
     The better one's name comes first. Models that differ by less than `APART` are not compared.
     """
@@ -156,26 +148,26 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def table_of_kept() -> str:
-    """Markdown table: for every better and worse model how often the self-test agrees."""
-    counts: dict[tuple[str, str, str], list[bool]] = {}
+    """Lay out how often the self-test agrees, by set and kind of pair."""
+    counts: dict[tuple[str, str], list[bool]] = {}
     for (data_name, *_), models in kept().items():
         for better, worse, agrees in comparisons(models):
-            counts.setdefault((data_name, better, worse), []).append(agrees)
-    lines = ["| set | better by labels | worse | classes and seeds | agree |", "|---" * 5 + "|"]
-    lines += [
-        f"| {' | '.join(key)} | {len(agreed)} | {sum(agreed)} |"
-        for key, agreed in sorted(counts.items())
-    ]
-    everything = [agrees for agreed in counts.values() for agrees in agreed]
-    lines.append(f"| **all** | | | {len(everything)} | {sum(everything)} |")
-    return "\n".join(lines) + "\n"
+            pair = _pair({better, worse})
+            for key in ((data_name, pair), ("**all**", pair)):
+                counts.setdefault(key, []).append(agrees)
+    rows = [[*key, str(len(agreed)), str(sum(agreed))] for key, agreed in sorted(counts.items())]
+    return markdown.table(["set", "models", "pairs", "agree"], rows)
+
+
+def _pair(names: set[str]) -> str:
+    if "untrained" not in names:
+        return "two trained ones"
+    return f"{'the default' if 'default' in names else 'another trained one'} and a random one"
 
 
 def main() -> None:
-    """Compute what is missing, a line each; JSON of all on stdout, the table on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--again", action="store_true", help="compute cells that are there")
+    """Compute what is missing, a line each; print JSON of all, then the table on stderr."""
+    parser = cells.parser(__doc__)
     parser.add_argument("--kept", action="store_true", help="compare models measured before")
     options = parser.parse_args()
     if options.kept:
@@ -184,12 +176,11 @@ def main() -> None:
     wanted = [
         Cell(f"selftest-{name}", cls, 0, method, (("images_shown", shown),))
         for name, classes in CLASSES.items()
-        for cls in classes
+        for cls in options.classes or classes
         for method, shown in LENGTHS.items()
     ]
-    command = "python -m benchmarks.selftest " + shlex.join(sys.argv[1:])
-    sweep(wanted, compute, command, jobs=options.jobs, again=options.again)
-    sys.stderr.write(table([json.loads(cell.path.read_text()) for cell in wanted]))
+    cells.sweep(wanted, compute, options)
+    sys.stderr.write(table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How well maps of models of patches find what is foreign in brick, grass and gravel.
+"""Measure how well maps of models of patches find what is foreign in three textures.
 
 Patches of the left columns train. In the other columns, cut in three, discs of the other two
 textures or small defects are planted.
@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from PIL import Image
 from anoscan.detector import Detector
 from anoscan.evaluation.pixels import PixelScores, pixel_metrics
 from anoscan.report.map_files import MapFiles
-from benchmarks.cells import RESULTS
+from benchmarks import cells, markdown
+from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 NAMES = ("brick", "grass", "gravel")
@@ -32,6 +33,7 @@ PIECES = (5, 4)  # that the training columns are cut into, so that some can be h
 TESTS = 3
 DIAMETERS = (48, 64)
 DEFECTS = 3  # in a test image
+METRICS = ("auroc", "aupro")
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -39,13 +41,13 @@ Planted = tuple[Pixels, Mask]
 
 
 def texture(name: str) -> Pixels:
-    """A texture (512, 512) that scikit-image ships."""
+    """Load a texture (512, 512) that scikit-image ships."""
     pixels: Pixels = np.asarray(getattr(skimage.data, name)(), np.uint8)
     return pixels
 
 
 def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -> Planted:
-    """Image with one disc of each donor, and where they are."""
+    """Plant one disc of each donor in an image, and say where they are."""
     planted, mask = image.copy(), np.zeros(image.shape, np.bool_)
     height = image.shape[0] // len(donors)
     for number, (donor, diameter) in enumerate(zip(donors, DIAMETERS, strict=True)):
@@ -63,7 +65,7 @@ def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -
 
 
 def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
-    """Image with a few small defects, and where they are."""
+    """Plant a few small defects in an image, and say where they are."""
     mask = np.zeros(image.shape, np.bool_)
     for _ in range(DEFECTS):
         found = defective(image, rng, donor)
@@ -72,7 +74,7 @@ def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
 
 
 def tests(name: str, seed: int) -> dict[str, list[Planted]]:
-    """Test images by what was planted; nothing in them was trained on."""
+    """Make test images by what was planted; nothing in them was trained on."""
     rng = np.random.default_rng(seed)
     parts = np.array_split(texture(name)[:, TRAIN_COLUMNS:], TESTS)
     donors = [texture(other)[:, TRAIN_COLUMNS:] for other in NAMES if other != name]
@@ -83,13 +85,13 @@ def tests(name: str, seed: int) -> dict[str, list[Planted]]:
 
 
 def pieces(name: str) -> list[Pixels]:
-    """Parts of the training columns, to be learned from or held out."""
+    """Cut the training columns into parts, to be learned from or held out."""
     rows = np.array_split(texture(name)[:, :TRAIN_COLUMNS], PIECES[0])
     return [part for row in rows for part in np.array_split(row, PIECES[1], axis=1)]
 
 
 def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dict[str, Any]:
-    """Pixel metrics of the maps of some images."""
+    """Measure pixel metrics of the maps of some images."""
     folder.mkdir(parents=True)
     for number, (image, _) in enumerate(planted):
         Image.fromarray(image).save(folder / f"{number}.png")
@@ -106,9 +108,7 @@ def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dic
     return {"auroc": metrics.auroc, "aupro": metrics.aupro}
 
 
-def run(
-    name: str, seed: int, settings: dict[str, Any], say: Callable[[str], None]
-) -> dict[str, Any]:
+def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one texture and measure it."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,10 +122,24 @@ def run(
             kind: measure(detector, planted, base / kind)
             for kind, planted in tests(name, seed).items()
         }
-    result = {"texture": name, "seed": seed, "settings": settings, **found}
-    result["cpu_seconds"] = round(time.process_time() - start)
-    say(f"{name} seed {seed}: {json.dumps(found)}\n")
-    return result
+    return {**found, "cpu_seconds": round(time.process_time() - start)}
+
+
+def table() -> str:
+    """Lay out the kept results."""
+    titles = ["texture", "images shown", "foreign: AUROC", "foreign: AUPRO"]
+    titles += ["small defects: AUROC", "small defects: AUPRO", "CPU s", "seed"]
+    rows = [
+        [
+            result["cls"],
+            str(dict(result["settings"])["images_shown"]),
+            *(f"{result[kind][m]:.3f}" for kind in ("foreign", "defects") for m in METRICS),
+            str(result["cpu_seconds"]),
+            str(result["seed"]),
+        ]
+        for result in cells.load("textures/*")
+    ]
+    return markdown.table(titles, rows)
 
 
 def main() -> None:
@@ -146,10 +160,10 @@ def main() -> None:
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no texture is named {sorted(unknown)[0]}")
     for name in given.names or NAMES:
-        result = run(name, given.seed, settings, sys.stderr.write)
-        target = RESULTS / "textures" / f"{name}-seed{given.seed}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        found = run(name, given.seed, settings)
+        cell = Cell("textures", name, given.seed, "anoscan", tuple(sorted(settings.items())))
+        cells.keep(cell, found, cells.command())
+        sys.stderr.write(f"{name} seed {given.seed}: {json.dumps(found)}\n")
 
 
 if __name__ == "__main__":

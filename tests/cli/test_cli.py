@@ -21,8 +21,7 @@ import pytest
 from PIL import Image
 
 import anoscan as package
-from anoscan import detector
-from anoscan.cli import app
+from anoscan import cli, detector
 from anoscan.core import registry
 from anoscan.core.config import TrainConfig
 from anoscan.dataset.image_array import ImageArray
@@ -59,7 +58,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            app.main()
+            cli.main()
         out, err = capsys.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 

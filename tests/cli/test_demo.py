@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.cli.commands import demo
 from anoscan.core.errors import TrainingInterrupted
 from anoscan.detector import Detector
@@ -22,7 +22,7 @@ def run(
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["anoscan", "demo", *arguments])
     with pytest.raises(SystemExit) as ended:
-        app.main()
+        cli.main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
 

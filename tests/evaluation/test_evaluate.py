@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.core.results import to_json
 from anoscan.detector import Detector
 from anoscan.evaluation import metrics
+from anoscan.model.judge import Wanted
 from tests.conftest import Digits
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "argv", ["anoscan", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            app.main()
+            cli.main()
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return call
@@ -86,7 +87,7 @@ def test_figures_of_pixels_are_those_of_the_maps_at_the_images_own_size(
 def _all_maps(detector: Detector, files: list[Path]) -> list[np.ndarray]:
     from anoscan.images.files import find
 
-    batches = detector._judge.measured(find(files), 64, pictures=False)
+    batches = detector._judge.measured(find(files), 64, wanted=Wanted(pictures=False))
     return [outcome.anomaly_map for batch in batches for outcome in batch]
 
 

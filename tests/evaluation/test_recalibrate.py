@@ -16,7 +16,6 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.model.judge import Judge
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring import calibration
-from anoscan.scoring.maps import Scale
 from tests.conftest import Digits
 
 
@@ -89,7 +88,7 @@ def test_new_normals_set_the_threshold_and_the_history_says_so(
 def test_new_normals_set_the_scale_of_maps(own: Detector, unseen: Path, tmp_path: Path) -> None:
     half = sorted(paler(unseen, tmp_path / "pale").iterdir())
 
-    def shown(detector: Detector, name: str) -> tuple[np.ndarray, Scale]:
+    def shown(detector: Detector, name: str) -> tuple[np.ndarray, MapScale]:
         assert detector.model.maps is not None
         report = detector.score(half[1::2], maps=MapFiles(tmp_path / name, ("npy",)))
         values = [np.load(image.maps["npy"]) for image in report.images if image.maps]
@@ -208,7 +207,7 @@ def test_recall_that_no_rate_reaches_is_refused(own: Detector, tmp_path: Path) -
     calm = own.model.calibration.terms.min(0)
     judge = Judge(own.model, own.runtime)
     p = calibration.p_values(
-        judge.scores(calm[None], "calibrated"), judge.calibration_scores("calibrated")
+        judge.scorer.scores(calm[None], "calibrated"), judge.scorer.calibration_scores("calibrated")
     )
     assert calibration.rate_for_recall(p, 1.0) == 1
     with pytest.raises(UsageError, match="one of"):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, TiffImagePlugin
 
+from anoscan.core.config import TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
 from anoscan.dataset import inspection
@@ -592,7 +593,7 @@ def test_equal_contents_have_equal_digests_whatever_the_name(tmp_path: Path) -> 
 
 
 def test_images_are_decoded_without_loading_torch() -> None:
-    code = "import sys, anoscan.images, anoscan.pictures; sys.exit('torch' in sys.modules)"
+    code = "import sys, anoscan.images.decode, anoscan.report.pictures; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
@@ -688,7 +689,8 @@ def test_a_rule_of_hostile_values_is_refused(values: Any) -> None:
 
 
 def inspected(files: list[ImageFile], **options: Any) -> Inspection:
-    return inspect(files, **({"size": None, "channels": None, "workers": 2, "seed": 0} | options))
+    roi = options.pop("roi", None)
+    return inspect(files, TrainConfig(**options), workers=2, roi=roi)
 
 
 def test_what_is_outside_a_region_of_interest_does_not_set_the_range(tmp_path: Path) -> None:
@@ -863,20 +865,19 @@ def test_an_array_holds_what_decode_gives_and_lists_the_rest(
     array, skipped = ImageArray.load(
         mixed, COLOUR, workers=2, on_progress=report, in_memory=in_memory
     )
-    with array:
-        assert isinstance(array.pixels, np.memmap) == (in_memory == 0)
-        assert array.pixels.dtype == np.float32
-        assert [item.path for item in skipped] == [mixed[i].path for i in (3, 10, 17)]
-        assert len(array) == len(array.pixels) == len(array.images) == len(array.digests) == 21
-        for pixels, image, digest in zip(array.pixels, array.images, array.digests, strict=True):
-            decoded = decode(image, COLOUR)
-            np.testing.assert_array_equal(pixels, decoded.pixels)
-            assert digest == decoded.digest
-        np.testing.assert_array_equal(array.pixels[[4, 0, 4]][1], array.pixels[0])
+    assert isinstance(array.pixels, np.memmap) == (in_memory == 0)
+    assert array.pixels.dtype == np.float32
+    assert [item.path for item in skipped] == [mixed[i].path for i in (3, 10, 17)]
+    assert len(array) == len(array.pixels) == len(array.images) == len(array.digests) == 21
+    for pixels, image, digest in zip(array.pixels, array.images, array.digests, strict=True):
+        decoded = decode(image, COLOUR)
+        np.testing.assert_array_equal(pixels, decoded.pixels)
+        assert digest == decoded.digest
+    np.testing.assert_array_equal(array.pixels[[4, 0, 4]][1], array.pixels[0])
     assert progress == [(done, 24) for done in range(1, 25)]
 
 
-def test_the_temporary_file_has_no_name_and_is_gone_after_closing(
+def test_the_temporary_file_has_no_name_and_is_gone_with_the_pixels(
     mixed: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "temporary"
@@ -889,7 +890,7 @@ def test_the_temporary_file_has_no_name_and_is_gone_after_closing(
     array, _ = ImageArray.load(mixed, GREY, workers=1, in_memory=0)
     assert list(folder.iterdir()) == []
     assert mapped()
-    array.close()
+    del array
     assert not mapped()
 
 

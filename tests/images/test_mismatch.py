@@ -169,12 +169,13 @@ def test_percentiles_count_the_calibration_images_below(trained: Detector, digit
     oddest = max(report.images, key=lambda image: image.terms["density"])
     calmest = min(report.images, key=lambda image: image.terms["density"])
     assert oddest.percentiles["density"] == 100 > calmest.percentiles["density"]
-    judge = trained._judge
     column = trained.model.calibration.terms[:, names.index("density")]
     middle = np.median(column)
     row = trained.model.calibration.terms.mean(0)
     row[names.index("density")] = middle
-    assert judge._percentiles(row, "calibrated")["density"] == pytest.approx(50, abs=1)
+    assert trained._judge.scorer.percentiles(row, "calibrated")["density"] == pytest.approx(
+        50, abs=1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import anoscan
 from anoscan.core.errors import ModelError
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 
 METADATA = {"anoscan_version": "0.1.0", "config": {"size": 32, "rate": 0.5}, "names": ["ä", None]}
 
@@ -39,21 +39,21 @@ def with_metadata(text: str) -> bytes:
 
 def refusal(path: Path) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        model_file.read_metadata(path)
+        modelfile.read_metadata(path)
     return caught.value
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    model_file.save(path, tensors(), METADATA)
+    modelfile.save(path, tensors(), METADATA)
     return path
 
 
 def test_a_model_comes_back_with_its_tensors_and_metadata(model: Path) -> None:
-    loaded, metadata = model_file.load(model)
+    loaded, metadata = modelfile.load(model)
     assert metadata == {**METADATA, "format": 1}
-    assert metadata == model_file.read_metadata(model)
+    assert metadata == modelfile.read_metadata(model)
     assert loaded.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert loaded[name].dtype == tensor.dtype
@@ -61,15 +61,15 @@ def test_a_model_comes_back_with_its_tensors_and_metadata(model: Path) -> None:
 
 
 def test_loaded_tensors_stay_whole_when_the_file_is_replaced_or_cut(model: Path) -> None:
-    loaded, _ = model_file.load(model)
+    loaded, _ = modelfile.load(model)
     model.write_bytes(b"")
     assert torch.equal(loaded["weight"], tensors()["weight"])
 
 
 def test_equal_models_are_equal_files_in_any_order_of_the_tensors(tmp_path: Path) -> None:
     backwards = dict(reversed(tensors().items()))
-    first = model_file.save(tmp_path / "1", tensors(), METADATA)
-    second = model_file.save(tmp_path / "2", backwards, dict(reversed(METADATA.items())))
+    first = modelfile.save(tmp_path / "1", tensors(), METADATA)
+    second = modelfile.save(tmp_path / "2", backwards, dict(reversed(METADATA.items())))
     assert first == second
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
@@ -85,25 +85,25 @@ def test_the_header_holds_one_canonical_json_text(model: Path) -> None:
 
 def test_save_and_digest_give_the_sha256_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    saved = model_file.save(path, tensors(), METADATA)
-    assert saved == model_file.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    saved = modelfile.save(path, tensors(), METADATA)
+    assert saved == modelfile.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_saving_what_was_loaded_gives_the_same_file(model: Path, tmp_path: Path) -> None:
-    again = model_file.save(tmp_path / "again", *model_file.load(model))
-    assert again == model_file.digest(model)
+    again = modelfile.save(tmp_path / "again", *modelfile.load(model))
+    assert again == modelfile.digest(model)
 
 
 def test_tensors_that_share_memory_or_have_strides_or_gradients_are_saved(tmp_path: Path) -> None:
     base = torch.arange(6.0).reshape(2, 3).requires_grad_()
-    model_file.save(tmp_path / "m", {"a": base, "b": base, "t": base.T}, {})
-    loaded, _ = model_file.load(tmp_path / "m")
+    modelfile.save(tmp_path / "m", {"a": base, "b": base, "t": base.T}, {})
+    loaded, _ = modelfile.load(tmp_path / "m")
     assert torch.equal(loaded["b"], base)
     assert torch.equal(loaded["t"], base.T)
 
 
 def test_folders_are_made_and_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    model_file.save(tmp_path / "a" / "b" / "m", tensors(), {})
+    modelfile.save(tmp_path / "a" / "b" / "m", tensors(), {})
     (tmp_path / "plain").touch()
     assert (tmp_path / "a/b/m").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -118,7 +118,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         with pytest.raises(ModelError, match="No space left"):
-            model_file.save(model, {"other": torch.ones(2)}, {})
+            modelfile.save(model, {"other": torch.ones(2)}, {})
     assert [path.name for path in model.parent.iterdir()] == [model.name]
     assert model.read_bytes() == before
 
@@ -130,13 +130,13 @@ def test_the_content_is_on_the_disk_before_the_file_takes_its_name(
     for name in ("fsync", "replace"):
         call = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, c=call: (order.append(n), c(*a)))
-    model_file.save(model, {}, {})
+    modelfile.save(model, {}, {})
     assert order == ["fsync", "replace"]
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
-        with model_file.replacing(tmp_path / "m") as stream:
+        with modelfile.replacing_model(tmp_path / "m") as stream:
             stream.write(b"half")
             raise KeyboardInterrupt
 
@@ -150,7 +150,7 @@ def test_a_model_cannot_be_written_over_a_folder_or_below_a_file(tmp_path: Path)
     (tmp_path / "file").touch()
     for path in (tmp_path / "folder", tmp_path / "file" / "m"):
         with pytest.raises(ModelError, match="cannot write"):
-            model_file.save(path, {}, {})
+            modelfile.save(path, {}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -159,13 +159,13 @@ def test_metadata_that_json_cannot_say_are_refused_before_writing(
     tmp_path: Path, value: float
 ) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        model_file.save(tmp_path / "m", {}, {"value": value})
+        modelfile.save(tmp_path / "m", {}, {"value": value})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_format_of_the_metadata_is_that_of_the_program(tmp_path: Path) -> None:
-    model_file.save(tmp_path / "m", {}, {"format": 99})
-    assert model_file.read_metadata(tmp_path / "m") == {"format": 1}
+    modelfile.save(tmp_path / "m", {}, {"format": 99})
+    assert modelfile.read_metadata(tmp_path / "m") == {"format": 1}
 
 
 def test_a_newer_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_newer_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert "was written by a newer anoscan (format 2)" in error.message
     assert "upgrade" in (error.hint or "")
     with pytest.raises(ModelError, match="newer anoscan"):
-        model_file.load(path)
+        modelfile.load(path)
 
 
 def test_a_foreign_safetensors_file_is_called_foreign(tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_bytes_that_are_no_model_are_refused_by_name(tmp_path: Path, data: bytes
 def test_a_header_longer_than_the_limit_is_refused_unread(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_file, "LARGEST_HEADER", 50)
+    monkeypatch.setattr(modelfile, "LARGEST_HEADER", 50)
     assert "is not an anoscan model" in refusal(model).message
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_a_file_cut_short_is_known_without_reading_its_weights(model: Path, kept: float) -> None:
-    model_file.save(model, {"weight": torch.zeros(1000)}, METADATA)
+    modelfile.save(model, {"weight": torch.zeros(1000)}, METADATA)
     data = model.read_bytes()
     model.write_bytes(data[: int(len(data) * kept)])
     assert "damaged: it was cut short" in refusal(model).message
@@ -238,9 +238,9 @@ def test_a_file_cut_short_is_known_without_reading_its_weights(model: Path, kept
 def test_weights_that_safetensors_refuses_are_called_damaged(model: Path) -> None:
     data = model.read_bytes().replace(b'"shape":[3,4]', b'"shape":[3,5]')
     model.write_bytes(data)
-    assert model_file.read_metadata(model)["format"] == 1
+    assert modelfile.read_metadata(model)["format"] == 1
     with pytest.raises(ModelError, match="is damaged"):
-        model_file.load(model)
+        modelfile.load(model)
 
 
 QUICK = settings(
@@ -260,7 +260,7 @@ JSON = st.recursive(
 
 def survives(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for read in (model_file.read_metadata, model_file.load):
+    for read in (modelfile.read_metadata, modelfile.load):
         try:
             result = read(path)
         except ModelError:
@@ -300,13 +300,13 @@ def test_a_model_with_changed_or_missing_bytes_gives_metadata_or_a_model_error(
 
 
 def test_an_element_type_that_torch_lacks_is_called_damaged(model: Path) -> None:
-    model_file.save(model, {"w": torch.zeros(32, dtype=torch.uint8)}, METADATA)
+    modelfile.save(model, {"w": torch.zeros(32, dtype=torch.uint8)}, METADATA)
     data = model.read_bytes()
     header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
     header["w"] = {"dtype": "F6_E2M3", "shape": [32], "data_offsets": [0, 24]}
     model.write_bytes(with_header(json.dumps(header).encode(), bytes(24)))
     with pytest.raises(ModelError, match="is damaged"):
-        model_file.load(model)
+        modelfile.load(model)
 
 
 def test_a_missing_file_hints_at_the_list_of_models(tmp_path: Path) -> None:
@@ -331,19 +331,19 @@ def test_a_file_that_may_not_be_read_is_a_model_error(
     monkeypatch.setattr(Path, "open", refuse)
     assert "Permission denied" in refusal(model).message
     with pytest.raises(ModelError, match="Permission denied"):
-        model_file.digest(model)
+        modelfile.digest(model)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_file_name_that_is_not_utf8_works(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"m\xff\n")
-    model_file.save(path, tensors(), METADATA)
-    assert model_file.load(path)[1]["format"] == 1
+    modelfile.save(path, tensors(), METADATA)
+    assert modelfile.load(path)[1]["format"] == 1
 
 
 def test_reading_metadata_imports_neither_torch_nor_numpy(model: Path) -> None:
     code = (
-        "import sys, pathlib; from anoscan import modelfile, store\n"
+        "import sys, pathlib; from anoscan.model import file as modelfile, store\n"
         "modelfile.read_metadata(pathlib.Path(sys.argv[1])); store.models()\n"
         "print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anoscan.core.errors import ModelError, UsageError
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 from anoscan.model import store
 
 METADATA = {
@@ -409,5 +409,5 @@ def test_import_refuses_what_is_no_model() -> None:
 
 
 def test_a_saved_model_is_found_by_name() -> None:
-    model_file.save(store.path_for("a"), {}, METADATA)
-    assert model_file.read_metadata(store.resolve("a")) == METADATA
+    modelfile.save(store.path_for("a"), {}, METADATA)
+    assert modelfile.read_metadata(store.resolve("a")) == METADATA

@@ -21,6 +21,7 @@ from anoscan.core.errors import InputError, UsageError
 from anoscan.core.results import ImageScore, Region
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import ImageFile
+from anoscan.model import file as modelfile
 from anoscan.report import html_page
 from anoscan.report.album import Album
 from anoscan.report.html_page import Background, HtmlReport, chart
@@ -341,10 +342,10 @@ def test_a_page_that_cannot_be_written_fails_before_anything_is_scored(tmp_path:
 def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
     model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors, metadata = model_file.load(model_file)
+    tensors, metadata = modelfile.load(model_file)
     for check in metadata["health"]["checks"]:
         check["verdict"] = "fail" if check["name"] in ("images", "diversity") else "ok"
-    model_file.save(tmp_path / "poor.safetensors", tensors, metadata)
+    modelfile.save(tmp_path / "poor.safetensors", tensors, metadata)
     page = tmp_path / "page.html"
     query = str(next(few.queries.iterdir()))
     code = run("score", query, "--model", str(tmp_path / "poor.safetensors"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.results import SampleReport
 from anoscan.detector import Detector
@@ -193,7 +193,7 @@ def test_the_command_prints_one_document_and_exits_as_the_contract_says(
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["anoscan", "sample", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            app.main()
+            cli.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     model, out = detector.reference.path, tmp_path / "out"

@@ -19,7 +19,7 @@ from torch import nn
 from anoscan.core.errors import TrainingInterrupted, UsageError
 from anoscan.core.progress import Progress
 from anoscan.detector import Detector
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 from anoscan.model import store
 from anoscan.model.training_record import LOSSES, Record
 from anoscan.networks import loop
@@ -53,7 +53,7 @@ def names(folder: Path) -> set[str]:
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    return model_file.load(path)[0]
+    return modelfile.load(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_resumed_run_appends_without_a_line_twice(
 
     train("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.learn.run", stop_early)
+        patch.setattr("anoscan.training.train_networks.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train("halved")
     beside = Record(store.checkpoint_path("halved"))
@@ -257,7 +257,7 @@ def test_a_record_that_cannot_be_written_does_not_cost_the_training(
 def recorded(name: str) -> Record:
     """A model of the store, not a good one, with a record."""
     path = store.path_for(name)
-    model_file.save(path, {"x": torch.zeros(1)}, {"kind": "model"})
+    modelfile.save(path, {"x": torch.zeros(1)}, {"kind": "model"})
     Record(path).append({"stage": "gan", "images": 1, "losses": {}, "pictures": [], "by": name})
     return Record(path)
 

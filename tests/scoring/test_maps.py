@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.core.config import SMALLEST_SIZE
 from anoscan.core.errors import ModelError, UsageError
 from anoscan.detector import Detector
@@ -22,17 +22,17 @@ from anoscan.images import tiles
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded, ImageRule, decode
 from anoscan.images.files import ImageFile, find
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 from anoscan.model import regions
-from anoscan.model.judge import Judge
+from anoscan.model.judge import Judge, Wanted
 from anoscan.model.regions import Finder
 from anoscan.networks.architectures import EvenPad
 from anoscan.report import map_files, pictures
 from anoscan.report.map_files import MapFiles, Rows
 from anoscan.report.views import own_canvas
 from anoscan.scoring import maps
-from anoscan.scoring.choices import MAP_FORMS, map_forms
-from anoscan.scoring.maps import Maps, Scale
+from anoscan.scoring.choices import MAP_FORMS, ScoreRequest, map_forms
+from anoscan.scoring.maps import Maps, MapScale
 from tests.conftest import Digits
 
 
@@ -194,7 +194,7 @@ def test_alignment_can_be_chosen_and_is_kept(
 ) -> None:
     path = tmp_path / "m.safetensors"
     Detector.train(few.normal, path=path, align=align, rotation_images_shown=0, **quick)
-    metadata = model_file.read_metadata(path)
+    metadata = modelfile.read_metadata(path)
     assert metadata["maps"]["aligned"] is (align == "on")
     assert Detector.load(path).score(few.queries).images
 
@@ -211,12 +211,10 @@ def test_patches_are_never_aligned() -> None:
 def test_a_model_without_maps_scores_as_ever_and_says_what_it_lacks(
     trained: Detector, digits: Digits, tmp_path: Path
 ) -> None:
-    tensors, metadata = model_file.load(Path(trained.reference.path))
+    tensors, metadata = modelfile.load(Path(trained.reference.path))
     older = tmp_path / "older.safetensors"
     metadata = {k: v for k, v in metadata.items() if k not in ("maps", "format")}
-    model_file.save(
-        older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata
-    )
+    modelfile.save(older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata)
     detector = Detector.load(older)
     before = [(r.path, r.score) for r in trained.score(digits.queries).images]
     assert [(r.path, r.score) for r in detector.score(digits.queries).images] == before
@@ -367,7 +365,7 @@ def test_rows_of_a_large_image_wait_on_disk_and_are_written_as_they_were(
     for top in range(0, 30, 7):
         reduced.add(top, full[None, top : top + 7])
         take(top, full[top : top + 7])
-    found = book.write(decoded, decoded.canvas, reduced.picture[0], 0.5, Scale(1))
+    found = book.write(decoded, decoded.canvas, reduced.picture[0], 0.5, MapScale(1))
     assert np.array_equal(np.load(found["npy"]), full)
     assert np.array_equal(tifffile.imread(found["tiff"]), full)
     assert np.array_equal(np.asarray(Image.open(found["mask"])) == 255, full > 0.5)
@@ -402,20 +400,20 @@ def test_the_command_writes_maps_and_names_them(
     command = ["anoscan", "score", str(query), "--model", str(model_file), "--json"]
     monkeypatch.setattr("sys.argv", [*command, "--maps", str(tmp_path / "m")])
     with pytest.raises(SystemExit) as stop:
-        app.main()
+        cli.main()
     assert stop.value.code == 0
     (found,) = json.loads(capsys.readouterr().out)["images"]
     assert list(found["maps"]) == ["overlay", "npy"]
     assert all(Path(path).is_file() for path in found["maps"].values())
     monkeypatch.setattr("sys.argv", [*command, "--maps-format", "npy"])
     with pytest.raises(SystemExit) as stop:
-        app.main()
+        cli.main()
     assert stop.value.code == 2
 
 
 def test_regions_are_those_of_the_map(trained: Detector) -> None:
     judge = Judge(trained.model, trained.runtime)
-    levels = judge.levels(0.1, "calibrated")
+    levels = judge.levels(ScoreRequest(false_alarm_rate=0.1))
     assert trained.model.maps is not None
     assert len(trained.model.calibration.region_peaks) == len(trained.model.calibration.terms)
     assert levels.region in trained.model.calibration.region_peaks
@@ -431,7 +429,7 @@ def test_scores_are_the_same_bit_for_bit_without_maps_which_are_then_not_made(
     files = find([digits.queries])[:80]
 
     def outcomes(mapped: bool) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-        batches = judge.measured(files, 64, pictures=False, mapped=mapped)
+        batches = judge.measured(files, 64, wanted=Wanted(pictures=False, mapped=mapped))
         rows = [row for batch in batches for row in batch]
         return np.stack([row.terms for row in rows]), [row.anomaly_map.shape for row in rows]
 

@@ -110,5 +110,5 @@ def test_of_very_many_images_some_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_parts_of_larger_images_have_no_prototypes() -> None:
-    assert "prototype" in measure.terms_of(turned=True, patches=False)
-    assert "prototype" not in measure.terms_of(turned=True, patches=True)
+    assert "prototype" in measure.terms_of(rotated=True, patches=False)
+    assert "prototype" not in measure.terms_of(rotated=True, patches=True)

@@ -18,11 +18,11 @@ from anoscan.core.runtime import exact_float32
 from anoscan.detector import Detector
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import search as search_module
-from anoscan.scoring.choices import Inversion
+from anoscan.scoring.choices import Inversion, ScoreRequest
 from anoscan.scoring.search import LANES, search
 from tests.conftest import Digits
 
@@ -186,7 +186,7 @@ def test_published_scores_are_the_formulas_on_raw_networks(
         "anogan": (1 - 0.1) * (x - x_hat).abs().sum((1, 2, 3))
         + 0.1 * (f - f_hat).abs().sum((1, 2, 3)),
     }[score]
-    found = list(plain.stream(find([few.queries])[:4], score=score))
+    found = list(plain.stream(find([few.queries])[:4], ScoreRequest(score)))
     values = [item.score for item in found]  # type: ignore[union-attr]
     assert values == pytest.approx(expected.tolist(), rel=1e-4)
 
@@ -196,7 +196,7 @@ def test_a_searched_score_is_the_loss_that_was_reached(plain: Detector, few: Dig
     with exact_float32():
         loss = search(plain.model.networks, queries(plain, few, 5), SEARCH).loss[-1]
     for batch_size in (64, 2):
-        found = plain.stream(files, score="anogan", mapping=SEARCH, batch_size=batch_size)
+        found = plain.stream(files, ScoreRequest("anogan", SEARCH, batch_size=batch_size))
         values = [item.score for item in found]  # type: ignore[union-attr]
         assert values == pytest.approx(loss.tolist(), rel=1e-5)
 
@@ -207,7 +207,7 @@ def test_the_default_score_does_not_ask_for_the_latent_and_residuals_do(
     files = find([digits.queries])[:6]
     for detector in (plain, trained):
         by_encoder = list(detector.stream(files))
-        searched = list(detector.stream(files, mapping=SEARCH))
+        searched = list(detector.stream(files, ScoreRequest(inversion=SEARCH)))
         for one, other in zip(by_encoder, searched, strict=True):
             assert one.score == other.score  # type: ignore[union-attr]
             assert one.terms["pixel"] != other.terms["pixel"]  # type: ignore[union-attr]
@@ -218,11 +218,11 @@ def test_a_threshold_that_was_set_with_the_encoder_says_so_where_it_matters(
 ) -> None:
     for score in ("paper", "anogan"):
         for how in (SEARCH, REFINE):
-            warning = trained.threshold(score=score, mapping=how).warning or ""
+            warning = trained.threshold(ScoreRequest(score, Inversion.of(how))).warning or ""
             assert f"with the encoder mapping: with --mapping {how.mapping}" in warning
-        assert "mapping" not in (trained.threshold(score=score).warning or "")
-    assert "mapping" not in (trained.threshold(mapping=SEARCH).warning or "")
-    both = trained.threshold(1e-4, "paper", SEARCH).warning or ""
+        assert "mapping" not in (trained.threshold(ScoreRequest(score)).warning or "")
+    assert "mapping" not in (trained.threshold(ScoreRequest(inversion=SEARCH)).warning or "")
+    both = trained.threshold(ScoreRequest("paper", SEARCH, 1e-4)).warning or ""
     assert "cannot promise" in both
     assert "encoder mapping" in both
 
@@ -235,8 +235,8 @@ def test_fooling_needs_the_discriminator_of_the_game(
         trained.score(few.queries, mapping=fool)
     assert "--rotation-images-shown 0" in str(error.value.hint)
     files = find([few.queries])[:3]
-    by_word = list(plain.stream(files, score="paper", mapping=fool))
-    by_feature = list(plain.stream(files, score="paper", mapping=Inversion("search", steps=20)))
+    by_word = list(plain.stream(files, ScoreRequest("paper", fool)))
+    by_feature = list(plain.stream(files, ScoreRequest("paper", Inversion("search", steps=20))))
     for one, other in zip(by_word, by_feature, strict=True):
         assert one.score != other.score  # type: ignore[union-attr]
 
@@ -244,14 +244,14 @@ def test_fooling_needs_the_discriminator_of_the_game(
 def test_a_model_from_before_a_score_says_so_and_scores_as_it_did(
     plain: Detector, few: Digits, tmp_path: Path
 ) -> None:
-    tensors, metadata = model_file.load(Path(plain.reference.path))
+    tensors, metadata = modelfile.load(Path(plain.reference.path))
     names = metadata["terms"]
     kept = [index for index, name in enumerate(names) if name != "anogan"]
     older = {**tensors, "calibration/terms": tensors["calibration/terms"][:, kept].clone()}
     older["calibration/trust"] = tensors["calibration/trust"][kept].clone()
     del metadata["format"]
     path = tmp_path / "older.safetensors"
-    model_file.save(path, older, metadata | {"terms": [names[index] for index in kept]})
+    modelfile.save(path, older, metadata | {"terms": [names[index] for index in kept]})
     model = Detector.load(path)
     for score in ("calibrated", "paper"):
         old, new = (d.score(few.queries, score=score) for d in (model, plain))

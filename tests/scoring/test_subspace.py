@@ -15,7 +15,7 @@ from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import term_weights
 from anoscan.scoring import maps
 from anoscan.scoring.maps import Maps
-from anoscan.scoring.measure import fit_terms, measure
+from anoscan.scoring.measure import Measurer, fit_terms
 from anoscan.scoring.terms import Evidence, gather, subspace
 from tests.conftest import Digits
 
@@ -109,12 +109,14 @@ def test_the_term_sees_a_defect_of_few_pixels_and_no_other_exposure() -> None:
 @pytest.mark.parametrize(("side", "counts"), [(32, False), (64, True)])
 def test_the_term_counts_from_64_pixels_on(side: int, counts: bool) -> None:
     config = TrainConfig(size=side, channels=1, latent_dim=4, width=8)
-    networks = fresh_networks(config, ImageRule(size=side, channels=1, window=None)).frozen()
+    rule = ImageRule(size=side, channels=1, window=None)
+    networks = fresh_networks(config, rule).frozen()
     train, seen = (pictures(n, n, side=side) for n in (120, 30))
     found = fit_terms(networks, ["subspace"], [train])
-    clean = measure(networks, found, seen)
-    (trusted,) = term_weights(networks, found, seen.numpy(), clean.terms, clean.trust, 0)
-    assert (trusted > 0.5) == counts
+    measurer = Measurer(networks, found, rule)
+    clean = measurer.measure(seen)
+    (weight,) = term_weights(measurer, seen.numpy(), clean.terms, clean.weights, 0)
+    assert (weight > 0.5) == counts
 
 
 def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(

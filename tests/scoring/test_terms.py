@@ -12,9 +12,9 @@ from anoscan.core.runtime import random_stream
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import term_weights
-from anoscan.scoring.measure import chunks, fit_terms, measure
+from anoscan.scoring.measure import Measurer, chunks, fit_terms
 from anoscan.scoring.terms import Evidence, local
-from anoscan.training.learn import _certainty
+from anoscan.training.train_networks import _certainty
 
 CONFIG = TrainConfig(size=32, channels=1, latent_dim=4, width=8)
 RULE = ImageRule(size=32, channels=1, window=None)
@@ -89,22 +89,22 @@ def images(n: int, seed: int) -> np.ndarray:
     return (ramp + random.normal(0, 0.02, (n, 1, 32, 32))).astype(np.float32)
 
 
-def trusts(seen: np.ndarray, *terms: str) -> dict[str, float]:
+def weights(seen: np.ndarray, *terms: str) -> dict[str, float]:
     networks = fresh_networks(CONFIG, RULE).frozen()
     device = torch.device("cpu")
     train = images(200, 0)
     fitted = fit_terms(networks, list(terms), chunks(np.arange(200), train.__getitem__, device))
+    measurer = Measurer(networks, fitted, RULE)
     measured = [
-        measure(networks, fitted, batch)
-        for batch in chunks(np.arange(len(seen)), seen.__getitem__, device)
+        measurer.measure(batch) for batch in chunks(np.arange(len(seen)), seen.__getitem__, device)
     ]
     clean = np.concatenate([m.terms for m in measured])
-    own = np.concatenate([m.trust for m in measured])
-    return dict(zip(fitted, term_weights(networks, fitted, seen, clean, own, 0), strict=True))
+    own = np.concatenate([m.weights for m in measured])
+    return dict(zip(fitted, term_weights(measurer, seen, clean, own, 0), strict=True))
 
 
-def test_a_term_that_sees_pasted_patches_is_trusted_and_one_that_cannot_is_not() -> None:
-    found = trusts(images(60, 1), "local", "rotation")
+def test_a_term_that_sees_pasted_patches_gets_weight_and_one_that_cannot_gets_none() -> None:
+    found = weights(images(60, 1), "local", "rotation")
     assert found["local"] > 0.8
     # Random weights name turns by chance: rotation has a trust of its own.
     assert found["rotation"] < 0.3
@@ -115,14 +115,14 @@ def test_a_narrow_term_is_trusted_no_further_than_it_told_patches(
 ) -> None:
     seen = images(60, 1) + np.random.default_rng(2).normal(0, 0.3, (60, 1, 32, 32))
     seen = seen.astype(np.float32)
-    narrow = trusts(seen, "local")["local"]
+    narrow = weights(seen, "local")["local"]
     monkeypatch.setattr(local, "ENTRY", replace(local.ENTRY, narrow=False))
     assert 0.1 < narrow < 0.9
-    assert trusts(seen, "local")["local"] == pytest.approx(narrow**0.5)
+    assert weights(seen, "local")["local"] == pytest.approx(narrow**0.5)
 
 
 def test_nothing_is_trusted_where_patches_change_nothing() -> None:
-    found = trusts(np.zeros((20, 1, 32, 32), np.float32), "local", "density")
+    found = weights(np.zeros((20, 1, 32, 32), np.float32), "local", "density")
     assert found == {"local": 0, "density": 0}
 
 

@@ -23,6 +23,7 @@ from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
 from anoscan.networks.architectures import Growing
 from anoscan.networks.rotation_stage import RotationStage
+from anoscan.networks.stages import Planned
 from anoscan.training import doctor, trial
 from tests.conftest import Digits
 
@@ -94,7 +95,7 @@ def test_the_trial_of_a_stage_takes_few_steps_and_whole_cycles_of_them(
 ) -> None:
     stage: Any = Slow(monkeypatch)
     cpu = Runtime.resolve("cpu", "float32", 1)
-    expected = trial._expected(stage, 1000, 8, cpu)
+    expected = trial._expected(Planned(stage, 1000, 8), 8, cpu)
     assert expected == pytest.approx(1000 * 15 / 8)
     assert len(stage.steps) == 1 + 8, "one to set up; a cycle is longer than the time for trying"
 

@@ -37,7 +37,7 @@ def test_every_image_calibrates_and_none_is_measured_by_what_learned_from_it(
         seen[name] = set(np.asarray(rows).tolist())
         build(self, pixels, rows, size, seed, name, device)
 
-    monkeypatch.setattr("anoscan.training.learn.Folds", Watched)
+    monkeypatch.setattr("anoscan.training.train_networks.Folds", Watched)
     monkeypatch.setattr(Batches, "__init__", watch)
     path = tmp_path_factory.mktemp("folds") / "folds.safetensors"
     settings = quick | {"rotation_images_shown": 64, "workers": 1}

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from scipy import ndimage
+from torch import Tensor
 
 from anoscan.cli import tables
 from anoscan.core.results import SelfTest, SelfTestCell, to_json
 from anoscan.detector import Detector
-from anoscan.model import file as model_file
-from anoscan.scoring.measure import measure
-from anoscan.training import self_test
+from anoscan.model import file as modelfile
+from anoscan.scoring.measure import Measured, Measurer
 from anoscan.training.defects import KINDS, bent, defect
 from anoscan.training.self_test import _findings, run_self_test, sizes_for, smallest_seen
 from tests.conftest import Digits
@@ -164,7 +164,7 @@ def test_every_training_ends_with_a_self_test_that_the_model_keeps(tested: Detec
     assert set(found.whole_auroc) == {"anoscan", "pca", "mean_image"}
     assert found.whole_auroc["pca"] > 0.9  # 0.5 if none was bent
     assert found.whole_auroc["anoscan"] > 0.55
-    kept = model_file.load(Path(tested.reference.path))[1]["self_test"]
+    kept = modelfile.load(Path(tested.reference.path))[1]["self_test"]
     assert kept == to_json(found)
 
 
@@ -184,12 +184,14 @@ def test_a_self_test_costs_little_and_says_the_same_again(
     )
     measured: list[int] = []
 
-    def count(networks: object, fitted: object, x: np.ndarray, **how: Any) -> object:
-        measured.append(len(x))
-        return measure(networks, fitted, x, **how)  # type: ignore[arg-type]
+    measure = Measurer.measure
 
-    monkeypatch.setattr(self_test, "measure_views", count)
-    assert run_self_test(model, material, tested.runtime) == report_of(tested)
+    def count(measurer: Measurer, x: Tensor, **how: Any) -> Measured:
+        measured.append(len(x))
+        return measure(measurer, x, **how)
+
+    monkeypatch.setattr(Measurer, "measure", count)
+    assert run_self_test(model, material) == report_of(tested)
     # Trained on 640 + 640 + 320 images, each seen forwards and backwards by several networks.
     assert sum(measured) <= 160
 

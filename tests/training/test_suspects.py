@@ -17,7 +17,7 @@ from anoscan.dataset.split import dealt
 from anoscan.detector import Detector
 from anoscan.images.decode import decode
 from anoscan.images.files import ImageFile, find
-from anoscan.model.judge import Judge
+from anoscan.model.judge import Judge, Wanted
 from anoscan.scoring.measure import fit_sums, fit_terms, term_sums
 from anoscan.training import suspects
 from tests.conftest import Digits
@@ -135,7 +135,7 @@ def test_suspects_are_left_out_of_what_counts_as_usual_alone(
     judges = [Judge(model, detector.runtime) for model in (detector.model, with_all.model)]
 
     def median(judge: Judge, some: list[ImageFile]) -> float:
-        batches = judge.measured(some, 64, pictures=False)
+        batches = judge.measured(some, 64, wanted=Wanted(pictures=False))
         return float(np.median([outcome[1][density] for batch in batches for outcome in batch]))
 
     contrast, contrast_of_all = (median(j, odd) / median(j, usual) for j in judges)
@@ -169,17 +169,17 @@ def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
     usual = np.ones(30, dtype=bool)
     usual[folds[2]] = False
     for some in (usual, np.arange(30) < 6):  # of the other folds, one lacks witnesses, or all do
-        terms = suspects._cross_fitted(trained.model, trained.runtime, pixels, folds, some)
+        terms = suspects._cross_fitted(trained.model, pixels, folds, some)
         assert np.isfinite(terms).all()
     with pytest.raises(InputError, match="same picture"):
-        suspects.scores(trained.model, trained.runtime, pixels, [b"one"] * 30)
+        suspects.scores(trained.model, pixels, [b"one"] * 30)
 
 
 def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) -> None:
     rule = trained.model.rule
     pixels = np.stack([decode(file, rule).pixels for file in find([mixed])])
     twice, groups = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
-    scores = suspects.scores(trained.model, trained.runtime, twice, groups + groups)
+    scores = suspects.scores(trained.model, twice, groups + groups)
     folds = dealt(
         groups + groups, suspects.FOLDS, random_stream(trained.model.config.seed, "suspects")
     )

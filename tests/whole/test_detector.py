@@ -19,6 +19,8 @@ from anoscan.dataset.split import dealt, split
 from anoscan.detector import Detector
 from anoscan.images.decode import decode
 from anoscan.images.files import find
+from anoscan.model import file as modelfile
+from anoscan.scoring.choices import ScoreRequest
 from tests.conftest import Digits
 
 
@@ -51,7 +53,7 @@ def test_a_trained_detector_beats_an_untrained_one_and_the_baselines(
     # asked of what cannot work without it: reconstructions, and the named turns.
     for term in ("pixel", "paper"):
         assert auroc(good, term) > auroc(poor, term) + 0.1, term
-    trust = [dict(zip(d.model.fitted, d.model.calibration.trust, strict=True)) for d in both]
+    trust = [dict(zip(d.model.fitted, d.model.calibration.weights, strict=True)) for d in both]
     assert trust[0]["rotation"] > 0.5
     assert "rotation" not in trust[1]
 
@@ -95,7 +97,7 @@ def test_a_score_is_the_same_in_any_company(
         "scores", scores(trained.score_files(files))
     )
     chosen = data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=20, unique=True))
-    found = trained.score_files(chosen, batch_size=data.draw(st.integers(1, 9)))
+    found = trained.score_files(chosen, ScoreRequest(batch_size=data.draw(st.integers(1, 9))))
     assert sorted(i.rank or 0 for i in found.images) == list(range(1, len(chosen) + 1))
     for image in found.images:
         assert image.score == pytest.approx(reference[image.path], abs=1e-5)
@@ -369,18 +371,18 @@ def test_every_choice_trains_scores_and_loads(
 def test_a_model_lacking_a_tensor_or_of_a_foreign_shape_is_refused(
     model_file: Path, tmp_path: Path
 ) -> None:
-    tensors, metadata = model_file.load(model_file)
+    tensors, metadata = modelfile.load(model_file)
     del metadata["format"]
     partial = {key: value for key, value in tensors.items() if key != "baselines/mean"}
-    model_file.save(tmp_path / "partial.safetensors", partial, metadata)
+    modelfile.save(tmp_path / "partial.safetensors", partial, metadata)
     with pytest.raises(ModelError, match="complete"):
         Detector.load(tmp_path / "partial.safetensors")
     wide = metadata | {"config": metadata["config"] | {"width": 64}}
-    model_file.save(tmp_path / "wide.safetensors", tensors, wide)
+    modelfile.save(tmp_path / "wide.safetensors", tensors, wide)
     with pytest.raises(ModelError, match=r"complete.*generator's weights do not fit") as refused:
         Detector.load(tmp_path / "wide.safetensors")
     assert "\n" not in refused.value.message
-    model_file.save(tmp_path / "check.safetensors", tensors, metadata | {"kind": "checkpoint"})
+    modelfile.save(tmp_path / "check.safetensors", tensors, metadata | {"kind": "checkpoint"})
     with pytest.raises(ModelError, match="checkpoint"):
         Detector.load(tmp_path / "check.safetensors")
 
@@ -418,7 +420,7 @@ def test_scoring_streams_from_an_endless_source(trained: Detector, digits: Digit
         while True:
             yield file
 
-    stream = trained.stream(endless(), batch_size=8)
+    stream = trained.stream(endless(), ScoreRequest(batch_size=8))
     first = [next(stream) for _ in range(20)]
     assert not any(isinstance(item, Skipped) for item in first)
     assert len({item.score for item in first if isinstance(item, ImageScore)}) == 1

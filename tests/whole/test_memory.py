@@ -86,20 +86,19 @@ SCORING = """
 import json, re, sys
 from pathlib import Path
 import numpy as np
-from anoscan import scoring
-from anoscan.atlas import Atlas
-from anoscan.detector import Detector
+from anoscan import Detector, MapFiles
+from anoscan.scoring.measure import Measured, Measurer
 
-def unjudged(networks, fitted, x, how, maps, *, mapped):
+def unjudged(measurer, x, how, *, mapped):
     n, _, side, _ = x.shape
-    nothing, ones = np.zeros((n, side, side), np.float32), np.ones((n, len(fitted)))
-    return scoring.Measured(0 * ones, x.numpy(), nothing, ones, 100 * x.mean(1).numpy())
+    nothing, ones = np.zeros((n, side, side), np.float32), np.ones((n, len(measurer.fitted)))
+    return Measured(0 * ones, x.numpy(), nothing, ones, 100 * x.mean(1).numpy())
 
-scoring.measure = unjudged
+Measurer.measure = unjudged
 detector = Detector.load(sys.argv[1], workers=1)
 found = []
 for number, image in enumerate(sys.argv[2].split("|")):
-    atlas = Atlas(Path(sys.argv[3]) / str(number), tuple(sys.argv[4].split(",")))
+    atlas = MapFiles(Path(sys.argv[3]) / str(number), tuple(sys.argv[4].split(",")))
     report = detector.score([image], maps=atlas)
     peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
     boxes = [vars(region) for region in report.images[0].regions]

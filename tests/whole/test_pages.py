@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.dataset.split import split, together
 from anoscan.images.files import ImageFile
 from tests.conftest import Digits
@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            app.main()
+            cli.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     return call

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from anoscan.cli import app
+from anoscan import cli
 from anoscan.core.config import TrainConfig
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.results import ScoreReport
@@ -24,12 +24,11 @@ from anoscan.evaluation import drift
 from anoscan.images import decode as decode_module
 from anoscan.images.decode import ImageRule, decode, decode_all
 from anoscan.images.files import ImageFile, find
-from anoscan.model import file as model_file
+from anoscan.model import file as modelfile
 from anoscan.model.judge import Judge
 from anoscan.model.patch_test import term_weights
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring.choices import Inversion
-from anoscan.scoring.measure import measure
 from anoscan.scoring.tiled import measure_tiled
 
 SIDE, PIECE, PLANT = 32, 128, 44
@@ -121,11 +120,11 @@ def test_parts_of_held_out_images_decide_how_much_a_term_counts(
         find([texture.normal]), model.rule, model.config, workers=1, on_progress=lambda *_: None
     )
     views = material.pixels[material.unseen]
-    clean = measure(model.networks, model.fitted, torch.from_numpy(views)).terms
-    found = term_weights(model.networks, model.fitted, views, clean, clean, model.config.seed)
+    clean = model.measurer.measure(torch.from_numpy(views)).terms
+    found = term_weights(model.measurer, views, clean, clean, model.config.seed)
     place = list(model.fitted).index("local")
-    assert 0 < model.calibration.trust[place] < 1
-    assert model.calibration.trust[place] == pytest.approx(found[place])
+    assert 0 < model.calibration.weights[place] < 1
+    assert model.calibration.weights[place] == pytest.approx(found[place])
 
 
 def test_turns_that_cannot_be_told_in_parts_of_held_out_images_leave_no_term(
@@ -160,7 +159,7 @@ def test_the_model_knows_that_it_is_one_of_patches(detector: Detector) -> None:
     assert report is not None
     assert (report.model.size, report.model.patch_size) == (SIDE, SIDE)
     assert (report.images.trained, report.images.held_out, report.images.patches) == (9, 3, 1000)
-    metadata = model_file.read_metadata(Path(detector.reference.path))
+    metadata = modelfile.read_metadata(Path(detector.reference.path))
     assert metadata["image_rule"]["patch"] == SIDE
     assert metadata["training_data"]["patches"] == 1000
     assert metadata["config"]["patch_size"] == SIDE
@@ -182,15 +181,14 @@ def test_a_score_is_exactly_the_same_in_any_company_and_batch_and_from_a_loaded_
 def test_held_out_images_were_measured_just_as_queries_are(
     detector: Detector, texture: Texture
 ) -> None:
-    rule, networks = detector.model.rule, detector.model.networks
+    rule = detector.model.rule
     stored = detector.model.calibration.terms
     found = [
         measure_tiled(
-            networks, detector.model.fitted, decode(file, rule), rule, detector.runtime.device,
-            picture=False,
+            detector.model.measurer, decode(file, rule), picture=False, mapped=False
         ).measured.terms[0]
         for file in find([texture.normal])
-    ]  # fmt: skip
+    ]
     for row in stored:
         assert min(np.abs(row - terms).max() for terms in found) == 0
     report = detector.score(texture.normal)
@@ -486,7 +484,7 @@ def test_the_command_trains_on_patches_and_says_so(
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["anoscan", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            app.main()
+            cli.main()
         return int(ended.value.code or 0), capsys.readouterr().out
 
     options = [

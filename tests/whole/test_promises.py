@@ -8,7 +8,7 @@ from scipy.stats import betabinom, binom
 
 from anoscan.detector import Detector
 from anoscan.images.files import find
-from anoscan.model.judge import Judge
+from anoscan.model.judge import Judge, Wanted
 from anoscan.scoring import calibration
 from benchmarks.calibration import RATES, resplit
 from tests.conftest import Digits
@@ -40,7 +40,7 @@ def test_random_splits_of_real_normals_keep_rate_uniformity_and_false_discoverie
         line.removeprefix("queries/").split(",")
         for line in digits.labels.read_text(encoding="utf-8").splitlines()[1:]
     )
-    for batch in judge.measured(find([digits.queries]), 64, pictures=False):
+    for batch in judge.measured(find([digits.queries]), 64, wanted=Wanted(pictures=False)):
         for decoded, row, *_ in batch:
             terms[labels[decoded.image.file.name]].append(row)  # type: ignore[union-attr]
     pool = np.concatenate([trained.model.calibration.terms, np.array(terms["0"])])

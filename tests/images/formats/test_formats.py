@@ -19,6 +19,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from anoscan.core.config import TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
 from anoscan.dataset.inspection import Inspection, inspect
@@ -278,12 +279,15 @@ def test_a_compression_that_needs_another_package_names_it(tmp_path: Path) -> No
     program = (
         "import sys; sys.modules['imagecodecs'] = None\n"
         "from pathlib import Path\n"
-        "from anoscan import images, trainset\n"
-        "files = images.find([sys.argv[1]])\n"
-        "rule = images.ImageRule(size=32, channels=3, window=(0, 4000))\n"
-        "(outcome,) = images.stream(files, rule, workers=1)\n"
+        "from anoscan.core.config import TrainConfig\n"
+        "from anoscan.dataset.inspection import inspect\n"
+        "from anoscan.images.decode import ImageRule, decode_all\n"
+        "from anoscan.images.files import find\n"
+        "files = find([sys.argv[1]])\n"
+        "rule = ImageRule(size=32, channels=3, window=(0, 4000))\n"
+        "(outcome,) = decode_all(files, rule, workers=1)\n"
         "print(outcome.reason)\n"
-        "found = trainset.inspect(files, size=32, channels=None, workers=1, seed=0)\n"
+        "found = inspect(files, TrainConfig(size=32), workers=1)\n"
         "print(found.rule.window, found.bit_depths)\n"
     )
     done = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anoscan.core.config import TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
 from anoscan.dataset.inspection import inspect
@@ -377,9 +378,10 @@ def test_without_the_extra_the_reason_says_how_to_get_it(
     (write_dicom if name == "x.dcm" else write_nifti)(tmp_path / name, STORED)
     program = (
         f"import sys; sys.modules['{package}'] = None\n"
-        "from anoscan import images\n"
-        "rule = images.ImageRule(size=32, channels=1, window=None)\n"
-        "for outcome in images.stream(images.find([sys.argv[1]]), rule, workers=1):\n"
+        "from anoscan.images.decode import ImageRule, decode_all\n"
+        "from anoscan.images.files import find\n"
+        "rule = ImageRule(size=32, channels=1, window=None)\n"
+        "for outcome in decode_all(find([sys.argv[1]]), rule, workers=1):\n"
         "    print(outcome.reason)\n"
     )
     done = subprocess.run(
