@@ -16,6 +16,7 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.model.judge import Judge
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring import calibration
+from anoscan.scoring.maps import MapScale
 from tests.conftest import Digits
 
 

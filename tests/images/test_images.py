@@ -593,7 +593,8 @@ def test_equal_contents_have_equal_digests_whatever_the_name(tmp_path: Path) -> 
 
 
 def test_images_are_decoded_without_loading_torch() -> None:
-    code = "import sys, anoscan.images.decode, anoscan.report.pictures; sys.exit('torch' in sys.modules)"
+    modules = "anoscan.images.decode, anoscan.report.pictures"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
