@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from anoscan.core import config, registry
-from anoscan.core.config import DEVICES, FALSE_ALARM_RATE, PRECISIONS, TrainConfig
+from anoscan.core import config
+from anoscan.core.config import DEVICES, FALSE_ALARM_RATE, IMAGES, PRECISIONS
 from anoscan.core.errors import ExitCode, UsageError
 from anoscan.scoring.choices import (
     DEFAULT_MAP_FORMS,
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from anoscan.report.map_files import MapFiles
 
 
-IMAGES, MODEL, MACHINE, OUTPUT = "Images", "Model", "Machine", "Output"
+MACHINE, OUTPUT = "Machine", "Output"
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
-_DEFAULTS = TrainConfig().to_dict()
 
 
 class Command(TyperCommand):
@@ -82,27 +81,6 @@ def option(
     return typer.Option(
         *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel or None
     )
-
-
-def setting(
-    name: str, help: str, metavar: str, *, default: str | None = None, panel: str = MODEL
-) -> Any:
-    """Option of ``train`` for a field of `TrainConfig`; not given, it is None.
-
-    A default in the signature would hide whether an option was given, and a given one comes
-    before the --config file.
-    """
-    return option(help=help, default=default or _DEFAULTS[name], metavar=metavar, panel=panel)
-
-
-def choice(name: str, family: str, auto: str = "") -> Any:
-    """Option of ``train`` for a choice of a family, described by the family's own files.
-
-    `auto` describes the choice of that name, where there is one.
-    """
-    entries = [f"auto: {auto}"] if auto else []
-    entries += [f"{entry}: {registry.summary(family, entry)}" for entry in registry.names(family)]
-    return setting(name, " ".join(entries), "NAME")
 
 
 def listed(choices: dict[str, str]) -> str:

@@ -30,36 +30,119 @@ FEW_IMAGES = 3000  # or patches: fewer can be learned by heart
 IMAGES_SHOWN = 32_000  # times `Objective.times_as_long` in the game, unless told otherwise
 
 
+IMAGES, MODEL = "Images", "Model"  # sections of ``anoscan train --help``
+
+
+def _setting(
+    value: Any, help: str, metavar: str = "N", *, default: str | None = None, panel: str = MODEL
+) -> Any:
+    """Field of `TrainConfig` that says of itself what ``anoscan train --help`` shows.
+
+    Parameters
+    ----------
+    value : object
+        The default.
+    default : str, optional
+        What help calls the default, where its value does not say it.
+    """
+    shown = value if default is None else default
+    metadata = {"help": help, "metavar": metavar, "default": shown, "panel": panel}
+    return dataclasses.field(default=value, metadata=metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides which model a folder of images becomes.
 
     ``None`` means "decided from the images"; `learn.resolve`d values are what the model file keeps.
-    Lengths are counted in images shown, so that a batch size does not change their meaning.
+    Lengths are counted in images shown, so that a batch size does not change their meaning. Each
+    field is an option of ``anoscan train``, described where it is declared.
     """
 
-    size: int | None = None  # side of the square image the networks see, in pixels
-    channels: int | None = None  # 1 grey, 3 RGB
-    patches: int | None = None  # learn from so many random parts of larger images; None: whole ones
-    patch_size: int | None = None  # side of a part, in pixels of the images
-    architecture: str = "auto"  # see `architecture_for`
-    objective: str = "nonsaturating"
-    encoder: str = "ae"
-    mapping: str = "izi_f"
-    images_shown: int | None = None  # real images the discriminator sees
-    rotation_images_shown: int | None = None  # images turned; 0 leaves the stage out
-    encoder_images_shown: int | None = None  # images the encoder sees
-    batch_size: int = 32
-    learning_rate: float | None = None  # the objective's own
-    latent_dim: int = 64
-    width: int = 32  # channels of the widest-resolution layer; deeper layers double it
-    ema_images: int = 10_000  # half-life of the networks' moving averages, in images shown
-    augment: str = "auto"  # see `augmentations`
-    align: str = "auto"  # whether anomaly maps compare a place with the same place of others
-    held_out: float = 0.1  # share of the images kept from every network, for calibration
-    seed: int = 0
-    calibration_folds: int | None = None  # calibrate on the training images too, in so many folds
-    keep_thumbnails: bool = False  # keep small copies and the paths of training images
+    size: int | None = _setting(
+        None,
+        f"Side of the square image that networks see, {SMALLEST_SIZE} to {LARGEST_SIZE} pixels.",
+        "auto|N",
+        default="auto",
+        panel=IMAGES,
+    )
+    channels: int | None = _setting(
+        None, "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES
+    )
+    patches: int | None = _setting(
+        None,
+        "Learn from so many random parts of larger images, not from whole ones made small.",
+        default="whole images",
+        panel=IMAGES,
+    )
+    patch_size: int | None = _setting(
+        None,
+        "Side of a patch in pixels of the images; made smaller only by a lower --size.",
+        default=str(PATCH_SIZE),
+        panel=IMAGES,
+    )
+    architecture: str = _setting(
+        "auto", f"auto: progressive from {PROGRESSIVE_FROM} pixels on, else dcgan.", "NAME"
+    )
+    objective: str = _setting("nonsaturating", "", "NAME")
+    encoder: str = _setting("ae", "", "NAME")
+    mapping: str = _setting("izi_f", "", "NAME")
+    images_shown: int | None = _setting(
+        None,
+        "Length of the GAN stage: real images that the discriminator sees.",
+        default=f"{IMAGES_SHOWN}, three times that for wgan-gp",
+    )
+    rotation_images_shown: int | None = _setting(
+        None,
+        "Length of the rotation stage, in images; 0 leaves it out.",
+        default="that of --images-shown, a third of it for wgan-gp",
+    )
+    encoder_images_shown: int | None = _setting(
+        None,
+        "Length of the encoder stage, in images.",
+        default="two fifths of --rotation-images-shown's default",
+    )
+    batch_size: int = _setting(32, "Images a step.")
+    learning_rate: float | None = _setting(
+        None, "Learning rate of the GAN.", "RATE", default="the objective's"
+    )
+    latent_dim: int = _setting(64, "Numbers in z.")
+    width: int = _setting(32, "Channels of maps of 64x64; finer ones have fewer.")
+    ema_images: int = _setting(
+        10_000, "Half-life of the moving averages of the networks, in images shown."
+    )
+    augment: str = _setting(
+        "auto",
+        "Random changes to what the discriminator sees in the GAN stage: auto is "
+        f"{','.join(FEW_AUGMENTED)} with fewer than {FEW_IMAGES:,} images, else none. "
+        + " ".join(f"{name}: {summary}." for name, summary in AUGMENTATIONS.items()),
+        "auto|none|LIST",
+    )
+    align: str = _setting(
+        "auto",
+        "Whether anomaly maps compare a place with the same place of the normal images; auto "
+        "asks held-out ones.",
+        "|".join(ALIGNMENTS),
+        panel=IMAGES,
+    )
+    held_out: float = _setting(
+        0.1, "Share of images kept from the networks, for calibration.", "SHARE", panel=IMAGES
+    )
+    seed: int = _setting(0, "Seed of all randomness.")
+    calibration_folds: int | None = _setting(
+        None,
+        "Where images are few: calibrate on those trained on too, in so many folds; each trains "
+        "all but the GAN again.",
+        "K",
+        default="held-out images alone",
+        panel=IMAGES,
+    )
+    keep_thumbnails: bool = _setting(
+        False,
+        "Keep small copies and the paths of the training images in the model, for score "
+        "--nearest: not where they are private.",
+        "",
+    )
 
     def __post_init__(self) -> None:
         registry.check("architectures", self.architecture, "auto")

@@ -9,6 +9,7 @@ import typer
 
 from anoscan.cli.commands import train
 from anoscan.cli.options import Device, Json, Precision, Workers, option, output_of
+from anoscan.cli.settings import auto_int
 from anoscan.core.errors import AnoscanError, UsageError
 
 
@@ -37,7 +38,7 @@ def doctor(
     from anoscan.training import doctor as practice
 
     output = output_of(as_json, False)
-    given = {} if size is None else {"size": train.auto_int("--size", size)}
+    given = {} if size is None else {"size": auto_int("--size", size)}
     settings = train.settings_of(config_file) | given
     if settings and not images:
         raise UsageError("--size and --config are of a training: name its IMAGES too.")

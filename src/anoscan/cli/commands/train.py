@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anoscan.cli.options import (
-    IMAGES,
     OUTPUT,
     Device,
     Force,
@@ -23,14 +22,11 @@ from anoscan.cli.options import (
     Precision,
     Quiet,
     Workers,
-    choice,
     finish,
-    listed,
     option,
-    setting,
 )
-from anoscan.core import config
-from anoscan.core.config import TrainConfig, decided
+from anoscan.cli.settings import given_settings, with_settings
+from anoscan.core.config import IMAGES, TrainConfig, decided
 from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.core.files import check_writable
 
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
     from anoscan.detector import Detector
 
 
+@with_settings
 def train(
     images: Annotated[
         list[Path],
@@ -51,40 +48,6 @@ def train(
     name: Annotated[
         str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
     ] = None,
-    size: Annotated[
-        str | None,
-        setting(
-            "size",
-            f"Side the networks see, {config.SMALLEST_SIZE} to {config.LARGEST_SIZE} pixels.",
-            "auto|N",
-            default="auto",
-            panel=IMAGES,
-        ),
-    ] = None,
-    channels: Annotated[
-        str | None,
-        setting("channels", "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES),
-    ] = None,
-    patches: Annotated[
-        int | None,
-        setting(
-            "patches",
-            "Learn from so many random parts of larger images, not from whole ones made small.",
-            "N",
-            default="whole images",
-            panel=IMAGES,
-        ),
-    ] = None,
-    patch_size: Annotated[
-        int | None,
-        setting(
-            "patch_size",
-            "Side of a patch in pixels of the images; made smaller only by a lower --size.",
-            "N",
-            default=str(config.PATCH_SIZE),
-            panel=IMAGES,
-        ),
-    ] = None,
     roi: Annotated[
         str | None,
         option(
@@ -94,82 +57,6 @@ def train(
             panel=IMAGES,
         ),
     ] = None,
-    align: Annotated[
-        str | None,
-        setting(
-            "align",
-            "Whether anomaly maps compare a place with the same place of the normal images; auto "
-            "asks held-out ones.",
-            "|".join(config.ALIGNMENTS),
-            panel=IMAGES,
-        ),
-    ] = None,
-    held_out: Annotated[
-        float | None,
-        setting("held_out", "Share of images kept from the networks.", "SHARE", panel=IMAGES),
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        choice(
-            "architecture",
-            "architectures",
-            f"progressive from {config.PROGRESSIVE_FROM} pixels on, else dcgan.",
-        ),
-    ] = None,
-    objective: Annotated[str | None, choice("objective", "objectives")] = None,
-    encoder: Annotated[str | None, choice("encoder", "encoders")] = None,
-    mapping: Annotated[str | None, choice("mapping", "mappings")] = None,
-    images_shown: Annotated[
-        int | None,
-        setting(
-            "images_shown",
-            "Length: real images the discriminator sees.",
-            "N",
-            default=f"{config.IMAGES_SHOWN}, three times that for wgan-gp",
-        ),
-    ] = None,
-    rotation_images_shown: Annotated[
-        int | None,
-        setting(
-            "rotation_images_shown",
-            "Length of the training on turned images.",
-            "N",
-            default="that of --images-shown, a third of it for wgan-gp",
-        ),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        setting(
-            "augment",
-            "Random changes to what the discriminator sees in the game: auto is "
-            f"{','.join(config.FEW_AUGMENTED)} with fewer than {config.FEW_IMAGES:,} images, else "
-            "none. " + listed(config.AUGMENTATIONS),
-            "auto|none|LIST",
-        ),
-    ] = None,
-    encoder_images_shown: Annotated[
-        int | None,
-        setting(
-            "encoder_images_shown",
-            "Length of the encoder's training.",
-            "N",
-            default="two fifths of --rotation-images-shown's default",
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, setting("batch_size", "Images a step.", "N")] = None,
-    learning_rate: Annotated[
-        float | None,
-        setting("learning_rate", "Of the GAN.", "RATE", default="the objective's"),
-    ] = None,
-    latent_dim: Annotated[int | None, setting("latent_dim", "Numbers in z.", "N")] = None,
-    width: Annotated[
-        int | None, setting("width", "Channels of maps of 64x64; finer ones have fewer.", "N")
-    ] = None,
-    ema_images: Annotated[
-        int | None,
-        setting("ema_images", "Half-life of the networks' averages, in images.", "N"),
-    ] = None,
-    seed: Annotated[int | None, setting("seed", "Of all randomness.", "N")] = None,
     config_file: Annotated[
         Path | None,
         option(
@@ -179,25 +66,6 @@ def train(
             metavar="FILE",
         ),
     ] = None,
-    calibration_folds: Annotated[
-        int | None,
-        setting(
-            "calibration_folds",
-            "Where images are few: calibrate on those trained on too, in so many folds; each "
-            "trains all but the GAN again.",
-            "K",
-            default="held-out images alone",
-            panel=IMAGES,
-        ),
-    ] = None,
-    keep_thumbnails: Annotated[
-        bool,
-        option(
-            "--keep-thumbnails",
-            help="Keep small copies and the paths of the training images in the model, for "
-            "score --nearest: not where they are private.",
-        ),
-    ] = False,
     clean_report: Annotated[
         Path | None,
         option(
@@ -231,40 +99,13 @@ def train(
     workers: Workers = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Learn what normal looks like from a folder of normal images.
 
     Example: anoscan train ./normal_imgs --name bolts
     """
-    given: dict[str, Any] = {
-        "patches": patches,
-        "patch_size": patch_size,
-        "align": align,
-        "held_out": held_out,
-        "calibration_folds": calibration_folds,
-        "architecture": architecture,
-        "objective": objective,
-        "encoder": encoder,
-        "mapping": mapping,
-        "images_shown": images_shown,
-        "rotation_images_shown": rotation_images_shown,
-        "encoder_images_shown": encoder_images_shown,
-        "augment": augment,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "latent_dim": latent_dim,
-        "width": width,
-        "ema_images": ema_images,
-        "seed": seed,
-    }
-    settings = {key: value for key, value in given.items() if value is not None}
-    if keep_thumbnails:
-        settings["keep_thumbnails"] = True
-    if size is not None:
-        settings["size"] = auto_int("--size", size)
-    if channels is not None:
-        settings["channels"] = auto_int("--channels", channels)
-    chosen = TrainConfig.from_dict(_merged(settings_of(config_file), settings))
+    chosen = TrainConfig.from_dict(_merged(settings_of(config_file), given_settings(settings)))
     from anoscan.cli.output import Output
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -297,15 +138,6 @@ def train(
     output.emit(detector.report)
     output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
     finish(output, detector.report.images.skipped)
-
-
-def auto_int(option: str, value: str) -> int | None:
-    """Number of an option that may be ``auto``, which is None."""
-    if value == "auto":
-        return None
-    if not value.isascii() or not value.isdigit() or len(value) > 9:
-        raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
-    return int(value)
 
 
 def _train(

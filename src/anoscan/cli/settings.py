@@ -1,0 +1,84 @@
+"""Options of ``anoscan train`` that are made of the fields of `TrainConfig`, one each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+from anoscan.cli.options import option
+from anoscan.core import registry
+from anoscan.core.config import TrainConfig
+from anoscan.core.errors import UsageError
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of `TrainConfig`, in place of its ``**settings``.
+
+    An option that is not given is None, and False for a flag. A default in the signature would hide
+    whether an option was given, and a given one comes before the --config file.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    settings = [
+        inspect.Parameter(
+            field.name,
+            keyword,
+            default=False if _is_flag(field) else None,
+            annotation=_option_of(field),
+        )
+        for field in dataclasses.fields(TrainConfig)
+    ]
+    own = [parameter.replace(kind=keyword) for parameter in own]
+    vars(command)["__signature__"] = inspect.Signature([*own[:2], *settings, *own[2:]])
+    return command
+
+
+def given_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings among the values of the options that `with_settings` made: those that were given."""
+    given = {}
+    for field in dataclasses.fields(TrainConfig):
+        value = values[field.name]
+        if value is None or value is False:
+            continue
+        named = f"--{field.name.replace('_', '-')}"
+        given[field.name] = auto_int(named, value) if _may_be_auto(field) else value
+    return given
+
+
+def auto_int(option: str, value: str) -> int | None:
+    """Number of an option that may be ``auto``, which is None."""
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise UsageError(f"{option} must be auto or a number. Got {value!r}.")
+    return int(value)
+
+
+def _is_flag(field: dataclasses.Field[Any]) -> bool:
+    return field.type == "bool"
+
+
+def _may_be_auto(field: dataclasses.Field[Any]) -> bool:
+    return field.type == "int | None" and str(field.metadata["metavar"]).startswith("auto|")
+
+
+def _option_of(field: dataclasses.Field[Any]) -> Any:
+    about = field.metadata
+    if _is_flag(field):
+        return Annotated[bool, option(f"--{field.name.replace('_', '-')}", help=about["help"])]
+    family = f"{field.name}s"
+    choices = [
+        f"{name}: {registry.summary(family, name)}"
+        for name in (registry.names(family) if family in registry.FAMILIES else ())
+    ]
+    kinds = {"int": int, "float": float, "str": str}
+    kind = str if _may_be_auto(field) else kinds[str(field.type).removesuffix(" | None")]
+    declared = option(
+        help=" ".join(filter(None, (about["help"], *choices))),
+        default=about["default"],
+        metavar=about["metavar"],
+        panel=about["panel"],
+    )
+    return Annotated[Optional[kind], declared]  # noqa: UP045 - made while the program runs
