@@ -98,7 +98,6 @@ def test_commands_do_not_import_the_application() -> None:
 
 
 EXPORTING = {"cli", "core.results"}
-DECLARATIONS = ("cli.options", "cli.commands")  # options are many by nature
 
 
 def test_packages_are_empty_but_for_those_that_hand_on_names_or_define_a_family() -> None:
@@ -145,21 +144,29 @@ def test_every_choice_describes_itself(family: str) -> None:
 
 
 LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE, MOST_PARAMETERS = 80, 250, 500, 8
+# Commands, and the one method whose keywords are the options of a command.
+MANY_OPTIONS = ("cli.commands", "detector")
+
+
+def code_lines(node: ast.ClassDef | ast.FunctionDef) -> int:
+    """Lines of a definition without docstrings: those are as long as they have to be."""
+    total = (node.end_lineno or 0) - node.lineno
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
+            total -= (inner.body[0].end_lineno or 0) - inner.body[0].lineno + 1
+    return total
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_functions_classes_and_modules_stay_readable(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    last = max((getattr(node, "end_lineno", 0) for node in tree.body), default=0)
-    if last > LONGEST_MODULE and not name.startswith(DECLARATIONS):
-        pytest.fail(f"{name} has {last} lines")
+    assert max((getattr(node, "end_lineno", 0) for node in tree.body), default=0) <= LONGEST_MODULE
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             # A command's options are declarations: only the body counts.
             assert (node.end_lineno or 0) - node.body[0].lineno <= LONGEST_FUNCTION, node.name
-            if not name.startswith(DECLARATIONS):
-                arguments = [a for a in ast.walk(node.args) if isinstance(a, ast.arg)]
-                counted = [a for a in arguments if a.arg not in ("self", "cls")]
-                assert len(counted) <= MOST_PARAMETERS, node.name
+            arguments = [a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+            counted = [name for name in arguments if name not in ("self", "cls")]
+            assert len(counted) <= MOST_PARAMETERS or name.startswith(MANY_OPTIONS), node.name
         elif isinstance(node, ast.ClassDef):
-            assert (node.end_lineno or 0) - node.lineno <= LONGEST_CLASS, node.name
+            assert code_lines(node) <= LONGEST_CLASS, node.name

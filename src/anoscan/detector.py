@@ -39,16 +39,16 @@ from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
 from anoscan.model import file as model_file
 from anoscan.model import store
-from anoscan.model.judge import Judge, Wanted, nothing_readable, ranked, searched
+from anoscan.model.judge import Judge
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
 from anoscan.networks.loop import stop_on_interrupt
 from anoscan.report.map_files import MapFiles
+from anoscan.report.ranking import Ranking
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.tracking import Tracker
-from anoscan.report.views import ImageViews, OnImage, ViewFiles
+from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
-from anoscan.training import health
 from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.learn import TrainRequest, learn
 from anoscan.training.suspects import Suspicion
@@ -279,30 +279,8 @@ class Detector:
         on_image: OnImage | None = None,
     ) -> ScoreReport:
         """Score and rank images that were found already; see `score` and `stream`."""
-        scored: list[ImageScore] = []
-        skipped: list[Skipped] = []
-        for outcome in self.stream(
-            files, request, views, on_progress=on_progress, on_image=on_image
-        ):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-            else:
-                scored.append(outcome)
-        if not scored:
-            raise nothing_readable(skipped)
-        ordered = ranked(scored)
-        anomalous = sum(image.verdict == "anomalous" for image in ordered)
-        return ScoreReport(
-            model=self.reference,
-            score=request.score,
-            mapping=request.inversion.mapping,
-            search=searched(request.inversion),
-            threshold=self._judge.threshold(request),
-            counts={"scored": len(ordered), "anomalous": anomalous, "skipped": len(skipped)},
-            images=tuple(ordered),
-            skipped=tuple(skipped),
-            warning=health.of_scores(len(ordered), anomalous),
-        )
+        ranking = Ranking(self._judge, request, views, on_image, on_progress)
+        return ranking.report(files, self.reference)
 
     def stream(
         self,
@@ -318,32 +296,8 @@ class Detector:
         `rank` and `q_value`, which need all images, are None. `on_image` is called with each
         result and what can be drawn of it.
         """
-        levels = self._judge.levels(request)
-        total = len(files) if isinstance(files, Sequence) else 0
-        done = 0
-
-        def on_tiles(measured: int, tiles: int) -> None:
-            on_progress(Progress("scoring", done, total, tiles=(measured, tiles)))
-
-        wanted = Wanted(
-            pictures=on_image is not None or (views is not None and views.residuals is not None),
-            level=levels.region,
-            rows_for=None if views is None else views.rows_for,
-            on_tiles=on_tiles,
-        )
-        for batch in self._judge.measured(files, request.batch_size, request.inversion, wanted):
-            for measured in batch:
-                decoded, done = measured.decoded, done + 1
-                if isinstance(decoded, Skipped):
-                    yield decoded
-                    continue
-                result = self._judge.judge(decoded, measured, levels)
-                if views is not None:
-                    result = views.write(result, decoded, measured, levels.region)
-                if on_image is not None:
-                    on_image(result, ImageViews.of(self.model, decoded, measured))
-                yield result
-            on_progress(Progress("scoring", done, total))
+        ranking = Ranking(self._judge, request, views, on_image, on_progress)
+        return ranking.stream(files)
 
     def sample(
         self,

@@ -80,7 +80,12 @@ class ViewFiles:
                 "this model was trained before there were anomaly maps.",
                 hint="Train it again, or use --residuals.",
             )
-        self._model, self.residuals, self._maps = model, residuals, maps
+        self._model, self._residuals, self._maps = model, residuals, maps
+
+    @property
+    def drawn(self) -> bool:
+        """Whether reconstructions and residuals are drawn."""
+        return self._residuals is not None
 
     def rows_for(self, canvas: Canvas) -> OnRows | None:
         """What takes the rows of the map of a large image; None where nothing does."""
@@ -104,13 +109,13 @@ class ViewFiles:
 
     def _panel(self, image: ImageScore, decoded: Decoded, measured: MeasuredImage) -> str | None:
         """Query | reconstruction | residual | nearest images."""
-        if self.residuals is None:
+        if self._residuals is None:
             return None
         model = self._model
         like: Iterable[np.ndarray] = ()
         if model.neighbours is not None and image.nearest:
             like = model.neighbours.thumbnails_of(image.nearest) / 127.5 - 1
-        target = pictures.output_path(self.residuals, decoded.image.inside)
+        target = pictures.output_path(self._residuals, decoded.image.inside)
         panel = pictures.panel(
             decoded.canvas.reduced(LARGEST_PICTURE),
             measured.x_hat,
