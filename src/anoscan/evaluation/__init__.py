@@ -1,1 +1,1 @@
-"""A trained model is held against labels and new images."""
+"""Evaluation of trained models: with labels, with new images, and by a new threshold."""

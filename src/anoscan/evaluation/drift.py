@@ -1,7 +1,7 @@
-"""Whether a model still fits the images that come in: a batch against the calibration images.
+"""Check whether a model still fits new images, by comparing a batch with the calibration images.
 
-Cameras age, lamps are changed, products too. Then scores drift, and a threshold set on yesterday's
-normals promises nothing about today's.
+Cameras age, and lamps and products are changed. Then scores drift. A threshold that was set on
+normal images from before the change promises nothing about images from after it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from anoscan.scoring import calibration
 from anoscan.scoring.choices import DEFAULT_SCORE, ScoreRequest
 
 CHUNK = 64
-CERTAIN = 0.01  # adjusted p-value from which a difference is believed
-LARGE = 0.1  # Kolmogorov-Smirnov distance from which a difference matters
-MOST_MISMATCHES = 0.05  # of the batch
-FEWEST = 20  # images; fewer can hardly show anything
+CERTAIN = 0.01  # a difference counts only when its adjusted p-value is below this
+LARGE = 0.1  # and only when its Kolmogorov-Smirnov distance is at least this
+MOST_MISMATCHES = 0.05  # share of the batch: above it, mismatches mean that the model does not fit
+FEWEST = 20  # images: a batch of fewer can hardly show a drift
 
 
 def compare(
@@ -35,19 +35,31 @@ def compare(
     paths: Sequence[str | Path],
     on_progress: OnProgress,
 ) -> DriftReport:
-    """Compare images, mostly normal ones, with those that the model was calibrated on.
+    """Compare images, most of which are normal, with the calibration images of a model.
 
-    Score, terms, brightness and sharpness are each compared by a two-sample Kolmogorov-Smirnov
-    test, and p-values adjusted for their number (Holm 1979). A difference counts when it is
-    certain and large: a batch of thousands shows differences that no verdict feels.
+    The score, each term, brightness and sharpness are compared by a two-sample
+    Kolmogorov-Smirnov test each. The p-values are adjusted for the number of tests (Holm 1979).
+    A difference counts when it is both certain and large. It must be large because a batch of
+    thousands of images shows differences that change no verdict.
 
-    Of a folder laid out like MVTec AD, ``test/good`` is compared: its training images would look
-    tamer than any other, and its defects are no drift.
+    In a folder laid out like MVTec AD, only ``test/good`` is compared. Training images have lower
+    scores than new images, and the defects in ``test`` are no drift.
+
+    Parameters
+    ----------
+    judge : Judge
+        Measures the images with the model that is checked.
+    reference : ModelReference
+        Names the model in the report.
+    paths : sequence of paths
+        Image files and folders.
+    on_progress : callable
+        Called with a `Progress` after each batch.
 
     Raises
     ------
     InputError
-        When nothing can be read.
+        When no image is given, or none can be read.
     """
     found, narrowed = unseen_paths(paths)
     files = find(found)
@@ -88,7 +100,7 @@ def compare(
 def _samples(
     judge: Judge, terms: np.ndarray, scores: np.ndarray, looks: Sequence[Look]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What is compared, by name: values of the calibration images, and of the batch."""
+    """Return what is compared, by name: values of the calibration images and of the batch, 1-D."""
     calibration = judge.model.calibration
     found = {"score": (judge.scorer.calibration_scores(DEFAULT_SCORE), scores)}
     present = list(judge.model.fitted)
@@ -120,7 +132,7 @@ def _checks(samples: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[DriftChe
 
 
 def _tamer(check: DriftCheck) -> bool:
-    looks = ("brightness", "sharpness")  # of which less is not tamer
+    looks = ("brightness", "sharpness")  # a lower value of these does not mean less anomalous
     return check.name not in looks and check.batch_median < check.calibration_median
 
 

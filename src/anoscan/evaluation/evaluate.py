@@ -1,4 +1,4 @@
-"""What labels say of models: images scored one by one, then every figure of ``anoscan eval``."""
+"""Compare the scores of models with labels, and compute every figure of ``anoscan eval``."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from anoscan.model.judge import Judge, Wanted, nothing_readable, searched
 from anoscan.scoring.baselines import NAMES as BASELINE_NAMES
 from anoscan.scoring.choices import ScoreRequest
 
-MISSING_SHOWN = 5  # of the labels without an image
-_BUFFERS = 16  # full runs of pixels in memory, all classes together
+MISSING_SHOWN = 5  # paths that a note names, of labels without an image or of masks without a file
+_BUFFERS = 16  # full runs of pixels that all classes together may keep in memory
 
-Kind = tuple[str | None, bool]  # class, and whether its images are anomalous
+Kind = tuple[str | None, bool]  # the class of an image, and whether the image is anomalous
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured."""
+    """A model that is evaluated: what measures images with it, and its name in the report."""
 
     judge: Judge
     reference: ModelReference
@@ -52,17 +52,21 @@ def assess(
     Parameters
     ----------
     subjects : sequence of Subject
-        The report is about the first; the others are compared with it.
+        The report is about the first model. The others are compared with it.
     given : LabelledSet
+        The labelled images and their masks.
     request : ScoreRequest
+        Names the score and the false-alarm rate, and says how images are mapped to latents.
     on_progress : callable
+        Called with a `Progress` after each image.
 
     Raises
     ------
     InputError
         When no image can be read.
     """
-    for subject in subjects:  # before hours of scoring
+    # A request that a model cannot meet must fail here, before hours of scoring.
+    for subject in subjects:
         subject.judge.threshold(request)
     total = len(given.images) * len(subjects)
     for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
@@ -83,7 +87,24 @@ def _some(paths: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Images as one model sees them, arrays in the order of `rows`."""
+    """What one model measured of the labelled images.
+
+    Parameters
+    ----------
+    subject : Subject
+    given : LabelledSet
+    request : ScoreRequest
+    rows : list of Labelled
+        The images that could be read. The arrays have the same order.
+    values : ndarray of shape (n, k)
+        Raw terms.
+    baselines : ndarray of shape (n, b)
+        Scores of the baselines, one column a baseline.
+    skipped : list of Skipped
+        The images that could not be read.
+    pixels : _Pixels or None
+        Pixel metrics; None without masks.
+    """
 
     subject: Subject
     given: LabelledSet
@@ -104,7 +125,13 @@ class _Measured:
         total: int,
         on_progress: OnProgress,
     ) -> _Measured:
-        """Score all images."""
+        """Measure all images; `done` and `total` count images over all models, for progress.
+
+        Raises
+        ------
+        InputError
+            When no image can be read.
+        """
         rows: list[Labelled] = []
         values, baselines, skipped = [], [], []
         judge = subject.judge
@@ -143,7 +170,7 @@ class _Measured:
         return self.subject.judge.scorer.scores(self.values, self.request.score)
 
     def report(self) -> EvalReport:
-        """All figures of this model."""
+        """Return all figures of this model, without a comparison."""
         judge, request, given = self.subject.judge, self.request, self.given
         scores, anomalous = self.scores, self.anomalous
         threshold = judge.threshold(request)
@@ -188,7 +215,7 @@ class _Measured:
         found = []
         for name in sorted(set(kinds), key=lambda kind: (kind is None, kind)):
             inside = np.array([kind == name for kind in kinds])
-            # A class of anomalies alone is held against all normal images.
+            # A class that has no normal images is compared with all normal images.
             own = bool((inside & ~anomalous).any())
             chosen = inside if own else inside | ~anomalous
             measured = metrics.detection(scores[chosen], anomalous[chosen], resamples=0)
@@ -210,7 +237,17 @@ class _Measured:
 
 
 class _Pixels:
-    """Pixels of labelled images by class; what `measure` makes of them."""
+    """Collects the pixels of labelled images by class and label, and makes figures of them.
+
+    `add` takes images one by one. After the last one, `measure` sets the attributes.
+
+    Attributes
+    ----------
+    all : PixelReport
+        Figures of all images.
+    classes : dict from str or None to PixelReport
+        Figures of each class that has anomalous images.
+    """
 
     def __init__(self, items: Sequence[Labelled], stack: ExitStack) -> None:
         kinds: set[Kind] = {(item.cls, item.anomalous) for item in items}
@@ -220,7 +257,11 @@ class _Pixels:
         self._skipped: list[Skipped] = []
 
     def add(self, item: Labelled, decoded: Decoded, anomaly_map: np.ndarray) -> None:
-        """Take an image: a normal one without a mask is normal all over."""
+        """Take an image; in a normal image without a mask, every pixel is normal.
+
+        An anomalous image without a mask is only counted. A mask that cannot be used is noted as
+        skipped.
+        """
         if item.mask is None and item.anomalous:
             self._without_mask += 1
             return
@@ -236,7 +277,11 @@ class _Pixels:
         self._parts[item.cls, item.anomalous].add(anomaly_map, mask)
 
     def measure(self) -> None:
-        """Make the figures, of all images and of each class."""
+        """Set the figures of all images and of each class.
+
+        A class is measured with its own normal images. When it has none, it is measured with all
+        normal images.
+        """
         parts = self._parts
         found = pixel_metrics(list(parts.values()))
         lost = self._without_mask + len(self._skipped)
@@ -256,7 +301,7 @@ class _Pixels:
 
 
 def _compared(measured: Sequence[_Measured]) -> tuple[ComparedModel, ...]:
-    """All models on the images that all of them could read."""
+    """Compare all models on the images that all of them could read; the first is the base."""
     shared = set.intersection(*({row.image.path for row in one.rows} for one in measured))
     rows = []
     base: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Labelled images and their masks: named by a CSV, or laid out in folders as MVTec AD is.
+"""Find labelled images and their masks, by a CSV file or in folders laid out like MVTec AD.
 
 That layout is ``train/good``, ``test/<type>`` and ``ground_truth/<type>/<name>_mask.png``.
 """
@@ -22,7 +22,17 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and what is said of it; `mask` is the file of its mask, None where there is none."""
+    """An image and its label.
+
+    Parameters
+    ----------
+    image : ImageFile
+    anomalous : bool
+    cls : str, optional
+        Class of the image, such as the kind of its defect.
+    mask : Path, optional
+        File of the mask that marks the anomalous pixels; None where there is none.
+    """
 
     image: ImageFile
     anomalous: bool
@@ -34,8 +44,17 @@ class Labelled:
 class LabelledSet:
     """Images with labels.
 
-    `missing` are the paths of labels without an image, `unlabelled` counts images without a label;
-    `masks` says whether pixels can be measured too, `lost` names masks of the CSV that are no file.
+    Parameters
+    ----------
+    images : tuple of Labelled
+    missing : tuple of str
+        Paths that the labels name, but where no image file is.
+    unlabelled : int
+        Number of images without a label.
+    masks : bool
+        Whether there are masks, so that pixels can be measured too.
+    lost : tuple of str
+        Masks that the CSV names, but that are no files.
     """
 
     images: tuple[Labelled, ...]
@@ -50,20 +69,20 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
 
     Parameters
     ----------
-    labels : path, optional
-        CSV; see `evaluation.read_labels`. Without it, `folder` must be laid out like MVTec AD.
-    folder : path, optional
-        What paths in the CSV are relative to; by default the CSV's folder.
-    masks : path, optional
-        Folder of masks: under the image's own relative name with another suffix, or with ``_mask``
-        added to it. Folders that all images share may be left out.
+    labels : Path, optional
+        CSV of labels; see `read_labels`. Without it, `folder` must be laid out like MVTec AD.
+    folder : Path, optional
+        Folder that paths in the CSV are relative to; by default the CSV's folder.
+    masks : Path, optional
+        Folder of masks. A mask has the relative path of its image. Its suffix may differ, and
+        ``_mask`` may follow the name. Parent folders that all images share may be left out.
 
     Raises
     ------
     InputError
-        When nothing is found, or none of the masks asked for.
+        When no labelled image is found, or `masks` has no mask of any.
     UsageError
-        Without labels of either kind.
+        When there is neither a CSV nor a folder laid out like MVTec AD.
     """
     if masks is not None and not masks.is_dir():
         raise InputError(f"the folder of masks {masks} does not exist.")
@@ -133,24 +152,32 @@ def _folder(path: Path) -> Path | None:
 
 
 def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
-    """File that a CSV names, in the first place that has it."""
+    """Return the mask file that a CSV names, in the first folder that has it, or None."""
     candidates = (place / mask for place in places if place is not None)
     return next(filter(is_file, candidates), None)
 
 
 class _Masks:
-    """A folder of masks, searched by the names of images."""
+    """A folder of masks, which finds the mask of an image by the image's name.
+
+    Parameters
+    ----------
+    folder : Path or None
+        None where there are no masks.
+    files : sequence of ImageFile
+        All images. The parent folders that all of them share may be missing in `folder`.
+    """
 
     def __init__(self, folder: Path | None, files: Sequence[ImageFile]) -> None:
         self.folder = folder
         parents = {str(PurePosixPath(image.inside).parent) for image in files}
         try:
             self._shared = os.path.commonpath(parents)
-        except ValueError:  # absolute paths beside relative ones
+        except ValueError:  # some paths are absolute and some are relative
             self._shared = ""
 
     def of(self, image: ImageFile) -> Path | None:
-        """Mask of an image, if there is one."""
+        """Return the file of an image's mask, or None where there is none."""
         if self.folder is None:
             return None
         inside = PurePosixPath(image.inside.replace("\\", "/"))
@@ -165,7 +192,7 @@ class _Masks:
 
 
 def _is_image(file: Path, image: ImageFile) -> bool:
-    """Whether what was found as a mask is the image itself."""
+    """Say whether the file that was found as a mask is the image itself."""
     mask = named("", file, "")
     return mask.page == image.page and mask.file.samefile(image.file)
 
@@ -193,8 +220,17 @@ _HINT = (
 class Label:
     """One row of a labels file.
 
-    `line` counts from 1, the header included; `path` and `mask` are as written in the file;
-    `cls` is the kind of defect.
+    Parameters
+    ----------
+    line : int
+        Number of the line in the file. The header is normally line 1.
+    path : str
+        Path of the image, as written in the file.
+    anomalous : bool
+    mask : str, optional
+        Path of the mask, as written in the file.
+    cls : str, optional
+        Class, such as the kind of defect.
     """
 
     line: int
@@ -207,19 +243,21 @@ class Label:
 def read_labels(file: Path) -> list[Label]:
     """Read a labels CSV.
 
-    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``, under the names
-    of `COLUMNS`, in any order and case, separated by commas, semicolons or tabs. Blank rows are
-    passed over, and so is a row that repeats the path and the label of an earlier one.
+    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``. `COLUMNS` has
+    other names that they may have. Columns come in any order and case, separated by commas,
+    semicolons or tabs. Blank rows are skipped. So are rows that repeat the path and the label of
+    an earlier row.
 
     Returns
     -------
     list of Label
-        In the order of the file; never empty.
+        The labels in the order of the file; never empty.
 
     Raises
     ------
     InputError
-        When the file cannot be read as such; bad rows are named by line number.
+        When the file cannot be read as a CSV of labels. The message gives the line numbers of bad
+        rows.
     """
     rows = _rows(file)
     columns = _columns(file, rows)
@@ -247,19 +285,19 @@ def read_labels(file: Path) -> list[Label]:
 
 
 def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], list[Label]]:
-    r"""Find the images that labels speak of.
+    r"""Find the images that labels name.
 
     Parameters
     ----------
     labels : list of Label
-        A path with ``\`` that names no file is tried with ``/``.
+        A path with ``\`` that names no file is tried again with ``/``.
     base : Path
         Folder that relative paths start from.
 
     Returns
     -------
     found : list of (Label, Path)
-        In the order of the labels.
+        Labels and their image files, in the order of the labels.
     missing : list of Label
         Labels without an image file.
     """
@@ -275,7 +313,7 @@ def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], li
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
-    """Rows that are not blank, header first, each with the line it starts on."""
+    """Return the rows that are not blank, header first, each with the line that it starts on."""
     text = _text(file)
     first_line = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
     delimiter = max(_DELIMITERS, key=first_line.count)
@@ -324,7 +362,7 @@ def _columns(file: Path, rows: list[tuple[int, list[str]]]) -> dict[str, int]:
 
 
 def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> Label | str:
-    """Label of a row, or what is wrong with the row."""
+    """Return the label of a row, or as text what is wrong with the row."""
     if any(cells[width:]):
         return f"{len(cells)} cells where the header has {width}"
     cells = cells + [""] * (width - len(cells))
@@ -344,18 +382,18 @@ def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> 
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path, which may be nonsense, names a file."""
+    """Say whether a path, which may not even be valid, names a file or a page of a file."""
     try:
         return path.is_file() or page_of(path) is not None
-    except (OSError, ValueError):  # longer than a path can be, or not permitted
+    except (OSError, ValueError):  # the path is too long, or access is not permitted
         return False
 
 
 def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:
-    """Images under `folder` that no label names.
+    """Count the images under `folder` that no label names; 0 where images cannot be listed.
 
-    Without one, those beside labelled images: not in folders below, where maps, other images, or
-    all that somebody has may lie.
+    Without a folder, images in the same folders as labelled images are counted. Folders below
+    those are left out: they may hold maps, other images, or everything a user has.
     """
     try:
         if folder is None:

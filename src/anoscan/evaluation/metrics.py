@@ -1,4 +1,4 @@
-"""Metrics of detection: what scores and labels say of each other."""
+"""Metrics of detection: how well anomaly scores agree with labels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from anoscan.core.results import AtThreshold, Confusion, Curves, Histogram, PrecisionRecall, Roc
 
 _CURVE_POINTS = 200
-_BINS = 10, 60
+_BINS = 10, 60  # fewest and most bins of a histogram
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """How well scores order images; without a value all are None and `undefined` says why."""
+    """How well scores order images.
+
+    Where the metrics are not defined, all of them are None and `undefined` says why.
+    """
 
     auroc: float | None
     auroc_ci95: tuple[float, float] | None
@@ -26,7 +29,7 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much more AUROC one model has than another, with a 95 % interval."""
+    """AUROC of one model minus AUROC of another, with its 95 % interval."""
 
     value: float
     ci95: tuple[float, float]
@@ -44,21 +47,22 @@ def detection(
     Parameters
     ----------
     scores : ndarray of float, shape (n,)
-        Finite; higher is more anomalous.
+        Anomaly scores, finite. A higher score is more anomalous.
     anomalous : ndarray of bool, shape (n,)
-        Labels.
+        Labels, True for anomalous images.
     seed : int
-        Of the resampling.
+        Seed of the resampling.
     resamples : int
-        Bootstrap samples behind the interval; 0 leaves it out.
+        Number of bootstrap samples for the interval. 0 leaves the interval out.
 
     Returns
     -------
     Detection
-        AUROC, its 95 % interval (percentile bootstrap, normal and anomalous images resampled
-        apart), and average precision. The interval says how much other images of the same kinds
-        would change the AUROC. Where the classes are separated entirely every resample is too, and
-        the other end is Newcombe's (see `_of_separated`).
+        AUROC, its 95 % interval, and average precision. The interval is a percentile bootstrap
+        in which normal and anomalous images are resampled separately. It says how much the AUROC
+        would change with other images of the same kinds. Where all scores of one class lie above
+        all of the other, every resample has the same AUROC (1 or 0). Then the other end of the
+        interval follows Newcombe (see `_of_separated`).
 
     Raises
     ------
@@ -75,7 +79,7 @@ def detection(
     if resamples:
         samples = _bootstrap(scores, anomalous, np.random.default_rng(seed), resamples)
         low, high = (float(value) for value in np.quantile(samples, (0.025, 0.975)))
-        # Few resamples, or rounding, can leave the estimate outside.
+        # With few resamples, or by rounding, the estimate can lie outside the interval.
         interval = min(low, auroc), max(high, auroc)
         normal, odd = scores[~anomalous], scores[anomalous]
         if normal.max() < odd.min():
@@ -85,7 +89,8 @@ def detection(
     return Detection(
         auroc=auroc,
         auroc_ci95=interval,
-        average_precision=min(float(average_precision_score(anomalous, scores)), 1.0),  # rounded
+        # Rounding can give more than 1.
+        average_precision=min(float(average_precision_score(anomalous, scores)), 1.0),
         undefined=None,
     )
 
@@ -93,22 +98,22 @@ def detection(
 def at_threshold(
     scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float
 ) -> AtThreshold:
-    """Measure the decisions "anomalous when the score is above the threshold".
+    """Measure the decisions that a threshold makes: anomalous when the score is above it.
 
     Parameters
     ----------
     scores : ndarray of float, shape (n,)
-        Finite; a score equal to the threshold is normal.
+        Anomaly scores, finite. An image whose score equals the threshold is called normal.
     anomalous : ndarray of bool, shape (n,)
-        Labels.
+        Labels, True for anomalous images.
     threshold : float
-        Set without these labels.
+        Score that was set without these labels.
 
     Returns
     -------
     AtThreshold
-        `false_alarm_rate` is None without normal images, `precision` where nothing is flagged,
-        `recall` and `f1` without anomalous images.
+        `false_alarm_rate` is None without normal images. `precision` is None when no image is
+        called anomalous. `recall` and `f1` are None without anomalous images.
 
     Raises
     ------
@@ -148,21 +153,33 @@ def difference(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Difference | None:
-    """AUROC of scores less that of `base`, of the same images; None where labels define neither.
+    """Return the AUROC of `scores` minus that of `base`, on the same images.
 
     Parameters
     ----------
     scores, base : ndarray of float, shape (n,)
+        Anomaly scores of two models, finite.
     anomalous : ndarray of bool, shape (n,)
+        Labels, True for anomalous images.
     seed, resamples : int
-        Of the paired percentile bootstrap: both AUROCs are of the same resampled images, so that
-        what is hard for both models cancels out.
+        Seed and number of samples of the paired percentile bootstrap. Both AUROCs are computed
+        on the same resampled images, so that what is hard for both models cancels out.
+
+    Returns
+    -------
+    Difference or None
+        None unless the labels have both classes.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ or a score is not finite.
     """
     scores, anomalous = _checked(scores, anomalous)
     base, _ = _checked(base, anomalous)
     if _undefined(anomalous):
         return None
-    # Draws depend on the generator and the numbers of images alone: the same seed pairs them.
+    # Draws depend only on the seed and on the numbers of images, so the same seed pairs them.
     one, other = (
         _bootstrap(column, anomalous, np.random.default_rng(seed), resamples)
         for column in (scores, base)
@@ -175,9 +192,24 @@ def difference(
 
 
 def curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves | None:
-    """ROC, precision by recall, and histograms of the scores; None unless there are both classes.
+    """Return the ROC curve, the precision-recall curve, and histograms of the scores.
 
-    At most about 200 points of each curve are kept.
+    Parameters
+    ----------
+    scores : ndarray of float, shape (n,)
+        Anomaly scores, finite.
+    anomalous : ndarray of bool, shape (n,)
+        Labels, True for anomalous images.
+
+    Returns
+    -------
+    Curves or None
+        At most 200 points of each curve are kept. None unless the labels have both classes.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ or a score is not finite.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -235,8 +267,8 @@ def _bootstrap(
     generator: np.random.Generator,
     resamples: int,
 ) -> NDArray[np.float64]:
-    """AUROC of each of `resamples` samples with replacement, the classes drawn apart."""
-    # Ranks instead of scores: counting them replaces a sort for every sample.
+    """Return the AUROC of each bootstrap sample, (resamples,); the classes are drawn separately."""
+    # With ranks instead of scores, counting replaces a sort for every sample.
     distinct, ranks = np.unique(scores, return_inverse=True)
     normal, positive = ranks[~anomalous], ranks[anomalous]
 
@@ -248,11 +280,16 @@ def _bootstrap(
 
 
 def _of_separated(normal: int, anomalous: int) -> float:
-    """Lower end of the 95 % interval of an AUROC of 1, of so many images of each class.
+    """Return the lower end of the 95 % interval of an AUROC of 1.
 
-    The smallest value from which 1 is 1.96 standard errors away, with the standard error of that
-    value: method 5 of Newcombe 2006 (Statistics in Medicine 25:559-573), which is Hanley and
-    McNeil's variance with both numbers of images replaced by their mean.
+    It is the smallest value from which 1 is at most 1.96 standard errors away. The standard error
+    is that of this value. This is method 5 of Newcombe 2006 (Statistics in Medicine 25:559-573):
+    Hanley and McNeil's variance with both numbers of images replaced by their mean.
+
+    Parameters
+    ----------
+    normal, anomalous : int
+        Number of images of each class.
     """
     from scipy.optimize import brentq
 
@@ -263,13 +300,16 @@ def _of_separated(normal: int, anomalous: int) -> float:
         variance = value * (1 - value) * (1 + others * spread) / (normal * anomalous)
         return float((1 - value) ** 2 - 1.96**2 * variance)
 
-    # At 1 both sides vanish; just below it the variance is the greater, for any numbers of images.
+    # At 1 both sides vanish. Just below 1 the variance is greater, for any numbers of images.
     return float(brentq(beyond, 0, 1 - 1e-9))
 
 
 def _auroc(normal: NDArray[np.intp], anomalous: NDArray[np.intp]) -> float:
-    """Share of (normal, anomalous) pairs in order, ties half, from counts by rising score."""
-    # Twice the number of pairs, to stay in whole numbers.
+    """Return the share of (normal, anomalous) pairs in the right order; a tie counts one half.
+
+    Both arrays count the images of their class at each distinct score, in ascending order.
+    """
+    # Numbers of pairs are doubled, so that they stay whole numbers.
     below = 2 * np.cumsum(normal) - normal
     return float(below @ anomalous / (2 * normal.sum() * anomalous.sum()))
 
@@ -277,7 +317,10 @@ def _auroc(normal: NDArray[np.intp], anomalous: NDArray[np.intp]) -> float:
 def aurocs(
     columns: dict[str, np.ndarray], anomalous: np.ndarray
 ) -> dict[str, dict[str, float | None]]:
-    """AUROC of each column of scores (n,) by name; None where the labels do not define it."""
+    """Return the AUROC of each named column of scores (n,), as ``{name: {"auroc": value}}``.
+
+    A value is None unless the labels `anomalous` (n,) have both classes.
+    """
     return {
         name: {"auroc": detection(scores, anomalous, resamples=0).auroc}
         for name, scores in columns.items()

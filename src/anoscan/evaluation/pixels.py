@@ -1,8 +1,8 @@
-"""How well anomaly maps find the anomalous pixels, against masks that somebody drew.
+"""Measure how well anomaly maps find the anomalous pixels that masks mark.
 
-All figures are exact, whatever the number of pixels: scores are compared as float32, none is put
-into a bin. Memory is bounded: pixels are sorted a run at a time, and full runs wait in a temporary
-file (4 bytes a normal pixel, 8 an anomalous one).
+All figures are exact, whatever the number of pixels: scores are compared as float32, and no score
+is put into a bin. Memory is bounded: pixels are sorted one run at a time, and full runs are kept in
+a temporary file. There a normal pixel takes 4 bytes and an anomalous one takes 8.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from anoscan.core.results import BestDice, PixelReport
 from anoscan.images import resampling
 
-AUPRO_LIMIT = 0.3  # false-positive rate up to which regions' overlap counts (MVTec AD)
-RUN = 2**22  # pixels sorted at a time
-_STRIP = 2**20  # pixels looked at at a time
-_LOW = np.uint64(32)  # bits of the region's number, below those of the score
+AUPRO_LIMIT = 0.3  # false-positive rate up to which the overlap of regions counts (MVTec AD)
+RUN = 2**22  # pixels that are sorted at once
+_STRIP = 2**20  # pixels of a map that are resampled at once
+_LOW = np.uint64(32)  # bits of the region's number, which are the low bits, below the score
 
 Keys = NDArray[np.unsignedinteger[Any]]
 
 
 class PixelScores:
-    """Pixels of some images, each with its score and whether a mask says it is anomalous.
+    """Pixels of some images: the score of each, and whether a mask marks it as anomalous.
 
     >>> with PixelScores() as pixels:                                  # doctest: +SKIP
     ...     for anomaly_map, mask in pairs:
@@ -36,7 +36,7 @@ class PixelScores:
     Parameters
     ----------
     run : int
-        Pixels that are kept in memory before they go to a temporary file.
+        Number of pixels that are kept in memory before they go to a temporary file.
     """
 
     def __init__(self, run: int = RUN) -> None:
@@ -62,15 +62,15 @@ class PixelScores:
         Parameters
         ----------
         anomaly_map : ndarray of shape (h, w), float
-            Higher is more anomalous; compared as float32. Of another size than the mask, it is
-            resampled to it (bilinear).
+            Scores of places, finite; a higher score is more anomalous. They are compared as
+            float32. A map whose size differs from the mask's is resampled to it (bilinear).
         mask : ndarray of shape (height, width), bool
             True where the image is anomalous, at the image's own resolution.
 
         Raises
         ------
         ValueError
-            When a score is not finite or the arrays are not pictures.
+            When a score is not finite, or an array is empty or not two-dimensional.
         """
         scores, truth = np.asarray(anomaly_map, np.float32), np.asarray(mask, np.bool_)
         if scores.ndim != 2 or truth.ndim != 2 or not scores.size or not truth.size:
@@ -78,7 +78,7 @@ class PixelScores:
         if not np.isfinite(scores).all():
             raise ValueError("scores must be finite")
         labels, (top, left) = self._label(truth)
-        # Strips overlap no region's number: labels were given in the whole picture.
+        # Regions were numbered in the whole picture, so a region may cross strips.
         for start, strip in _strips(scores, *truth.shape):
             keys, here = _keys(strip), truth[start : start + len(strip)]
             self._normal.add(keys[~here])
@@ -91,7 +91,15 @@ class PixelScores:
         self.images += 1
 
     def _label(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], tuple[int, int]]:
-        """Numbers from 1 of the 8-connected regions, and where this part of the mask begins."""
+        """Number the 8-connected regions of a mask from 1, and remember their sizes.
+
+        Returns
+        -------
+        labels : ndarray of shape (h, w), int32
+            Numbers of the regions, in the smallest rectangle that holds all of them; 0 elsewhere.
+        corner : (int, int)
+            Row and column of the mask where that rectangle begins.
+        """
         from scipy import ndimage
 
         if not mask.any():
@@ -104,10 +112,10 @@ class PixelScores:
 
 
 def pixel_metrics(parts: Sequence[PixelScores]) -> PixelReport:
-    """Measure pixels of several parts taken together.
+    """Measure the pixels of several parts together.
 
-    Every distinct score of an anomalous pixel is a threshold; between two of them only the
-    false-positive rate moves, so no other threshold can change a figure.
+    Every distinct score of an anomalous pixel is a threshold. Between two of them only the
+    false-positive rate changes, so no other threshold can change a figure.
 
     Parameters
     ----------
@@ -116,10 +124,11 @@ def pixel_metrics(parts: Sequence[PixelScores]) -> PixelReport:
     Returns
     -------
     PixelReport
-        AUROC and average precision over all pixels; AUPRO, the mean overlap of 8-connected
-        regions integrated over false-positive rates up to `AUPRO_LIMIT` and divided by it
-        (Bergmann et al. 2020, arXiv:1911.02357); the best Dice coefficient of any one threshold,
-        which is chosen with the masks and flatters.
+        AUROC and average precision are over all pixels. AUPRO is the mean overlap of 8-connected
+        regions, integrated over false-positive rates up to `AUPRO_LIMIT` and divided by it
+        (Bergmann et al. 2020, arXiv:1911.02357). The best Dice coefficient is that of the best
+        single threshold. It is optimistic, because the threshold is chosen with the masks. All
+        are None unless there are both normal and anomalous pixels.
     """
     sizes = [size for part in parts for size in part._sizes]
     weights = 1 / np.concatenate(sizes) if sizes else np.empty(0)
@@ -150,7 +159,7 @@ def pixel_metrics(parts: Sequence[PixelScores]) -> PixelReport:
     for keys, regions in _descending(anomalous):
         curve.add(keys, weights[regions], normal)
     return PixelReport(
-        auroc=min(curve.auroc, 1.0),  # sums of many shares can round beyond
+        auroc=min(curve.auroc, 1.0),  # a sum of many shares can be above 1 by rounding
         average_precision=min(curve.precision, 1.0),
         aupro=min(curve.aupro(), 1.0),
         aupro_limit=AUPRO_LIMIT,
@@ -161,7 +170,7 @@ def pixel_metrics(parts: Sequence[PixelScores]) -> PixelReport:
 
 
 class _Runs:
-    """Numbers in sorted runs: the last one in memory, full ones in a temporary file."""
+    """Whole numbers in sorted runs: full runs are in a temporary file, the last one in memory."""
 
     def __init__(self, dtype: type[np.unsignedinteger[Any]], size: int) -> None:
         self._dtype, self._size = np.dtype(dtype), size
@@ -188,7 +197,7 @@ class _Runs:
         return np.sort(np.concatenate([np.empty(0, self._dtype), *self._waiting]))
 
     def sorted(self) -> list[Keys]:
-        """All runs, each rising, none empty."""
+        """Return all runs, each in ascending order; none is empty."""
         runs: list[Keys] = []
         if self._file is not None:
             self._file.flush()
@@ -200,9 +209,25 @@ class _Runs:
 
 
 class _Curve:
-    """What is summed along the thresholds, from the highest down.
+    """Sums over the thresholds, from the highest down.
 
-    `auroc` and `precision` are complete when every anomalous pixel has been added.
+    All attributes are complete when every anomalous pixel has been added.
+
+    Parameters
+    ----------
+    positives, negatives : int
+        Number of anomalous and of normal pixels.
+    regions : int
+        Number of anomalous regions.
+
+    Attributes
+    ----------
+    auroc, precision : float
+        AUROC and average precision.
+    dice : float
+        The best Dice coefficient.
+    dice_key : uint32
+        Key of the threshold that gives `dice`; see `_keys`.
     """
 
     def __init__(self, positives: int, negatives: int, regions: int) -> None:
@@ -212,7 +237,19 @@ class _Curve:
         self._true, self._rate, self._overlap, self._area = 0, 0.0, 0.0, 0.0
 
     def add(self, keys: Keys, weights: NDArray[np.float64], normal: Sequence[Keys]) -> None:
-        """Take anomalous pixels by falling key, all of a key at once, and below those before."""
+        """Take anomalous pixels in descending order of their keys.
+
+        All pixels of one key must come in one call, and no key may be above those of an earlier
+        call.
+
+        Parameters
+        ----------
+        keys : ndarray of shape (n,), uint32
+        weights : ndarray of shape (n,), float
+            1 / size of each pixel's region.
+        normal : sequence of ndarray
+            Sorted runs of the keys of all normal pixels.
+        """
         ends = np.flatnonzero(np.diff(keys, append=keys[-1:] ^ np.uint32(1)))
         keys, held = keys[ends], np.diff(ends, prepend=-1)
         above, level = self._normal_at(keys, normal)
@@ -224,7 +261,8 @@ class _Curve:
         dice = 2 * true / (true + level + self._positives)
         if dice.max() > self.dice:
             self.dice, self.dice_key = float(dice.max()), keys[int(dice.argmax())]
-        # Each threshold moves the curve level to where its ties begin, then straight to their end.
+        # At each threshold the curve first goes on at the same overlap, up to where its ties
+        # begin. From there it is a straight line to where they end.
         before = np.concatenate([[self._overlap], overlap[:-1]])
         rates = np.stack([above, level], 1).ravel() / self._negatives
         overlaps = np.stack([before, overlap], 1).ravel()
@@ -232,7 +270,7 @@ class _Curve:
         self._true = int(true[-1])
 
     def _normal_at(self, keys: Keys, normal: Sequence[Keys]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """How many normal pixels lie above each key, and how many at or above it."""
+        """Count the normal pixels above each key (n,), and those at or above it (n,)."""
         above, level = np.zeros((2, len(keys)), np.int64)
         for run in normal:
             above += len(run) - np.searchsorted(run, keys, side="right")
@@ -249,7 +287,7 @@ class _Curve:
         self._rate, self._overlap = float(x[-1]), float(y[-1])
 
     def aupro(self) -> float:
-        """Area so far, the overlap staying as it is from the last threshold on."""
+        """Return the AUPRO; after the last threshold the overlap stays as it is."""
         rest = max(AUPRO_LIMIT - self._rate, 0.0) * self._overlap
         return (self._area + rest) / AUPRO_LIMIT
 
@@ -257,9 +295,14 @@ class _Curve:
 def _descending(
     runs: Sequence[tuple[Keys, np.uint64]],
 ) -> Iterator[tuple[Keys, NDArray[np.intp]]]:
-    """Keys and regions of sorted runs, merged, from the highest score down, about `RUN` at a time.
+    """Merge sorted runs, and yield keys (n,) and regions (n,) from the highest score down.
 
-    Pixels of one score are never parted.
+    Each part has about `RUN` pixels. Pixels of the same score always come in the same part.
+
+    Parameters
+    ----------
+    runs : sequence of (ndarray, uint64)
+        Sorted runs of anomalous pixels, each with what is added to the numbers of its regions.
     """
     step = max(1, RUN // (8 * len(runs)))
     sample = np.sort(np.concatenate([run[::step] for run, _ in runs])) >> _LOW
@@ -280,15 +323,15 @@ def _descending(
 
 
 def _keys(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Whole numbers in the order of the scores, equal where scores are."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    """Return whole numbers that have the order of the scores, and are equal where scores are."""
+    bits = (scores + np.float32(0)).view(np.uint32)  # this turns -0 into 0
     negative = bits >> np.uint32(31) == 1
     keys: NDArray[np.uint32] = np.where(negative, ~bits, bits | np.uint32(1 << 31))
     return keys
 
 
 def _score(key: np.unsignedinteger[Any]) -> float:
-    """Score of a key."""
+    """Return the score that `_keys` made a key of."""
     number = int(key)
     bits = number ^ (1 << 31) if number >> 31 else number ^ 0xFFFFFFFF
     return float(np.array(bits, np.uint32).view(np.float32))
@@ -297,7 +340,7 @@ def _score(key: np.unsignedinteger[Any]) -> float:
 def _strips(
     scores: NDArray[np.float32], height: int, width: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Parts of a map at (height, width) from the top down, with the row that each begins at."""
+    """Yield a map resampled to (height, width) in strips from the top, each after its first row."""
 
     def read(top: int, end: int) -> NDArray[np.float32]:
         return scores[top:end]

@@ -1,6 +1,7 @@
-"""The threshold of a trained model set anew, without training: by new normals, or by labels.
+"""Set the threshold of a trained model again, without training: by new normal images or labels.
 
-Every change is written into the model's `history`, and what labels decided is marked as such.
+Every change is written into the `history` in the model's metadata. What labels decided is marked
+there.
 """
 
 from __future__ import annotations
@@ -40,22 +41,24 @@ CHUNK = 64
 class Target:
     """What sets the false-alarm rate of a model's verdicts.
 
+    It is either `false_alarm_rate` alone, or `labels` with one of `miss_cost` and `target_recall`.
+
     Parameters
     ----------
     false_alarm_rate : float in (0, 1), optional
-        The rate itself; or the others:
+        The rate itself.
     labels : Path, optional
-        CSV of labelled images as for ``anoscan eval``; paths are relative to it.
-    miss_cost : float, optional
-        False alarms that a missed anomaly is worth. The rate makes the expected cost least, at
-        the share of anomalies among the labelled images.
+        CSV of labelled images as for ``anoscan eval``. Its paths are relative to its folder.
+    miss_cost : float above 0, optional
+        Cost of a missed anomaly, as a number of false alarms. The rate is the one of the least
+        expected cost. Anomalies are taken to be as frequent as among the labelled images.
     target_recall : float in (0, 1], optional
-        Share of the labelled anomalies to be found. The rate is the lowest that does.
+        Share of the labelled anomalies that must be found. The rate is the lowest that finds them.
 
     Raises
     ------
     UsageError
-        For a number out of range, or arguments that do not go together.
+        When a number is out of range, or arguments do not go together.
     """
 
     false_alarm_rate: float | None = None
@@ -86,7 +89,32 @@ def renew(
     target: Target | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Model, Decision | None, tuple[Skipped, ...]]:
-    """New normals, if any, then a new rate, if one is asked for."""
+    """Calibrate on new normal images if there are any, then set a new rate if one is asked for.
+
+    Parameters
+    ----------
+    model : Model
+    runtime : Runtime
+    normals : sequence of ImageFile
+        New normal images; may be empty.
+    target : Target or None
+        What sets the rate; None leaves the rate as it is.
+    on_progress : callable
+        Called with the number of normal images read and of all.
+
+    Returns
+    -------
+    model : Model
+    decision : Decision or None
+        The new rate and what set it; None where the rate was left as it was.
+    skipped : tuple of Skipped
+        Images that could not be read.
+
+    Raises
+    ------
+    InputError
+        When too few images can be read, or the labelled images decide no rate.
+    """
     decision, skipped = None, tuple[Skipped, ...]()
     if normals:
         model, skipped = on_normals(model, normals, runtime, on_progress)
@@ -106,10 +134,27 @@ def on_normals(
     runtime: Runtime,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Model, tuple[Skipped, ...]]:
-    """Model with grey levels, scales, trust, looks and threshold of new normal images.
+    """Return the model calibrated on new normal images.
 
-    Its networks, and what its terms learned, stay. Images that it was trained on must not be
-    among the new ones: they look tamer to it than any other.
+    They set the grey levels, scales, weights of terms and the threshold. They also set the size,
+    brightness and sharpness of normal images. The networks stay as they are, and so does what the
+    terms learned. Images that the model was trained on must not be among the new ones, because
+    they have lower scores than new images.
+
+    Parameters
+    ----------
+    model : Model
+    files : sequence of ImageFile
+        New normal images.
+    runtime : Runtime
+    on_progress : callable
+        Called with the number of images read and of all.
+
+    Returns
+    -------
+    model : Model
+    skipped : tuple of Skipped
+        Images that could not be read.
 
     Raises
     ------
@@ -118,7 +163,7 @@ def on_normals(
     """
     config, rule = model.config, model.rule
     seen = inspect(files, config, runtime.workers, rule.roi)
-    # 8-bit images have no levels to set; those of deeper ones stay until deep images come.
+    # 8-bit images set no grey levels. Then the levels of deeper images, if any, stay as they are.
     rule = dataclasses.replace(rule, window=seen.rule.window or rule.window)
     material = Material.of_normals(
         files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
@@ -148,7 +193,7 @@ def on_normals(
 
 
 def caveat(model: Model) -> str | None:
-    """What is wrong with the images that a model was calibrated on last."""
+    """Return a warning when a model was calibrated last on its own training images, else None."""
     last = [event for event in model.metadata["history"] if event["action"] == "calibrate"][-1]
     if last["sha256"] != model.metadata.get("training_data", {}).get("sha256"):
         return None
@@ -166,7 +211,14 @@ def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtim
 def _by_labels(
     model: Model, target: Target, labels: Path, runtime: Runtime
 ) -> tuple[Decision, tuple[Skipped, ...]]:
-    """Rate that labelled images decide, and those of them that could not be read."""
+    """Return the rate that labelled images decide, and those of them that could not be read.
+
+    Raises
+    ------
+    InputError
+        When no labelled anomaly can be read, `miss_cost` is given without normal images, or the
+        wanted recall needs a rate of 1.
+    """
     p, odd, skipped = _labelled(model, labels, runtime)
     if not odd.any():
         raise InputError(f"{labels} names no anomaly that can be read.")
@@ -202,7 +254,17 @@ def _by_labels(
 def _labelled(
     model: Model, labels: Path, runtime: Runtime
 ) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
-    """P-values of the labelled images, whether each is an anomaly, and what was not readable."""
+    """Measure the labelled images.
+
+    Returns
+    -------
+    p : ndarray of shape (n,)
+        P-values.
+    odd : ndarray of shape (n,), bool
+        True for anomalies.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    """
     given = gather(labels, None, None).images
     truth = {item.image.path: item.anomalous for item in given}
     files = [item.image for item in given]
