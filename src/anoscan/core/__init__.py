@@ -1,1 +1,1 @@
-"""What everything stands on: errors, settings, results, files, progress."""
+"""Foundations that all other packages use: errors, settings, results, files, progress."""

@@ -1,4 +1,4 @@
-"""Arrays that several rooms share: their type, their memory, and a choice of their rows."""
+"""Helpers for arrays: their type, their memory, and a selection of their rows."""
 
 from __future__ import annotations
 
@@ -15,39 +15,52 @@ from anoscan.core.errors import InputError
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
-IN_MEMORY = 1024**3  # bytes of training pixels; more go to a temporary file
+IN_MEMORY = 1024**3  # bytes of training pixels; larger arrays go to a temporary file
 
 
 def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
-    """Room for pixels: in memory, or in a temporary file where they need more than `in_memory`.
+    """Return an array for pixels, whose values are not set.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    in_memory : int
+        Largest size in bytes that is kept in memory. A larger array lies in a temporary file.
+
+    Returns
+    -------
+    ndarray of that shape, float32
 
     Raises
     ------
     InputError
-        When the temporary folder has no room for them.
+        When the temporary folder has no room for the array.
     """
     needed = 4 * math.prod(shape)
     if needed <= in_memory:
         return np.empty(shape, np.float32)
-    # Writing to a mapped file on a full disk kills the process, so room is made sure of first.
+    # A write to a mapped file on a full disk kills the process, so check the room first.
     folder = tempfile.gettempdir()
     if shutil.disk_usage(folder).free < needed:
         raise InputError(
             f"the images need {needed / 1e9:.1f} GB in {folder}, which has less left.",
             hint="Set TMPDIR to a folder with more room, or train at a smaller --size.",
         )
-    with tempfile.TemporaryFile() as file:  # without a name: gone with the last use of it
+    with tempfile.TemporaryFile() as file:  # has no name, and is gone after its last use
         return np.memmap(file, np.float32, mode="w+", shape=shape)
 
 
 def evenly(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, from all over: the first ones may all be of one folder."""
+    """Return at most `most` of the rows, evenly spread.
+
+    The first rows would be a poor choice, since they may all come from one folder.
+    """
     n = len(rows)
     return rows if n <= most else rows[np.arange(most) * n // most]
 
 
 def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """Entries whose names begin with a prefix, without it."""
+    """Return the entries whose names begin with `prefix`, with the prefix removed."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

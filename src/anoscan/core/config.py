@@ -18,7 +18,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ALIGNMENTS = ("auto", "on", "off")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FALSE_ALARM_RATE = 0.01
-# What the discriminator may be shown images with, real and generated ones alike.
+# Random changes that the discriminator may see in its images, real and generated.
 AUGMENTATIONS = {
     "shift": "moved by up to a sixteenth of the side",
     "cutout": "with a square blanked",
@@ -26,8 +26,9 @@ AUGMENTATIONS = {
     "flip": "mirrored left to right",
 }
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
-FEW_IMAGES = 3000  # or patches: fewer can be learned by heart
-IMAGES_SHOWN = 32_000  # times `Objective.times_as_long` in the game, unless told otherwise
+FEW_IMAGES = 3000  # images or patches; the discriminator can learn fewer by heart
+# Real images shown in the GAN stage by default, before the factor `Objective.times_as_long`.
+IMAGES_SHOWN = 32_000
 
 
 IMAGES, MODEL = "Images", "Model"  # sections of ``anoscan train --help``
@@ -36,14 +37,20 @@ IMAGES, MODEL = "Images", "Model"  # sections of ``anoscan train --help``
 def _setting(
     value: Any, help: str, metavar: str = "N", *, default: str | None = None, panel: str = MODEL
 ) -> Any:
-    """Field of `TrainConfig` that says of itself what ``anoscan train --help`` shows.
+    """Return a field of `TrainConfig` with the text that ``anoscan train --help`` shows for it.
 
     Parameters
     ----------
     value : object
-        The default.
+        Default value of the setting.
+    help : str
+        What the setting does, in one or more sentences.
+    metavar : str
+        Placeholder of the value in the help; empty for a flag.
     default : str, optional
-        What help calls the default, where its value does not say it.
+        Text that the help shows as the default, where `value` does not describe it.
+    panel : str
+        Section of the help: `IMAGES` or `MODEL`.
     """
     shown = value if default is None else default
     metadata = {"help": help, "metavar": metavar, "default": shown, "panel": panel}
@@ -52,11 +59,17 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides which model a folder of images becomes.
+    """All settings that decide which model a folder of images becomes.
 
-    ``None`` means "decided from the images"; `learn.resolve`d values are what the model file keeps.
-    Lengths are counted in images shown, so that a batch size does not change their meaning. Each
-    field is an option of ``anoscan train``, described where it is declared.
+    Each field is an option of ``anoscan train`` and is described where it is declared. ``None``
+    means that the value is decided later: from the images, or by `decided`. The model file keeps
+    the values that `training.learn.resolve` filled in. Lengths of stages are counted in images
+    shown, so the batch size does not change their meaning.
+
+    Raises
+    ------
+    UsageError
+        When a value is out of range, or two values cannot be used together.
     """
 
     size: int | None = _setting(
@@ -237,12 +250,17 @@ class TrainConfig:
             raise UsageError("--align on does not go with --patches: patches are never aligned.")
 
     def augmentations(self, *, few: bool) -> tuple[str, ...]:
-        """Names of `AUGMENTATIONS` that the discriminator's views get, in the order of that dict.
+        """Names of the `AUGMENTATIONS` of the discriminator's images, in the order of that dict.
+
+        Parameters
+        ----------
+        few : bool
+            Whether there are fewer than `FEW_IMAGES` images, which decides what "auto" means.
 
         Raises
         ------
         UsageError
-            When `augment` is not auto, none, or a list of them with commas.
+            When `augment` is not "auto", "none", or a list of such names with commas.
         """
         if self.augment == "auto":
             return FEW_AUGMENTED if few else ()
@@ -264,17 +282,17 @@ class TrainConfig:
         return self.patch_size or self.size or PATCH_SIZE
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as JSON values; `from_dict` takes them back."""
+        """Return the settings as JSON values, from which `from_dict` restores them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Settings from JSON values.
+        """Return settings from JSON values; settings that are missing keep their defaults.
 
         Raises
         ------
         UsageError
-            For a name that is no setting, or a value out of range or of the wrong type.
+            When a name is no setting, or a value is out of range or has the wrong type.
         """
         known = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(known)):
@@ -288,12 +306,21 @@ class TrainConfig:
 
 
 def architecture_for(size: int) -> str:
-    """Architecture that ``auto`` means for images of a side."""
+    """Name of the architecture that ``auto`` means for images with a side of `size` pixels."""
     return "dcgan" if size < PROGRESSIVE_FROM else "progressive"
 
 
 def decided(config: TrainConfig) -> dict[str, Any]:
-    """Lengths of the stages and learning rate, where a training is left to decide them."""
+    """Lengths of the stages and learning rate that apply where the settings leave them open.
+
+    The rotation and encoder stages follow the length of the GAN stage, where the settings have it.
+
+    Returns
+    -------
+    dict
+        `images_shown`, `rotation_images_shown`, `encoder_images_shown` (numbers of images) and
+        `learning_rate`, to use for those of them that are None in `config`.
+    """
     objective = registry.load("objectives", config.objective)
     longer = objective.times_as_long
     game = config.images_shown or longer * IMAGES_SHOWN
@@ -308,7 +335,7 @@ def decided(config: TrainConfig) -> dict[str, Any]:
 
 
 def rate_in_range(rate: float) -> float:
-    """Return a false-alarm rate that makes sense.
+    """Return a false-alarm rate that is valid.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code that says so to a script."""
+"""Errors that a user may meet, and the exit code that each gives the command."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class ExitCode(IntEnum):
 
 
 class AnoscanError(Exception):
-    """An expected failure: bad input, a bad model, training that diverged.
+    """An expected failure, such as bad input, an unusable model or a training that diverged.
 
     Parameters
     ----------
     message : str
-        One sentence: what is wrong and with which file or option.
+        One sentence that says what is wrong, and with which file or option.
     hint : str, optional
-        What to do about it.
+        What the user can do about it.
     """
 
     exit_code = ExitCode.FAILED
@@ -53,10 +53,10 @@ class ModelError(AnoscanError):
 
 
 class TrainingDiverged(AnoscanError):
-    """Losses stopped being finite, and going back did not help."""
+    """The losses stopped being finite, and going back to an earlier state did not help."""
 
 
 class TrainingInterrupted(AnoscanError):
-    """The user stopped training; a checkpoint was left behind."""
+    """The user stopped the training, which left a checkpoint behind."""
 
     exit_code = ExitCode.INTERRUPTED

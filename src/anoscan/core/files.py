@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and file names made safe to show."""
+"""Files that are written whole or not at all, and file names that are safe to show."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ _HINT = "Choose a folder that can be written to and has room."
 def replacing(
     path: Path, failure: type[AnoscanError] = InputError, *, durable: bool = False
 ) -> Iterator[BinaryIO]:
-    """Stream whose content becomes the file `path` at the end, or leaves no trace on an error.
+    """Open a binary stream whose content becomes the file `path` when the context ends.
 
-    Missing folders are made.
+    After an error there is no new file, and a file that was there before stays. Missing folders are
+    created.
 
     Parameters
     ----------
     path : Path
     failure : type
-        What to raise when the system refuses the write.
+        Class of the error to raise when the system refuses the write.
     durable : bool
-        Whether the file must outlast a loss of power right afterwards, which takes a moment.
+        Whether the content must survive a loss of power right afterwards. This takes a moment.
+
+    Raises
+    ------
+    AnoscanError
+        When the file cannot be written; an instance of `failure`.
     """
-    # Not the name of the file: with a suffix it could become too long for the file system.
+    # The name of the file with a suffix could be too long for the file system.
     temporary = path.parent / f".anoscan-{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,15 +56,23 @@ def replacing(
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
-    """Refuse a file that could not be written, before the long job that it is the result of.
+    """Check before a long job that its result can be written.
 
-    Or a folder, in which files could not be. Nothing is left behind: a job that fails has no
-    empty folder to show.
+    Nothing is left behind, so a job that fails later leaves no empty folder.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write, or the folder in which to write files.
+    option : str
+        Name of the option that gave the path, for the message.
+    folder : bool
+        Whether `path` is a folder.
 
     Raises
     ------
     UsageError
-        Which names the option.
+        When the file, or files in the folder, cannot be written.
     """
     place = path if folder else path.parent
     made = [part for part in (place, *place.parents) if not os.path.lexists(part)]
@@ -77,7 +91,7 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, FileExistsError):  # by mkdir, which was told that a folder may be there
+    if isinstance(error, FileExistsError):  # mkdir accepts an existing folder: this is a file
         return f"{error.filename} is no folder"
     return error.strerror or str(error)
 
@@ -86,17 +100,20 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def encodable(name: str) -> str:
-    r"""File name with bytes that are not UTF-8 written as ``\xff``."""
+    r"""Return a file name in which bytes that are not UTF-8 are written like ``\xff``."""
     return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 
 def printable(name: str) -> str:
-    """File name without control characters or broken Unicode: shown, never obeyed."""
+    """Return a file name with control characters and broken Unicode escaped.
+
+    A terminal then shows such characters and does not obey them.
+    """
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(name)
     )
 
 
 def defused(cell: str) -> str:
-    """CSV cell that no spreadsheet runs as a formula."""
+    """Return a CSV cell that no spreadsheet runs as a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell

@@ -1,4 +1,4 @@
-"""What a long job reports while it runs."""
+"""Reports that a long job makes while it runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage of training is. `losses` are means since the last report.
+    """How far one stage of a job is.
 
-    Of the stage `calibration`, which is everything after networks are trained, `images` and
-    `total_images` count its parts. `tiles` says of a large image how many of its tiles are
-    measured, and how many there are.
+    Parameters
+    ----------
+    stage : str
+        Name of the stage, such as "gan", "reading" or "scoring".
+    images, total_images : int
+        Images that are done, and images of the whole stage. The stage "calibration" covers
+        everything after the networks are trained; there they count parts of the work instead.
+    losses : dict of str to float
+        Means of the losses since the last report.
+    images_per_second : float
+        Speed of the stage; 0 where it is not known.
+    note : str, optional
+        A message to show to the user.
+    tiles : (int, int), optional
+        For a large image: how many of its tiles are measured, and how many it has.
     """
 
     stage: str
@@ -29,13 +41,13 @@ OnProgress = Callable[[Progress], None]
 
 
 def notify(on_progress: OnProgress, stage: str, note: str | None, total: int = 0) -> None:
-    """Report a note at the start of a stage of `total` images; do nothing where there is none."""
+    """Report a note at the start of a stage of `total` images; do nothing without a note."""
     if note:
         on_progress(Progress(stage, 0, total, note=note))
 
 
 def on_reading(on_progress: OnProgress) -> Callable[[int, int], None]:
-    """What to call with the number of files read and of all files."""
+    """Return a function that reports reading: it takes the files read so far and all files."""
     start = time.monotonic()
 
     def report(done: int, total: int) -> None:

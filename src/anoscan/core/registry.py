@@ -1,10 +1,10 @@
-"""The choices of the program, found by looking at its own folders.
+"""The choices that the program offers, found by listing its own folders.
 
 A family is a sub-package (``architectures``, ``objectives``, ``encoders``, ``mappings``,
-``terms``) and a choice is one file in it: ``objectives/wgan_gp.py`` is the objective ``wgan-gp``.
-Its docstring describes it (the first line is what ``--help`` prints) and its ``ENTRY`` is what the
-program uses. Names and summaries are read without importing the file, so that ``--help`` does not
-wait for torch.
+``terms``). A choice is one file in it: ``objectives/wgan_gp.py`` is the objective ``wgan-gp``. The
+docstring of the file describes the choice, and ``--help`` prints the first line. The program uses
+the ``ENTRY`` of the file. Names and summaries are read without importing the file, so that
+``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from anoscan.core.errors import UsageError
 
-# Of each family: the package it lies in, and what stands in a name where its file has an
-# underscore, as the papers write it.
+# For each family: the package that holds it, and the character that a name has where its file has
+# an underscore. Names are written as in the papers.
 FAMILIES = {
     "architectures": ("networks", "-"),
     "objectives": ("networks", "-"),
@@ -30,7 +30,7 @@ FAMILIES = {
 
 @cache
 def names(family: str) -> tuple[str, ...]:
-    """Names of a family's choices, sorted.
+    """Return the names of the choices of a family, sorted.
 
     >>> "dcgan" in names("architectures")
     True
@@ -43,23 +43,23 @@ def names(family: str) -> tuple[str, ...]:
 
 @cache
 def description(family: str, name: str) -> str:
-    """Whole docstring of a choice, read without importing it."""
+    """Return the whole docstring of a choice, read without importing its file."""
     path = _folder(family) / f"{name.replace('-', '_')}.py"
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def summary(family: str, name: str) -> str:
-    """First line of a choice's docstring."""
+    """Return the first line of the docstring of a choice."""
     return description(family, name).partition("\n")[0]
 
 
 def check(family: str, name: str, *others: str) -> str:
-    """Return `name` when the family has it, or it is one of the `others`.
+    """Return `name` if it is a choice of the family, or one of the `others`.
 
     Raises
     ------
     UsageError
-        Naming the choices there are.
+        When it is neither. The message names the choices.
     """
     known = (*others, *names(family))
     if name not in known:
@@ -72,7 +72,7 @@ def check(family: str, name: str, *others: str) -> str:
 
 
 def load(family: str, name: str) -> Any:
-    """Entry of a choice; imports its file.
+    """Import the file of a choice and return its ``ENTRY``.
 
     Raises
     ------

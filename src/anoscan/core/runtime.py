@@ -1,4 +1,4 @@
-"""Where and how the numbers are computed: device, precision, threads, random streams."""
+"""Where and how numbers are computed: device, precision, threads and random streams."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from anoscan.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the precision of training on it, and the workers that decode images.
+    """A device, the precision of training on it, and the threads that decode images.
 
-    Scoring is always float32: bfloat16 would move scores by more than images differ. Weights and
-    moments are float32 in training too. float16 is never used: bfloat16 has the range of float32,
-    so that no loss has to be scaled, and a device without it trains in float32.
+    Scoring always uses float32, because bfloat16 would move scores by more than images differ.
+    Weights and moments of the optimiser are float32 in training too. float16 is never used.
+    bfloat16 has the range of float32, so no loss has to be scaled. A device without bfloat16 trains
+    in float32.
+
+    Parameters
+    ----------
+    device : torch.device
+    precision : {'float32', 'bfloat16'}
+        Precision in which networks train.
+    workers : int
+        Threads that decode images.
     """
 
     device: torch.device
@@ -32,21 +41,21 @@ class Runtime:
     def resolve(
         cls, device: str = "auto", precision: str = "auto", workers: int | None = None
     ) -> Runtime:
-        """Runtime for this machine.
+        """Return the runtime for this machine.
 
         Parameters
         ----------
         device : {'auto', 'cpu', 'cuda', 'mps'}
             'auto' takes cuda, then mps, then cpu.
         precision : {'auto', 'float32', 'bfloat16'}
-            'auto' takes bfloat16 where the hardware multiplies it, else float32.
+            'auto' takes bfloat16 where the hardware can multiply it, otherwise float32.
         workers : int, optional
-            Threads that decode images; by default one a core, at most 8.
+            Threads that decode images. By default there is one for each core, at most 8.
 
         Raises
         ------
         UsageError
-            When the machine does not have the device asked for.
+            When the machine does not have the device, or an argument is none of the above.
         """
         if precision not in PRECISIONS:
             raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}.")
@@ -58,16 +67,17 @@ class Runtime:
         return cls(chosen, precision, workers or min(8, os.cpu_count() or 1))
 
     def measuring(self) -> Runtime:
-        """The runtime that fits terms and makes scores: partly in float64, which mps does not have.
+        """Return the runtime that fits terms and computes scores.
 
-        There the networks train on the device, and all that comes after is done on the CPU.
+        Parts of this work need float64, which mps does not have. With mps the networks train on the
+        device, and everything after the training is done on the CPU.
         """
         if self.device.type != "mps":
             return self
         return dataclasses.replace(self, device=torch.device("cpu"), precision="float32")
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context in which networks train at this runtime's precision."""
+        """Return a context in which networks compute at the precision of this runtime."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -95,24 +105,24 @@ def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # Older torch cannot say what the processor multiplies: float32 is always right.
+        # Older torch cannot say what the processor can multiply; float32 always works.
         capability: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
     return False
 
 
 def _limit_threads() -> None:
-    # torch's threads spin while they wait: on two busy cores a second thread makes small networks
-    # slower. OMP_NUM_THREADS, where the user set it, has already decided.
+    # Threads of torch use the processor while they wait. So on two busy cores a second thread makes
+    # small networks slower. Where the user set OMP_NUM_THREADS, it has already decided.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // 2)))
 
 
 def random_stream(seed: int, name: str, index: int = 0) -> torch.Generator:
-    """CPU random generator of a named purpose, the same for the same arguments.
+    """Return a CPU random generator for a named purpose; the same arguments give the same one.
 
-    Each step of training takes its own generator by index, so no state has to be saved for a
-    run to be resumed, and drawing from one stream never shifts another.
+    Each step of a training takes its own generator by its index. So a run can be resumed without a
+    saved state, and draws from one stream never shift another.
     """
     digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -120,16 +130,16 @@ def random_stream(seed: int, name: str, index: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Give code that draws from torch's CPU generator a stream, then restore the generator."""
+    """Seed torch's CPU generator with a named stream for the context, then restore it."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which seeds the accelerators too and leaves them so.
+        # torch.manual_seed would seed the accelerators too, and nothing would restore them.
         torch.default_generator.manual_seed(random_stream(seed, name).initial_seed())
         yield
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Full float32 products (no TF32) and no gradients: the context of all scoring."""
+    """Compute full float32 products (no TF32) and no gradients: the context of all scoring."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

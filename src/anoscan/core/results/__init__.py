@@ -1,4 +1,4 @@
-"""Typed results; their fields are the fields of the JSON documents."""
+"""Typed results of the commands; their fields are the fields of the JSON documents."""
 
 from __future__ import annotations
 

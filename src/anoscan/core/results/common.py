@@ -1,4 +1,4 @@
-"""Parts that several results share."""
+"""Parts that the results of several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Health = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that could not be read, and why."""
+    """A file that could not be read, and the reason in a few words."""
 
     path: str
     reason: str
@@ -20,7 +20,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:
-    """Which model gave a result. `sha256` is that of the whole model file."""
+    """The model that gave a result. `sha256` is the hash of the whole model file, in hex."""
 
     name: str
     path: str
@@ -29,7 +29,11 @@ class ModelReference:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthCheck:
-    """One check of a training run; `message` says what follows from it."""
+    """One check of a training run or of the machine.
+
+    `value` is the number that was checked; it is None where there is none. `message` says what
+    follows from the verdict.
+    """
 
     name: str
     verdict: Health
@@ -39,7 +43,7 @@ class HealthCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:
-    """The worst verdict of the checks, and the checks."""
+    """The checks of a training run, and the worst of their verdicts."""
 
     verdict: Health
     checks: tuple[HealthCheck, ...]
@@ -49,9 +53,10 @@ class HealthReport:
 class Threshold:
     """The score above which an image is called anomalous.
 
-    `uses_labels` says whether labelled anomalies decided the rate (``anoscan calibrate --labels``).
-    `false_alarm_rate` is the rate asked for; `effective_rate` the one that can be promised with
-    this many calibration images (never below 1 / (n + 1)).
+    `false_alarm_rate` is the rate that was asked for. `effective_rate` is the rate that can be
+    promised with n = `calibration_images`; it is never below 1 / (n + 1). `warning` says where the
+    two differ. `uses_labels` says whether labelled anomalies decided the rate
+    (``anoscan calibrate --labels``).
     """
 
     score: float
@@ -64,7 +69,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How latents were searched for; with the model, all that repeating the search needs."""
+    """How latents were searched for. With the model, this is enough to repeat the search."""
 
     steps: int
     discrimination_loss: str
@@ -72,9 +77,10 @@ class Search:
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON value of a result: dataclasses become objects that start with their schema.
+    """Return a result as plain JSON values.
 
-    A number that JSON cannot say (NaN, infinity) becomes null.
+    Dataclasses become objects, which start with their schema where they have one. A number that
+    JSON does not have (NaN, infinity) becomes null.
     """
     if is_dataclass(value) and not isinstance(value, type):
         schema = getattr(value, "schema", None)

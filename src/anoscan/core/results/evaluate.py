@@ -10,7 +10,11 @@ from anoscan.core.results.common import ModelReference, Search, Skipped
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImages:
-    """How many labelled images there were. `missing` are label rows without an image file."""
+    """Numbers of images by label.
+
+    `skipped` are files that could not be read. `unlabelled` counts images without a label, and
+    `missing` counts rows of labels without an image file.
+    """
 
     normal: int
     anomalous: int
@@ -21,7 +25,7 @@ class EvalImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """How many images of each label got each verdict; anomalous is positive."""
+    """Numbers of images by label and verdict; an anomalous image is a positive."""
 
     true_positive: int
     false_positive: int
@@ -31,7 +35,10 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class AtThreshold:
-    """Decisions at the model's own threshold, set without labels unless `threshold_uses_labels`."""
+    """Decisions at the model's own threshold.
+
+    The threshold was set without labels, unless the report has `threshold_uses_labels`.
+    """
 
     score: float
     false_alarm_rate: float | None
@@ -45,7 +52,7 @@ class AtThreshold:
 class BestDice:
     """The best Dice coefficient of any one threshold of the anomaly maps.
 
-    The threshold was chosen with the very masks it is measured on, so this is no promise.
+    The threshold was chosen with the same masks that measure it, so this is no promise.
     """
 
     dice: float
@@ -57,9 +64,10 @@ class BestDice:
 class PixelReport:
     """How well anomaly maps find anomalous pixels, at each image's own resolution.
 
-    `aupro` is normalised: integrated up to a false-positive rate of `aupro_limit`, and divided by
-    it. `regions` are 8-connected. `without_mask` counts anomalous images left out for want of a
-    mask; `skipped` are masks that could not be used.
+    `aupro` is normalised: it is integrated up to a false-positive rate of `aupro_limit`, and then
+    divided by that limit. `regions` counts the defects of the masks; pixels of one region are 8-connected.
+    `undefined` says why a metric is null. `without_mask` counts anomalous images that were left out
+    because they have no mask. `skipped` are masks that could not be used.
     """
 
     auroc: float | None
@@ -78,7 +86,10 @@ class PixelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Roc:
-    """Receiver operating characteristic, from the highest threshold down; it starts above all."""
+    """Receiver operating characteristic, from the highest threshold down.
+
+    The first threshold lies above all scores, so both rates start at 0.
+    """
 
     false_alarm_rate: tuple[float, ...]
     recall: tuple[float, ...]
@@ -86,7 +97,7 @@ class Roc:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecall:
-    """Precision by recall, from the highest threshold down."""
+    """Curve of precision over recall, from the highest threshold down."""
 
     recall: tuple[float, ...]
     precision: tuple[float, ...]
@@ -94,7 +105,7 @@ class PrecisionRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Images by score and label; `edges` has one number more than there are bins."""
+    """Numbers of images by score and label; `edges` has one number more than there are bins."""
 
     edges: tuple[float, ...]
     normal: tuple[int, ...]
@@ -103,7 +114,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What a plot needs. Long curves are thinned; their areas are measured on all points."""
+    """Curves to plot. Long curves are thinned, but their areas were measured on all points."""
 
     roc: Roc
     precision_recall: PrecisionRecall
@@ -112,11 +123,11 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassReport:
-    """Images of one class of the labels.
+    """Metrics of the images of one class of the labels.
 
-    `auroc` holds its anomalous images against its own normal images; where it has none, against
-    all normal images. `recall` and `false_alarm_rate` are those of the class alone, at the model's
-    own threshold.
+    `auroc` compares the anomalous images of the class with its own normal images. A class without
+    normal images is compared with all normal images; `against` says which. `recall` and
+    `false_alarm_rate` are those of the class alone, at the model's own threshold.
     """
 
     name: str | None
@@ -134,9 +145,9 @@ class ClassReport:
 class ComparedModel:
     """One of several models, on the images that all of them could read.
 
-    `difference` is its AUROC less that of the first model. The interval is that of a bootstrap in
-    which both score the same resampled images: without 0 in it, the difference is no accident of
-    the images drawn.
+    `difference` is its AUROC minus the AUROC of the first model. `difference_ci95` comes from a
+    bootstrap in which both models score the same resampled images. Where it does not hold 0, the
+    difference is not due to the choice of images.
     """
 
     model: ModelReference
@@ -153,10 +164,11 @@ class ComparedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """Result of ``anoscan eval``; metrics without a value are null and `undefined` says why.
+    """Result of ``anoscan eval``; metrics without a value are null, and `undefined` says why.
 
-    `warning` says why the threshold may not fit images that were mapped like this. `pixel` is null
-    without masks, `classes` without classes, `comparison` with one model.
+    `warning` says why the threshold may not fit, for example with another mapping. `pixel` is null
+    without masks, `classes` without classes, `comparison` with one model, and `search` where the
+    encoder gave the latents.
     """
 
     schema: ClassVar[str] = "anoscan.eval/1"

@@ -10,10 +10,11 @@ from anoscan.core.results.common import ModelReference, Search, Skipped, Thresho
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A box in pixels of the query image as stored, with the peak of the anomaly map inside.
+    """An anomalous region of a query image.
 
-    `area` is the number of pixels of the image in the region; `p_value` the share of held-out
-    normals, and this image, whose map has such a peak anywhere.
+    The box (`x`, `y`, `width`, `height`) is in pixels of the image as stored. `score` is the peak
+    of the anomaly map inside it. `area` is the number of pixels in the region. `p_value` is
+    (1 + m) / (n + 1), where m of the n held-out normals have at least such a peak in their maps.
     Both are null in results that older versions saved.
     """
 
@@ -28,7 +29,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """A normal training image, and how far away it lies in the encoder's latent space."""
+    """A normal training image, and its Euclidean distance in the latent space of the encoder."""
 
     path: str
     distance: float
@@ -36,12 +37,14 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """One query image. `rank` 1 is the most anomalous; null while streaming.
+    """Score and verdict of one query image.
 
-    `percentiles` say of each term which share of the calibration images, in percent, has less of
-    it. `mismatch` says what sets the image apart from all normal ones but for its content, and
-    does not decide the verdict. `nearest` are the normal images most like it, where asked for.
-    `maps` are the files written of its anomaly map, by their form; null where none was asked for.
+    `rank` 1 is the most anomalous image; it is null while streaming. `terms` are the terms of
+    the score, standardised unless the score uses them raw. `percentiles` gives for each term the share of the calibration images, in percent, that
+    have a lower value. `residual` is the path of the picture, where one was written. `mismatch`
+    says in what the image differs from all normal images apart from its content, such as its size.
+    It does not decide the verdict. `nearest` are the most similar normal images, and `maps` the
+    files of the anomaly map by their form. Both are null where they were not asked for.
     """
 
     rank: int | None
@@ -63,9 +66,8 @@ class ImageScore:
 class ScoreReport:
     """Result of ``anoscan score``; `score` and `mapping` say how images were scored.
 
-    `search` is None where the encoder gave the latents.
-
-    `warning` says so when nearly all images are anomalous, which hardly ever is the truth.
+    `search` is null where the encoder gave the latents. `warning` is set when nearly all images are
+    anomalous, which is hardly ever true.
     """
 
     schema: ClassVar[str] = "anoscan.score/1"

@@ -10,7 +10,7 @@ from anoscan.core.results.common import Health, HealthCheck, HealthReport, Model
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(ModelReference):
-    """A model just trained, with what it is."""
+    """A model that was just trained, with the settings that describe it."""
 
     architecture: str
     objective: str
@@ -24,10 +24,11 @@ class TrainedModel(ModelReference):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainImages:
-    """What became of the images of the training folder.
+    """What the training did with the images of its folder.
 
-    `dropped` are suspects: networks saw them, but what counts as usual was fitted without.
-    `patches` counts the parts of them that were trained on; None for whole images.
+    `dropped` counts suspects: the networks saw them, but the statistics of normal images were
+    fitted without them. `patches` counts the parts of images that networks learned from; it is null
+    for whole images.
     """
 
     found: int
@@ -40,9 +41,10 @@ class TrainImages:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestCell:
-    """Synthetic defects of one kind and size (pixels of what the networks see).
+    """How well synthetic defects of one kind and size are found.
 
-    `auroc` and `pixel_auroc` have a figure for ``anoscan`` and one for each baseline.
+    `size` is in pixels of the images as the networks see them. `images` counts those with such a
+    defect. `auroc` and `pixel_auroc` have a value for ``anoscan`` and one for each baseline.
     """
 
     kind: str
@@ -54,12 +56,13 @@ class SelfTestCell:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What a model sees of synthetic defects in held-out normals: an estimate without labels.
+    """How well a model finds synthetic defects in held-out normals: an estimate without labels.
 
-    `side` is that of the images as the networks see them. `auroc` and `pixel_auroc` are means over
-    the cells, empty when no defect could be made; `whole_auroc` is of images bent as a whole.
-    Defects are seen from `sees_from` pixels on, null when not at all. `findings` say so in words,
-    and what follows.
+    `normals` counts the held-out normals. `side` is the side of the images as the networks see
+    them, in pixels. `auroc` and `pixel_auroc` are means over the cells; they are empty when no
+    defect could be made. `whole_auroc` belongs to images that were bent out of shape as a whole.
+    Defects are found from a size of `sees_from` pixels on; it is null when they are not found.
+    `findings` say this in words, and what to do about it.
     """
 
     defects: str = "synthetic"
@@ -77,8 +80,8 @@ class SelfTest:
 class TrainReport:
     """Result of ``anoscan train``.
 
-    `tracking` is the folder with the losses and pictures of the training; None where it could not
-    be written.
+    `images_shown` and `seconds` give the length of each stage. `tracking` is the folder with the
+    losses and pictures of the training; it is null where it could not be written.
     """
 
     schema: ClassVar[str] = "anoscan.train/1"
@@ -97,7 +100,7 @@ class TrainReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorReport:
-    """Result of ``anoscan doctor``: facts by topic, and the checks made of them."""
+    """Result of ``anoscan doctor``: facts by topic, the checks of them, and the worst verdict."""
 
     schema: ClassVar[str] = "anoscan.doctor/1"
     verdict: Health

@@ -1,4 +1,4 @@
-"""Results of the commands that look after models, and of ``anoscan demo``."""
+"""Results of the commands that maintain models, and of ``anoscan demo``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from anoscan.core.results.train import TrainReport
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The false-alarm rate that a model judges at, and what set it.
+    """The false-alarm rate at which a model decides, and the option that set it.
 
-    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost', the last two with `wanted`, the
-    number given, the numbers of `labelled` images, and the `recall` on the very same.
+    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost'. The last two come with `wanted`
+    (the value of the option), `labelled` (numbers of images by label), and `recall` (on those same
+    images). Otherwise these are null.
     """
 
     false_alarm_rate: float
@@ -29,9 +30,11 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
-    """Result of ``anoscan calibrate``. `decision` is null where the rate was left as it was.
+    """Result of ``anoscan calibrate``.
 
-    `previous` is the model as it was before. `warning` says what is wrong with the images.
+    `previous` is the model before the change. `images` counts the new calibration images; it is
+    null without new ones. `warning` says what is wrong with these images. `decision` is null where
+    the rate was not changed. `history` lists all changes of the model.
     """
 
     schema: ClassVar[str] = "anoscan.calibrate/1"
@@ -48,7 +51,7 @@ class CalibrateReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """One image that was taken for normal. `p_value`: share of the images at least as odd."""
+    """One image of a normal folder; `p_value` is the share of images at least as anomalous."""
 
     rank: int
     path: str
@@ -58,9 +61,9 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True)
 class SuspectsReport:
-    """Result of ``anoscan suspects``: all images, most suspect first.
+    """Result of ``anoscan suspects``: all images, the most suspect first.
 
-    `model` is null where one was trained for the purpose and not kept.
+    `model` is null where a model was trained for this purpose and not kept.
     """
 
     schema: ClassVar[str] = "anoscan.suspects/1"
@@ -71,9 +74,10 @@ class SuspectsReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCheck:
-    """One number of a batch of images against the calibration images.
+    """Comparison of one quantity between a batch of images and the calibration images.
 
-    `statistic` is the Kolmogorov-Smirnov distance; `adjusted_p_value` accounts for all checks.
+    `statistic` is the Kolmogorov-Smirnov distance, from 0 to 1. `adjusted_p_value` accounts for the
+    number of checks.
     """
 
     name: str
@@ -89,8 +93,9 @@ class DriftCheck:
 class DriftReport:
     """Result of ``anoscan drift``.
 
-    `anomalous_share` of the batch is anomalous at `false_alarm_rate`; of normal images that fit,
-    about that share would be.
+    `anomalous_share` is the share of the batch that is anomalous at the model's threshold. For
+    normal images that fit the model it would be about `false_alarm_rate`. `fits` says whether the
+    batch fits, and `advice` what to do.
     """
 
     schema: ClassVar[str] = "anoscan.drift/1"
@@ -107,7 +112,7 @@ class DriftReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """Result of ``anoscan demo``: the three documents, and the folder of pictures."""
+    """Result of ``anoscan demo``: the results of three commands, and the folder of pictures."""
 
     schema: ClassVar[str] = "anoscan.demo/1"
     train: TrainReport
@@ -118,7 +123,7 @@ class DemoReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TuringTest:
-    """A sheet of shuffled real and generated images, and the file that says which is which."""
+    """A sheet of shuffled real and generated images, and a file that says which ones are real."""
 
     sheet: str
     key: str
@@ -128,7 +133,11 @@ class TuringTest:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReport:
-    """Result of ``anoscan sample``: the pictures written, by what they show."""
+    """Result of ``anoscan sample``: the paths of the pictures that were written.
+
+    `grid` shows `n` random samples, and `interpolation` shows steps between samples.
+    `between` shows steps between two given images. `between` and `turing` are null where they were not asked for.
+    """
 
     schema: ClassVar[str] = "anoscan.sample/1"
     model: ModelReference
@@ -143,7 +152,11 @@ class SampleReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """One model of ``anoscan models list``: `problem` if unreadable, `default` if trained last."""
+    """One model of ``anoscan models list``.
+
+    `problem` says why a model cannot be read; it is null for a good one. `default` marks the model
+    that was trained last.
+    """
 
     name: str
     path: str
