@@ -1,4 +1,4 @@
-"""Small pictures of many images, kept in a temporary file or a folder until a report is written."""
+"""Keep small pictures of many images in a temporary file or a folder, for a report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from anoscan.core.errors import InputError
 from anoscan.report.pictures import Views
 
-# Bytes of all pictures inside one file, before base64 makes a third more of them.
+# All pictures inside one file have about this many bytes, before base64 makes a third more of them.
 INLINE_BYTES = 40_000_000
-_MOST, _LEAST = 60_000, 1_500  # bytes an image
-# Sides and qualities to try, the best first.
+_MOST, _LEAST = 60_000, 1_500  # bytes of all pictures of one image
+# Longest sides in pixels and qualities of WebP are tried in this order, the best first.
 _RUNGS = (
     (384, 85),
     (320, 80),
@@ -32,8 +32,8 @@ _RUNGS = (
     (96, 35),
     (64, 30),
 )
-_ROOM_LEFT = 0.45  # of the budget: when so little was needed, the next image is tried larger
-_EXACT = 32  # pixels: pictures as small as this lose nothing
+_ROOM_LEFT = 0.45  # share of the budget: if an image needs less, the next one is tried larger
+_EXACT = 32  # pixels a side: pictures up to this size are stored without loss
 NAMES = ("query", "reconstruction", "map")
 _FILE = re.compile(r"\d{6,}-(query|reconstruction|map)\.webp")
 
@@ -41,22 +41,22 @@ Draw = Callable[[int], Views]
 
 
 class Album:
-    """Pictures of images, added one after the other; memory does not grow with them.
+    """Keeps the pictures of images that are added one after the other, not in memory but on disk.
 
     Parameters
     ----------
     images : int
-        How many will come: the more, the smaller each of them.
+        About how many images will be added. The more there are, the smaller their pictures get.
     beside : Path
-        Folder for the temporary file, which nobody sees.
+        Folder for the temporary file, which has no name there.
     folder : Path, optional
-        Keep every picture as a file of its own there instead, as large as is useful. Pictures of
-        an earlier album there are removed.
+        When given, every picture is a file of its own in this folder, and may be larger. Pictures
+        of an earlier album in it are removed.
 
     Raises
     ------
     InputError
-        When nothing can be written there.
+        When nothing can be written to the folder.
     """
 
     def __init__(self, images: int, beside: Path, folder: Path | None = None) -> None:
@@ -85,12 +85,12 @@ class Album:
         return len(self._ends) - 1
 
     def add(self, draw: Draw) -> int:
-        """Keep the pictures of one image; returns its number, from 0.
+        """Keep the pictures of one image; returns its number, which counts from 0.
 
         Parameters
         ----------
         draw : callable
-            From the longest side in pixels to all three views.
+            Draws all three views, given their longest side in pixels.
         """
         files = self._encoded(draw)
         if self.folder is not None:
@@ -104,14 +104,17 @@ class Album:
         return len(self) - 1
 
     def inline(self, number: int) -> str:
-        """Pictures of one image, base64 with a space between them; of albums without a folder."""
+        """Pictures of one image in base64, separated by spaces; '' for an album with a folder."""
         if self._spool is None:
             return ""
         self._spool.seek(self._ends[number])
         return self._spool.read(self._ends[number + 1] - self._ends[number]).decode("ascii")
 
     def _encoded(self, draw: Draw) -> list[bytes]:
-        """WebP files as large as the budget allows; how large that is changes little by little."""
+        """Encode the views as the largest WebP files that the budget allows.
+
+        The search starts at the size of the image before, or one step above it.
+        """
         for rung in range(self._rung, len(_RUNGS)):
             side, quality = _RUNGS[rung]
             files = [_webp(view, quality) for view in draw(side)]
@@ -122,7 +125,7 @@ class Album:
         return files
 
     def close(self) -> None:
-        """Let go of the temporary file."""
+        """Close the temporary file, which deletes it."""
         if self._spool is not None:
             self._spool.close()
 

@@ -1,8 +1,8 @@
-"""One page of a scoring: images with reconstruction and map, sorted, to be filtered and looked at.
+"""Write the HTML report of a scoring: images with reconstruction and anomaly map, by score.
 
-The page is one file without any request: pictures, style and script are inside, and a
-Content-Security-Policy forbids everything else. It is made of the JSON document of ``score``.
-Whatever comes from file names or a model file is only ever text.
+The page is one file that loads nothing. Pictures, style and script are inside, and a
+Content-Security-Policy forbids everything else. The page is made from the JSON document of
+``score``. File names and the contents of a model file only ever appear as text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anoscan.report.views import ImageViews
 from anoscan.training import health
 
 SCHEMA = "anoscan.score/1"
-_FIRST = 60  # images whose pictures come before the script: the first screens
+_FIRST = 60  # images whose pictures come before the script, so that the first screens show at once
 _BINS = 44
 
 Box = tuple[float, float, float, float]
@@ -39,7 +39,17 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Shown:
-    """What is known of one image beside its result: pictures, upright size, boxes of regions."""
+    """What the page needs of one image besides its result.
+
+    Parameters
+    ----------
+    number : int
+        Number of its pictures in the album, or -1 when it has none.
+    width, height : int
+        Size of the upright image in pixels.
+    boxes : tuple of (left, top, width, height)
+        Boxes of its regions, as shares (0 to 1) of the sides of the upright image.
+    """
 
     number: int
     width: int
@@ -49,14 +59,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Background:
-    """What a report says of the model.
+    """What a report says about the model.
 
     Parameters
     ----------
     metadata : dict
-        Of the model file; empty when it is not at hand.
+        Metadata of the model file; empty when the file is not available.
     calibration : ndarray of shape (n,)
-        Scores of held-out normals; empty when there are none.
+        Scores of the calibration images; empty when there are none.
     """
 
     metadata: Mapping[str, Any]
@@ -64,21 +74,23 @@ class Background:
 
 
 class HtmlReport:
-    """A report in the making: images are added as they are scored, then the page is written.
+    """Collects images as they are scored, and then writes the page.
 
     Parameters
     ----------
     path : Path
-        The page, ``.html`` or ``.htm``; what is there is replaced when the new one is whole.
+        File of the page, ``.html`` or ``.htm``. An older file is replaced when the new one is
+        complete.
     images : int
-        How many will come, about.
+        About how many images will be added.
     assets : bool
-        Keep pictures in a folder beside the page, ``NAME-files``, and larger.
+        Whether pictures are kept in a folder ``NAME-files`` beside the page, where they may be
+        larger.
 
     Raises
     ------
     UsageError
-        When `path` does not look like a page.
+        When `path` has another suffix, or is a folder.
     InputError
         When nothing can be written there.
     """
@@ -93,7 +105,7 @@ class HtmlReport:
         self._shown: dict[str, Shown] = {}
 
     def add(self, image: ImageScore, seen: ImageViews) -> None:
-        """Take the pictures of an image that has just been scored."""
+        """Keep the pictures, the size and the regions of an image that has just been scored."""
         height, width = seen.decoded.shape
         boxes = tuple(_upright(region, seen.decoded) for region in image.regions)
         self._shown[image.path] = Shown(self._album.add(seen.views), width, height, boxes)
@@ -104,13 +116,14 @@ class HtmlReport:
         Parameters
         ----------
         document : dict
-            JSON document ``anoscan.score/1``.
+            Result of the scoring, as the JSON document ``anoscan.score/1``.
         background : Background
+            Metadata and calibration scores of the model.
 
         Raises
         ------
         InputError
-            When it cannot be written.
+            When the page cannot be written.
         """
         rows, model = document["images"], printable(str(document["model"].get("name", "")))
         numbers = [s.number for row in rows if (s := self._shown.get(row["path"]))]
@@ -155,7 +168,7 @@ class HtmlReport:
             yield number, self._album.inline(number)
 
     def _data(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """What the script of the page gets; a list an image, for there may be thousands."""
+        """Data for the script of the page; each image is a list, so that thousands stay small."""
         rows = document["images"]
         terms = list(rows[0]["terms"]) if rows else []
         folder = self._album.folder
@@ -191,7 +204,7 @@ class HtmlReport:
         ]
 
     def close(self) -> None:
-        """Let go of the pictures."""
+        """Close the album, which deletes its temporary file."""
         self._album.close()
 
     def __enter__(self) -> Self:
@@ -202,12 +215,25 @@ class HtmlReport:
 
 
 def assets_of(page: Path) -> Path:
-    """Folder beside a page that its pictures are kept in, where they are not inside it."""
+    """Folder beside a page for its pictures, when they are not inside the page."""
     return page.with_name(f"{page.stem}-files")
 
 
 def _upright(region: Region, decoded: Decoded) -> Box:
-    """Box in pixels of the image as stored, as shares of the sides of the upright image."""
+    """Convert the box of a region to the upright image.
+
+    Parameters
+    ----------
+    region : Region
+        Region with its box in pixels of the image as stored.
+    decoded : Decoded
+        The image.
+
+    Returns
+    -------
+    left, top, width, height : float
+        Box as shares (0 to 1) of the sides of the upright image.
+    """
     turn = decoded.orientation
     size = (decoded.width, decoded.height)
     width, height = size[::-1] if turn >= 5 else size
@@ -228,7 +254,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _embedded(value: Any) -> Markup:
-    """JSON that no file name can break out of, whatever it contains."""
+    """JSON that is safe inside a script element: no file name in it can end the element."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -276,12 +302,26 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.3g} %"
 
 
-# --- what is said beside the images -------------------------------------------------------------
+# --- the chart, the model and its health --------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bin of the chart: where it is in percent, from which score to which, and shares."""
+    """One bin of the chart.
+
+    Parameters
+    ----------
+    left, width : float
+        Place and width of the bin, in percent of the chart's width.
+    low, high : float
+        Scores at its edges.
+    scored, held_out : int
+        Number of scored images and of calibration images in it.
+    scored_height, held_out_height : float
+        Heights of its two bars, in percent of the tallest bar.
+    anomalous : bool
+        Whether the bin is above the threshold.
+    """
 
     left: float
     width: float
@@ -296,7 +336,21 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Distribution of scores beside that of held-out normals; heights are shares of the tallest."""
+    """Distribution of scores beside that of the calibration images.
+
+    Parameters
+    ----------
+    low, high : float
+        Scores at both ends of the chart.
+    cut : bool
+        Whether some scores are above `high`; they are counted in the last bin.
+    threshold : float
+        Place of the threshold, in percent of the chart's width.
+    bars : tuple of Bar
+        Bins from the lowest score to the highest.
+    ticks : tuple of (float, str)
+        Place in percent of the chart's width, and text, of each tick.
+    """
 
     low: float
     high: float
@@ -307,19 +361,24 @@ class Chart:
 
 
 def chart(scores: Sequence[float], held_out: np.ndarray, threshold: float) -> Chart | None:
-    """Bins with an edge at the threshold; few very high scores share the last one.
+    """Sort scores into bins, one edge of which is the threshold.
+
+    The chart ends at most three times as far above the threshold as the lowest score is below it.
+    Higher scores are counted in the last bin.
 
     Parameters
     ----------
     scores : sequence of float
+        Anomaly scores of the images.
     held_out : ndarray of shape (n,)
-        May be empty.
+        Scores of the calibration images; may be empty.
     threshold : float
+        Score above which an image is anomalous.
 
     Returns
     -------
     Chart or None
-        None without scores.
+        None when there are no scores.
     """
     if not scores:
         return None
@@ -360,7 +419,10 @@ def chart(scores: Sequence[float], held_out: np.ndarray, threshold: float) -> Ch
 
 
 def _counts(values: np.ndarray, edges: np.ndarray, threshold: float) -> np.ndarray:
-    """Values a bin; a bin holds its upper edge, for only what is above the threshold is odd."""
+    """Count the values in each bin.
+
+    A bin includes its upper edge, because only a score above the threshold is anomalous.
+    """
     places = np.searchsorted(edges, values, side="left") - 1
     odd = int(np.searchsorted(edges, threshold))
     places = np.where(values > threshold, np.maximum(places, odd), np.minimum(places, odd - 1))
@@ -369,7 +431,7 @@ def _counts(values: np.ndarray, edges: np.ndarray, threshold: float) -> np.ndarr
 
 
 def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
-    """About five round numbers, with their places in percent."""
+    """Choose about five round numbers; returns the place in percent, and the text, of each."""
     rough = (high - low) / 5
     unit = 10 ** np.floor(np.log10(rough))
     step = float(unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough)))
@@ -380,7 +442,7 @@ def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
 
 
 def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Facts of the model, by name; of metadata that nobody has checked."""
+    """Facts about the model as pairs of name and text; `metadata` may have any content."""
     config, rule = _part(metadata, "config"), _part(metadata, "image_rule")
     data, model = _part(metadata, "training_data"), document["model"]
     sees = f"{rule['size']} x {rule['size']}" if "size" in rule else None
@@ -417,7 +479,7 @@ def _version(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _health(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Verdict, name and message of each check of the training."""
+    """Verdict, name and message of each health check of the training, as text."""
     checks = _part(metadata, "health").get("checks")
 
     def said(check: Mapping[str, Any], key: str) -> str:

@@ -1,7 +1,7 @@
-"""Anomaly maps as files: pictures for people, arrays for programs.
+"""Write anomaly maps as files: pictures for people, arrays for programs.
 
-Files are upright and have the resolution of the image, pictures up to `LARGEST_PICTURE` pixels a
-side. The map of a large image is never in memory as a whole: its rows wait in a temporary file.
+Files show the upright image and have its resolution; pictures have at most `LARGEST_PICTURE` pixels
+a side. The map of a large image is never in memory as a whole. Its rows wait in a temporary file.
 """
 
 from __future__ import annotations
@@ -28,18 +28,23 @@ from anoscan.report.pictures import MAP_SUFFIXES
 from anoscan.scoring.maps import MapScale
 
 STRIP = 2**22  # pixels of a map that are in memory at a time
-_ROWS_A_STRIP = 64  # of a TIFF
+_ROWS_A_STRIP = 64  # rows in a strip of a TIFF
 
 
 class MapFiles:
-    """Writes the maps of images, each in the forms that are wanted.
+    """Writes the anomaly maps of images, each in several forms.
 
     Parameters
     ----------
     folder : path
-        Mirrors the tree of the images.
+        Folder of the files, which mirrors the tree of the images.
     forms : tuple of str
-        Some of `scores.MAP_FORMS`.
+        Some of `choices.MAP_FORMS`: 'overlay', 'side-by-side', 'npy', 'tiff', 'mask'.
+
+    Raises
+    ------
+    UsageError
+        For a form that does not exist.
     """
 
     def __init__(self, folder: str | Path, forms: tuple[str, ...]) -> None:
@@ -50,12 +55,24 @@ class MapFiles:
 
     @property
     def drawn(self) -> bool:
-        """Whether pictures of the images are wanted."""
+        """Whether a form is a picture that shows the image itself."""
         return bool({"overlay", "side-by-side"} & set(self._forms))
 
     def spool(self, canvas: Canvas) -> Callable[[int, Floats], None] | None:
-        """Where rows of the map of the next image go, from the top down; None if not needed."""
-        # What is small enough comes whole to `write`.
+        """Prepare to take the rows of the map of the next image.
+
+        Parameters
+        ----------
+        canvas : Canvas
+            The next image.
+
+        Returns
+        -------
+        callable or None
+            Function that takes (row number, rows), from the top down, and keeps the rows in a
+            temporary file until `write`. None when `write` needs no rows.
+        """
+        # A map that is small enough is given to `write` as a whole.
         if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - {
             "overlay",
             "side-by-side",
@@ -72,23 +89,26 @@ class MapFiles:
         level: float,
         scale: MapScale,
     ) -> dict[str, str]:
-        """Write all forms of one image.
+        """Write all forms of the map of one image.
 
         Parameters
         ----------
         decoded : Decoded
+            The image.
         canvas : Canvas
-            The image to draw.
+            The image as it is drawn.
         anomaly_map : ndarray of shape (h, w)
-            Its map, or what `tiles.Reduced` left of it; its rows are in the spool then.
+            Its map. For a large image it is reduced by `tiles.Reduced`, and the rows of the full
+            map were given to the function of `spool`.
         level : float
-            What the mask shows is above it.
-        scale : Scale
-            Of all maps of the model.
+            Value of the map above which the mask is white.
+        scale : MapScale
+            Colour scale of all maps of the model.
 
         Returns
         -------
-        dict from a form to the path of its file.
+        dict of str to str
+            Path of the file of each form.
 
         Raises
         ------
@@ -135,16 +155,16 @@ class MapFiles:
 
 @dataclass(frozen=True)
 class Rows:
-    """A map at the size of its image, a few rows at a time.
+    """A map that is resized to its image a few rows at a time.
 
     Parameters
     ----------
     read : callable
-        (top, end) -> rows of the map.
+        Function that returns the rows of the map from `top` to `end`, float32.
     shape : (int, int)
-        Of the map.
+        Height and width of the map.
     size : (int, int)
-        Height and width of the image.
+        Height and width of the upright image.
     """
 
     read: Read
@@ -152,7 +172,10 @@ class Rows:
     size: tuple[int, int]
 
     def strips(self, most: int | None = None) -> Iterator[tuple[int, Floats]]:
-        """All rows from the top down, with the number of the first of each strip."""
+        """Yield all rows in strips, from the top down, each with the number of its first row.
+
+        A strip has `most` rows; without `most`, about `STRIP` pixels.
+        """
         rows = most or max(1, STRIP // self.size[1])
         yield from resampling.strips(self.read, self.shape, self.size, rows)
 

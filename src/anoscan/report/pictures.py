@@ -1,4 +1,4 @@
-"""PNGs made for people: panels that show where an image is odd, and grids of samples."""
+"""Pictures for people: panels that show where an image is anomalous, and grids of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anoscan.core.files import replacing
 
 _GAP = 4  # pixels
 _MARGIN = 20  # pixels, for the numbers of rows and columns
-_FEW = 48  # pixels: pictures no larger are enlarged as sharp squares
+_FEW = 48  # pixels a side: pictures up to this size are enlarged without smoothing
 _INK = (230, 230, 230)
 _BACKGROUND = (40, 40, 40)
 _SUFFIX = ".residual.png"
@@ -29,7 +29,8 @@ MAP_SUFFIXES = {
     "mask": ".mask.png",
 }
 
-# Nine anchors of matplotlib's inferno: lightness rises evenly, also for the colour-blind.
+# These are nine anchors of Matplotlib's colour map inferno. Its lightness rises evenly, also for
+# the colour-blind.
 _ANCHORS = (
     (0, 0, 4),
     (33, 12, 74),
@@ -45,14 +46,15 @@ _INDEX = np.linspace(0, len(_ANCHORS) - 1, 256)
 _BANDS = [np.interp(_INDEX, range(len(_ANCHORS)), band) for band in zip(*_ANCHORS, strict=True)]
 _COLOURS = np.stack(_BANDS, axis=1).round().astype(np.uint8)
 
-# What some file system refuses in a name, and what would be read back as an escape.
+# These are characters that some file systems refuse in a name, and '%' where it would be read back
+# as an escape.
 _ESCAPED = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]|%(?=[0-9A-Fa-f]{2}|~)')
-_LONGEST_NAME = 240  # bytes; file systems take 255 with the suffix
+_LONGEST_NAME = 240  # bytes; most file systems take at most 255, including the suffix
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is shown of an image; sizes may differ, all three show the same field."""
+    """Three pictures of one image; sizes may differ, but all show the same field of view."""
 
     query: Image.Image
     reconstruction: Image.Image
@@ -70,15 +72,15 @@ def views(
     *,
     side: int | None = None,
 ) -> Views:
-    """Query, reconstruction and map as pictures; `panel` describes the arguments.
+    """Draw query, reconstruction and map; `panel` describes the other arguments.
 
     Parameters
     ----------
     side : int, optional
-        Longest side that a picture may have, in pixels; longer ones are reduced.
+        Longest side of a picture in pixels; larger pictures are reduced.
     """
     if side is not None:
-        # The worst of a block stands for it: a small defect must not be averaged away.
+        # Each block of the map is replaced by its maximum: a mean would hide a small defect.
         anomaly_map = _blocks(anomaly_map, side).max((-3, -1))
         reconstruction = _blocks(reconstruction, 2 * side).mean((-3, -1))
     drawn = (_rgb(query), _rgb(reconstruction), coloured(anomaly_map, scale))
@@ -89,14 +91,14 @@ def views(
 
 
 def picture(image: NDArray[np.floating[Any]], side: int) -> Image.Image:
-    """An image (channels, height, width) in [-1, 1] as a picture, no side over `side` pixels."""
+    """Draw an image (channels, height, width) in [-1, 1], with no side over `side` pixels."""
     drawn = _rgb(image)
     drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     return drawn
 
 
 def side_by_side(views: Views, height: int) -> Image.Image:
-    """Three views in a row, each as tall as `height` in pixels and of the query's proportions."""
+    """Draw the views in a row, each `height` pixels high and in the query's proportions."""
     size = (max(1, round(height * views.query.width / views.query.height)), height)
     small = max(views.query.size) <= _FEW
     how = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
@@ -113,20 +115,21 @@ def panel(
     like: Iterable[NDArray[np.floating[Any]]] = (),
     zoom_to: int = 192,
 ) -> Image.Image:
-    """Query, reconstruction and residual side by side.
+    """Draw query, reconstruction and residual side by side.
 
     Parameters
     ----------
     query, reconstruction : ndarray, (channels, height, width) float
-        Values in [-1, 1]; what lies outside is clipped.
+        Images with values in [-1, 1]; values outside are clipped.
     anomaly_map : ndarray, (height, width) float
-        Values from 0 up.
+        Residual or anomaly map, with values from 0 up.
     scale : float
-        Value with the brightest colour. Panels can be compared only if it is the same for all.
+        Value that gets the brightest colour. Panels can be compared only if it is the same.
     shape : (int, int), optional
-        Height and width of the image, of which only the proportions are used; as drawn without.
+        Height and width of the image. The pictures get their ratio; without `shape` they keep
+        their own.
     like : iterable of ndarray, (channels, height, width) float
-        More pictures, to stand on the right.
+        Further images with values in [-1, 1], drawn on the right.
     zoom_to : int
         Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
     """
@@ -137,7 +140,7 @@ def panel(
 
 
 def coloured(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Image.Image:
-    """Map (h, w) in colours, from black at 0 to the brightest at `scale`."""
+    """Draw a map (h, w) in colours, from black at 0 to the brightest colour at `scale`."""
     share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
     return Image.fromarray(_COLOURS[(share * 255).round().astype(np.uint8)])
 
@@ -147,20 +150,23 @@ def overlay(
     anomaly_map: NDArray[np.floating[Any]],
     scale: float,
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Query, map in colours, and the query with the map over it, all of the query's size.
+    """Draw the query, the map in colours, and the query with the map over it.
+
+    All three have the size of the query.
 
     Parameters
     ----------
     query : ndarray, (channels, height, width) float
-        Values in [-1, 1]; what lies outside is clipped.
+        Image with values in [-1, 1]; values outside are clipped.
     anomaly_map : ndarray, (h, w) float
-        Of the same field. What is at most half the scale leaves the query as it is.
+        Map of the same field of view, of any size. Values up to half of `scale` leave the query
+        unchanged.
     scale : float
-        Value with the brightest colour.
+        Value that gets the brightest colour.
     """
     image = _rgb(query)
     if max(anomaly_map.shape) > max(image.size):
-        # The worst of a block stands for it: a small defect must not be averaged away.
+        # Each block of the map is replaced by its maximum: a mean would hide a small defect.
         anomaly_map = _blocks(anomaly_map, max(image.size)).max((-3, -1))
     values = Image.fromarray(anomaly_map.astype(np.float32))
     values = values.resize(image.size, Image.Resampling.BILINEAR)
@@ -172,40 +178,40 @@ def overlay(
 
 
 def sheet(rows: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other, aligned on the left.
+    """Stack pictures below each other, aligned on the left.
 
     Raises
     ------
     ValueError
-        When there are none.
+        When there are no pictures.
     """
     turned = [row.transpose(Image.Transpose.TRANSPOSE) for row in rows]
     return row(turned).transpose(Image.Transpose.TRANSPOSE)
 
 
 def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
-    """Images in rows of `columns`.
+    """Draw images in rows of `columns`.
 
     Parameters
     ----------
     images : ndarray, (n, channels, height, width) float
-        Values in [-1, 1]; what lies outside is clipped.
+        Images with values in [-1, 1]; values outside are clipped.
     columns : int
-        At least 1.
+        Number of images in a row, at least 1.
     zoom_to : int
         Side in pixels that each image is enlarged to, as nearly as whole factors allow.
 
     Raises
     ------
     ValueError
-        When there are none.
+        When there are no images.
     """
     cells = [_zoom(_rgb(image), zoom_to) for image in images]
     return sheet([row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
 
 
 def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
-    """`grid` with numbers of rows and columns, from 1, beside it: a sheet that can be asked about.
+    """Draw a `grid` with its rows and columns numbered from 1, so that each image can be named.
 
     Raises
     ------
@@ -229,23 +235,24 @@ def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write `image` whole or not at all, with the folders above it.
+    """Write `image` as PNG, completely or not at all, and create missing folders.
 
     Raises
     ------
     InputError
-        When it cannot be written there.
+        When the file cannot be written.
     """
     with replacing(path) as file:
         image.save(file, format="PNG")
 
 
 def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:
-    """Where a file made of an image goes: `folder` mirrors the input tree.
+    """Path in `folder` of a file that is made of an image; `folder` mirrors the input tree.
 
-    Different values of `inside` give different paths, and all of them lie in `folder`: what is no
-    plain name ('..', a drive letter, control characters) is written as ``%`` and its hexadecimal
-    code, and a name too long for a file system is cut and completed with a hash.
+    `inside` is the path of the image in the input tree, with slashes. Different values of `inside`
+    give different paths, and all of them lie in `folder`. Characters that are not safe in a name
+    (of '..', a drive letter, control characters) are written as ``%`` and their hexadecimal code.
+    A name too long for a file system is cut and completed with a hash.
 
     >>> output_path(Path("out"), "a/b.png").as_posix()
     'out/a/b.png.residual.png'
@@ -258,7 +265,7 @@ def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:
 
 def _parent_name(part: str) -> str:
     plain = _plain(part)
-    # The picture of "a.png" must not want the name of the folder "a.png.residual.png".
+    # A folder "a.png.residual.png" would take the path of the picture of "a.png".
     if plain.lower().endswith((_SUFFIX, *MAP_SUFFIXES.values())):
         return f"{plain[:-1]}%{ord(plain[-1]):02X}"
     return plain
@@ -266,7 +273,7 @@ def _parent_name(part: str) -> str:
 
 def _plain(part: str) -> str:
     if part in ("", ".", ".."):
-        return "%2F" if not part else "%2E" * len(part)  # no other name contains a slash
+        return "%2F" if not part else "%2E" * len(part)  # unique: no name contains a slash
     plain = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", part)
     encoded = plain.encode("utf-8", "surrogatepass")
     if len(encoded) <= _LONGEST_NAME:
@@ -282,7 +289,14 @@ def _rgb(image: NDArray[np.floating[Any]]) -> Image.Image:
 
 
 def _blocks(image: NDArray[np.floating[Any]], side: int) -> NDArray[np.floating[Any]]:
-    """Image (..., height, width) as blocks (..., rows, block, columns, block), at most `side`."""
+    """Divide an image (..., height, width) into square blocks.
+
+    Returns
+    -------
+    ndarray of shape (..., rows, block, columns, block)
+        `rows` and `columns` are at most `side` where possible. What does not fill a block at the
+        right and lower edge is cut off.
+    """
     *rest, height, width = image.shape
     block = max(1, min(-(-max(height, width) // side), height, width))
     rows, columns = height // block, width // block
@@ -296,18 +310,18 @@ def _zoom(image: Image.Image, side: int) -> Image.Image:
 
 
 def _proportioned(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """A square view of an image of `shape`, its shorter side reduced: nothing is cut."""
+    """Shrink one side of a square view so that it has the ratio of `shape`; nothing is cut."""
     height, width = (max(1, round(image.width * side / max(shape))) for side in shape)
     return image.resize((width, height), Image.Resampling.BOX)
 
 
 def row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures beside each other, aligned at the top.
+    """Put pictures beside each other, aligned at the top.
 
     Raises
     ------
     ValueError
-        When there are none.
+        When there are no pictures.
     """
     if not pictures:
         raise ValueError("no pictures")

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG and SVG. Drawn with Matplotlib, the extra ``plots``."""
+"""Draw the figures of an evaluation as PNG and SVG, with Matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Drawn = EvalReport | ComparedModel
 
-# Okabe and Ito's colours, told apart by all kinds of eyes.
+# These are Okabe and Ito's colours, which colour-blind people can distinguish too.
 NORMAL, ANOMALOUS, GUIDE = "#0072B2", "#D55E00", "#999999"
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
@@ -39,9 +39,9 @@ _STYLE: Any = {
     "font.size": 10,
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "svg.fonttype": "none",  # text stays text: searchable, and read aloud
-    "svg.hashsalt": "anoscan",  # the same figures give the same file
-    "text.parse_math": False,  # names are data, also those with dollar signs
+    "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
+    "svg.hashsalt": "anoscan",  # equal figures give equal files
+    "text.parse_math": False,  # a name with dollar signs is no formula
 }
 
 
@@ -51,6 +51,7 @@ def check() -> None:
     Raises
     ------
     UsageError
+        When Matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise UsageError(
@@ -60,27 +61,34 @@ def check() -> None:
 
 
 def write(report: EvalReport, folder: Path) -> list[Path]:
-    """Draw an evaluation: curves of all its models, the rest of the first.
+    """Draw an evaluation: curves of all compared models, and further figures of the first one.
 
     Parameters
     ----------
     report : EvalReport
+        Result of the evaluation.
     folder : Path
-        Made if need be; files of the same names are replaced.
+        Folder of the figures. It is created if it does not exist, and files of the same names are
+        replaced.
 
     Returns
     -------
     list of Path
-        A PNG and an SVG of each: ``roc``, ``precision-recall``, ``scores`` (histograms by label),
-        ``confusion`` and, where there are classes, ``classes``. What the labels do not define is
-        left out.
+        A PNG and an SVG of each figure: ``roc``, ``precision-recall``, ``scores`` (histograms by
+        label), ``confusion`` and, where there are classes, ``classes``. A figure that the labels
+        do not define is left out.
+
+    Raises
+    ------
+    InputError
+        When a file cannot be written.
     """
     from matplotlib import rc_context
 
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(_STYLE), warnings.catch_warnings():
-        # A letter that the font lacks is a box in the PNG; in the SVG it is there all the same.
+        # The PNG shows a box for a letter that the font lacks. The SVG is right all the same.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         for name, figure in _figures(report):
             for suffix in ("png", "svg"):
@@ -117,7 +125,7 @@ def _axes(
 
 
 def _size(models: Sequence[Drawn]) -> tuple[float, float]:
-    """Inches of a square with a legend below."""
+    """Width and height, in inches, of a square plot with a legend of all models below it."""
     return 5.2, 5.0 + 0.22 * len(models)
 
 
@@ -128,7 +136,7 @@ def _unit(axes: Axes) -> None:
 
 
 def _lines(models: Sequence[Drawn]) -> Iterator[tuple[dict[str, Any], str, Curves, Drawn]]:
-    """Style, name and curves of each model."""
+    """Yield line style, short name, curves and result of each model that has curves."""
     for number, row in enumerate(models):
         style = {
             "color": _CYCLE[number % len(_CYCLE)],
@@ -196,7 +204,7 @@ def _confusion(at: AtThreshold) -> Figure:
         [hit.true_negative, hit.false_positive],
         [hit.false_negative, hit.true_positive],
     ]
-    # Each label's images share out one shade: a rare label must not look empty.
+    # Shades are shares of each label's images, so that a rare label is not pale.
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for y, row in enumerate(counts):

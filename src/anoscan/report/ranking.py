@@ -1,4 +1,4 @@
-"""The images of a folder, scored one after the other and then ranked."""
+"""Score the images of a folder one after the other, and rank them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ class Ranking:
     Parameters
     ----------
     judge : Judge
+        Measures and judges images with one model.
     request : ScoreRequest
+        Score, false-alarm rate and mapping to use.
     views : ViewFiles, optional
-        Writes pictures and map files of every image.
+        Writer of pictures and map files of every image.
     on_image : callable, optional
-        Called with each result and what can be drawn of it.
+        Function that is called with each result and the views of its image.
     on_progress : callable
-        Called with a `Progress` after each batch, and between the tiles of a large image.
+        Function that is called with a `Progress` after each batch, and between the tiles of a large
+        image.
     """
 
     judge: Judge
@@ -37,7 +40,7 @@ class Ranking:
     on_progress: OnProgress
 
     def stream(self, files: Iterable[ImageFile]) -> Iterator[ImageScore | Skipped]:
-        """Score images in input order and bounded memory; they have no rank and no q-value."""
+        """Yield results in input order, without rank and q-value; memory stays bounded."""
         levels, request = self.judge.levels(self.request), self.request
         total = len(files) if isinstance(files, Sequence) else 0
         done = 0
@@ -72,7 +75,7 @@ class Ranking:
         Raises
         ------
         InputError
-            When none can be read.
+            When none of the images can be read.
         """
         scored: list[ImageScore] = []
         skipped: list[Skipped] = []

@@ -1,8 +1,9 @@
-"""What a generator has learned, to look at: samples, interpolations, and a visual Turing test.
+"""Draw what a generator has learned: samples, interpolations, and a visual Turing test.
 
 The Turing test is that of the AnoGAN and f-AnoGAN papers (Schlegl et al. 2019, doi
-10.1016/j.media.2019.01.010, section 4.3): experts say of each image of a shuffled sheet whether it
-is real. Real images are shown as the networks see them, so that sharpness does not give them away.
+10.1016/j.media.2019.01.010, section 4.3). Experts say of each image of a shuffled sheet whether it
+is real or generated. Real images are shown as the networks see them. In full resolution they would
+be recognised by their sharpness.
 """
 
 from __future__ import annotations
@@ -34,20 +35,21 @@ from anoscan.scoring.measure import CHUNK
 
 SAMPLES = 64
 MOST_SAMPLES = 4096
-STEPS = 9  # images of an interpolation, both ends among them
+STEPS = 9  # images of an interpolation, including both ends
 WALKS = 8  # interpolations on one sheet
 
 
 class Sampler:
-    """Draws from the generator of a model; the same seed draws the same.
+    """Draws images from the generator of a model; the same seed gives the same images.
 
     Parameters
     ----------
     model : Model
+        Model whose generator and encoder are used.
     runtime : Runtime
-        Where to compute, and how many threads decode.
+        Device to compute on, and number of threads that decode images.
     seed : int
-        Of all random draws.
+        Seed of all random draws.
     """
 
     def __init__(self, model: Model, runtime: Runtime, seed: int) -> None:
@@ -62,19 +64,33 @@ class Sampler:
         between: Sequence[str | Path] | None = None,
         turing: str | Path | None = None,
     ) -> SampleReport:
-        """Write the pictures under `output`, replacing those that are there; see `Detector.sample`.
+        """Write the pictures under `output`, replacing those that are there.
+
+        Parameters
+        ----------
+        output : Path
+            Folder of the pictures.
+        reference : ModelReference
+            The model as the result names it.
+        n, between, turing
+            As `Detector.sample` describes them.
+
+        Returns
+        -------
+        SampleReport
+            Paths of the pictures, and the files of `turing` that could not be read.
 
         Raises
         ------
         UsageError
-            When `n` is out of range, or `between` does not name two images.
+            When `n` is not from 2 to `MOST_SAMPLES`, or `between` does not name two images.
         InputError
             When an image of `between`, or every image of `turing`, cannot be read, or a picture
             cannot be written.
         """
         if not 2 <= n <= MOST_SAMPLES:
             raise UsageError(f"--n must be from 2 to {MOST_SAMPLES}. Got {n}.")
-        # What may fail comes before anything is written.
+        # Images are read before anything is written, because reading may fail.
         journey = None if between is None else self._between(between)
         test, skipped = (None, []) if turing is None else self._turing(turing, n)
         saved = _save(pictures.grid(self.images(self.latents(n, "samples")), _columns(n)),
@@ -91,12 +107,12 @@ class Sampler:
         )
 
     def latents(self, n: int, name: str) -> Tensor:
-        """Latents (n, d) from N(0, I), of a named stream."""
+        """Draw latents (n, d), float32, from N(0, I); each `name` has its own random stream."""
         generator = random_stream(self.seed, f"sample-{name}")
         return torch.randn(n, self.model.config.latent_dim, generator=generator)
 
     def images(self, z: Tensor) -> Floats:
-        """What the generator makes of latents (n, d): (n, c, s, s) float32 in [-1, 1]."""
+        """Generate images (n, c, s, s), float32 in [-1, 1], from latents (n, d)."""
         with exact_float32():
             parts = [
                 self.model.networks.generator(part.to(self.runtime.device)).float().cpu().numpy()
@@ -110,7 +126,10 @@ class Sampler:
         return pictures.grid(self.images(torch.cat(walks)), STEPS)
 
     def _between(self, paths: Sequence[str | Path]) -> Image.Image:
-        """The first image, the way from E(first) to E(second) through the generator, the second."""
+        """Draw one row: an image, the interpolation to a second image, and that image.
+
+        The interpolation is between the latents that the encoder gives for both images.
+        """
         if len(paths) != 2:
             raise UsageError("--between needs two images.")
         ends = []
@@ -122,7 +141,7 @@ class Sampler:
         shown = np.stack([end.canvas.centre(self._rule.size) for end in ends])
         with exact_float32():
             x = torch.from_numpy(shown).to(self.runtime.device)
-            # One by one: a latent must not depend on the image at the other end.
+            # Images are encoded one by one: a latent must not depend on the other image.
             a, b = (self.model.networks.encoder(image[None])[0].float().cpu() for image in x)
         way = self.images(slerp(a, b, STEPS))
         return pictures.grid(np.concatenate([shown[:1], way, shown[1:]]), STEPS + 2)
@@ -134,7 +153,14 @@ class Sampler:
     def _turing(
         self, folder: str | Path, n: int
     ) -> tuple[tuple[Floats, list[str | None]], list[Skipped]]:
-        """Images in the order of the sheet with the path of each real one; and what was skipped."""
+        """Draw the images of the Turing test in the order of the sheet.
+
+        Returns
+        -------
+        (images, names), skipped
+            Images (n, c, s, s), the path of each real one (None for generated ones), and the files
+            that could not be read.
+        """
         real, skipped = self._real(find(training_paths([folder])[0]), n // 2)
         if not real:
             raise InputError(
@@ -150,7 +176,7 @@ class Sampler:
         return (both[order], [names[place] for place in order]), skipped
 
     def _seen(self, real: Sequence[Decoded]) -> Floats:
-        """Images as the networks see them, or one random patch of each, (n, c, s, s)."""
+        """Images (n, c, s, s) as the networks see them: whole, or one random patch of each."""
         if self._rule.patch is None:
             return np.stack([decoded.pixels for decoded in real])
         generator = random_stream(self.seed, "sample-patches")
@@ -160,7 +186,13 @@ class Sampler:
         return np.concatenate([decoded.canvas.crops(side, draw) for decoded, draw in pairs])
 
     def _real(self, files: Sequence[ImageFile], wanted: int) -> tuple[list[Decoded], list[Skipped]]:
-        """At most `wanted` of the files, drawn at random; the unreadable ones met on the way."""
+        """Decode at most `wanted` of the files, drawn at random.
+
+        Returns
+        -------
+        decoded, skipped
+            The images, and those of the drawn files that could not be read.
+        """
         drawn = torch.randperm(
             len(files), generator=random_stream(self.seed, "sample-real")
         ).tolist()
@@ -180,11 +212,11 @@ class Sampler:
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Latents (steps, d) on the arc from a (d,) to b (d,), ends included.
+    """Latents (steps, d), float32, on the arc from a (d,) to b (d,), including both ends.
 
     A straight line between two samples of N(0, I) passes through latents shorter than any that
     the generator was trained on (White 2016, "Sampling Generative Networks", arXiv 1609.04468).
-    Straight all the same where the ends are parallel.
+    Where `a` and `b` are parallel there is no single arc, and the line is straight.
     """
     way = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
     start, end = a.double(), b.double()

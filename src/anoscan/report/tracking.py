@@ -1,7 +1,8 @@
-"""What a training looks like while it runs: losses, generated images, reconstructions.
+"""Record a training while it runs: losses, generated images, reconstructions.
 
-A `Tracker` only looks. Its latents come from a stream of their own and networks are put back as
-they were, so that a training gives the same weights whether anybody looks or not.
+A `Tracker` does not change the training. Its latents come from a random stream of their own, and
+it puts the networks back into the mode they were in. So the weights are the same with or without
+it.
 """
 
 from __future__ import annotations
@@ -25,29 +26,32 @@ from anoscan.core.runtime import exact_float32, random_stream
 from anoscan.model.training_record import Record
 from anoscan.report import pictures
 
-LOOKS = 8  # a stage: each costs about as much as a step of training
-SHEET_SIDE = 512  # pixels, about
-FEWEST, MOST = 2, 6  # images a row
+LOOKS = 8  # pictures in a stage; each costs about as much as a step of training
+SHEET_SIDE = 512  # approximate width of a sheet in pixels
+FEWEST, MOST = 2, 6  # images in a row
 
 
 class Tracker:
-    """Follows the stages of one training into its record, and to TensorBoard when asked.
+    """Writes the stages of one training to its record, and to TensorBoard when asked.
 
-    A record that cannot be written is no reason to lose a training: that is said once, as a note
-    of progress, and no more is written.
+    A record that cannot be written does not stop the training. The tracker reports this once, as a
+    note of progress, and then writes nothing more.
 
     Parameters
     ----------
     record : Record
+        Record of the training.
     resume : bool
-        Whether the record is of the run that goes on; otherwise it is emptied.
+        Whether the training continues the run that the record belongs to. If not, the record is
+        emptied.
     tensorboard : Path, optional
         Folder for TensorBoard's event files.
 
     Raises
     ------
     UsageError
-        When TensorBoard is asked for and not installed, or its folder cannot be written.
+        When `tensorboard` is given and TensorBoard is not installed, or its folder cannot be
+        written.
     """
 
     def __init__(self, record: Record, *, resume: bool, tensorboard: Path | None = None) -> None:
@@ -60,12 +64,18 @@ class Tracker:
             record.clear()
 
     def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
-        """Fix what every picture shows.
+        """Choose the latents and the images that every later picture shows.
 
         Parameters
         ----------
         held_out : ndarray of shape (n, c, s, s), float32 in [-1, 1]
-            The first few are shown beside their reconstructions.
+            Held-out normals; the first few are shown with their reconstructions.
+        latent_dim : int
+            Size of a latent.
+        seed : int
+            Seed of the training.
+        device : torch.device
+            Device of the networks.
         """
         self._columns = min(max(SHEET_SIDE // held_out.shape[-1], FEWEST), MOST)
         generator = random_stream(seed, "tracking")
@@ -81,16 +91,21 @@ class Tracker:
         generator: nn.Module | None = None,
         mirror: tuple[nn.Module, nn.Module] | None = None,
     ) -> OnProgress:
-        """Return a callback for the progress of a stage that stands at `images`.
+        """Return a callback for the progress of a stage.
 
         Parameters
         ----------
+        stage : str
+            Name of the stage.
+        images : int
+            Number of images shown in the stage before; 0 unless a training is resumed.
         on_progress : callable
-            Called after each report is written down.
+            Function that is called with each report after the report is written.
         generator : nn.Module, optional
-            Draws images from the fixed latents, when the stage trains it.
-        mirror : encoder and generator, optional
-            Reconstruct the held-out images, when the stage trains the encoder.
+            Generator, when the stage trains it; its images of the fixed latents are shown.
+        mirror : (nn.Module, nn.Module), optional
+            Encoder and generator, when the stage trains the encoder; their reconstructions of the
+            held-out images are shown.
         """
         shown = self._rewind(stage, images, on_progress)
 
@@ -108,12 +123,15 @@ class Tracker:
         return follow
 
     def close(self) -> None:
-        """Let TensorBoard's file go."""
+        """Close TensorBoard's file."""
         if self._board is not None:
             self._board.close()
 
     def _rewind(self, stage: str, images: int, on_progress: OnProgress) -> int:
-        """Take the record back to `images` of a stage; returns when a picture was shown last."""
+        """Take the record back to `images` of a stage.
+
+        Returns the number of images at which the last picture of the stage was drawn.
+        """
 
         def rewind() -> None:
             self.record.rewind(stage, images)
@@ -177,10 +195,10 @@ class Tracker:
 
 
 class _Board:
-    """TensorBoard's event files, a folder a stage: each counts its images from nothing.
+    """Writes TensorBoard's event files, one folder for each stage, which counts images from 0.
 
-    What lies behind the place where a stage goes on is purged, as it is from the record. Nothing is
-    deleted: a reader of the files leaves it out.
+    When a stage resumes, events after its current number of images are marked as purged.
+    TensorBoard then ignores them. Nothing is deleted from the files.
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
@@ -197,7 +215,7 @@ class _Board:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            # The curves of an earlier training in that folder end where a new one begins.
+            # Events of an earlier training in this folder are marked as purged.
             for stage in [] if resume else sorted({p.parent for p in folder.glob("*/events.*")}):
                 SummaryWriter(str(stage), purge_step=0).close()
         except OSError as error:
@@ -207,13 +225,19 @@ class _Board:
             ) from None
 
     def go_on(self, stage: str, images: int) -> None:
-        """Write of a stage from now on, which stands at `images`."""
+        """Start or resume a stage that has shown `images` images; `write` then writes to it."""
         self.close()
         first = images + 1 if images else 0
         self._writer = self._make(str(self.folder / stage), purge_step=first)
 
     def write(self, progress: Progress, sheets: dict[str, Image.Image]) -> None:
-        """Losses and pictures of a report of that stage."""
+        """Write the losses of a report, and the pictures drawn for it, to the current stage.
+
+        Raises
+        ------
+        RuntimeError
+            When `go_on` was not called before.
+        """
         if self._writer is None:
             raise RuntimeError("go_on comes before write")
         for name, loss in progress.losses.items():
@@ -223,7 +247,7 @@ class _Board:
             self._writer.add_image(tag, pixels, progress.images, dataformats="HWC")
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file, if one is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -231,7 +255,7 @@ class _Board:
 
 @contextmanager
 def _at_rest(*networks: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode and without gradients, and afterwards as they were."""
+    """Put networks into evaluation mode without gradients, and restore their modes afterwards."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

@@ -1,4 +1,4 @@
-"""What can be drawn of one image, and the files that are drawn of every image that is scored."""
+"""Views of one scored image, and the picture files that are written of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,21 @@ from anoscan.scoring.tiled import OnRows
 
 @dataclass(frozen=True)
 class ImageViews:
-    """One image as the model saw it, ready to be drawn."""
+    """Everything needed to draw one image as the model saw it.
+
+    Parameters
+    ----------
+    decoded : Decoded
+        The image.
+    x_hat : ndarray of shape (c, h, w), in [-1, 1]
+        Reconstruction.
+    anomaly_map : ndarray of shape (h, w)
+        Anomaly map, or the residual when the model has no maps.
+    scale : float
+        Value of the map that gets the brightest colour.
+    rule : ImageRule
+        How the model decodes images.
+    """
 
     decoded: Decoded
     x_hat: np.ndarray
@@ -35,7 +49,7 @@ class ImageViews:
 
     @classmethod
     def of(cls, model: Model, decoded: Decoded, measured: MeasuredImage) -> ImageViews:
-        """Views of what was measured of an image; without maps, residuals stand for them."""
+        """Make the views of a measured image; a model without maps shows residuals instead."""
         if model.maps is not None:
             shown, scale = measured.anomaly_map, model.maps.scale.brightest
         else:
@@ -43,9 +57,9 @@ class ImageViews:
         return cls(decoded, measured.x_hat, shown, scale, model.rule)
 
     def views(self, side: int) -> pictures.Views:
-        """Query, reconstruction and map, none with a side over `side` pixels.
+        """Draw query, reconstruction and map, none with a side over `side` pixels.
 
-        The query has its own resolution.
+        The query is drawn from its own resolution, which may be finer than what the networks see.
         """
         small = self._canvas.reduced(2 * side)
         return pictures.views(small, self.x_hat, self.anomaly_map, self.scale, side=side)
@@ -59,19 +73,21 @@ OnImage = Callable[[ImageScore, ImageViews], None]
 
 
 class ViewFiles:
-    """Writes what is wanted of each image: the panel of its residual, the files of its map.
+    """Writes the files of each image: a panel with its residual, and files of its map.
 
     Parameters
     ----------
     model : Model
+        Model that measured the images.
     residuals : Path, optional
-        Folder for PNGs of query, reconstruction and residual.
+        Folder for PNGs of query, reconstruction and residual; none are written without it.
     maps : MapFiles, optional
+        Writer of the map files; none are written without it.
 
     Raises
     ------
     ModelError
-        When map files are wanted of a model that has no maps.
+        When `maps` is given and the model has no maps.
     """
 
     def __init__(self, model: Model, residuals: Path | None, maps: MapFiles | None) -> None:
@@ -88,7 +104,7 @@ class ViewFiles:
         return self._residuals is not None
 
     def rows_for(self, canvas: Canvas) -> OnRows | None:
-        """What takes the rows of the map of a large image; None where nothing does."""
+        """Function that takes the rows of the map of a large image; None if none is needed."""
         return None if self._maps is None else self._maps.spool(canvas)
 
     def write(
@@ -98,8 +114,19 @@ class ViewFiles:
 
         Parameters
         ----------
+        image : ImageScore
+            Result of the image.
+        decoded : Decoded
+            The image.
+        measured : MeasuredImage
+            Its reconstruction, residual and map.
         level : float
-            What a mask of regions shows is above it.
+            Value of the map above which a mask is white.
+
+        Raises
+        ------
+        InputError
+            When a file cannot be written.
         """
         return dataclasses.replace(
             image,
@@ -108,7 +135,7 @@ class ViewFiles:
         )
 
     def _panel(self, image: ImageScore, decoded: Decoded, measured: MeasuredImage) -> str | None:
-        """Query | reconstruction | residual | nearest images."""
+        """Write the panel: query, reconstruction, residual, nearest training images."""
         if self._residuals is None:
             return None
         model = self._model
@@ -121,7 +148,7 @@ class ViewFiles:
             measured.x_hat,
             measured.residual,
             model.calibration.picture_scale,
-            # A square view gets the image's proportions back; what is seen in patches kept them.
+            # Whole images are seen as squares and get their ratio back. Patches have kept it.
             shape=decoded.shape if model.rule.patch is None else None,
             like=like,
         )
@@ -139,12 +166,12 @@ class ViewFiles:
 
 
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
-    """The image at its own resolution; where that is too small to decode, as networks see it."""
+    """The image at its own resolution, or as the networks see it if it is too small for that."""
     if rule.patch is not None or decoded.shape == (rule.size, rule.size):
         return decoded.canvas
-    # A rule of patches as large as they are seen keeps the pixels of the file.
+    # A rule whose patches are not resized (`patch` equals `size`) keeps the pixels of the file.
     own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
     try:
         return decode(decoded.image, own).canvas
-    except InputError:  # narrower than a patch, or gone by now
+    except InputError:  # the image is narrower than a patch, or the file is gone by now
         return decoded.canvas

@@ -10,7 +10,7 @@
   const images = data.images.map((row) => {
     const [rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest] = row;
     const cut = path.lastIndexOf("/");
-    // A page is no name: the file that it is of stands before it, as in scan.tif/3.
+    // A page of a file has a path like scan.tif/3. The name shown for it includes the file.
     const start = /\.[a-z]+\/\d+$/i.test(path) ? path.lastIndexOf("/", cut - 1) : cut;
     return {
       rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest,
@@ -27,7 +27,7 @@
     return element;
   };
 
-  // --- pictures: kept as text until they are seen ---
+  // --- pictures: they stay text until they are shown ---
 
   const sources = (image) => {
     if (image.number < 0) return [];
@@ -48,7 +48,7 @@
     picture.style.height = (side * (image.height || 1)) / longest + "px";
   };
 
-  // --- the list: only cards near the window are there ---
+  // --- the list: only cards in or near the window exist ---
 
   const grid = $("grid");
   const live = new Map();
@@ -161,7 +161,7 @@
       folder = cut < 0 ? "" : folder.slice(0, cut);
     }
   }
-  // Folders that hold everything say nothing.
+  // A folder that holds all images is no useful filter.
   const telling = [...folders].filter(([, count]) => count < images.length).sort();
   const above = Math.max(0, ...[...folders].filter(([, count]) => count === images.length).map(([f]) => f.length + 1));
   $("folders").hidden = telling.length < 2;
@@ -198,7 +198,7 @@
   form.addEventListener("reset", () => setTimeout(apply));
   $("clear").addEventListener("click", () => { reset(); $("name").focus(); });
 
-  // --- the chart selects scores ---
+  // --- the chart: dragging over it selects a range of scores ---
 
   const chart = $("chart");
   const low = chart ? +chart.dataset.low : 0, high = chart ? +chart.dataset.high : 1;
@@ -394,7 +394,7 @@
   // --- light and dark ---
 
   const themes = ["auto", "light", "dark"];
-  const remember = (name) => { try { localStorage.setItem("anoscan-theme", name); } catch { /* private */ } };
+  const remember = (name) => { try { localStorage.setItem("anoscan-theme", name); } catch { /* no storage in private windows */ } };
   const remembered = () => { try { return localStorage.getItem("anoscan-theme"); } catch { return null; } };
   const theme = (name) => {
     if (name === "auto") delete document.documentElement.dataset.theme;
