@@ -65,9 +65,9 @@ class PixelReport:
     """How well anomaly maps find anomalous pixels, at each image's own resolution.
 
     `aupro` is normalised: it is integrated up to a false-positive rate of `aupro_limit`, and then
-    divided by that limit. `regions` counts the defects of the masks; pixels of one region are 8-connected.
-    `undefined` says why a metric is null. `without_mask` counts anomalous images that were left out
-    because they have no mask. `skipped` are masks that could not be used.
+    divided by that limit. `regions` counts the defects of the masks; pixels of one region are
+    8-connected. `undefined` says why a metric is null. `without_mask` counts anomalous images that
+    were left out because they have no mask. `skipped` are masks that could not be used.
     """
 
     auroc: float | None

@@ -39,12 +39,13 @@ class Neighbour:
 class ImageScore:
     """Score and verdict of one query image.
 
-    `rank` 1 is the most anomalous image; it is null while streaming. `terms` are the terms of
-    the score, standardised unless the score uses them raw. `percentiles` gives for each term the share of the calibration images, in percent, that
-    have a lower value. `residual` is the path of the picture, where one was written. `mismatch`
-    says in what the image differs from all normal images apart from its content, such as its size.
-    It does not decide the verdict. `nearest` are the most similar normal images, and `maps` the
-    files of the anomaly map by their form. Both are null where they were not asked for.
+    `rank` 1 is the most anomalous image; it is null while streaming. `terms` are the terms of the
+    score, standardised unless the score uses them raw. `percentiles` gives for each term the share
+    of the calibration images, in percent, that have a lower value. `residual` is the path of the
+    picture, where one was written. `mismatch` says in what the image differs from all normal images
+    apart from its content, such as its size. It does not decide the verdict. `nearest` are the most
+    similar normal images, and `maps` the files of the anomaly map by their form. Both are null
+    where they were not asked for.
     """
 
     rank: int | None

@@ -135,8 +135,9 @@ class TuringTest:
 class SampleReport:
     """Result of ``anoscan sample``: the paths of the pictures that were written.
 
-    `grid` shows `n` random samples, and `interpolation` shows steps between samples.
-    `between` shows steps between two given images. `between` and `turing` are null where they were not asked for.
+    `grid` shows `n` random samples, and `interpolation` shows steps between samples. `between`
+    shows steps between two given images. `between` and `turing` are null where they were not asked
+    for.
     """
 
     schema: ClassVar[str] = "anoscan.sample/1"
