@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,11 @@ def test_every_command_and_option_is_documented(name: str, options: set[str]) ->
     assert f"`{name}" in CLI
     missing = {option for option in options if not re.search(rf"`{option}\b", CLI)}
     assert not missing
+
+
+def test_option_tables_are_what_the_commands_say() -> None:
+    run = [sys.executable, str(ROOT / "docs" / "option_tables.py"), "--check"]
+    assert subprocess.run(run, check=False).returncode == 0
 
 
 OTHERS = {"--help", "--version", "--install-completion", "--show-completion", "--logdir"}

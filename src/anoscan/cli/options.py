@@ -89,16 +89,20 @@ def listed(choices: dict[str, str]) -> str:
 
 
 Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
-Quiet = Annotated[bool, option("--quiet", "-q", help="No notes, no progress.", panel=OUTPUT)]
+Quiet = Annotated[
+    bool, option("--quiet", "-q", help="Write no notes, show no progress.", panel=OUTPUT)
+]
 Force = Annotated[bool, option("--force", help="Replace what is there.")]
 Device = Annotated[
     str,
-    option(help="Where to compute.", metavar="|".join(DEVICES), default="auto", panel=MACHINE),
+    option(
+        help="Compute on this device.", metavar="|".join(DEVICES), default="auto", panel=MACHINE
+    ),
 ]
 Precision = Annotated[
     str,
     option(
-        help="Of training; scoring is always float32.",
+        help="Train in this precision; scoring is always in float32.",
         metavar="|".join(PRECISIONS),
         default="auto",
         panel=MACHINE,
@@ -109,7 +113,7 @@ Workers = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Threads that decode images. [default: one a core, at most 8]",
+        help="Decode images in so many threads. [default: one a core, at most 8]",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -118,19 +122,21 @@ BatchSize = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Images a pass; scores do not depend on it.",
+        help="Measure so many images in one pass; scores do not depend on it.",
         rich_help_panel=MACHINE,
     ),
 ]
 Model = Annotated[
     str | None,
-    option(help="Name or path of a model.", metavar="MODEL", default="the one trained last"),
+    option(
+        help="Use the model of this name or path.", metavar="MODEL", default="the one trained last"
+    ),
 ]
 Models = Annotated[
     list[str] | None,
     option(
         "--model",
-        help="Name or path of a model; several are compared with the first.",
+        help="Use the model of this name or path; further ones are compared with the first.",
         metavar="MODEL",
         default="the one trained last",
     ),
@@ -140,7 +146,7 @@ Report = Annotated[
     option(
         "--report",
         metavar="FILE",
-        help="Write an HTML page of all images, pictures inside, to sort, filter and look at.",
+        help="Write an HTML page of all images there, to sort, filter and look at.",
         panel=OUTPUT,
     ),
 ]
@@ -148,7 +154,7 @@ ReportAssets = Annotated[
     bool,
     option(
         "--report-assets",
-        help="Keep the pictures of the page in a folder beside it, NAME-files, and larger.",
+        help="Keep the pictures of the page in a folder beside it, NAME-files; they are larger.",
         panel=OUTPUT,
     ),
 ]
@@ -156,7 +162,7 @@ RoiMask = Annotated[
     Path | None,
     option(
         "--roi",
-        help="Mask as large as the images, or stretched over them: black does not count.",
+        help="Leave out what is black in this mask, which is stretched over the images.",
         metavar="MASK",
         panel=IMAGES,
     ),
@@ -164,7 +170,7 @@ RoiMask = Annotated[
 Rate = Annotated[
     float | None,
     option(
-        help="Share of normal images that may be called anomalous.",
+        help="Call about this share of normal images anomalous.",
         metavar="SHARE",
         default=f"the model's own, {FALSE_ALARM_RATE} unless calibrate set another",
     ),
@@ -173,7 +179,8 @@ ScoreName = Annotated[
     str,
     option(
         "--score",
-        help=listed({score.name: score.summary for score in SCORES.values()}),
+        help="Make the score like this. "
+        + listed({score.name: score.summary for score in SCORES.values()}),
         metavar="|".join(SCORES),
         default=DEFAULT_SCORE,
     ),
@@ -181,8 +188,8 @@ ScoreName = Annotated[
 Mapping = Annotated[
     str,
     option(
-        help="How an image gets its latent, which decides residuals and the scores paper and "
-        "anogan. " + listed(MAPPINGS),
+        help="Find the latent of an image like this: residuals and the scores paper and anogan "
+        "depend on it. " + listed(MAPPINGS),
         metavar="|".join(MAPPINGS),
         default="encoder",
     ),
@@ -190,7 +197,7 @@ Mapping = Annotated[
 DiscriminationLoss = Annotated[
     str,
     option(
-        help="What a search asks of the discriminator. " + listed(DISCRIMINATION_LOSSES),
+        help="Ask this of the discriminator in a search. " + listed(DISCRIMINATION_LOSSES),
         metavar="|".join(DISCRIMINATION_LOSSES),
         default="feature",
     ),
@@ -198,7 +205,7 @@ DiscriminationLoss = Annotated[
 SearchSteps = Annotated[
     int | None,
     option(
-        help="Length of a search.",
+        help="Take so many steps in a search.",
         metavar="N",
         default=", ".join(f"{steps} for {mapping}" for mapping, steps in STEPS.items()),
     ),
@@ -208,7 +215,7 @@ MapsFormat = Annotated[
     str | None,
     option(
         metavar="LIST",
-        help=f"Forms of the maps, with commas. {listed(MAP_FORMS)}",
+        help=f"Write maps in these forms, with commas between. {listed(MAP_FORMS)}",
         default=DEFAULT_MAP_FORMS,
         panel=OUTPUT,
     ),
@@ -219,7 +226,7 @@ SearchSeed = Annotated[
         "--seed",
         min=0,
         metavar="N",
-        help="Of the latent that a search starts from.",
+        help="Seed of the latent that a search starts from.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -80,7 +80,11 @@ class TrainConfig:
         panel=IMAGES,
     )
     channels: int | None = _setting(
-        None, "1 is grey, 3 RGB.", "auto|1|3", default="auto", panel=IMAGES
+        None,
+        "Channels that networks see: 1 is grey, 3 is RGB.",
+        "auto|1|3",
+        default="auto",
+        panel=IMAGES,
     )
     patches: int | None = _setting(
         None,
@@ -115,12 +119,12 @@ class TrainConfig:
         "Length of the encoder stage, in images.",
         default="two fifths of --rotation-images-shown's default",
     )
-    batch_size: int = _setting(32, "Images a step.")
+    batch_size: int = _setting(32, "Images that one step is shown.")
     learning_rate: float | None = _setting(
         None, "Learning rate of the GAN.", "RATE", default="the objective's"
     )
-    latent_dim: int = _setting(64, "Numbers in z.")
-    width: int = _setting(32, "Channels of maps of 64x64; finer ones have fewer.")
+    latent_dim: int = _setting(64, "Dimensions of the latent z.")
+    width: int = _setting(32, "Channels of feature maps of 64x64 pixels; finer maps have fewer.")
     ema_images: int = _setting(
         10_000, "Half-life of the moving averages of the networks, in images shown."
     )
@@ -134,7 +138,7 @@ class TrainConfig:
     align: str = _setting(
         "auto",
         "Whether anomaly maps compare a place with the same place of the normal images; auto "
-        "asks held-out ones.",
+        "lets held-out images decide.",
         "|".join(ALIGNMENTS),
         panel=IMAGES,
     )
@@ -144,16 +148,16 @@ class TrainConfig:
     seed: int = _setting(0, "Seed of all randomness.")
     calibration_folds: int | None = _setting(
         None,
-        "Where images are few: calibrate on those trained on too, in so many folds; each trains "
-        "all but the GAN again.",
+        "Where images are few, calibrate on the training images too, in so many folds; each fold "
+        "trains all but the GAN again.",
         "K",
         default="held-out images alone",
         panel=IMAGES,
     )
     keep_thumbnails: bool = _setting(
         False,
-        "Keep small copies and the paths of the training images in the model, for score "
-        "--nearest: not where they are private.",
+        "Keep small copies and the paths of training images in the model, for score --nearest; "
+        "not where they are private.",
         "",
     )
 

@@ -21,29 +21,38 @@ def calibrate(
     ] = None,
     false_alarm_rate: Annotated[
         float | None,
-        option(help="Of the model's verdicts from now on.", metavar="SHARE", default="as it was"),
+        option(
+            help="Let the model call about this share of normal images anomalous from now on.",
+            metavar="SHARE",
+            default="as it was",
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
         option(
-            help="CSV with the header path,label, for --miss-cost or --target-recall.",
+            help="Read labels from this CSV, for --miss-cost or --target-recall.",
             metavar="FILE",
         ),
     ] = None,
     miss_cost: Annotated[
         float | None,
         option(
-            help="Uses labels: a missed anomaly costs as much as so many false alarms.",
+            help="Choose the rate by labels: a missed anomaly costs as much as X false alarms.",
             metavar="X",
         ),
     ] = None,
     target_recall: Annotated[
         float | None,
-        option(help="Uses labels: share of the labelled anomalies to be found.", metavar="SHARE"),
+        option(
+            help="Choose the rate by labels: this share of the anomalies is to be found.",
+            metavar="SHARE",
+        ),
     ] = None,
     name: Annotated[
         str | None,
-        option(help="Save under this name.", metavar="NAME", default="the model is changed"),
+        option(
+            help="Save the model under this name.", metavar="NAME", default="the model is changed"
+        ),
     ] = None,
     force: Force = False,
     device: Device = "auto",
@@ -51,9 +60,10 @@ def calibrate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Set a model's scales and threshold anew, without training.
+    """Set the threshold of a model anew, without training.
 
-    From normal images that it was not trained on: of a new camera, or a new batch of slides.
+    It is set by normal images that the model was not trained on: those of a new camera, say, or of
+    a new batch of slides.
 
     Example: anoscan calibrate bolts ./new_normals
     """

@@ -182,7 +182,7 @@ def demo(
         Path,
         option(
             "--output",
-            help="Where images and pictures go.",
+            help="Write images and pictures there.",
             metavar="DIR",
             default="anoscan-demo",
             panel=OUTPUT,
@@ -194,7 +194,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job on real images, offline. They are scikit-learn's scanned digits."""
+    """Do the whole job offline, on the scanned digits that scikit-learn ships."""
     output = output_of(as_json, quiet)
     with output.progress() as on_progress:
         report = run(

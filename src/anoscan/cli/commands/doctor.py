@@ -16,16 +16,19 @@ from anoscan.core.errors import AnoscanError, UsageError
 def doctor(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="A folder, to see what training on it would mean."),
+        typer.Argument(
+            metavar="IMAGES", help="Folders of images, to see what training on them would mean."
+        ),
     ] = None,
     size: Annotated[
-        str | None, option(help="Side of that training, as for train.", metavar="auto|N")
+        str | None,
+        option(help="Side of the images in that training, as for train.", metavar="auto|N"),
     ] = None,
     config_file: Annotated[
         Path | None,
         option(
             "--config",
-            help="Settings of that training, as for train: whole images, no folds.",
+            help="Settings of that training, as for train; patches and folds cannot be tried.",
             metavar="FILE",
         ),
     ] = None,
@@ -34,7 +37,7 @@ def doctor(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine can do. With a folder: what training on it would mean."""
+    """Say what this machine can do, and what training on a folder would mean."""
     from anoscan.training import doctor as practice
 
     output = output_of(as_json, False)

@@ -37,19 +37,22 @@ def evaluate(
         Path | None,
         typer.Argument(
             metavar="IMAGES",
-            help="What paths in the CSV are relative to; or a folder laid out like MVTec AD, "
-            "which needs no CSV. [default: the CSV's folder]",
+            help="Folder that paths in the CSV are relative to; or a folder laid out like MVTec "
+            "AD, which needs no CSV. [default: the CSV's folder]",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        option(help="CSV with the header path,label[,mask][,class].", metavar="FILE"),
+        option(
+            help="Read labels from this CSV, whose header is path,label[,mask][,class].",
+            metavar="FILE",
+        ),
     ] = None,
     masks: Annotated[
         Path | None,
         option(
-            help="Measure pixels too: masks there have the relative paths of the images, with "
-            "another suffix or _mask added. [default: the CSV's masks]",
+            help="Measure pixels too, with the masks there: they have the relative paths of the "
+            "images, with another suffix or _mask added. [default: the CSV's masks]",
             metavar="DIR",
         ),
     ] = None,
@@ -63,7 +66,7 @@ def evaluate(
     plots: Annotated[
         Path | None,
         option(
-            help="Write ROC, precision-recall, histograms and confusion there, as PNG and SVG.",
+            help="Draw ROC, precision-recall, histograms and confusion there, as PNG and SVG.",
             metavar="DIR",
             panel=OUTPUT,
         ),
@@ -75,7 +78,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure detection on labelled images. AUROC stands beside those of the mean image and PCA.
+    """Measure detection on labelled images, beside the mean image and PCA.
 
     Example: anoscan eval --labels labels.csv --masks ./masks
     """

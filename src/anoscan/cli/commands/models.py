@@ -31,7 +31,9 @@ def list_models(as_json: Json = False) -> None:
 def show(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Name or path. [default: the one trained last]"),
+        typer.Argument(
+            metavar="MODEL", help="Name or path of a model. [default: the one trained last]"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +76,7 @@ def export(
     ],
     force: Force = False,
 ) -> None:
-    """Copy a model out of the store; the one file is all there is."""
+    """Copy a model out of the store, as one file."""
     from anoscan.cli.output import Output
     from anoscan.model import store
 
@@ -84,7 +86,8 @@ def export(
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Model file.")],
     name: Annotated[
-        str | None, option(help="Name in the store.", metavar="NAME", default="the file's")
+        str | None,
+        option(help="Keep the model under this name.", metavar="NAME", default="the file's"),
     ] = None,
     force: Force = False,
 ) -> None:

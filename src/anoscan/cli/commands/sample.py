@@ -15,26 +15,32 @@ FOLDER = "anoscan-samples"
 def sample(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Name or path. [default: the one trained last]"),
+        typer.Argument(
+            metavar="MODEL", help="Name or path of a model. [default: the one trained last]"
+        ),
     ] = None,
     folder: Annotated[
         Path,
-        option("--output", help="Where the PNGs go.", metavar="DIR", default=FOLDER, panel=OUTPUT),
+        option(
+            "--output", help="Write the PNGs there.", metavar="DIR", default=FOLDER, panel=OUTPUT
+        ),
     ] = Path(FOLDER),
-    n: Annotated[int, option("--n", help="Generated images.", metavar="N", default=64)] = 64,
+    n: Annotated[
+        int, option("--n", help="Draw so many generated images.", metavar="N", default=64)
+    ] = 64,
     between: Annotated[
         tuple[Path, Path] | None,
-        option(help="Two images: also draw the way from one to the other.", metavar="A B"),
+        option(help="Also draw the way from one of these images to the other.", metavar="A B"),
     ] = None,
     turing: Annotated[
         Path | None,
         option(
-            help="Folder of real images: also draw a sheet of real and generated ones, shuffled, "
-            "with a CSV that says which is which.",
+            help="Also draw a shuffled sheet of real images from there and of generated ones, with "
+            "a CSV that says which is which.",
             metavar="IMAGES",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of all random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all random draws.")] = 0,
     device: Device = "auto",
     workers: Workers = None,
     as_json: Json = False,
@@ -42,7 +48,8 @@ def sample(
 ) -> None:
     """Draw what a model takes for normal.
 
-    Generated images, ways between them, and a sheet of real and generated ones to tell apart.
+    That is generated images, ways between them, and a sheet of real and generated images that a
+    person can try to distinguish.
 
     Example: anoscan sample bolts --turing ./normal_imgs
     """

@@ -52,7 +52,7 @@ def score(
         list[str],
         typer.Argument(
             metavar="PATH",
-            help="Folders, files, or - for a list on stdin: one a line, or NUL after each.",
+            help="Folders and files; - reads a list from stdin, one a line or with NUL after each.",
         ),
     ],
     model: Model = None,
@@ -76,7 +76,9 @@ def score(
     residuals: Annotated[
         Path | None,
         option(
-            metavar="DIR", help="Write query | reconstruction | residual PNGs there.", panel=OUTPUT
+            metavar="DIR",
+            help="Write a PNG of query, reconstruction and residual of each image there.",
+            panel=OUTPUT,
         ),
     ] = None,
     report_file: Report = None,
@@ -94,8 +96,8 @@ def score(
         typer.Option(
             min=0,
             metavar="K",
-            help="Name the K training images most like each query (train --keep-thumbnails); "
-            "with --residuals, show them too.",
+            help="Name the K training images that are most like each query, and draw them with "
+            "--residuals; the model needs train --keep-thumbnails.",
         ),
     ] = 0,
     maps: Maps = None,
@@ -106,10 +108,11 @@ def score(
     seed: SearchSeed = 0,
     as_json: Json = False,
     as_jsonl: Annotated[
-        bool, option("--jsonl", help="One JSON object an image, as it is scored.", panel=OUTPUT)
+        bool,
+        option("--jsonl", help="Print one JSON object an image, as it is scored.", panel=OUTPUT),
     ] = False,
     as_csv: Annotated[
-        bool, option("--csv", help="One CSV row an image, as it is scored.", panel=OUTPUT)
+        bool, option("--csv", help="Print one CSV row an image, as it is scored.", panel=OUTPUT)
     ] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -28,22 +28,26 @@ def suspects(
     model: Annotated[
         str | None,
         option(
-            help="Name or path of a model that was trained on them.",
+            help="Use this model, which was trained on the images.",
             metavar="MODEL",
             default="one is trained, and not kept",
         ),
     ] = None,
     images_shown: Annotated[
         int | None,
-        option(help="Length of that training.", metavar="N", default=str(config.IMAGES_SHOWN)),
+        option(
+            help="Length of the GAN stage of that training.",
+            metavar="N",
+            default=str(config.IMAGES_SHOWN),
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of that training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of that training.")] = 0,
     device: Device = "auto",
     workers: Workers = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank images taken for normal: the likeliest anomalies first.
+    """Rank images that are taken for normal, the likeliest anomalies first.
 
     Example: anoscan suspects ./normal_imgs --json
     """

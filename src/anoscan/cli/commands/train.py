@@ -46,13 +46,14 @@ def train(
         ),
     ],
     name: Annotated[
-        str | None, option(help="Name of the model.", metavar="NAME", default="the folder's")
+        str | None,
+        option(help="Save the model under this name.", metavar="NAME", default="the folder's"),
     ] = None,
     roi: Annotated[
         str | None,
         option(
-            help="Mask as large as the images, or stretched over them: black does not count, here "
-            "and in score. auto: leave out borders that are constant in all images.",
+            help="Leave out what is black in this mask, which is stretched over the images, here "
+            "and in score; auto leaves out borders that are constant in all images.",
             metavar="auto|MASK",
             panel=IMAGES,
         ),
@@ -61,8 +62,8 @@ def train(
         Path | None,
         option(
             "--config",
-            help="JSON file of settings, or what models show --json or --dry-run print; options "
-            "given here come first.",
+            help="Read settings from this JSON file, or from what models show --json or --dry-run "
+            "print; options given here come first.",
             metavar="FILE",
         ),
     ] = None,
@@ -78,7 +79,7 @@ def train(
         bool,
         option(
             "--drop-suspects",
-            help="Fit what counts as usual without the most suspect fifth of the images.",
+            help="Fit statistics of normal images without the most suspect fifth of the images.",
         ),
     ] = False,
     resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
