@@ -1,1 +1,1 @@
-"""A trained model, its file, and its verdict on an image."""
+"""Trained models: their content, their files, and how they judge images."""

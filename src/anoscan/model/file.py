@@ -1,7 +1,7 @@
-"""One model, one safetensors file: weights, and everything known about them as JSON.
+"""Read and write model files: safetensors files with the weights, and metadata as JSON.
 
-The JSON stands in the safetensors header under one key, so that reading it needs neither torch
-nor the weights, and so that equal models are equal files.
+The JSON stands in the safetensors header under one key. So it can be read without torch and without
+the weights, and equal models are equal files.
 """
 
 from __future__ import annotations
@@ -26,36 +26,38 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METADATA_KEY = "anoscan"
-LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+LARGEST_HEADER = 100_000_000  # bytes, which is the limit of safetensors itself
 
 _DAMAGED_HINT = "Copy it again from where it came from, or train it again."
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> str:
-    """Write a model so that the file is there whole, or not at all.
+    """Write a model file; if that fails, no incomplete file is left.
 
     Equal arguments give equal bytes, whatever the order of the tensors.
 
     Parameters
     ----------
     path : Path
-        File to write or replace; missing folders are made.
+        The file to write or replace; missing folders are created.
     tensors : dict of str to Tensor
-        Any shapes, strides and devices; copied to dense CPU tensors.
+        Tensors of any shape, stride and device; they are copied to dense CPU tensors.
     metadata : dict
-        JSON values. ``format`` is added, or replaced where it is there already.
+        JSON values. The key ``format`` is added, or replaced where it exists already.
 
     Returns
     -------
     str
-        sha256 of the file, in hexadecimal.
+        The SHA-256 of the file, in hexadecimal.
 
     Raises
     ------
     ModelError
         When the file cannot be written.
     ValueError
-        When the metadata hold NaN or infinity; TypeError when they are not JSON values.
+        When the metadata contain NaN or infinity.
+    TypeError
+        When the metadata are not JSON values.
     """
     from safetensors import torch as safetensors_torch
 
@@ -66,7 +68,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
         allow_nan=False,
         ensure_ascii=True,
     )
-    # Cloned even when dense already: safetensors refuses tensors that share memory.
+    # Dense tensors are cloned too, because safetensors refuses tensors that share memory.
     dense = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     data = safetensors_torch.save(dense, {METADATA_KEY: text})
     with replacing_model(path) as stream:
@@ -75,51 +77,52 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a model: its tensors, on the CPU, and its metadata.
+    """Read a model file, and return its tensors, on the CPU, and its metadata.
 
     Raises
     ------
     ModelError
-        As `read_metadata` does, and when the weights are damaged.
+        In the cases of `read_metadata`, and when the weights are damaged.
     """
     with opened(path) as stream:
         metadata = _metadata(path, stream)
         stream.seek(0)
-        # Read rather than mapped: a mapped file cannot be replaced on Windows, and takes the
-        # process down where it is cut short meanwhile.
+        # The file is read and not mapped. A mapped file cannot be replaced on Windows. If it is cut
+        # short meanwhile, the process crashes.
         data = stream.read()
 
     from safetensors import SafetensorError
     from safetensors import torch as safetensors_torch
 
     try:
-        # The other errors are those of entries that are well formed but that torch cannot hold.
+        # Beside SafetensorError, torch raises these for entries that are well formed but that it
+        # cannot represent.
         return safetensors_torch.load(data), metadata
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is damaged: {error}", hint=_DAMAGED_HINT) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read what a model file says about itself, without torch and without the weights.
+    """Read the metadata of a model file, without torch and without the weights.
 
     Returns
     -------
     dict
-        The metadata as saved, with ``format``. Only ``format`` has been checked: everything else
-        is as trustworthy as the file.
+        The metadata as saved, with ``format``. Only ``format`` has been checked; every other value
+        is whatever the file contains.
 
     Raises
     ------
     ModelError
-        When the file is missing, cannot be read, is damaged or cut short, is no anoscan model, or
-        was written by a newer anoscan.
+        When the file is missing, cannot be read, is damaged or cut short, is not an anoscan model,
+        or was written by a newer anoscan.
     """
     with opened(path) as stream:
         return _metadata(path, stream)
 
 
 def digest(path: Path) -> str:
-    """Sha256 of a model file in hexadecimal, read in pieces.
+    """Return the SHA-256 of a model file in hexadecimal; the file is read in pieces.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def digest(path: Path) -> str:
 
 
 def replacing_model(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Stream whose content becomes the model file `path`; see `core.files.replacing`.
+    """Open a stream whose content becomes the model file `path`; see `core.files.replacing`.
 
     Raises
     ------
@@ -143,12 +146,12 @@ def replacing_model(path: Path) -> AbstractContextManager[BinaryIO]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """Stream of a model file's bytes, whatever they are.
+    """Open a file for reading its bytes, whether or not they are a model.
 
     Raises
     ------
     ModelError
-        When the file is missing, is no regular file, or cannot be read.
+        When the file is missing, is not a regular file, or cannot be read.
     """
     try:
         mode = path.stat().st_mode
@@ -207,7 +210,7 @@ def _json_object(text: str | bytes) -> dict[str, Any] | None:
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         value = json.loads(decoded, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):  # a ValueError covers bad UTF-8 and bad JSON
+    except (ValueError, RecursionError):  # ValueError covers bad UTF-8 and bad JSON
         return None
     return value if isinstance(value, dict) else None
 
@@ -227,7 +230,7 @@ def _check_format(path: Path, version: Any) -> None:
 
 
 def _bytes_of_tensors(header: dict[str, Any]) -> int | None:
-    """End of the last tensor, in bytes after the header; None where an entry is malformed."""
+    """Return the end of the last tensor, in bytes after the header, or None for a bad entry."""
     end = 0
     for entry in header.values():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None

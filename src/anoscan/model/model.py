@@ -1,4 +1,4 @@
-"""A trained model: networks, fitted terms, calibration and baselines, and their one file.
+"""A trained model: networks, fitted terms, calibration and baselines, stored in one file.
 
 docs/model-file.md describes the file. Nothing in it is ever executed.
 """
@@ -36,11 +36,23 @@ from anoscan.scoring.terms import Tensors
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normals gave: raw terms (n, k), and levels for pictures and regions.
+    """What was measured on the held-out normals: raw terms, weights, and levels.
 
-    `weights` (k,) in [0, 1] says how much each term may count. `tiles` (n, 3, k), of a model of
-    patches, are the `calibration.tile_moments` of each image. `looks` are those of the normal
-    images; None in models made before they were kept.
+    Parameters
+    ----------
+    terms : ndarray of shape (n, k), float64
+        The raw terms of the n calibration images.
+    weights : ndarray of shape (k,), float64 in [0, 1]
+        How much each term may count.
+    picture_scale : float
+        The residual that has the brightest colour in pictures.
+    region_peaks : ndarray of shape (n,), float64
+        The highest value in the anomaly map of each image.
+    tiles : ndarray of shape (n, 3, k), float64, optional
+        The `scoring.calibration.tile_moments` of each image, in a model of patches.
+    looks : Looks, optional
+        The size, brightness, sharpness and kind of the normal images. Models of older versions
+        have none.
     """
 
     terms: np.ndarray
@@ -53,9 +65,24 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Model:
-    """All that scoring needs; `metadata` is what the file says of it in JSON.
+    """A trained model, with all that scoring needs.
 
-    `neighbours` are training images, where the model was to keep them.
+    Parameters
+    ----------
+    networks : Networks
+        The frozen networks.
+    fitted : dict of str to dict
+        The fitted statistics of each term, by its name.
+    calibration : Calibration
+        What was measured on the held-out normals.
+    baselines : Baselines
+        The mean image and PCA of the training images.
+    metadata : dict
+        The JSON values that the model file stores beside the tensors.
+    neighbours : Neighbours, optional
+        Some training images, where the training was asked to keep them.
+    maps : Maps, optional
+        The fitted anomaly maps.
     """
 
     networks: Networks
@@ -64,31 +91,31 @@ class Model:
     baselines: Baselines
     metadata: dict[str, Any]
     neighbours: Neighbours | None = None
-    maps: Maps | None = None  # models made before there were any have none
+    maps: Maps | None = None  # models of older versions have none
 
     @property
     def config(self) -> TrainConfig:
-        """Resolved settings of its training."""
+        """Settings of the training, with all defaults resolved."""
         return TrainConfig.from_dict(self.metadata["config"])
 
     @property
     def rule(self) -> ImageRule:
-        """How a file becomes what the networks see."""
+        """Rule by which a file becomes the image that the networks see."""
         return ImageRule.from_dict(self.metadata["image_rule"])
 
     @functools.cached_property
     def measurer(self) -> Measurer:
-        """All that measures an image as this model does."""
+        """Measurer with the networks, terms, rule and maps of this model."""
         return Measurer(self.networks, self.fitted, self.rule, self.maps)
 
     @property
     def false_alarm_rate(self) -> float:
-        """Rate that it judges at unless another is asked for; see `recalibration`."""
+        """False-alarm rate of the verdicts unless a run asks for another; see `evaluation.recalibrate`."""
         return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
 
     @property
     def uses_labels(self) -> bool:
-        """Whether labelled anomalies decided that rate."""
+        """Whether labelled anomalies were used to choose `false_alarm_rate`."""
         return bool(self._decision.get("uses_labels", False))
 
     @property
@@ -96,14 +123,15 @@ class Model:
         return dict(self.metadata.get("decision", {}))
 
     def cover(self, roi: Roi) -> Cover | None:
-        """What stands outside a region given for queries: the mean image, or the mean of patches.
+        """Return the cover that hides, in queries, what is outside a region.
 
-        Such is normal to the model. None where the region leaves out nothing that the model sees.
+        It shows the mean image, or the mean colour of a model of patches, because these are normal
+        to the model. The result is None where the region leaves out nothing that the model sees.
 
         Raises
         ------
         InputError
-            When nothing is left.
+            When the region and the model's own region have nothing in common.
         """
         rule = self.rule
         if roi.covers(rule.roi):
@@ -116,7 +144,15 @@ class Model:
         return Cover(both, mean if rule.patch is None else mean.mean((1, 2), keepdims=True))
 
     def write(self, path: Path) -> str:
-        """Save to a file; returns its SHA-256. The same model gives the same bytes."""
+        """Write the model to a file, and return the SHA-256 of the file.
+
+        The same model gives the same bytes.
+
+        Raises
+        ------
+        ModelError
+            When the file cannot be written.
+        """
         tensors: dict[str, Tensor] = {
             "calibration/terms": torch.from_numpy(self.calibration.terms),
             "calibration/trust": torch.from_numpy(self.calibration.weights),
@@ -140,12 +176,13 @@ class Model:
 
     @classmethod
     def read(cls, path: Path, runtime: Runtime) -> Model:
-        """Load from a file.
+        """Read a model from a file, onto the device of `runtime`.
 
         Raises
         ------
         ModelError
-            When the file is missing, damaged, foreign, incomplete or newer than this program.
+            When the file is missing, damaged or incomplete, holds a checkpoint, is no model of
+            anoscan, or was written by a newer version.
         """
         tensors, metadata = model_file.load(path)
         if metadata.get("kind") != "model":
@@ -165,7 +202,8 @@ class Model:
     def _assemble(
         cls, tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime
     ) -> Model:
-        # Without storage, so that a file cannot ask for more memory than its own weights fill.
+        # The meta device allocates nothing. So a file cannot ask for more memory than its own
+        # weights fill.
         with torch.device("meta"):
             networks = _networks(
                 TrainConfig.from_dict(metadata["config"]),
@@ -174,7 +212,7 @@ class Model:
         for part, network in _parts(networks):
             try:
                 network.load_state_dict(under(tensors, f"{part}/"), assign=True)
-            except RuntimeError as error:  # torch names every tensor, a line each
+            except RuntimeError as error:  # its message has one line for each tensor
                 written = metadata["anoscan_version"]
                 versions = f"written by anoscan {written}, this is {anoscan.__version__}"
                 raise ValueError(f"the {part}'s weights do not fit ({versions})") from error
@@ -223,7 +261,7 @@ def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None
 def describe(
     config: TrainConfig, rule: ImageRule, calibration: Calibration, runtime: Runtime
 ) -> dict[str, Any]:
-    """Metadata that every model has: what made it, from which settings, on what."""
+    """Return the metadata that every model has: versions, device, settings and image rule."""
     return {
         "kind": "model",
         "anoscan_version": anoscan.__version__,
@@ -238,7 +276,7 @@ def describe(
 
 
 def fresh_networks(config: TrainConfig, rule: ImageRule) -> Networks:
-    """Untrained networks, weights from the seed."""
+    """Build untrained networks, with random weights from the seed."""
     with seeded(config.seed, "weights"):
         return _networks(config, rule)
 

@@ -1,1 +1,1 @@
-"""An image becomes numbers: terms, maps, calibration."""
+"""Scoring of images: terms, anomaly maps, and their calibration on normal images."""

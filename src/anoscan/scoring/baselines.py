@@ -1,7 +1,7 @@
-"""The mean image and PCA: what a detector must beat, stored in every model.
+"""Simple baselines that a detector must beat: the mean image and PCA. Every model stores them.
 
-Both are fitted on the same training images as the networks, so that ``anoscan eval`` can print
-them without those images, and says so when the networks did not earn their keep.
+Both are fitted on the same training images as the networks. So ``anoscan eval`` needs no training
+images to compare with them, and warns where the networks are not better.
 """
 
 from __future__ import annotations
@@ -12,20 +12,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 COMPONENTS = 64
-MOST_NUMBERS = 40_000_000  # of the matrix that PCA works on: 160 MB
+MOST_NUMBERS = 40_000_000  # in the matrix that PCA works on: 160 MB of float32
 NAMES = ("mean_image", "pca")
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Mean of the training images (p,), and orthonormal principal components (k, p), float32."""
+    """The two fitted baselines.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (p,), float32
+        The mean of the training images.
+    components : ndarray of shape (k, p), float32
+        Their orthonormal principal components.
+    """
 
     mean: np.ndarray
     components: np.ndarray
 
     @classmethod
     def fit(cls, pixels: np.ndarray, rows: np.ndarray, seed: int) -> Baselines:
-        """Fit on rows of `pixels` (n, c, s, s); on a seeded subset where all would not fit."""
+        """Fit to rows of `pixels` (n, c, s, s), or to a seeded subset where these are too many."""
         from sklearn.decomposition import PCA
 
         p = int(np.prod(pixels.shape[1:]))
@@ -38,10 +46,10 @@ class Baselines:
         return cls(pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
 
     def scores(self, pixels: ArrayLike) -> dict[str, np.ndarray]:
-        """Scores (n,) of images (n, c, s, s) by each baseline; higher is more anomalous.
+        """Return the scores (n,) of images (n, c, s, s) by each baseline; higher is more anomalous.
 
-        ``mean_image`` is the mean squared difference from the mean image, ``pca`` the mean
-        squared residual outside the principal components.
+        ``mean_image`` is the mean squared difference from the mean image. ``pca`` is the mean
+        squared residual from the principal components.
         """
         x = np.asarray(pixels, dtype=np.float64)
         centred = x.reshape(len(x), -1) - self.mean

@@ -1,7 +1,8 @@
-"""What held-out normal images say of a score: scales, p-values and the threshold.
+"""Scales of the terms, p-values and the threshold, from the terms of calibration images.
 
-No network learned from these images; with folds, none of those that measured them did. They put the
-terms on a common scale before they are summed, and they are the yardstick of every decision.
+Calibration images are held-out normals: no network learned from them. With folds, the encoder and
+the rotation stage that measured an image did not learn from it. These images put the terms on a
+common scale before the terms are combined, and every p-value and threshold compares with them.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from scipy.special import logsumexp
 from scipy.stats import false_discovery_control
 
 FOLDS = 10
-LEAST_DEVIATION = 0.005  # of a logarithm: a term that hardly differs must not decide alone
-# Of the deviation of all images, at least, in a fold: where the others are copies, or one image,
-# they say nothing of how much images differ.
+# Least standard deviation of the logarithm of a term. A term that is almost the same for all images
+# would otherwise decide the score alone.
+LEAST_DEVIATION = 0.005
+# The deviation in a fold is at least this share of the deviation of all images. Where the other
+# images are copies, or only one image, they do not show how much images differ.
 OF_ALL = 0.5
 
 
 @dataclass(frozen=True)
 class TermScale:
-    """Mean and standard deviation of the logarithm of each term on held-out normals, (k,).
+    """The scale of each term, and how much the term counts.
 
-    `weights` (k,) say how much each term counts in the score.
+    Parameters
+    ----------
+    mean, deviation : ndarray of shape (k,), float64
+        Mean and standard deviation of the logarithm of each term on held-out normals.
+    weights : ndarray of shape (k,), float64, >= 0
+        How much each term counts in the score.
     """
 
     mean: np.ndarray
@@ -33,37 +41,39 @@ class TermScale:
 
     @classmethod
     def fit(cls, terms: np.ndarray, weights: np.ndarray) -> TermScale:
-        """Scale of terms (n, k), positive float64."""
+        """Fit the scale to the terms (n, k), positive float64, of n images."""
         logs = _logs(terms)
         deviation = np.maximum(logs.std(0, ddof=min(1, len(logs) - 1)), LEAST_DEVIATION)
         return cls(logs.mean(0), deviation, np.asarray(weights, dtype=np.float64))
 
     @classmethod
     def of_tiles(cls, moments: np.ndarray, weights: np.ndarray) -> TermScale:
-        """Scale of the terms of tiles, from the `tile_moments` of images (n, 3, k)."""
+        """Fit the scale to the terms of tiles, from the `tile_moments` (n, 3, k) of n images."""
         count, total, squares = moments.sum(0)
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, LEAST_DEVIATION**2))
         return cls(mean, deviation, np.asarray(weights, dtype=np.float64))
 
     def of_some(self, every: TermScale) -> TermScale:
-        """The scale of all but a few images, kept from being one of none where those are alike.
+        """Return this scale of some images, with deviations raised to `OF_ALL` times `every`'s.
 
-        `every` is that of all.
+        `every` is the scale of all images. Where the images of this scale are copies of each
+        other, their own deviation is near 0, and any other image would seem anomalous.
         """
         deviation = np.maximum(self.deviation, OF_ALL * every.deviation)
         return TermScale(self.mean, deviation, self.weights)
 
     def standardise(self, terms: np.ndarray) -> np.ndarray:
-        """Terms (n, k) in standard deviations from the usual."""
+        """Return the terms (n, k) in standard deviations from their mean on held-out normals."""
         standard: np.ndarray = (_logs(terms) - self.mean) / self.deviation
         return standard
 
     def combine(self, terms: np.ndarray) -> np.ndarray:
-        """Anomaly scores (n,): log of the mean exponential of weighted standardised terms (n, k).
+        """Combine terms (n, k) into anomaly scores (n,).
 
-        An image is about as odd as its oddest term says: a term that sees nothing takes little
-        from one that does, while two that agree count more than one.
+        The score is the logarithm of the mean exponential of the weighted standardised terms,
+        over the terms with a weight above 0. So the highest of these decides most. A term that
+        finds nothing lowers the score little, and two that agree raise it more than one.
         """
         counted = self.weights > 0
         weighted = self.standardise(terms)[:, counted] * self.weights[counted]
@@ -72,7 +82,10 @@ class TermScale:
 
 
 def tile_moments(terms: np.ndarray) -> np.ndarray:
-    """Count, sum and sum of squares of the logarithms of one image's tile terms (t, k): (3, k)."""
+    """Return the moments (3, k) of the terms (t, k) of the t tiles of one image.
+
+    The rows are the number of tiles, and the sum and the sum of squares of the logarithms.
+    """
     logs = _logs(terms)
     return np.stack([np.full(logs.shape[1], float(len(logs))), logs.sum(0), np.square(logs).sum(0)])
 
@@ -83,10 +96,17 @@ def _logs(terms: np.ndarray) -> np.ndarray:
 
 
 def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Scores of held-out normals (n,), each with a scale that was fitted without it.
+    """Compute the scores (n,) of held-out normals, each with a scale that was fitted without it.
 
-    A query has no part in the scale either: without this, calibration scores would be a little
-    too tame and p-values a little too small.
+    A scale is never fitted on a query either. With a scale fitted on all held-out normals, the
+    calibration scores would be a little too low, and p-values a little too small.
+
+    Parameters
+    ----------
+    terms : ndarray of shape (n, k), positive float64
+        The raw terms of the held-out normals.
+    weights : ndarray of shape (k,)
+        How much each term counts.
     """
     n, every = len(terms), TermScale.fit(terms, weights)
     scores = np.empty(n)
@@ -101,15 +121,16 @@ def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def cross_fitted_tile_scores(
     terms: np.ndarray, moments: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Scores of held-out large images (n,), each on the scale of the tiles of all others.
+    """Compute the scores (n,) of large held-out images, each on the scale of the others' tiles.
 
     Parameters
     ----------
-    terms : ndarray of shape (n, k)
-        Of the oddest tiles of each image.
+    terms : ndarray of shape (n, k), positive float64
+        The terms of each image, which come from its most anomalous tiles (`images.tiles.worst`).
     moments : ndarray of shape (n, 3, k)
-        Of the tiles of each image.
+        The `tile_moments` of each image.
     weights : ndarray of shape (k,)
+        How much each term counts.
     """
     n, every = len(terms), TermScale.of_tiles(moments, weights)
     scores = np.empty(n)
@@ -121,9 +142,9 @@ def cross_fitted_tile_scores(
 
 
 def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """Conformal p-values (n,): (1 + number of calibration scores >= score) / (n_cal + 1).
+    """Compute conformal p-values (n,): (1 + number of calibration scores >= score) / (n_cal + 1).
 
-    For a normal image exchangeable with the calibration images, P(p <= t) <= t for every t
+    If a normal image is exchangeable with the calibration images, P(p <= t) <= t for every t
     (Bates et al. 2023, "Testing for outliers with conformal p-values", arXiv 2104.08279, eq. 2).
     """
     ascending = np.sort(calibration)
@@ -133,7 +154,7 @@ def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
 
 
 def q_values(p: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg adjusted p-values (n,): calling all q <= a bounds the FDR by a."""
+    """Adjust p-values (n,) by Benjamini and Hochberg: calling all q <= a bounds the FDR by a."""
     if not len(p):
         return p
     adjusted: np.ndarray = false_discovery_control(p, method="bh")
@@ -141,7 +162,10 @@ def q_values(p: np.ndarray) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (n,): the chance of any false rejection is bounded (Holm 1979)."""
+    """Adjust p-values (n,) by Holm 1979.
+
+    Rejecting all p <= a bounds the chance of any false rejection by a.
+    """
     order = np.argsort(p)
     factors = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -150,31 +174,32 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def rate_for_recall(anomalous: np.ndarray, recall: float) -> float:
-    """Lowest false-alarm rate at which a share of anomalies is found.
+    """Return the lowest false-alarm rate at which the wanted share of anomalies is found.
 
     Parameters
     ----------
     anomalous : ndarray of shape (n,), n >= 1
-        P-values of labelled anomalies.
+        The p-values of labelled anomalies.
     recall : float in (0, 1]
+        The wanted share.
     """
     needed = math.ceil(recall * len(anomalous) - 1e-9)
     return float(np.sort(anomalous)[needed - 1])
 
 
 def rate_for_cost(anomalous: np.ndarray, n: int, share: float, cost: float) -> float:
-    """False-alarm rate of the least expected cost; the lowest among equals.
+    """Return the false-alarm rate of the least expected cost; among equals, the lowest.
 
     Parameters
     ----------
     anomalous : ndarray of shape (m,)
-        P-values of labelled anomalies.
+        The p-values of labelled anomalies.
     n : int
-        Calibration images.
+        The number of calibration images.
     share : float in (0, 1)
-        Of anomalies among the images to come.
+        The expected share of anomalies among future images.
     cost : float
-        Of a missed anomaly, in false alarms.
+        The cost of a missed anomaly. A false alarm costs 1.
     """
     rates = np.arange(1, n + 1) / (n + 1)
     missed = (anomalous[None, :] > rates[:, None] + 1e-9).mean(1)
@@ -182,22 +207,24 @@ def rate_for_cost(anomalous: np.ndarray, n: int, share: float, cost: float) -> f
 
 
 def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str | None]:
-    """Score above which an image is called anomalous.
+    """Return the score above which an image is called anomalous.
 
     Parameters
     ----------
     calibration : ndarray of shape (n,), n >= 1
+        The scores of the calibration images.
     rate : float in (0, 1)
-        Share of normal images that may be called anomalous.
+        The share of normal images that may be called anomalous.
 
     Returns
     -------
     score : float
-        score > threshold exactly when the p-value is at most the effective rate.
+        The threshold. A score exceeds it exactly when its p-value is at most the effective rate.
     effective_rate : float
-        `rate`, or 1 / (n + 1) where n images cannot promise less.
+        `rate`, or 1 / (n + 1) where n images cannot promise so low a rate.
     warning : str or None
-        Says so, with the number of normals that would be needed.
+        A sentence that reports the higher rate and how many images would be needed, if it is
+        higher.
     """
     n = len(calibration)
     allowed = math.floor(rate * (n + 1) + 1e-9)

@@ -1,6 +1,6 @@
-"""The scores there are, and the ways in which an image gets its latent before it is scored.
+"""The available scores, and the ways in which an image gets its latent before it is scored.
 
-Nothing here imports torch: ``--help`` describes each of them.
+This module does not import torch, because ``--help`` reads it and must not wait for torch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from anoscan.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Score:
-    """A way to make one number of the terms.
+    """A way to combine the terms of an image into one score.
 
     Parameters
     ----------
-    weights : dict from the name of a term to how much it counts
-        Terms of weight 0 are only shown: they explain and do not decide.
+    name : str
+        The name that ``--score`` takes.
+    summary : str
+        The description that ``--help`` prints.
+    weights : dict of str to float
+        How much each term counts, by its name. Terms of weight 0 are shown as an explanation and
+        do not change the score.
     raw : bool
-        Whether the one term is taken as it is; otherwise see `calibration.Scale.combine`.
+        Whether the score is the value of its one term, unscaled. Otherwise
+        `calibration.TermScale.combine` makes it.
     """
 
     name: str
@@ -56,12 +62,12 @@ BATCH_SIZE = 64
 
 
 def score_named(name: str) -> Score:
-    """Score of a name.
+    """Return the score of a name.
 
     Raises
     ------
     UsageError
-        When there is none.
+        When there is no score of that name.
     """
     if name not in SCORES:
         raise UsageError(f"--score must be one of {', '.join(SCORES)}. Got {name!r}.")
@@ -96,17 +102,20 @@ class Inversion:
     Parameters
     ----------
     mapping : {'encoder', 'search', 'refine'}
+        The way to the latent; see `MAPPINGS`.
     discrimination_loss : {'feature', 'fool'}
-        What a search asks of the discriminator, beside the residual in pixels.
-    steps : int, optional
-        Of a search; 500 for 'search' and 50 for 'refine' by default.
+        The part of a search's loss that the discriminator computes; see `DISCRIMINATION_LOSSES`.
+        The other part is the residual of the pixels.
+    steps : int >= 1, optional
+        The number of steps of a search. By default it is 500 for 'search' and 50 for 'refine'.
     seed : int
-        Of the random latent that 'search' starts from.
+        The seed of the random latent that 'search' starts from.
 
     Raises
     ------
     UsageError
-        For an unknown name, a number out of range, or a search's option without a search.
+        For an unknown name, for fewer than one step, or when an option of a search is given with
+        the mapping 'encoder'.
     """
 
     mapping: str = "encoder"
@@ -130,12 +139,12 @@ class Inversion:
 
     @classmethod
     def of(cls, mapping: str | Inversion) -> Inversion:
-        """Inversion of a name, with its defaults; one that is given stays as it is."""
+        """Return the inversion of a mapping's name, with its defaults, or the given inversion."""
         return mapping if isinstance(mapping, Inversion) else cls(mapping)
 
     @property
     def length(self) -> int:
-        """Steps that are taken."""
+        """Number of steps that the mapping takes; 0 for the encoder."""
         return self.steps or STEPS.get(self.mapping, 0)
 
 
@@ -144,24 +153,26 @@ ENCODER = Inversion()
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is asked of a model for every image that it scores.
+    """How a model scores images, and what it reports of each.
 
     Parameters
     ----------
     score : {'calibrated', 'paper', 'anogan'}
+        The name of the score; see `SCORES`.
     inversion : Inversion
         How an image gets its latent.
     false_alarm_rate : float in (0, 1), optional
-        Share of normal images that may be called anomalous; by default the model's own.
+        The share of normal images that may be called anomalous. By default it is the model's own.
     nearest : int
-        How many training images most like it are named; the model must have kept them.
-    batch_size : int
-        Images a pass; scores do not depend on it.
+        How many of the most similar training images are reported beside each image. The model
+        must have kept its training images.
+    batch_size : int >= 1
+        The number of images that are measured in one pass. Scores do not depend on it.
 
     Raises
     ------
     UsageError
-        For an unknown score, or a number out of range.
+        For an unknown score, or for a rate or a batch size out of range.
     """
 
     score: str = DEFAULT_SCORE
@@ -179,17 +190,17 @@ class ScoreRequest:
 
     @classmethod
     def of(cls, *, mapping: str | Inversion = ENCODER, **options: Any) -> ScoreRequest:
-        """Request from keywords of `Detector.score`, where `mapping` may be a name."""
+        """Make a request from the keywords of `Detector.score`, where `mapping` may be a name."""
         return cls(inversion=Inversion.of(mapping), **options)
 
 
 def map_forms(text: str) -> tuple[str, ...]:
-    """Forms of maps from a list with commas, each once.
+    """Read the forms of maps from a list with commas; each form is returned once.
 
     Raises
     ------
     UsageError
-        When the list is empty or one of them does not exist.
+        When the list is empty or names a form that does not exist.
     """
     forms = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not forms or not set(forms) <= set(MAP_FORMS):

@@ -1,18 +1,24 @@
-"""Anomaly maps: how odd each place of an image is, in standard deviations of held-out normals.
+"""Anomaly maps: how anomalous each place of an image is.
 
-Every place is described by a few layers, each the logarithm of a distance: of the discriminator's
-features at that place from those of normal images (a Gaussian a block; PaDiM, Defard et al. 2021,
-arXiv 2011.08785, with the GAN's own discriminator), of those features from the reconstruction's,
-and of the pixels from the reconstruction's. Layers are smoothed; where images are not aligned, over
-wider neighbourhoods too. One more Gaussian, of the layers on held-out normals, makes
-one number of them: a layer counts as far as normals agree in it, and what is calmer than normals
-are is odd too.
+The unit is a standard deviation of held-out normals. Every place is described by a few layers.
+Each layer is the logarithm of one of these distances:
+
+- of the discriminator's features at that place from those of normal images, by one Gaussian a
+  block (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own discriminator);
+- of those features from the features of the reconstruction;
+- of the pixels from the pixels of the reconstruction.
+
+Layers are smoothed. Where images are not aligned, they are also smoothed over wider neighbourhoods.
+One more Gaussian, fitted to the layers of held-out normals, makes one number of all layers. So a
+layer counts more where normal images agree in it. Values below those of normal images are anomalous
+too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
-with all places. Which of the two holds is decided by which Gaussians expect the features of
-held-out normals more. Aligned images have one more layer, what the principal components of normal
-images leave of the pixels (the term ``subspace``), and all layers are relative to what the calmer
-parts of the same image say: grain and exposure must not look like a defect all over it.
+with all places. The alignment is decided by which Gaussians give the features of held-out normals
+the higher likelihood. Aligned images have one more layer: the residual of the pixels from the
+principal components of normal images (the term ``subspace``). All their layers are relative to the
+least anomalous quarter of the same image. So grain or exposure does not count as a defect all over
+the image.
 """
 
 from __future__ import annotations
@@ -37,63 +43,75 @@ from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
 Batches = Callable[[], Iterable[Tensor]]
 
-LAYER_SHRINKAGE = 0.01  # of the Gaussian of layers
-CALM = 0.25  # share of an image's places that is taken for usual
-LEAST_SPREAD = 0.02  # of a layer: one that never differs must not decide alone
-FEWEST_PLACES = 8  # along the side of a block that says where
-EDGE = 2  # places that the padding of the convolutions reaches
-FLOOR = 0.1  # of a usual distance: what is closer says no more
-# Standard deviations of the smoothing of layers, and of the map itself, in sides of a view, by
-# whether images are aligned: a texture shows in a neighbourhood, a part out of place at its place.
+LAYER_SHRINKAGE = 0.01  # share of its diagonal that is added to the covariance of the layers
+CALM = 0.25  # share of an image's places that is taken for normal
+LEAST_SPREAD = 0.02  # a layer that hardly differs between images must not decide alone
+FEWEST_PLACES = 8  # along the side of a block: coarser blocks do not locate a defect
+EDGE = 2  # places from the edge that the padding of the convolutions reaches
+FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smaller ones are noise
+# Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
+# tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
+# anomalous part of an aligned image shows at its own place.
 NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
 LAST_BLUR = {True: 1 / 32, False: 1 / 16}
-HALVED = 64  # pixels along a view from which every second one says enough
-COARSENESS = 1.5  # cells that a standard deviation of the smoothing has, at least
-TRUNCATED = 3.0  # standard deviations after which it ends
-BLUR = 1 / 16  # of what is usual at a place: few images are held out, and neighbours are alike
-SHRUNK = 8  # images that what is usual everywhere counts as, for one place
-_SUBSPACE = "subspace/"  # before the names of that term's tensors
-MOST_HELD_OUT = 256  # images, or patches
-FOLDS = 10  # of them: what sets the level of regions is measured by maps that it had no part in
-PIXEL_RATE = 0.001  # share of the pixels of normals in bright colours
+HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
+COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
+TRUNCATED = 3.0  # standard deviations after which the smoothing ends
+# Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
+# out, and neighbouring places have similar values.
+BLUR = 1 / 16
+SHRUNK = 8  # the mean over all places counts as much as so many images of one place
+_SUBSPACE = "subspace/"  # prefix of the names of that term's tensors
+MOST_HELD_OUT = 256  # images or patches that maps are calibrated on, at most
+FOLDS = 10  # parts of these images; the maps that measure the peaks of a part are fitted without it
+PIXEL_RATE = 0.001  # share of the pixels of normal images in bright colours
 
 
 @dataclass(frozen=True)
 class MapScale:
-    """What of a map is shown.
+    """The colour scale of the maps of a model.
 
-    `level` is what a share of `PIXEL_RATE` of the pixels of held-out normals exceeds, in standard
-    deviations; the brightest colour is twice that.
+    Parameters
+    ----------
+    level : float > 0
+        The value of the middle colour, in standard deviations. A share of `PIXEL_RATE` of the
+        pixels of held-out normals exceeds it.
     """
 
     level: float
 
     @property
     def brightest(self) -> float:
-        """Value with the brightest colour: a normal image looks calm."""
+        """Value of the brightest colour; a normal image has hardly any bright pixel."""
         return 2 * self.level
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What maps are made with.
+    """The fitted and calibrated statistics that maps are computed with.
 
     Parameters
     ----------
-    tensors : dict
-        ``mean{i}`` and ``whiten{i}`` of block i, of every place (h, w, c) or of all (c,);
-        ``subspace/...``, where images are aligned, those of that term;
-        ``usual{i}`` and ``usual``, the mean squares of residuals of block i (c,) and of pixels ();
-        ``centre`` and ``spread`` (m, g, g), and ``whiten`` (m, m), of the layers;
-        ``place_mean`` and ``place_spread`` (s, s) of raw maps.
+    tensors : dict of str to Tensor, float32 but for the basis of ``subspace/``
+        ``mean{i}`` and ``whiten{i}`` are the Gaussians of the features of block i. Their shapes
+        are (h, w, c) and (h, w, c, c) where every place has its own, (c,) and (c, c) where all
+        places share one.
+        ``subspace/...`` are the tensors of the term ``subspace``, where images are aligned.
+        ``usual{i}`` (c,) and ``usual`` (1,) are the mean squared residuals of normal images: of
+        block i, and of the pixels.
+        ``centre`` and ``spread`` (m, g, g) are the mean and standard deviation of the m layers on
+        a grid of side g; ``whiten`` (m, m) is their whitening matrix.
+        ``place_mean`` and ``place_spread`` (s, s) are the mean and standard deviation of the
+        uncalibrated maps of held-out normals.
     aligned : bool
-        Whether places have Gaussians of their own.
-    scale : Scale
+        Whether every place has its own Gaussians.
+    scale : MapScale
+        The colour scale.
     relative : bool
-        Whether layers are relative to the calmer parts of their image.
-    peaks : ndarray of shape (n,), optional
-        The highest place of each image that they were calibrated on, by maps calibrated on others.
-        Not kept in a file.
+        Whether layers are relative to the least anomalous quarter of their image.
+    peaks : ndarray of shape (n,), float64, optional
+        The highest value in the map of each calibration image, by maps that were calibrated on
+        other images. A model file does not keep it.
     """
 
     tensors: Tensors
@@ -103,7 +121,7 @@ class Maps:
     peaks: NDArray[np.float64] | None = None
 
     def measure(self, evidence: Evidence) -> Floats:
-        """Maps (n, s, s) of images; 0 is usual, 1 a standard deviation more."""
+        """Compute maps (n, s, s), float32; 0 is normal for a place, 1 a standard deviation more."""
         return self._of_layers(_layers(evidence, self), evidence.x.shape[-1])
 
     def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
@@ -114,12 +132,12 @@ class Maps:
         return standard
 
     def stored(self) -> dict[str, Tensor]:
-        """Tensors that `restored` does not find elsewhere in the model."""
+        """Return the tensors that a model file stores; `restored` takes the others from terms."""
         own = not self.aligned
         return {k: v for k, v in self.tensors.items() if own or not _is_of_places(k)}
 
     def described(self) -> dict[str, Any]:
-        """JSON values for `restored`."""
+        """Return the JSON values that `restored` needs beside the tensors."""
         return {
             "aligned": self.aligned,
             "relative": self.relative,
@@ -130,15 +148,15 @@ class Maps:
     def restored(
         cls, tensors: Tensors, described: dict[str, Any], terms: dict[str, Tensors]
     ) -> Maps:
-        """From what `stored` and `described` gave, and the fitted terms.
+        """Rebuild maps from the results of `stored` and `described`, and from the fitted terms.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            When something is missing or of the wrong kind.
+            When a value is missing or of the wrong type.
         """
         aligned, level = described["aligned"], float(described["level"])
-        relative = described.get("relative", False)  # models before it had no such maps
+        relative = described.get("relative", False)  # missing in older models: not relative
         known = isinstance(aligned, bool) and isinstance(relative, bool)
         if not known or not (np.isfinite(level) and level > 0):
             raise ValueError("the description of the maps is not one")
@@ -159,22 +177,25 @@ def fit(
     align: bool | None,
     inside: NDArray[np.bool_] | None = None,
 ) -> Maps:
-    """Learn what is usual at a place.
+    """Learn what is normal at each place, and calibrate the maps on held-out normals.
 
     Parameters
     ----------
     networks : Networks
-        Frozen.
+        The frozen networks.
     terms : dict
-        The fitted terms; ``local`` has Gaussians of every place, ``subspace`` knows pixels.
+        The fitted terms. ``local`` has the Gaussians of every place, and ``subspace`` the
+        principal components of the pixels.
     training : callable
-        Gives batches (n, c, s, s) of normal images, or some of them, that networks learned from.
+        A function that returns batches (n, c, s, s) in [-1, 1] of the training images, or of some
+        of them.
     held_out : callable
-        Gives batches of normal images that they did not.
+        A function that returns such batches of normal images that no network learned from.
     align : bool or None
-        Whether places have Gaussians of their own; None decides.
+        Whether every place has its own Gaussians. With None, the likelihood of the features of
+        held-out normals decides.
     inside : ndarray of shape (s, s), bool, optional
-        Places that count.
+        The places that count; by default all.
     """
     with exact_float32():
         anywhere = _fit_blocks(networks, training())
@@ -194,20 +215,27 @@ def calibrated(
     held_out: Batches,
     inside: NDArray[np.bool_] | None = None,
 ) -> Maps:
-    """Maps with what normal images say of layers, of places and of colours.
+    """Calibrate maps on held-out normals: the scale of layers, of places, and of colours.
 
-    What was learned from training images stays: Gaussians of blocks, usual residuals, and whether
-    images are aligned.
+    All that was learned from training images stays: the Gaussians of blocks, the mean squared
+    residuals, and whether images are aligned.
 
     Parameters
     ----------
     networks : Networks
-        Frozen.
+        The frozen networks.
     maps : Maps
+        The maps to calibrate.
     held_out : callable
-        Gives batches (n, c, s, s) of normal images that networks did not learn from.
+        A function that returns batches (n, c, s, s) in [-1, 1] of normal images that no network
+        learned from. It is called twice.
     inside : ndarray of shape (s, s), bool, optional
-        Places that count.
+        The places that count; by default all.
+
+    Returns
+    -------
+    Maps
+        The calibrated maps, with `Maps.peaks`.
     """
     layers, side = _held(networks, maps, held_out)
     n, folds = len(layers), min(FOLDS, len(layers))
@@ -226,7 +254,10 @@ def calibrated(
 
 
 def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
-    """Layers (n, m, g, g) of images, in a file where they are large, and the side of images."""
+    """Return the layers (n, m, g, g) of images, and their side in pixels.
+
+    The layers lie in a temporary file where they are large (`core.arrays.allocate`).
+    """
     kept: Floats | None = None
     done = side = 0
     count = sum(len(x) for x in batches())
@@ -244,12 +275,16 @@ def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int
 
 
 def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
-    """Maps with what the layers (m, g, g) of normal images say; of levels nothing yet."""
+    """Fit the scales of layers and of places to the layers (m, g, g) of normal images.
+
+    The colour scale stays as it is.
+    """
     unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
     gaussian = _fit_layers(layers, maps.aligned)
     bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
     raw = bare._of_layers(layers, side).astype(np.float64)
-    # Blended, what is left of the place in a tile would be a pattern at the distance of tiles.
+    # The place in a tile has an effect too. Left in, it would show as a pattern that repeats from
+    # tile to tile in the blended map of a large image.
     n = len(raw)
     mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
     spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + 1e-6)
@@ -266,7 +301,7 @@ def _is_of_places(name: str) -> bool:
 
 
 def _of_terms(terms: dict[str, Tensors]) -> Tensors:
-    """What aligned maps take from terms."""
+    """Return the tensors that aligned maps share with the terms ``local`` and ``subspace``."""
     pixels = {f"{_SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
     return terms["local"] | pixels
 
@@ -276,7 +311,7 @@ def _gathered(networks: Networks, x: Tensor) -> Evidence:
 
 
 def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
-    """One Gaussian a block for all places, and the mean squares of residuals."""
+    """Fit one Gaussian a block for all places, and the mean squares of residuals."""
     sums: dict[str, Tensors] = {}
     for batch in batches:
         evidence = _gathered(networks, batch)
@@ -308,7 +343,10 @@ def _add(total: Tensors, more: Tensors) -> None:
 
 
 def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor]) -> float:
-    """Mean log-likelihood of features under the Gaussians of blocks, a number a channel."""
+    """Return the mean log-likelihood of features under the Gaussians of blocks.
+
+    It is a mean over channels, places and images, and a sum over blocks.
+    """
     likelihoods, images = 0.0, 0
     for batch in batches:
         for i, f in enumerate(_fine(networks.discriminator.features(batch))):
@@ -316,7 +354,7 @@ def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor])
             volume = whiten.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
             for distance in _distances(f, blocks, i):
                 likelihood = volume.expand_as(distance) - distance / 2
-                # At the edge every image has the padding in common, aligned or not.
+                # The padding makes the edges of all images similar, whether aligned or not.
                 edge = EDGE if min(likelihood.shape) > 2 * EDGE else 0
                 inner = likelihood[edge : len(likelihood) - edge, edge : len(likelihood) - edge]
                 likelihoods += float(inner.mean())
@@ -325,7 +363,7 @@ def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor])
 
 
 def _fine(features: list[Tensor]) -> list[Tensor]:
-    """The finest blocks: the others see most of the image from anywhere."""
+    """Return the finest blocks; a place of a coarser one sees most of the image."""
     fine = [block for block in features[:BLOCKS] if block.shape[-1] >= FEWEST_PLACES]
     return fine or features[:1]
 
@@ -339,10 +377,10 @@ def _pixel_squares(evidence: Evidence) -> Tensor:
 
 
 def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
-    """Mean squared whitened coordinate at every place (h, w) of each image of a block."""
+    """Return the mean squared whitened coordinate at every place (h, w), for each image."""
     mean, whiten = blocks[f"mean{i}"].double(), blocks[f"whiten{i}"].double()
     product = "hwc,hwcd->hwd" if whiten.ndim == 4 else "hwc,cd->hwd"
-    # One image at a time: no image's map may depend on how many are measured with it.
+    # One image at a time, so that no map depends on how many images are measured with it.
     return [
         torch.einsum(product, places(image[None])[0] - mean, whiten).square().mean(2)
         for image in block
@@ -350,7 +388,10 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Layers (m, g, g) of each image, on a grid as fine as the finest block where that is fine."""
+    """Yield the layers (m, g, g) of each image.
+
+    The side g is that of the images. From `HALVED` pixels on it is half of that, if that is even.
+    """
     tensors, side = maps.tensors, evidence.x.shape[-1]
     pixels = _pixel_squares(evidence) / tensors["usual"].double()
     if side >= HALVED and side % 2 == 0:
@@ -361,7 +402,8 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
         found.append(list(subspace.residual(evidence.x, known)))
     for i, (f, f_hat) in enumerate(_pairs(evidence)):
-        # Padding is odd to a Gaussian of all places: the next place inside speaks for the edge.
+        # The Gaussian of all places calls padding anomalous. So the outermost places take the
+        # values of their neighbours inside.
         inner = _own if maps.aligned else _without_edge
         found.append([inner(distance) for distance in _distances(f, tensors, i)])
         usual = tensors[f"usual{i}"].double()[:, None, None]
@@ -374,7 +416,7 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
 
 
 def _calm(layers: Floats) -> Floats:
-    """What the calmer parts of an image say in each layer (m, g, g), (m, 1, 1)."""
+    """Return the `CALM` quantile (m, 1, 1) of each layer (m, g, g) of one image."""
     calm: Floats = np.quantile(layers, CALM, axis=(1, 2), keepdims=True).astype(np.float32)
     return calm
 
@@ -391,7 +433,10 @@ def _without_edge(layer: Tensor) -> Tensor:
 
 
 def _enlarged(layer: Tensor, side: int) -> Floats:
-    """Layer (h, h) at a side. Cells are halvings of it, the last of which may reach beyond it."""
+    """Enlarge a layer (h, h) to (side, side), float32.
+
+    The side of a cell is a power of two, so the last cells may reach beyond the image.
+    """
     cells = layer.shape[-1]
     reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
     grown = torch.nn.functional.interpolate(
@@ -402,7 +447,10 @@ def _enlarged(layer: Tensor, side: int) -> Floats:
 
 
 def _smoothed(layers: Floats, share: float) -> Floats:
-    """Layers (m, s, s) with a Gaussian over them, on a grid as coarse as it allows."""
+    """Smooth layers (m, s, s) by a Gaussian with a standard deviation of `share` of the side.
+
+    For speed, this is done on a grid as coarse as `COARSENESS` allows.
+    """
     side = layers.shape[-1]
     sigma, step = share * side, 1
     while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
@@ -420,13 +468,13 @@ def _smoothed(layers: Floats, share: float) -> Floats:
 
 
 def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
-    """Centre, spread and whitening of the layers (m, g, g) of normal images."""
+    """Fit the centre, spread and whitening of the layers (m, g, g) of normal images."""
     count, total, squares = len(images), np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
     for layers in images:
         exact = layers.astype(np.float64)
         total, squares = total + exact, squares + np.square(exact)
     mean = _of_place(total / count, count, aligned)
-    # Of two images the square of the mean can come out above the mean of the squares.
+    # Rounding can make the square of the mean larger than the mean of the squares.
     variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, aligned)
     spread = np.sqrt(variance + LEAST_SPREAD**2)
     outer = np.zeros((len(mean), len(mean)))
@@ -440,9 +488,10 @@ def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
 
 
 def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:
-    """What is usual at a place (m, g, g), from means over `count` images."""
+    """Estimate the normal value of each place (m, g, g), from means over `count` images."""
     if not aligned:
-        # Nothing tells places apart but how near the edge they are, where networks see padding.
+        # Places differ only by their distance from the edge, where networks see padding. So the
+        # mean is taken over all rotations and reflections.
         rotated = [np.rot90(field, k, (1, 2)) for k in range(4)]
         alike: NDArray[np.float64] = np.mean([*rotated, *(t[:, ::-1] for t in rotated)], 0)
         return alike
@@ -454,7 +503,10 @@ def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[
 
 
 def _combined(layers: Floats, maps: Maps) -> Floats:
-    """Raw map (g, g) of one image: log of its Mahalanobis distance at every place, smoothed."""
+    """Compute the uncalibrated map (g, g) of one image from its layers (m, g, g).
+
+    It is the logarithm of the Mahalanobis distance of the layers at every place, smoothed.
+    """
     centre, spread, whiten = (
         maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
     )

@@ -1,4 +1,4 @@
-"""Terms of images: fitted on normal images, measured on queries."""
+"""Fit the terms to normal images, and measure the terms of query images."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """Terms of images, and the pictures behind them; arrays in the order of the images.
+    """The terms of images, and their reconstructions, residuals and maps, in the same order.
 
     Parameters
     ----------
     terms : ndarray of shape (n, k), float64
-        Unscaled, one column a term.
+        The raw, unscaled terms, one column a term.
     x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
+        The reconstructions.
     residual : ndarray of shape (n, s, s), float32 >= 0
-        Absolute difference of image and reconstruction, mean over channels.
+        The absolute difference of image and reconstruction, as a mean over channels.
     weights : ndarray of shape (n, k), float64
-        What each image says of how far each term can be trusted; see `Term`.
+        The result of `Term.weight` for each image, and 1 for terms without that function.
     anomaly_map : ndarray of shape (n, s, s), float32
-        Anomaly maps, or smoothed residuals of a model without any; empty where not wanted.
+        The anomaly maps, or smoothed residuals for a model without maps. It is empty where maps
+        are not wanted.
     """
 
     terms: np.ndarray
@@ -48,10 +50,11 @@ class Measured:
 
 
 def terms_of(*, rotated: bool, patches: bool) -> tuple[str, ...]:
-    """Terms that a model has.
+    """Return the names of the terms that a model has, sorted.
 
-    All, but for `rotation` where the task was not learned, and those that are not `of_patches`
-    where images are parts of larger ones.
+    These are all terms, with two exceptions: `rotation` where the discriminator did not learn to
+    predict the rotation (`rotated` is False), and terms that are not `Term.of_patches` in a model
+    of patches.
     """
 
     def has(name: str) -> bool:
@@ -69,13 +72,16 @@ def fit_terms(
     Parameters
     ----------
     networks : Networks
-        Frozen.
+        The frozen networks.
     names : sequence of str
+        The names of the terms.
     batches : iterable of Tensor of shape (n, c, s, s)
+        The training images, in [-1, 1], on the device of the networks.
 
     Returns
     -------
-    dict from the term's name to what its `measure` needs.
+    dict of str to dict
+        The fitted statistics that `Term.measure` needs, by the name of the term.
     """
     return fit_sums([term_sums(networks, names, batches)])
 
@@ -83,7 +89,7 @@ def fit_terms(
 def term_sums(
     networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Tensors]:
-    """What terms add up over normal images, for `fit_sums`; see `fit_terms`."""
+    """Compute the sums of terms over normal images, for `fit_sums`; see `fit_terms`."""
     terms: dict[str, Term] = {name: registry.load("terms", name) for name in names}
     totals: dict[str, Tensors] = {name: {} for name in terms}
     rows: dict[str, list[Tensor]] = {name: [] for name in terms}
@@ -103,7 +109,7 @@ def term_sums(
 
 
 def fit_sums(parts: Sequence[dict[str, Tensors]]) -> dict[str, Tensors]:
-    """Terms fitted on the images of all parts together."""
+    """Fit terms to the sums of several sets of images together."""
     fitted = {}
     with exact_float32():
         for name in parts[0]:
@@ -122,19 +128,19 @@ def _together(parts: Sequence[Tensors]) -> Tensors:
 
 @dataclass(frozen=True)
 class Measurer:
-    """All that measures an image, on the device of the networks.
+    """The networks and fitted statistics that measure an image, all on one device.
 
     Parameters
     ----------
     networks : Networks
-        Frozen.
-    fitted : dict
-        From the name of a term to what its `Term.measure` needs; the columns of terms have this
-        order.
+        The frozen networks.
+    fitted : dict of str to dict
+        The fitted statistics that `Term.measure` needs, by the name of the term. The columns of
+        measured terms have this order.
     rule : ImageRule
-        How a file becomes what the networks see.
+        How a file becomes the image that the networks see.
     maps : Maps, optional
-        Fitted anomaly maps. Without them, maps are smoothed residuals.
+        The fitted anomaly maps. Without them, maps are smoothed residuals.
     """
 
     networks: Networks
@@ -144,11 +150,11 @@ class Measurer:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return next(self.networks.discriminator.parameters()).device
 
     def measure(self, x: Tensor, how: Inversion = ENCODER, *, mapped: bool = False) -> Measured:
-        """Measure images (n, c, s, s) in [-1, 1] on the device; with `mapped`, each place too."""
+        """Measure images (n, c, s, s) in [-1, 1] on the device; with `mapped`, also their maps."""
         with exact_float32():
             evidence = gather(self.networks, x, latents(self.networks, x, how))
             terms: dict[str, Term] = {name: registry.load("terms", name) for name in self.fitted}
@@ -170,27 +176,37 @@ class Measurer:
         return smooth(residuals) if self.maps is None else self.maps.measure(evidence)
 
     def terms(self, pixels: Floats, rows: np.ndarray | None = None) -> np.ndarray:
-        """Raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""
+        """Return the raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""
         rows = np.arange(len(pixels)) if rows is None else rows
         batches = chunks(rows, pixels.__getitem__, self.device)
         return np.concatenate([self.measure(x).terms for x in batches])
 
 
 def residual(evidence: Evidence) -> Tensor:
-    """Absolute residual |x - G(z)|, mean over channels, (n, s, s)."""
+    """Return the absolute residual |x - G(z)|, as a mean over channels, (n, s, s)."""
     return (evidence.x - evidence.x_hat).abs().mean(1)
 
 
 def chunks(
     rows: Sequence[int] | np.ndarray, read: Callable[[np.ndarray], np.ndarray], device: torch.device
 ) -> Iterator[Tensor]:
-    """Batches of at most `CHUNK` images on a device, from row numbers."""
+    """Yield batches of at most `CHUNK` images on a device.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        The row numbers of the images.
+    read : callable
+        Takes some row numbers and returns their images (n, c, s, s).
+    device : torch.device
+        The device that the batches are moved to.
+    """
     for start in range(0, len(rows), CHUNK):
         block = np.ascontiguousarray(read(np.asarray(rows[start : start + CHUNK])))
         yield torch.from_numpy(block).to(device)
 
 
 def smooth(residuals: np.ndarray) -> np.ndarray:
-    """Residuals (n, s, s) blurred by one pixel, so that a region is more than a noisy pixel."""
+    """Blur residuals (n, s, s) by one pixel, so that a single noisy pixel makes no region."""
     blurred: np.ndarray = ndimage.gaussian_filter(residuals, sigma=(0, 1, 1), mode="nearest")
     return blurred

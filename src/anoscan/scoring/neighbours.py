@@ -1,7 +1,7 @@
-"""The normal training images that a query is closest to, by the latent that the encoder gives it.
+"""Find the normal training images that are nearest to a query, by their latents E(x).
 
-Training images may be private, so a model knows their paths and looks only when it was asked to
-keep them (``train --keep-thumbnails``).
+Training images may be private. So a model keeps their paths and thumbnails only where the training
+was asked to (``train --keep-thumbnails``).
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from anoscan.core.runtime import exact_float32
 from anoscan.networks.architectures import Networks
 from anoscan.scoring.measure import chunks
 
-MOST = 4096  # training images that are kept
-SIDE = 32  # pixels of a thumbnail, at most
+MOST = 4096  # training images that a model keeps, at most
+SIDE = 32  # pixels along the side of a thumbnail, at most
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training images, by what the encoder makes of them.
+    """Training images: their latents, thumbnails and paths.
 
     Parameters
     ----------
     latents : ndarray of shape (n, d), float32
+        The latents E(x) of the images.
     thumbnails : ndarray of shape (n, c, t, t), uint8
-    paths : tuple of str
-        As they were given to the training.
+        The images, reduced to at most `SIDE` pixels a side.
+    paths : tuple of n str
+        The paths of the files, as they were given to the training.
     """
 
     latents: np.ndarray
@@ -45,9 +47,18 @@ class Neighbours:
     def of(
         cls, networks: Networks, pixels: np.ndarray, rows: np.ndarray, paths: list[str]
     ) -> Neighbours:
-        """Neighbours for a model: rows of `pixels` (n, c, s, s), evenly spread, `MOST` at most.
+        """Encode training images, evenly spread over the given ones, `MOST` at most.
 
-        `paths` are of all `pixels`.
+        Parameters
+        ----------
+        networks : Networks
+            The networks of the model, whose encoder gives the latents.
+        pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
+            All images.
+        rows : ndarray of shape (m,)
+            The rows of `pixels` that hold training images.
+        paths : list of n str
+            The path of each image of `pixels`.
         """
         rows = rows[:: max(1, -(-len(rows) // MOST))]
         device = next(networks.encoder.parameters()).device
@@ -61,7 +72,7 @@ class Neighbours:
         )
 
     def nearest(self, latent: np.ndarray, k: int) -> tuple[Neighbour, ...]:
-        """The k training images nearest to a latent (d,), nearest first."""
+        """Return the k training images with the latents nearest to `latent` (d,), nearest first."""
         distances = np.linalg.norm(
             self.latents.astype(np.float64) - latent.astype(np.float64), axis=1
         )
@@ -71,11 +82,11 @@ class Neighbours:
         )
 
     def thumbnails_of(self, named: Sequence[Neighbour]) -> np.ndarray:
-        """Thumbnails (k, c, t, t), uint8, of training images that `nearest` named."""
+        """Return the thumbnails (k, c, t, t), uint8, of training images that `nearest` returned."""
         return self.thumbnails[[self.paths.index(neighbour.path) for neighbour in named]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors of a model file; `of_tensors` takes them back."""
+        """Return the tensors that a model file stores; `of_tensors` reads them back."""
         names = json.dumps(self.paths, ensure_ascii=True).encode("ascii")
         return {
             "neighbours/latents": torch.from_numpy(self.latents),
@@ -85,12 +96,12 @@ class Neighbours:
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> Neighbours | None:
-        """Neighbours that a model file holds; None where it holds none.
+        """Read the training images from the tensors of a model file; None where it holds none.
 
         Raises
         ------
         KeyError, ValueError
-            When they are not what `tensors` gives.
+            When a tensor is missing, or is not as `tensors` writes it.
         """
         if "neighbours/latents" not in tensors:
             return None
@@ -104,7 +115,10 @@ class Neighbours:
 
 
 def latent(networks: Networks, pixels: Floats) -> np.ndarray:
-    """Latent (d,) that the encoder gives one image (c, s, s), whatever company it comes in."""
+    """Return the latent E(x) (d,), float32, of one image (c, s, s) in [-1, 1].
+
+    The image is encoded alone, so its latent does not depend on other images.
+    """
     device = next(networks.encoder.parameters()).device
     with exact_float32():
         found: np.ndarray = networks.encoder(torch.from_numpy(pixels[None]).to(device))[0].cpu()
@@ -112,7 +126,7 @@ def latent(networks: Networks, pixels: Floats) -> np.ndarray:
 
 
 def _small(x: Tensor) -> Tensor:
-    """Thumbnails (n, c, t, t), uint8, of images in [-1, 1]."""
+    """Reduce images (n, c, s, s) in [-1, 1] to thumbnails (n, c, t, t), uint8."""
     side = min(x.shape[-1], SIDE)
     if side < x.shape[-1]:
         x = functional.interpolate(x, (side, side), mode="bilinear", antialias=True)

@@ -1,12 +1,13 @@
-"""Latents of images without the encoder, or after it: gradient descent through the generator.
+"""Search the latents of images by gradient descent through the generator.
 
-Schlegl et al. 2017, AnoGAN (arXiv 1703.05921), section 2.2: minimise over z
+The search starts from a random latent, or from the encoder's (``refine``). By Schlegl et al. 2017,
+AnoGAN (arXiv 1703.05921), section 2.2, it minimises over z
 
     (1 - lambda) sum |x - G(z)| + lambda sum |f(x) - f(G(z))|
 
-with f the discriminator's last block and lambda = 0.1; or, with the discriminator's word in place
-of its features (``fool``; Yeh et al. 2017, arXiv 1607.07539), the sigmoid cross-entropy of G(z)
-towards "real", softplus(-D(G(z))).
+with f the discriminator's last block and lambda = 0.1. With ``fool`` (Yeh et al. 2017, arXiv
+1607.07539) the second sum is replaced by softplus(-D(G(z))), the sigmoid cross-entropy of G(z)
+towards "real".
 """
 
 from __future__ import annotations
@@ -23,18 +24,22 @@ from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.scoring.choices import Inversion
 from anoscan.scoring.terms.anogan import absolute, combined
 
-RATE = 0.1  # of Adam; the paper does not say. See docs/benchmarks.md
-LANES, LANES_WIDE = 32, 1024  # at most so many images at a time, so many pixels side by side
+RATE = 0.1  # learning rate of Adam, which the paper does not give; see docs/decisions.md
+# Images that are searched together, and their number times their side in pixels, at most.
+LANES, LANES_WIDE = 32, 1024
 
 
 @dataclass(frozen=True)
 class Found:
-    """Latents, and what each step said; rows are steps, from before the first to after the last.
+    """The latents that a search found, and the losses of all its steps.
 
     Parameters
     ----------
     z : Tensor of shape (n, d)
+        The latent of each image.
     residual, discrimination : Tensor of shape (steps + 1, n), float64
+        The two parts of the loss of each image. The first row is from before the first step, and
+        the last row from after the last step.
     """
 
     z: Tensor
@@ -43,16 +48,16 @@ class Found:
 
     @property
     def loss(self) -> Tensor:
-        """What was minimised, (steps + 1, n)."""
+        """The loss that was minimised, (steps + 1, n), float64."""
         return combined(self.residual, self.discrimination)
 
     def first(self, n: int) -> Found:
-        """Of the first `n` images only."""
+        """Return the result of the first `n` images alone."""
         return Found(self.z[:n], self.residual[:, :n], self.discrimination[:, :n])
 
 
 def latents(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
-    """Latents (n, d) of images (n, c, s, s), by one pass of the encoder or by a search."""
+    """Return latents (n, d) of images (n, c, s, s), by one pass of the encoder or by a search."""
     if how.mapping == "encoder":
         z: Tensor = networks.encoder(x)
         return z
@@ -60,26 +65,33 @@ def latents(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
 
 
 def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int | None = None) -> Found:
-    """Latents that bring G(z) near to images, each image for itself.
+    """Search latents that bring G(z) near to images, for each image independently.
 
-    No image's latent depends on the others or on how many there are: the loss is a sum over
-    images, Adam works element by element, the start is E(x) or one draw for all, and networks see
-    `lanes` images at a time, the last of them repeated where there are fewer. (A product of other
-    shape rounds otherwise, and hundreds of steps make a percent of the last digit.) Large images
-    gain little from company, and a lone one pays for all lanes: there are fewer then.
+    The latent of an image does not depend on the other images or on their number:
 
-    ``refine`` gives the best latent of all steps by the loss, so that none is worse than E(x);
-    ``search`` the last one, as the paper.
+    - The loss is a sum over images, and Adam works element by element.
+    - The start is E(x), or one random latent for all images.
+    - Networks see `lanes` images at a time. Where there are fewer, the last image is repeated.
+      Products of another shape are rounded differently, and hundreds of steps raise a difference
+      in the last digit to a percent.
+
+    Batches speed up large images little, and a single image takes as long as a full batch. So
+    there are fewer lanes for large images.
+
+    ``refine`` returns the best latent of all steps by the loss, so none is worse than E(x).
+    ``search`` returns the last one, as in the paper.
 
     Parameters
     ----------
     networks : Networks
-        Frozen.
+        The frozen networks.
     x : Tensor of shape (n, c, s, s), n >= 1
+        The images, in [-1, 1].
     how : Inversion
+        The mapping, the loss, the number of steps and the seed.
     lanes : int, optional
-        By default 32 for images of up to 32x32, 16 at 64x64, 4 at 256x256. Other values give other
-        last digits.
+        The number of images that networks see at a time. By default it is 32 for images of up to
+        32x32, 16 at 64x64 and 4 at 256x256. Other values change the last digits of the result.
     """
     lanes = lanes or max(1, min(LANES, LANES_WIDE // x.shape[-1]))
     parts = []
@@ -94,7 +106,7 @@ def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int | None =
 
 
 def _descend(networks: Networks, x: Tensor, how: Inversion) -> Found:
-    """All steps for images that fill the lanes; no graph is kept from one step to the next."""
+    """Take all steps for images that fill the lanes; no graph is kept from step to step."""
     with torch.no_grad():
         f = networks.discriminator.features(x)[-1]
         z = _start(networks, x, how)
@@ -124,7 +136,7 @@ def _start(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
     encoded: Tensor = networks.encoder(x)
     if how.mapping == "refine":
         return encoded.float().clone()
-    # The encoder only says how long a latent is; the draw is on the CPU, the same on every device.
+    # The encoder gives only the length of a latent. A draw on the CPU is the same for all devices.
     draw = torch.randn(1, encoded.shape[1], generator=random_stream(how.seed, "search-start"))
     return draw.to(x.device).repeat(len(x), 1)
 
@@ -132,7 +144,10 @@ def _start(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
 def _compare(
     networks: Networks, x: Tensor, f: Tensor, how: Inversion
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Function from latents (n, d) to residuals and discrimination losses, both (n,) float64."""
+    """Return a function from latents (n, d) to residuals and discrimination losses.
+
+    Both are (n,), float64.
+    """
     discriminator: Discriminator = networks.discriminator
 
     def losses(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Large images measured tile by tile; finished rows of their pictures are handed on."""
+"""Measure large images tile by tile, and pass on the rows of their maps as they are finished."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ OnTiles = Callable[[int, int], None]
 
 
 def views(decoded: Decoded, rule: ImageRule) -> Iterator[np.ndarray]:
-    """What the networks are given of an image, (n, c, s, s), at most `CHUNK` at a time.
+    """Yield what the networks see of an image: arrays (n, c, s, s), float32, n at most `CHUNK`.
 
-    The image itself; with patches, overlapping tiles in reading order.
+    This is the image itself. For a model of patches, it is overlapping tiles in reading order.
     """
     if rule.patch is None:
         yield decoded.pixels[None]
@@ -41,16 +41,18 @@ class Tiled:
     Parameters
     ----------
     measured : Measured
-        Of the image: terms (1, k), those of its oddest tiles (`tiles.worst`); x_hat (1, c, h, w),
-        residual (1, h, w) and oddness (1, h, w), blended and `tiles.Reduced`, or empty; trust
-        (1, k), the tiles' mean.
+        The measurement of the whole image. `terms` (1, k) come from its most anomalous tiles
+        (`images.tiles.worst`), and `weights` (1, k) are the mean over the tiles. `x_hat`
+        (1, c, h, w), `residual` (1, h, w) and `anomaly_map` (1, h, w) are blended from the tiles
+        and reduced (`images.tiles.Reduced`). They are empty where they are not wanted.
     terms : ndarray of shape (t, k), float64
-        Of each tile, in reading order.
+        The terms of each tile, in reading order.
     grid : Grid
+        The places of the tiles.
     error : float
-        Mean squared residual of all tiles.
+        The mean squared residual of all tiles.
     level : float
-        Residual that the brightest thousandth of the pixels reaches.
+        The 99.9 % quantile of the residual of the pixels, as a mean over batches of tiles.
     """
 
     measured: Measured
@@ -70,23 +72,33 @@ def measure_tiled(
     on_rows: OnRows | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Tiled:
-    """Measure a large image in tiles, a fixed number at a time, never beside those of another.
+    """Measure a large image in tiles, a fixed number at a time.
+
+    Tiles of different images are never measured together, so no image depends on another.
 
     Parameters
     ----------
+    measurer : Measurer
+        The networks and the fitted terms and maps.
+    decoded : Decoded
+        The image.
+    how : Inversion
+        How each tile gets its latent.
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
     mapped : bool
         Whether the anomaly map is wanted; the measurer must have fitted maps then.
     on_rows : callable, optional
-        Called with (top, rows (h, width)) of the anomaly map, from the top down.
+        It is called with (top, rows) for the finished rows (h, width) of the anomaly map, from
+        the top down. `top` is the number of the first row.
     on_tiles : callable, optional
-        Called with how many tiles are measured, and how many there are.
+        It is called with the number of tiles that are measured, and the number of all tiles.
     """
     rule, width = measurer.rule, len(measurer.fitted)
     grid = _grid(decoded, rule)
     mosaic = _Mosaic(grid, decoded.canvas, rule.channels, picture, mapped, on_rows)
-    # Filled in place: what torch allocated would be kept, between all that it lets go.
+    # These are filled in place. Arrays kept from each batch would lie between blocks of memory that
+    # torch frees, and so keep that memory in use.
     terms, weights = np.empty((2, len(grid), width))
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
@@ -107,7 +119,10 @@ def measure_tiled(
 
 
 class _Mosaic:
-    """Pictures of a large image, made of those of its tiles; empty where they are not wanted."""
+    """The pictures of a large image, blended from those of its tiles.
+
+    Pictures that are not wanted stay empty.
+    """
 
     def __init__(
         self,
@@ -129,7 +144,7 @@ class _Mosaic:
         self.anomaly_map = Reduced(1, *charted)
 
     def add(self, measured: Measured) -> None:
-        """Take the next tiles."""
+        """Add the next tiles, in reading order."""
         if self._blender is None:
             return
         layers = [measured.residual[:, None], measured.x_hat] * self._picture

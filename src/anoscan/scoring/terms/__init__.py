@@ -1,7 +1,7 @@
-"""What an anomaly score is made of: one file a term, each a number that grows with oddness.
+"""The terms of the anomaly score, one file each; a higher value is more anomalous.
 
-A term learns what is usual from sums over normal training images, so that one pass over a folder
-of any size fits all terms; it then measures a query against them. Higher is more anomalous.
+A term is fitted to sums over normal training images, so one pass over a folder of any size fits all
+terms. It then measures how far a query differs from these images.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.networks.augmentation import quarter_turns
 
 Tensors = dict[str, Tensor]
-ROWS = "rows"  # among sums: what is joined, image after image, where the rest is added up
+ROWS = "rows"  # name of the sum whose batches are joined, where those of other sums are added up
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the networks say of a batch of images, all float32.
+    """A batch of images and the outputs of the networks for it, all float32.
 
     Parameters
     ----------
     x, x_hat : Tensor of shape (n, c, s, s)
-        Images, and their reconstructions G(z).
+        The images, in [-1, 1], and their reconstructions G(z).
     z : Tensor of shape (n, d)
-        E(x), or what a search found.
+        The latents, which are E(x) or the result of a search.
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
-        Discriminator blocks for x and for x_hat.
+        The outputs of the discriminator's blocks for x and for x_hat, finest first.
     rotations : Tensor of shape (n, 4, 4)
-        Logits of the quarter turn; row k is of the image turned k times.
+        The logits of the four quarter rotations. Row k is for the image rotated by k quarters.
     """
 
     x: Tensor
@@ -44,7 +44,7 @@ class Evidence:
 
 
 def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
-    """One pass over images (n, c, s, s) in [-1, 1] and their latents (n, d)."""
+    """Run the networks on images (n, c, s, s) in [-1, 1] and their latents (n, d)."""
     x_hat = networks.generator(z)
     discriminator = networks.discriminator
     features = discriminator.features(x)
@@ -53,21 +53,28 @@ def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
 
 
 def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
-    """Logits (n, 4, 4) of the quarter turn; row k is of the image turned k times.
+    """Compute the logits (n, 4, 4) of the rotation; row k is for x rotated by k quarters.
 
-    `features` are those of `x` (n, c, s, s) as it is.
+    Parameters
+    ----------
+    discriminator : Discriminator
+        The discriminator, with its rotation head.
+    x : Tensor of shape (n, c, s, s)
+        The images, in [-1, 1].
+    features : list of Tensor
+        The features of the unrotated `x`, which are not computed again.
     """
     rotated = [discriminator.rotation(discriminator.features(y)) for y in quarter_turns(x)[1:]]
     return torch.stack([discriminator.rotation(features), *rotated], 1)
 
 
 def no_sums(evidence: Evidence) -> Tensors:
-    """Give no sums: the formula of the term has no statistics of training images."""
+    """Return no sums, for a term whose formula has no statistics of training images."""
     return {}
 
 
 def as_summed(total: Tensors) -> Tensors:
-    """Give the total sums as they are: they are all that `Term.measure` needs."""
+    """Return the total sums as they are, for a term whose `measure` needs no others."""
     return total
 
 
@@ -78,28 +85,30 @@ class Term:
     Parameters
     ----------
     measure : callable
-        (evidence, fitted) -> (n,) float64, positive, higher is more anomalous.
+        Takes evidence and fitted statistics. It returns a number for each image, (n,) float64,
+        positive, where higher is more anomalous.
     paper : str
-        Where it comes from.
+        The paper that the term comes from.
     sums : callable
-        Evidence of training images -> sums over those images; sums of batches are added up, but
-        for `ROWS` (n, p), which are joined.
+        Takes evidence of training images and returns sums over those images. The sums of batches
+        are added up, but `ROWS` (n, p) are joined.
     fit : callable
-        Total sums -> what `measure` needs; stored in the model.
+        Takes the total sums and returns the statistics that `measure` needs. The model stores them.
     weight : callable, optional
-        Evidence of normal images -> (n,); its mean over held-out normals, between 0 and 1, is how
-        much the term may count: a task that was hardly learned says little. Without it the
-        self-test decides; see `selftest`.
+        Takes evidence of normal images and returns (n,). The mean over held-out normals, clipped
+        to [0, 1], is the weight of the term. So a task that was hardly learned counts little.
+        Without this function, the patch test sets the weight; see `model.patch_test`.
     narrow : bool
-        Whether small defects are all that it can see; the self-test, which is one of small
-        defects, then says all there is to say of it.
+        Whether the term can find only small defects. The weight is then exactly what the patch
+        test measures, because that test uses small defects.
     needs_latent : bool
-        Whether z or G(z) plays a part; otherwise the image alone decides.
+        Whether the term depends on z or G(z). Otherwise it depends on the image alone.
     of_patches : bool
-        Whether images that are parts of larger ones have it: no place of a part has anything to do
-        with the same place of another.
+        Whether models of patches have the term. A term that compares the same place of different
+        images means nothing for patches, which come from anywhere in their images.
     least_side : int
-        Pixels a side of the images, under which the term is shown and does not count.
+        The smallest side of the images, in pixels, at which the term counts. For smaller images
+        it is shown only.
     """
 
     measure: Callable[[Evidence, Tensors], Tensor]
@@ -114,26 +123,33 @@ class Term:
 
 
 def gaussian_sums(vectors: Tensor) -> Tensors:
-    """Count, sum and outer-product sum of vectors (n, d)."""
+    """Return the count, the sum (d,) and the sum of outer products (d, d) of vectors (n, d)."""
     v = vectors.double()
     return {"count": v.new_tensor(float(len(v))), "sum": v.sum(0), "outer": v.T @ v}
 
 
 def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
-    """Mean and whitening matrix of a Gaussian, from `gaussian_sums`.
+    """Fit the mean and the whitening matrix of a Gaussian to `gaussian_sums`.
 
-    The covariance is taken on standardised coordinates and shrunk towards the identity, so that
-    directions that the training images hardly show do not decide the distance.
+    The covariance is that of standardised coordinates, shrunk towards the identity. So directions
+    in which the training images hardly differ do not decide the distance.
+
+    Parameters
+    ----------
+    sums : dict
+        The total of `gaussian_sums` over all training images.
+    shrinkage : float in [0, 1]
+        The share of the identity in the shrunk covariance.
 
     Returns
     -------
-    dict with ``mean`` (d,) and ``whiten`` (d, d), float32:
-        |(v - mean) @ whiten|^2 is the squared Mahalanobis distance.
+    dict with ``mean`` (d,) and ``whiten`` (d, d), float32
+        |(v - mean) @ whiten|^2 is the squared Mahalanobis distance of v.
     """
     mean = sums["sum"] / sums["count"]
     covariance = sums["outer"] / sums["count"] - torch.outer(mean, mean)
     variance = covariance.diagonal().clamp_min(0)
-    # A coordinate that never moved (a dead channel) would divide by nothing.
+    # The added constants prevent a division by zero for a constant coordinate (a dead channel).
     scale = (variance + 1e-4 * variance.mean() + 1e-12).sqrt()
     correlation = covariance / torch.outer(scale, scale)
     eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
@@ -143,6 +159,9 @@ def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
 
 
 def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
-    """Mean squared whitened coordinate (n,), float64; 1 for a typical normal."""
+    """Return the mean squared whitened coordinate (n,), float64, about 1 for normal images.
+
+    This is the squared Mahalanobis distance of vectors (n, d), divided by d.
+    """
     centred = vectors.double() - fitted["mean"].double()
     return (centred @ fitted["whiten"].double()).square().mean(1)

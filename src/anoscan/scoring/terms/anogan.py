@@ -1,12 +1,12 @@
-"""AnoGAN's score itself, unscaled: sums of absolute residuals, of pixels and of the last block.
+"""AnoGAN's own score, unscaled: sums of absolute residuals, of pixels and of the last block.
 
 Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks" (arXiv
 1703.05921), sections 2.2 and 2.3, with lambda = 0.1:
 
     R(x) = sum |x - G(z)|,  D(x) = sum |f(x) - f(G(z))|,  A(x) = (1 - lambda) R(x) + lambda D(x)
 
-Images have values from -1 to 1. Not part of the default score: ``--score anogan`` asks for it, and
-``--mapping search`` finds z as the paper does, by minimising the same A.
+Images have values from -1 to 1. The default score does not contain this term; ``--score anogan``
+asks for it. ``--mapping search`` finds z as the paper does, by minimising the same A.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ LAMBDA = 0.1
 
 
 def absolute(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of absolute differences of each image, (n,) float64."""
+    """Return the sum of absolute differences of each image, (n,) float64."""
     return (a - b).abs().flatten(1).double().sum(1)
 
 
 def combined(residual: Tensor, discrimination: Tensor) -> Tensor:
-    """A = (1 - lambda) R + lambda D, (n,)."""
+    """Return A = (1 - lambda) R + lambda D, (n,)."""
     return (1 - LAMBDA) * residual + LAMBDA * discrimination
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """A(x), (n,)."""
+    """Return A(x), (n,) float64."""
     residual = absolute(evidence.x, evidence.x_hat)
     return combined(residual, absolute(evidence.features[-1], evidence.features_hat[-1]))
 

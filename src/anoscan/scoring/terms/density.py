@@ -1,9 +1,9 @@
 """Mahalanobis distance of the image's discriminator features from those of normal images.
 
-The discriminator learned to see what makes an image look normal. Mean, standard deviation and
-maximum of every channel of every block describe an image in its terms (the maximum keeps what is
-small); one Gaussian over them all says how usual that is (Lee et al. 2018, arXiv 1807.03888,
-eq. 2, with the GAN's own discriminator).
+The discriminator learned which features distinguish normal images. An image is described by the
+mean, standard deviation and maximum of every channel of every block. The maximum keeps small
+details, which vanish in a mean. One Gaussian over all these numbers gives the distance (Lee et al.
+2018, arXiv 1807.03888, eq. 2, with the GAN's own discriminator).
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ SHRINKAGE = 0.02
 
 
 def pooled(features: list[Tensor]) -> Tensor:
-    """Mean, standard deviation and maximum of each channel of all blocks, (n, 3 * sum of c_i).
+    """Return the mean, standard deviation and maximum of each channel of all blocks, float64.
 
-    Of blocks of one place, (n, c_i, 1, 1), the values alone.
+    The shape is (n, 3 * sum of c_i). A block with a single place, (n, c_i, 1, 1), gives only its
+    c_i values.
     """
     flat = [block.flatten(2).double() for block in features]
     means = [block.mean(2) for block in flat]
-    flat = [block for block in flat if block.shape[2] > 1]  # a vector is its own mean and maximum
+    flat = [block for block in flat if block.shape[2] > 1]  # one place is its own mean and maximum
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat]
     peaks = [block.amax(2) for block in flat]
     return torch.cat(means + spreads + peaks, 1)
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Gaussian sums of the pooled features."""
+    """Return the Gaussian sums of the pooled features."""
     return gaussian_sums(pooled(evidence.features))
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean and whitening of the pooled features."""
+    """Fit the mean and whitening of the pooled features."""
     return fit_gaussian(total, SHRINKAGE)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Mean squared whitened coordinate of the pooled features, (n,)."""
+    """Return the mean squared whitened coordinate of the pooled features, (n,)."""
     return mahalanobis(pooled(evidence.features), fitted)
 
 

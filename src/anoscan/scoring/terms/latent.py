@@ -1,8 +1,7 @@
 """Mahalanobis distance of the latent E(x) from those of normal images.
 
-An image whose latent is far from all that the encoder said of normal images is odd even where the
-generator can draw it. The distance is that of Lee et al. 2018 (arXiv 1807.03888), eq. 2, on
-latents.
+An image whose latent is far from the latents of normal images is anomalous even where the generator
+can reconstruct it. The distance is that of Lee et al. 2018 (arXiv 1807.03888), eq. 2, on latents.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ SHRINKAGE = 0.01
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Gaussian sums of the latents."""
+    """Return the Gaussian sums of the latents."""
     return gaussian_sums(evidence.z)
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean and whitening of the latents."""
+    """Fit the mean and whitening of the latents."""
     return fit_gaussian(total, SHRINKAGE)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Mean squared whitened coordinate of E(x), (n,)."""
+    """Return the mean squared whitened coordinate of the latent, (n,)."""
     return mahalanobis(evidence.z, fitted)
 
 

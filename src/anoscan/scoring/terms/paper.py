@@ -1,10 +1,10 @@
-"""The f-AnoGAN paper's score itself, unscaled: mean squared residual plus that of the last block.
+"""f-AnoGAN's own score, unscaled: mean squared residuals of the pixels and of the last block.
 
 Schlegl et al. 2019 (doi 10.1016/j.media.2019.01.010), eq. 6:
 
     A(x) = 1/n |x - G(E(x))|^2 + kappa / n_d |f(x) - f(G(E(x)))|^2,  kappa = 1
 
-Not part of the default score: ``--score paper`` asks for it.
+The default score does not contain this term; ``--score paper`` asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KAPPA = 1.0
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """A(x), (n,)."""
+    """Return A(x), (n,) float64."""
     pixel = (evidence.x - evidence.x_hat).double().square().flatten(1).mean(1)
     last, last_hat = evidence.features[-1], evidence.features_hat[-1]
     return pixel + KAPPA * (last - last_hat).double().square().flatten(1).mean(1)

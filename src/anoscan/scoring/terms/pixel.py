@@ -1,8 +1,9 @@
-"""Squared pixel residual |x - G(E(x))|^2, each pixel relative to what is usual there.
+"""Squared pixel residual |x - G(E(x))|^2, each pixel relative to normal images.
 
-f-AnoGAN's A_R (Schlegl et al. 2019) with every pixel's square divided by its mean square on normal
-images, plus a tenth of the overall mean: edges that always light up count less, and pixels that
-are always empty do not count without limit.
+This is f-AnoGAN's A_R (Schlegl et al. 2019), but the square of every pixel is divided by its mean
+square on normal images. So edges, which have a residual in every image, count less. A tenth of the
+mean over all pixels is added to the divisor, so that pixels that are always empty do not count
+without limit.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ def _squares(evidence: Evidence) -> Tensor:
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Sum of squared residuals of each pixel."""
+    """Return the number of images, and the sum (c, s, s) of their squared residuals."""
     squares = _squares(evidence)
     return {"count": squares.new_tensor(float(len(squares))), "squares": squares.sum(0)}
 
 
 def fit(total: Tensors) -> Tensors:
-    """What each pixel's square is divided by, (c, s, s)."""
+    """Compute the divisor of the square of each pixel, (c, s, s)."""
     usual = total["squares"] / total["count"]
     return {"usual": (usual + FLOOR * usual.mean() + 1e-8).float()}
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Mean relative squared residual, (n,)."""
+    """Return the mean relative squared residual, (n,)."""
     return (_squares(evidence) / fitted["usual"].double()).flatten(1).mean(1)
 
 

@@ -1,12 +1,14 @@
 """Distance to the nearest of many prototypes of normal images.
 
-One Gaussian calls usual whatever lies between kinds of normal images, and one subspace whatever
-mixes them. Prototypes do not: in the largest principal components of coarse pixels, k-means puts
-one at every few normal images, and an image is as odd as it is far from the nearest (the k-means
-description of Tax 2001, "One-class classification").
+Normal images may be of several kinds. One Gaussian takes all that lies between the kinds for
+normal, and one subspace all that mixes them. Prototypes do not. K-means finds one prototype to
+every few normal images, in the largest principal components of coarse pixels. The term is the
+distance of an image from the nearest one (the k-means description of Tax 2001, "One-class
+classification").
 
-A model keeps no image for this: each prototype is the mean of at least three. That also keeps
-one or two strangers among the normal images from vouching for others like them.
+A model stores no single image for this, because each prototype is the mean of at least three where
+there is any such. So one or two anomalies among the training images do not become a prototype that
+makes similar anomalies seem normal.
 """
 
 from __future__ import annotations
@@ -18,30 +20,37 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term
 
-SIDE = 16  # pixels: larger images are averaged down to it
+SIDE = 16  # pixels a side; larger images are averaged down to it
 COMPONENTS = 32
-IMAGES_A_COMPONENT = 4  # of fewer images, more components would know them by heart
+IMAGES_A_COMPONENT = 4  # with fewer images a component, PCA would learn the images by heart
 IMAGES_A_PROTOTYPE = 8
-LEAST_IMAGES = 3  # of a prototype, where there is any of so many
-MOST_IMAGES = 16_384  # that prototypes are made of; of more, evenly chosen ones
+LEAST_IMAGES = 3  # of a prototype, where any prototype has so many
+MOST_IMAGES = 16_384  # images that prototypes are made of, at most, evenly chosen
 ROUNDS = 30  # of k-means
-FLOOR = 0.01  # of the variance: a copy of a prototype must not be infinitely usual
+FLOOR = 0.01  # of the variance; keeps the logarithm finite for a copy of a prototype
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Coarse pixels (n, p) of the images, to be joined and not added."""
+    """Return the coarse pixels (n, p), float16, of the images; batches of them are joined."""
     return {ROWS: _coarse(evidence.x).half()}
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean (p,), principal components (p, k), prototypes (m, k) and the variance in them."""
+    """Fit principal components and prototypes to the joined coarse pixels.
+
+    Returns
+    -------
+    dict of float32 tensors
+        ``mean`` (p,) of the coarse pixels, principal components ``basis`` (p, k), ``prototypes``
+        (m, k), and ``variance`` (), which is the sum of the variances of the components.
+    """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
     rows = total[ROWS].cpu().double().numpy()
     rows = rows[:: -(-len(rows) // MOST_IMAGES)]
     k = max(1, min(COMPONENTS, len(rows) // IMAGES_A_COMPONENT, rows.shape[1]))
-    with np.errstate(invalid="ignore"):  # shares of variance, of images that are all the same
+    with np.errstate(invalid="ignore"):  # equal images have no variance to take shares of
         pca = PCA(k, svd_solver="randomized", random_state=0).fit(rows)
     inside = pca.transform(rows)
     many = max(1, min(len(rows) // IMAGES_A_PROTOTYPE, len(np.unique(inside, axis=0))))
@@ -59,10 +68,10 @@ def fit(total: Tensors) -> Tensors:
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Squared distance to the nearest prototype, relative to the variance of normals, (n,)."""
+    """Return the squared distance to the nearest prototype, relative to the variance, (n,)."""
     centred = _coarse(evidence.x).double() - fitted["mean"].double()
     basis, prototypes = fitted["basis"].double(), fitted["prototypes"].double()
-    # One image at a time: no image's figures may depend on how many are measured with it.
+    # One image at a time, so that no result depends on how many images are measured with it.
     nearest = [(prototypes - row @ basis).square().sum(1).min() for row in centred]
     variance = fitted["variance"].double()
     relative: Tensor = torch.stack(nearest) / (variance + 1e-12) + FLOOR
@@ -70,7 +79,7 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
 
 
 def _coarse(x: Tensor) -> Tensor:
-    """Images (n, c, s, s) as vectors (n, p) of at most `SIDE` by `SIDE` pixels."""
+    """Return images (n, c, s, s) as vectors (n, p) of at most `SIDE` by `SIDE` pixels."""
     return (adaptive_avg_pool2d(x, SIDE) if x.shape[-1] > SIDE else x).flatten(1)
 
 

@@ -1,9 +1,9 @@
-"""How unsure the discriminator is which way up the image is: four quarter turns, each to be named.
+"""How unsure the discriminator is of the image's rotation, over all four quarter rotations.
 
-Golan and El-Yaniv 2018, "Deep Anomaly Detection Using Geometric Transformations" (arXiv
-1805.10917), and Hendrycks et al. 2019 (arXiv 1906.12340), section 4: a network that learned to
-name the turns of normal images is less sure of others. It costs three more passes of the
-discriminator and no other network.
+A network that learned to predict the rotation of normal images is less sure of that of anomalies
+(Golan and El-Yaniv 2018, "Deep Anomaly Detection Using Geometric Transformations", arXiv
+1805.10917, and Hendrycks et al. 2019, arXiv 1906.12340, section 4). The term costs three more
+passes of the discriminator and needs no other network.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from anoscan.scoring.terms import Evidence, Tensors, Term
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Exp of minus the mean margin of the right turn over the mean of all, (n,).
+    """Return exp(-margin) of each image, (n,).
 
-    The margin (right logit minus mean logit) does not saturate where probabilities are all one.
+    The margin is the logit of the true rotation minus the mean of all four logits, as a mean over
+    the four rotations. Unlike probabilities, it does not saturate when the network is sure.
     """
     rotations = evidence.rotations.double()
     right = rotations.diagonal(dim1=1, dim2=2)
@@ -28,16 +29,17 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
 
 
 def certainty(rotations: Tensor) -> Tensor:
-    """1 - cross-entropy / log 4 of logits (n, 4, 4) of turned images, (n,).
+    """Return 1 - cross-entropy / log 4 for the rotation logits (n, 4, 4) of images, (n,).
 
-    1 for a task learned, 0 for guessing, negative for worse than guessing.
+    It is 1 where the rotation is predicted with certainty, 0 for guessing, and negative for worse
+    than guessing.
     """
     right = rotations.double().log_softmax(2).diagonal(dim1=1, dim2=2)
     return 1 + right.mean(1) / math.log(4)
 
 
 def weight(evidence: Evidence) -> Tensor:
-    """`certainty` of the turns, (n,)."""
+    """Return the `certainty` of the rotations, (n,)."""
     return certainty(evidence.rotations)
 
 

@@ -1,13 +1,13 @@
-"""What the principal components of normal images leave of the pixels, where it stands out most.
+"""Residual of the pixels from the principal components of normal images, at its worst places.
 
 Where images show the same thing at the same place, most of a pixel follows from the rest of its
-image, and what does not is small: a defect of few pixels that no feature of a network and no mean
-shows. The subspace of the largest principal components is found in one pass, from sums that add up
-over batches: of the covariance times a random matrix (Nyström's approximation; Halko et al. 2011,
-arXiv 0909.4061, section 5.5).
+image, and the residual is small. So it shows a defect of few pixels, which no feature of a network
+and no mean shows. The subspace of the largest principal components is found in one pass, from sums
+that are added up over batches. These are the covariance times a random matrix (Nyström's
+approximation; Halko et al. 2011, arXiv 0909.4061, section 5.5).
 
 As in ``local``, the term is the mean over the worst hundredth of the places, divided by the square
-root of the mean over all.
+root of the mean over all places.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ from torch.nn.functional import adaptive_avg_pool2d
 from anoscan.scoring.terms import Evidence, Tensors, Term
 from anoscan.scoring.terms.local import standing_out
 
-# Pixels a side from which the term counts. In smaller images a defect covers a part of all there is
-# to see, and there the other terms do better.
+# Pixels a side from which the term counts. In smaller images a defect covers a large part of the
+# image, and there the other terms do better.
 LEAST_SIDE = 64
-SIDE = 64  # pixels: larger images are averaged down to it
+SIDE = 64  # pixels a side; larger images are averaged down to it
 COMPONENTS = 256
 SKETCH = 2 * COMPONENTS
-IMAGES_A_COMPONENT = 4  # of fewer images, more components would know them by heart
-SMOOTHED = 1 / 64  # of the side: squares of single pixels are noise
-FLOOR = 0.01  # of the mean: pixels that never differ must not decide alone
+IMAGES_A_COMPONENT = 4  # with fewer images a component, PCA would learn the images by heart
+SMOOTHED = 1 / 64  # standard deviation, in sides: squares of single pixels are noise
+FLOOR = 0.01  # share of the mean: pixels that never differ must not decide alone
 
 
 def sums(evidence: Evidence) -> Tensors:
-    """Count, sums and sums of squares of pixels, and the sketch of their covariance."""
+    """Return the sums over images of d samples each, float64.
+
+    ``count`` is the number of images. ``sum`` and ``squares`` (d,) are the sums of samples and of
+    their squares. ``sketch`` (d, l) is the sum of outer products times the random directions.
+    """
     rows = _rows(evidence.x).double()
     return {
         "count": rows.new_tensor(float(len(rows))),
@@ -47,9 +51,14 @@ def sums(evidence: Evidence) -> Tensors:
 
 
 def fit(total: Tensors) -> Tensors:
-    """Mean (d,), orthonormal basis (d, k) and expected squared residuals (s, s) of normal images.
+    """Fit the principal subspace and the expected residuals of normal images.
 
-    d counts the samples of an image of at most `SIDE` pixels a side.
+    Returns
+    -------
+    dict of tensors
+        ``mean`` (d,), float32, the orthonormal ``basis`` (d, k), float16, and ``expected`` (s, s),
+        float32, the expected squared residuals. d is the number of samples of an image of at most
+        `SIDE` pixels a side.
     """
     count, mean = total["count"], total["sum"] / total["count"]
     directions = _directions(len(mean)).to(mean.device)
@@ -63,20 +72,20 @@ def fit(total: Tensors) -> Tensors:
     expected = expected + FLOOR * expected.mean() + 1e-8
     return {
         "mean": mean.float(),
-        "basis": basis.half(),  # most of what a model would weigh, and exact enough
+        "basis": basis.half(),  # exact enough, and half of what would be the largest tensor
         "expected": expected.float(),
     }
 
 
 def residual(x: Tensor, fitted: Tensors) -> Tensor:
-    """Squares of what the subspace does not explain of images (n, c, s, s): (n, s', s'), float64.
+    """Return the squared residual of images (n, c, s, s) from the subspace: (n, s', s'), float64.
 
-    Mean over channels, smoothed, relative to what is left of training images (of unseen ones it is
-    a little more).
+    It is the mean over channels, relative to the expected residual of training images, and
+    smoothed. Normal images that were not trained on have a little more than training images.
     """
     rows = _rows(x) - fitted["mean"]
     basis = fitted["basis"].float()
-    # One image at a time: no image's figures may depend on how many are measured with it.
+    # One image at a time, so that no result depends on how many images are measured with it.
     left = torch.stack([row - basis @ (row @ basis) for row in rows])
     side = len(fitted["expected"])
     squares = left.double().square().reshape(len(x), -1, side, side).mean(1)
@@ -86,19 +95,19 @@ def residual(x: Tensor, fitted: Tensors) -> Tensor:
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """How far the worst places stand out, (n,)."""
+    """Return how far the worst places exceed the others, (n,)."""
     return standing_out(residual(evidence.x, fitted).flatten(1)).exp()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Images (n, c, s, s) as float32 vectors (n, d)."""
+    """Return images (n, c, s, s) as float32 vectors (n, d), of at most `SIDE` pixels a side."""
     if x.shape[-1] > SIDE:
         x = adaptive_avg_pool2d(x, SIDE)
     return x.float().flatten(1)
 
 
 def _side(samples: int) -> int:
-    """Side of the images, of one or three channels, that have so many samples."""
+    """Return the side of square images, of one or three channels, with so many samples."""
     side = math.isqrt(samples)
     return side if side**2 == samples else math.isqrt(samples // 3)
 
@@ -110,7 +119,7 @@ def _smooth(place: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _directions(samples: int) -> Tensor:
-    """Random directions (d, l), the same in every process."""
+    """Return random directions (d, l), float64, that are the same in every process."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(samples, SKETCH, generator=generator, dtype=torch.float64)
     directions /= samples**0.5
@@ -118,7 +127,22 @@ def _directions(samples: int) -> Tensor:
 
 
 def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Basis (d, k) and variances (k,), from a covariance times directions (d, l)."""
+    """Find the principal components of a covariance, at most `most`.
+
+    Parameters
+    ----------
+    directions, covered : Tensor of shape (d, l), float64
+        The random directions, and the covariance times them.
+    most : int
+        The largest number of components.
+
+    Returns
+    -------
+    basis : Tensor of shape (d, k)
+        The orthonormal components, largest variance first.
+    variances : Tensor of shape (k,)
+        The variance along each component.
+    """
     core = directions.T @ covered
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
     kept = values > 1e-7 * values[-1].clamp_min(1e-30)
