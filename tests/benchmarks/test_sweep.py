@@ -129,7 +129,7 @@ def test_a_table_that_is_not_up_to_date_fails_the_check(
 @with_results
 def test_readme_has_the_figures_of_the_summary() -> None:
     """Whatever columns it shows of a set, no figure of its row is another than the results'."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     summary = {row.split("|")[1].strip(): row for row in one_class.summary().splitlines()}
     compared = 0
     for name in one_class.SETS:

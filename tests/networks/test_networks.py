@@ -57,7 +57,7 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
                 network.grow(share)
         loss = built.discriminator(built.generator(z)).sum()
         features = built.discriminator.features(built.generator(z))
-        loss = loss + built.discriminator.turn(features).square().sum()
+        loss = loss + built.discriminator.rotation(features).square().sum()
         loss = loss + built.encoder(built.generator(z)).square().sum()
         loss.backward()
     for network in (built.generator, built.discriminator, built.encoder):
@@ -75,7 +75,7 @@ def test_a_discriminator_judges_each_image_alone(name: str) -> None:
     def outputs(x: Tensor) -> list[Tensor]:
         features = discriminator.train().features(x)
         # Realness in training may depend on neighbours (minibatch standard deviation).
-        return [discriminator.turn(features), *features, discriminator.eval()(x)]
+        return [discriminator.rotation(features), *features, discriminator.eval()(x)]
 
     images = torch.randn(6, 1, 28, 28)
     together = outputs(images)

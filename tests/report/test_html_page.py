@@ -296,7 +296,8 @@ def test_the_more_images_the_smaller_their_pictures_even_of_pure_noise(
 def test_simple_pictures_stay_large_however_many_there_are(tmp_path: Path) -> None:
     plain = Image.new("RGB", (384, 384), (90, 120, 60))
     with Album(5_000, tmp_path) as album:
-        encoded = album.inline(album.add(lambda side: plain.resize((side, side))))
+        drawn = album.add(lambda side: Views(*[plain.resize((side, side))] * 3))
+        encoded = album.inline(drawn).split()[0]
     (tmp_path / "plain.webp").write_bytes(base64.b64decode(encoded))
     with Image.open(tmp_path / "plain.webp") as picture:
         assert picture.width == 384

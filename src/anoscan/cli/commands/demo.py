@@ -194,7 +194,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job offline, on the scanned digits that scikit-learn ships."""
+    """Do the whole job offline, on scanned digits."""
     output = output_of(as_json, quiet)
     with output.progress() as on_progress:
         report = run(

@@ -37,7 +37,7 @@ def doctor(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine can do, and what training on a folder would mean."""
+    """Say what this machine can do, and what a training would take."""
     from anoscan.training import doctor as practice
 
     output = output_of(as_json, False)

@@ -78,7 +78,9 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure detection on labelled images, beside the mean image and PCA.
+    """Measure detection on labelled images.
+
+    The AUROC stands beside those of the mean image and PCA.
 
     Example: anoscan eval --labels labels.csv --masks ./masks
     """

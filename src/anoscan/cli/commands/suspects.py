@@ -47,7 +47,7 @@ def suspects(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank images that are taken for normal, the likeliest anomalies first.
+    """Rank images taken for normal: the likeliest anomalies first.
 
     Example: anoscan suspects ./normal_imgs --json
     """
