@@ -1,1 +1,1 @@
-"""A folder becomes a model, and the model is checked."""
+"""Training: networks, terms and calibration from a folder of images, and checks of the model."""

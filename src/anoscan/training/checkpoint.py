@@ -1,4 +1,4 @@
-"""The checkpoint of a run: what is needed to go on after a stop."""
+"""The checkpoint of a run, from which an interrupted training goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,28 @@ from anoscan.networks.loop import Position, Stage, load_state_tensors, state_ten
 class Checkpoint:
     """The checkpoint of a run: a safetensors file beside the models, never pickled.
 
-    It holds the stage that is under way, if any, and the end states of those before it.
+    It holds the state of the stage that is under way, if any, and the end states of the stages
+    before it.
+
+    Parameters
+    ----------
+    path : Path
+        File of the checkpoint.
+    identity : dict
+        Values that name the run: its settings, images and region of interest. A run can only go on
+        from a checkpoint with the same identity.
+    resume : bool
+        Whether to read the checkpoint and go on from it.
+
+    Attributes
+    ----------
+    rollbacks : int
+        How often finished stages went back because losses or weights were not finite.
+
+    Raises
+    ------
+    ModelError
+        When the checkpoint to go on from is missing, cannot be read, or is of another run.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -32,11 +53,12 @@ class Checkpoint:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Refuse to go on where nothing was begun, before any image is read.
+        """Make sure that there is a checkpoint, before any image is read.
 
         Raises
         ------
         ModelError
+            When there is none at `path`.
         """
         if not path.exists():
             raise ModelError(
@@ -61,23 +83,26 @@ class Checkpoint:
             )
 
     def has_finished(self, stage: Stage) -> bool:
-        """Whether the checkpoint is of a later stage than `stage`."""
+        """Say whether the checkpoint holds the end state of `stage`."""
         return stage.name in self._found.get("finished", ())
 
     def restore(self, stage: Stage) -> Position:
-        """Put `stage` where the checkpoint left it; at its start when there is none of it."""
+        """Load the state that the checkpoint has of `stage`, and return its position.
+
+        Where the checkpoint has none, `stage` stays as it is and the position is the start.
+        """
         if self._found.get("stage") != stage.name:
             return Position()
         load_state_tensors(stage, under(self._tensors, "now|"))
         return Position(self._found["step"], self._found["rollbacks"])
 
     def restore_finished(self, stage: Stage) -> None:
-        """Put `stage` into its end state."""
+        """Load the end state of `stage`, which must be in the checkpoint; see `has_finished`."""
         load_state_tensors(stage, under(self._tensors, f"finished-{stage.name}|"))
         self._remember(stage, self._found["finished"][stage.name])
 
     def finish(self, stage: Stage, position: Position) -> None:
-        """Write the end state of a stage, and of those before it."""
+        """Write the end state of `stage`, and those of the stages before it."""
         self._remember(stage, position.rollbacks)
         self._write({}, None, Position())
 
@@ -89,7 +114,7 @@ class Checkpoint:
         } | {f"finished-{stage.name}|rollbacks": torch.tensor(rollbacks)}
 
     def save(self, stage: Stage, position: Position) -> None:
-        """Write the state of the stage under way, and of those before it."""
+        """Write the state of a stage under way, and the end states of the stages before it."""
         now = {f"now|{key}": value for key, value in state_tensors(stage).items()}
         self._write(now, stage.name, position)
 
@@ -110,7 +135,7 @@ class Checkpoint:
 
 
 def _differing(kept: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What another run was given, named as on the command line."""
+    """Yield what differs between two identities, named as on the command line."""
     if kept.get("images") != now["images"]:
         yield "images"
     if kept.get("roi") != now.get("roi"):

@@ -1,9 +1,10 @@
 """Synthetic defects of a known kind, size and place, for a self-test without labels.
 
-And whole images bent out of shape: odd everywhere, defective nowhere.
+There are also images that are bent as a whole. They are anomalous everywhere and have no defect at
+any single place.
 
-Strengths are relative to the contrast of the images they are put into, sizes to nothing: a defect
-of 8 pixels covers about 8 pixels from end to end, in any image.
+The strength of a defect is relative to the contrast of normal images. Its size is in pixels: a
+defect of 8 pixels covers about 8 pixels from end to end, in any image.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from scipy import ndimage
 from anoscan.core.arrays import Floats
 from anoscan.images.canvas import BLANK
 
-TRIES = 8  # places, until the defect can be seen
-VISIBLE = 0.2  # mean change of what it covers, in standard deviations of all pixels
-BENT_BY = 0.05  # of the side: standard deviation of how far bending moves a place
-BENT_OVER = 0.12  # of the side: how far places move together
+TRIES = 8  # random places that are tried until the defect is visible
+VISIBLE = 0.2  # least mean change of the pixels it covers, in standard deviations of all pixels
+BENT_BY = 0.05  # standard deviation of how far bending moves a place, in shares of the side
+BENT_OVER = 0.12  # standard deviation of the Gaussian that smooths the moves, in shares of the side
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.floating[Any]]
@@ -32,19 +33,20 @@ Pixels = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a defect goes, and what it may use.
+    """The place of a defect, and what it is made from.
 
     Parameters
     ----------
     image : ndarray of shape (c, s, s), float32
-    donor : ndarray of the same shape
-        Another normal image.
+        Normal image that gets the defect.
+    donor : ndarray of shape (c, s, s), float32
+        Another normal image, from which parts may be taken.
     contrast : float
         Standard deviation of the pixels of normal images.
     size : int
-        Pixels from end to end.
+        Size of the defect from end to end, in pixels.
     row, column : float
-        Middle.
+        Middle of the defect, in pixels.
     """
 
     image: Floats
@@ -55,18 +57,19 @@ class Spot:
     column: float
 
     def away(self) -> tuple[Pixels, Pixels]:
-        """Rows and columns of every pixel, from the middle, (s, 1) and (1, s)."""
+        """Return how far each row (s, 1) and each column (1, s) is from the middle, in pixels."""
         side = self.image.shape[-1]
         rows, columns = np.ogrid[:side, :side]
         return rows - self.row, columns - self.column
 
     def disc(self) -> Pixels:
-        """Cover of a disc with an edge a pixel wide, (s, s) in [0, 1]."""
+        """Return how much a disc covers each pixel, (s, s) in [0, 1]; its edge is a pixel wide."""
         down, across = self.away()
         cover: Pixels = np.clip(self.size / 2 + 0.5 - np.hypot(down, across), 0, 1)
         return cover
 
 
+# Returns a changed image (c, s, s) and how much of each pixel the defect covers, (s, s) in [0, 1].
 Draw = Callable[[Spot, np.random.Generator], tuple[Pixels, Pixels]]
 
 
@@ -79,20 +82,30 @@ def defect(
     native: int,
     rng: np.random.Generator,
 ) -> tuple[Floats, Mask] | None:
-    """Copy of an image with one defect, and where it is, (s, s); None where it cannot be seen.
+    """Put one defect at a random place into a copy of an image.
 
     Parameters
     ----------
     kind : str
-        Of `KINDS`.
-    image, donor : ndarray of shape (c, s, s), float32 in [-1, 1]
+        Kind of the defect, a key of `KINDS`.
+    image : ndarray of shape (c, s, s), float32 in [-1, 1]
+        Normal image that gets the defect.
+    donor : ndarray of shape (c, s, s), float32 in [-1, 1]
+        Another normal image, from which parts may be taken.
     size : int
-        Pixels from end to end.
+        Size of the defect from end to end, in pixels.
     contrast : float
         Standard deviation of the pixels of normal images.
     native : int
-        Side of the images before they were enlarged, where they were: a defect is then enlarged
-        with them, and has no finer detail than they.
+        Side of what the networks see, in pixels of the image files. Where it is less than `s`,
+        images were enlarged. Then a defect has no finer detail than they have.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (ndarray of shape (c, s, s), float32, and ndarray of shape (s, s), bool) or None
+        The changed image, and a mask that is True where the defect is. None when the defect was
+        not visible at any of `TRIES` places.
     """
     side = image.shape[-1]
     low, high = min(float(image.min()), -1.0), max(float(image.max()), 1.0)
@@ -111,10 +124,10 @@ def defect(
 
 
 def bent(image: Floats, native: int, rng: np.random.Generator) -> Floats:
-    """Image (c, s, s) with its shapes bent: every place is moved, near ones alike.
+    """Bend an image (c, s, s) as a whole: every place moves, and neighbours move together.
 
-    An elastic deformation (Simard et al. 2003). What is in the image stays as it is at any point;
-    how it hangs together does not. `native` is that of `defect`.
+    This is an elastic deformation (Simard et al. 2003). Textures and brightness stay as they are,
+    but shapes change. `native` has the same meaning as in `defect`.
     """
     side = image.shape[-1]
     moves = []
@@ -130,7 +143,7 @@ def bent(image: Floats, native: int, rng: np.random.Generator) -> Floats:
 
 
 def _enlarged(change: Pixels, native: int) -> Pixels:
-    """What a change (c, s, s) is after a detour over a smaller side."""
+    """Shrink a change (c, s, s) to a side of `native` pixels and enlarge it again to `s`."""
     side = change.shape[-1]
     small = (native, native)
     layers = [Image.fromarray(layer.astype(np.float32)) for layer in change]
@@ -145,7 +158,10 @@ def _change(mixed: Floats, image: Floats) -> Pixels:
 
 
 def _strength(spot: Spot, rng: np.random.Generator) -> Pixels:
-    """Brighter or darker, by one to two standard deviations; a colour in colour images."""
+    """Return a change of brightness (c, 1, 1), up or down by one to two standard deviations.
+
+    In colour images each channel changes by a random half to all of that.
+    """
     channels = len(spot.image)
     tint = rng.uniform(0.5, 1, (channels, 1, 1)) if channels > 1 else np.ones((1, 1, 1))
     strength: Pixels = rng.choice([-1, 1]) * rng.uniform(1, 2) * tint * spot.contrast
@@ -153,7 +169,7 @@ def _strength(spot: Spot, rng: np.random.Generator) -> Pixels:
 
 
 def _cut_paste(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A rectangle of another image, from another place."""
+    """Paste a rectangle of another image, from another place."""
     shape = spot.size * np.sqrt(rng.uniform(0.5, 1, 2))
     down, across = spot.away()
     cover = (np.abs(down) <= shape[0] / 2) & (np.abs(across) <= shape[1] / 2)
@@ -162,7 +178,7 @@ def _cut_paste(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
 
 
 def _scratch(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A straight line, a pixel wide or an eighth of its length."""
+    """Draw a straight line, as wide as an eighth of its length and at least a pixel."""
     down, across = spot.away()
     angle = rng.uniform(0, math.pi)
     along = down * math.sin(angle) + across * math.cos(angle)
@@ -173,24 +189,24 @@ def _scratch(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
 
 
 def _blob(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A spot of one grey or colour."""
+    """Fill a disc with one grey or colour."""
     usual = spot.image.mean((1, 2), keepdims=True)
     return np.broadcast_to(usual + 1.5 * _strength(spot, rng), spot.image.shape), spot.disc()
 
 
 def _noise(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """Grain of one standard deviation in a disc."""
+    """Add white noise to a disc; its standard deviation is that of normal pixels."""
     return spot.image + rng.normal(0, spot.contrast, spot.image.shape), spot.disc()
 
 
 def _blur(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A disc out of focus."""
+    """Blur a disc."""
     sigma = max(1.0, spot.size / 4)
     return ndimage.gaussian_filter(spot.image, (0, sigma, sigma)), spot.disc()
 
 
 def _shift(spot: Spot, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A disc brighter or darker; what is in it stays."""
+    """Make a disc brighter or darker; its structure stays as it is."""
     return spot.image + 0.7 * _strength(spot, rng), spot.disc()
 
 

@@ -1,4 +1,4 @@
-"""What this machine can do, and what training on a folder would mean."""
+"""Report what this machine can do, and what a training on a folder would cost."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from anoscan.training.learn import resolve
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "tifffile",
              "safetensors", "typer", "rich", "platformdirs",
              "imagecodecs", "pydicom", "nibabel")  # fmt: skip
-NEEDED_BYTES = 200_000_000
+NEEDED_BYTES = 200_000_000  # free space that models and checkpoints need at least
 TRIED = 256  # images that a trial of training gets, about
-LONG_SECONDS = 6 * 3600
+LONG_SECONDS = 6 * 3600  # a training expected to take longer gets a warning
 
 
 def triable(settings: dict[str, Any]) -> TrainConfig:
-    """Settings of a training that can be tried.
+    """Make a `TrainConfig` from the settings of a training that can be tried.
 
     Raises
     ------
     UsageError
-        For settings that are wrong, or of a training whose cost a few steps do not show.
+        When a setting is wrong, or a few steps cannot show the cost of such a training.
     """
     config = TrainConfig.from_dict(settings)
     for name in ("patches", "calibration_folds"):
@@ -69,7 +69,17 @@ def examine(
     precision: str,
     workers: int | None,
 ) -> DoctorReport:
-    """Facts about the machine, and about `folders` of training images when some are given."""
+    """Report facts about the machine, and about `folders` of training images when some are given.
+
+    Parameters
+    ----------
+    folders : sequence of paths
+        Normal images, as for `anoscan train`; may be empty.
+    config : TrainConfig
+        Settings of the training that is tried on the images.
+    device, precision, workers
+        As for `Runtime.resolve`.
+    """
     runtime = Runtime.resolve(device, precision, workers)
     facts, checks = _store()
     about = None
@@ -122,7 +132,7 @@ def _versions() -> dict[str, str | None]:
 
 def _store() -> tuple[dict[str, Any], list[HealthCheck]]:
     home = store.home()
-    # Not Path.exists, which raises where a folder above is another user's.
+    # Path.exists would raise here when a parent folder belongs to another user.
     there = next(folder for folder in (home, *home.absolute().parents) if os.path.exists(folder))  # noqa: PTH110
     free = shutil.disk_usage(there).free
     writable = _writable(there)
@@ -195,7 +205,23 @@ def _images(
 
 @dataclass
 class _Read:
-    """What reading a folder once gave."""
+    """What was read of a folder in one pass.
+
+    Parameters
+    ----------
+    images : list of ImageFile
+        Images that could be read.
+    digests : list of bytes
+        SHA-256 of the content of each.
+    blank : list of bool
+        Whether each has nothing in it.
+    some : list of ndarray of shape (c, s, s)
+        Pixels of about `TRIED` of them, evenly spread.
+    skipped : list of Skipped
+        Images that could not be read.
+    seconds : float
+        Time that reading took.
+    """
 
     images: list[ImageFile]
     digests: list[bytes]
@@ -224,7 +250,10 @@ def _read(files: Sequence[ImageFile], inspection: Inspection, runtime: Runtime) 
 def _image_checks(
     read: _Read, counts: census.Census, config: TrainConfig
 ) -> tuple[list[HealthCheck], tuple[np.ndarray, np.ndarray] | None]:
-    """Checks of the images, and how they would be split; None where they cannot be learned from."""
+    """Check the images, and split them into rows to train on and rows to hold out.
+
+    The second value is None when no training on these images is possible.
+    """
     checks: list[HealthCheck] = []
     if read.skipped:
         first = f"{read.skipped[0].path!r}: {read.skipped[0].reason}"

@@ -1,8 +1,10 @@
-"""Calibration by folds, where normal images are few: those trained on are calibrated on too.
+"""Calibration by folds: where normal images are few, training images calibrate too.
 
-Each fold of them is measured by an encoder, a rotation stage and terms that learned from the other
-folds alone (cross-conformal prediction, Vovk 2015, arXiv 1208.0806). One thing stays shared: the
-GAN saw all of them, and took what it can from that.
+Training images are divided into folds. Each fold is measured by an encoder, a rotation stage
+and terms that learned only from the other folds. This is cross-conformal prediction (Vovk 2015,
+arXiv 1208.0806). The GAN is shared: it was
+trained on all of them. So what it learned by heart can make their scores lower than those of new
+images.
 """
 
 from __future__ import annotations
@@ -33,11 +35,21 @@ class Folds:
     Parameters
     ----------
     after_gan : Networks
-        As the GAN stage left them, the encoder not trained yet (but with the GAN, under `bigan`).
+        Networks at the end of the GAN stage. The encoder is untrained, except with
+        ``--mapping bigan``, which trains it in the GAN stage.
     rotated : bool
-        Whether the rotation stage was kept; then each fold has one of its own.
+        Whether the training kept its rotation stage. Then each fold has a rotation stage too.
     few : bool
-        Whether the discriminator learns gently; as in the training.
+        Whether the training had few images; see `Stages`.
+    material : Material
+        Images of the training.
+    config : TrainConfig
+        Resolved settings of the training.
+    runtime : Runtime
+    on_progress : callable
+        Called with a `Progress` of the stage ``folds``.
+    stopping : callable
+        Asked between steps whether the training is to stop.
     """
 
     after_gan: Networks
@@ -50,17 +62,34 @@ class Folds:
     stopping: Callable[[], bool]
 
     def extend(self, calibration: Calibration, names: list[str], usual: np.ndarray) -> Calibration:
-        """Yardstick with the terms of the images trained on too, where that was asked for.
+        """Add the terms of the training images to a calibration, where the settings ask for folds.
 
-        Terms are fitted on the `usual` rows alone, but measured on all: without the others the
-        threshold would be too low. Regions keep the level of the held-out images.
+        Terms are fitted on the `usual` rows alone, but measured on all training images. Without
+        the other rows the threshold would be too low. Regions keep the level that held-out images
+        set.
+
+        Parameters
+        ----------
+        calibration : Calibration
+            What held-out images gave.
+        names : list of str
+            Names of the terms, in the order of their columns.
+        usual : ndarray of int
+            Rows of the training images that say what is normal: all but the suspects.
+
+        Raises
+        ------
+        TrainingInterrupted
+            When `stopping` said yes.
+        TrainingDiverged
+            When losses or weights were not finite too often.
         """
         if self.config.calibration_folds is None:
             return calibration
         rows, draw = self.material.rows, random_stream(self.config.seed, "folds")
         groups = self.material.groups
         folds = dealt([groups[row] for row in rows], self.config.calibration_folds, draw)
-        if len(folds) == 1:  # of one picture: nothing is left to learn from without it
+        if len(folds) == 1:  # all images belong to one group, and without it none are left
             return calibration
         terms = [calibration.terms]
         for number, places in enumerate(folds):
@@ -72,7 +101,7 @@ class Folds:
         return dataclasses.replace(calibration, terms=np.concatenate(terms))
 
     def _trained(self, number: int, rows: np.ndarray) -> Networks:
-        """Networks of a fold: all that comes after the GAN, learned from `rows`."""
+        """Train on `rows` what comes after the GAN, and return the networks, frozen."""
         networks, pixels = copy.deepcopy(self.after_gan), self.material.pixels
         suffix = f"-fold{number}"
         stages = Stages(pixels, rows, self.config, self.runtime, self.few, suffix)
@@ -89,7 +118,7 @@ class Folds:
             images_per_step=planned.images_per_step,
             position=Position(),
             on_progress=lambda now: self.on_progress(dataclasses.replace(now, stage="folds")),
-            # Folds are not kept: a resumed run trains them again.
+            # Checkpoints do not hold folds: a resumed run trains them again.
             checkpoint=lambda where: None,
             stopping=self.stopping,
         )
@@ -97,7 +126,7 @@ class Folds:
     def _measured(
         self, networks: Networks, names: list[str], rows: np.ndarray, inside: np.ndarray
     ) -> np.ndarray:
-        """Raw terms (n, k) of a fold."""
+        """Fit terms on `rows`, and return the raw terms (n, k) of the images `inside` (n,)."""
         read, device = self.material.pixels.__getitem__, self.runtime.measuring().device
         fitted = fit_terms(networks, names, chunks(rows, read, device))
         return Measurer(networks, fitted, self.material.rule).terms(self.material.pixels, inside)

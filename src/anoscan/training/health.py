@@ -1,7 +1,8 @@
-"""Training health in plain words: what was found of a folder and of a run, and what follows.
+"""Training health in plain words: checks of a folder and of a training, with advice.
 
-`of_folder` needs no training: `anoscan train` says it before it starts, `anoscan doctor` without
-starting. `examine` adds what only a finished training can show.
+The checks of `of_folder` need no training. `anoscan train` makes them before it starts, and
+`anoscan doctor` makes them without a training. `examine` adds the checks that need a finished
+training.
 """
 
 from __future__ import annotations
@@ -15,30 +16,31 @@ from anoscan.core.results import Health, HealthCheck, HealthReport
 from anoscan.dataset.census import Census, odd_depths, odd_sizes
 from anoscan.training.network_checks import Game, NetworkChecks
 
-WATCHED = 8  # parts of the game; after each of the second half of them it is looked at
-WATCH_SAMPLES = 64
-WATCHED_FROM = 4000  # images shown in all: a shorter game is over before anyone could act
-# Trainings on 1,000 and more images stay well on the good side of these (docs/health.md).
+WATCHED = 8  # parts of the GAN stage, which is checked between them from its middle on
+WATCH_SAMPLES = 64  # images of each kind that such a check compares
+WATCHED_FROM = 4000  # images shown in all: a shorter GAN stage ends before a user could act
+# Good trainings on 1,000 and more images keep far from these limits. docs/health.md says what they
+# mean, and docs/decisions.md has the values of some trainings.
 OVERPOWERED = 0.999
 COLLAPSED, VARIED, TOO_VARIED = 0.1, 0.4, 2.0
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
-FEWEST_QUERIES, MOST_ODD = 10, 0.8
+FEWEST_QUERIES, MOST_ODD = 10, 0.8  # fewest queries that are judged, and share of anomalous ones
 
 _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the checks of a finished training look at.
+    """What the checks of a finished training are made from.
 
     Parameters
     ----------
     rollbacks : int
-        How often training went back because losses were not finite.
+        How often training went back because losses or weights were not finite.
     game : Game
-        As it stood in the end.
-    networks : Checkup
-        Of the networks that are kept.
+        State of the generator and the discriminator at the end of the GAN stage.
+    networks : NetworkChecks
+        Numbers of the networks that the model keeps.
     reconstruction : float
         Mean squared residual of held-out normals, relative to that of the mean image.
     apart : bool
@@ -53,16 +55,17 @@ class Findings:
 
 
 class GameWatch:
-    """Says while the game is on, once each, that the generator collapses or cannot keep up.
+    """Reports during the GAN stage that the generator collapses or cannot keep up, once each.
 
-    Early on every generator makes the same of all latents, so only the second half is looked at.
+    Only the second half of the stage is checked, because at first every generator makes nearly the
+    same image of all latents.
 
     Parameters
     ----------
     notify : callable
-        Takes every report of progress, and notes besides.
+        Called with every `Progress` of the stage, and with additional ones that carry a note.
     snapshot : callable
-        From a number of images to how the game stands.
+        Takes a number of images, and returns the state of the GAN stage as a `Game`.
     """
 
     def __init__(self, notify: OnProgress, snapshot: Callable[[int], Game]) -> None:
@@ -70,7 +73,7 @@ class GameWatch:
         self.part, self.noted = WATCHED // 2 - 1, set[str]()
 
     def __call__(self, progress: Progress) -> None:
-        """Pass a report of progress on, and look at the game now and then."""
+        """Pass a report of progress on, and check the networks at the end of each part."""
         self.notify(progress)
         part = WATCHED * progress.images // max(progress.total_images, 1)
         if not self.part < part < WATCHED or progress.total_images < WATCHED_FROM:
@@ -87,12 +90,16 @@ class GameWatch:
 
 
 def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[HealthCheck, ...]:
-    """Checks of a folder that will be, or was, trained on.
+    """Check a folder of training images.
 
     Parameters
     ----------
     census : Census
-    trained, held_out : int
+        What the folder is made of.
+    trained : int
+        Number of images, or of patches, to train on.
+    held_out : int
+        Number of images to calibrate on.
     of : {'images', 'patches'}
         What `trained` counts.
     """
@@ -107,7 +114,7 @@ def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[Hea
 
 
 def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport:
-    """All checks, those of the folder first, and the worst of their verdicts."""
+    """Return all checks, first the given ones of the folder, and the worst of their verdicts."""
     checks = (
         *folder,
         _stability(findings.rollbacks),
@@ -121,7 +128,15 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
 
 
 def of_scores(scored: int, anomalous: int) -> str | None:
-    """What to say of a batch of queries that are nearly all anomalous; None of any other."""
+    """Return a warning when nearly all queries are anomalous, else None.
+
+    Parameters
+    ----------
+    scored : int
+        Number of queries that got a score.
+    anomalous : int
+        Number of them whose verdict is anomalous.
+    """
     if scored < FEWEST_QUERIES or anomalous < MOST_ODD * scored:
         return None
     return (
@@ -133,7 +148,15 @@ def of_scores(scored: int, anomalous: int) -> str | None:
 
 
 def of_model(name: str, metadata: Mapping[str, Any]) -> str | None:
-    """What to say of a model, by its file, whose training failed a check; else None."""
+    """Return a warning when the training of a model failed a check, else None.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model.
+    metadata : mapping
+        Metadata of its file.
+    """
     found = metadata.get("health")
     checks = found.get("checks") if isinstance(found, Mapping) else None
     failed = [
@@ -150,7 +173,7 @@ def of_model(name: str, metadata: Mapping[str, Any]) -> str | None:
 
 
 def worst(checks: tuple[HealthCheck, ...]) -> Health:
-    """Worst verdict of some checks; 'ok' of none."""
+    """Return the worst verdict of some checks, and 'ok' where there are none."""
     return max((check.verdict for check in checks), key=_RANK.__getitem__, default="ok")
 
 
@@ -194,7 +217,7 @@ def _duplicates(census: Census) -> HealthCheck:
 
 def _blank(census: Census) -> HealthCheck:
     share = census.blank / max(census.views, 1)
-    # Of a large image, some parts are background.
+    # Some parts of a large image are background.
     if share < (0.2 if census.patched else 0.01):
         return _check("constant", "ok", share, "Images have something in them.")
     of = "patches" if census.patched else "images"
@@ -273,7 +296,7 @@ def _discriminator(game: Game) -> list[HealthCheck]:
     facts = (
         f"The discriminator tells real from generated images with an AUROC of {game.separated:.2f}"
     )
-    # Alone that does no harm: a generator that still learns has not lost.
+    # A high AUROC alone does no harm: a generator whose images vary enough still learns.
     if game.separated < OVERPOWERED or game.diversity > VARIED:
         return [_check("discriminator", "ok", game.separated, f"{facts}.")]
     advice = (
@@ -291,7 +314,7 @@ def _reconstruction(findings: Findings) -> HealthCheck:
     )
     if ratio <= 0.9:
         return _check("reconstruction", "ok", ratio, f"{facts}.")
-    # What the generator made itself is what an encoder finds most easily.
+    # An encoder inverts generated images most easily. If it misses those too, it has failed.
     if networks.inversion > 0.9:
         length = "--encoder-images-shown" if findings.apart else "--images-shown"
         cause = f"The encoder failed: train it longer ({length})."
@@ -305,7 +328,7 @@ def _reconstruction(findings: Findings) -> HealthCheck:
 
 def _memorisation(networks: NetworkChecks, game: Game) -> HealthCheck:
     by_heart = game.by_heart or 0.0
-    # One image has one nearest neighbour: that says nothing of copies.
+    # A collapsed generator makes one image, whose nearest neighbour says nothing about copies.
     if networks.copied > COPIED and game.diversity > COLLAPSED:
         found = f"About {networks.copied:.0%} of the generated images are copies of training images"
     elif networks.gap > GAP:

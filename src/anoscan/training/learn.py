@@ -1,4 +1,4 @@
-"""How a folder of normal images becomes a model: the stages of training, in order.
+"""Turn a folder of normal images into a model, by the parts of a training in this order.
 
 images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms, baselines -> maps
 -> calibration (and folds) -> health -> self-test
@@ -52,23 +52,45 @@ from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
 from anoscan.training.train_networks import Clock, Observer, TrainingRun, train_networks
 
-SHOWN = 6  # held-out images whose reconstructions an observer is given
-MAPS_SAMPLE = 1024  # images, or patches, whose places say what is usual anywhere
+SHOWN = 6  # held-out images that an observer gets, to show their reconstructions
+MAPS_SAMPLE = 1024  # training images, or patches, at most, that anomaly maps are fitted on
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A model, and what its training has to report."""
+    """A trained model, and what its training reports.
+
+    Parameters
+    ----------
+    model : Model
+    health : HealthReport
+    self_test : SelfTest
+    skipped : tuple of Skipped
+        Images that could not be read.
+    suspicion : Suspicion or None
+        How suspect each image is; None unless suspects were dropped.
+    seconds : dict
+        Wall-clock time by part of the training, and in total.
+    """
 
     model: Model
     health: HealthReport
     self_test: SelfTest
     skipped: tuple[Skipped, ...]
-    suspicion: Suspicion | None  # of the images, where suspects were dropped
+    suspicion: Suspicion | None
     seconds: dict[str, float]
 
     def report(self, saved: ModelReference, record: Record, runtime: Runtime) -> TrainReport:
-        """What `anoscan train` says of a model saved, and of its record."""
+        """Return the report of `anoscan train`, for a saved model and the record of its training.
+
+        Parameters
+        ----------
+        saved : ModelReference
+            Name and file of the saved model.
+        record : Record
+            Folder beside the model, with losses and pictures of the training.
+        runtime : Runtime
+        """
         config, rule = self.model.config, self.model.rule
         facts = self.model.metadata["training_data"]
         return TrainReport(
@@ -108,7 +130,15 @@ class Learned:
 
 
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
-    """Settings with every ``None`` and ``auto`` decided but those of `augment` and `align`."""
+    """Replace every ``None`` and ``auto`` of the settings, except those of `augment` and `align`.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Settings as they were given.
+    inspection : Inspection
+        What was found of the images; it decides the size, the channels and the patch size.
+    """
     left = {name: value for name, value in decided(config).items() if getattr(config, name) is None}
     return dataclasses.replace(
         config,
@@ -125,21 +155,24 @@ def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What is asked of a training.
+    """What a training is to do.
 
     Parameters
     ----------
     files : sequence of ImageFile
         Normal images.
     config : TrainConfig
+        Settings as they were given.
     checkpoint : Path
-        Where an unfinished run is kept. Remove it when the model is safe.
+        File that keeps an unfinished run. It is not removed at the end: remove it after the model
+        is saved.
     resume : bool
-        Go on from the checkpoint, which must be of the same images and settings.
+        Whether to go on from the checkpoint, which must be of the same images and settings.
     drop_suspects : bool
-        Fit statistics of normal images without the most suspect ones; networks learn from all.
+        Whether to fit what counts as normal without the most suspect images. The networks learn
+        from all images either way.
     roi : Roi, optional
-        Outside it nothing counts.
+        Region of interest: pixels outside it do not count.
     """
 
     files: Sequence[ImageFile]
@@ -157,24 +190,36 @@ def learn(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
 ) -> Learned:
-    """Train on images and calibrate on those held out.
+    """Train on images, and calibrate on the images held out.
 
     Parameters
     ----------
     request : TrainRequest
     runtime : Runtime
     observer : Observer
-        Told of every stage.
+        Follows every stage.
     on_progress : callable
-        Called with a `Progress` a few times a second.
+        Called with a `Progress` in every part of the training.
     stopping : callable
         Asked between steps and parts whether the training is to stop.
+
+    Returns
+    -------
+    Learned
+        The model, which is not saved yet, and what the training reports.
 
     Raises
     ------
     InputError
         When there are too few readable images.
-    TrainingDiverged, TrainingInterrupted
+    UsageError
+        When suspects are to be dropped from a model of patches.
+    ModelError
+        When the checkpoint to go on from is missing, cannot be read, or is of another run.
+    TrainingDiverged
+        When losses or weights were not finite too often.
+    TrainingInterrupted
+        When `stopping` said yes.
     """
     files = request.files
     inspection = _inspect(request, runtime)
@@ -257,9 +302,10 @@ def _suspected(
     config: TrainConfig,
     runtime: Runtime,
 ) -> Suspicion:
-    """All images, by a model that holds none of them suspect yet.
+    """Rate how suspect all images are, by a model that was fitted on all training images.
 
-    Held-out images do not vouch for others: they would look tamer than images to come.
+    Held-out images do not take part in the fits of others. If they did, they would have lower
+    scores than new images.
     """
     fitted, baselines = _fitted(networks, names, material, config, runtime)
     measurer = Measurer(networks, fitted, material.rule)
@@ -343,7 +389,15 @@ def _run_identity(config: TrainConfig, material: Material) -> dict[str, Any]:
 
 
 class _Parts:
-    """What comes after the last stage, part by part: told as progress, and each can be the last."""
+    """Reports the parts of a training after its last stage, and stops between them when asked.
+
+    Parameters
+    ----------
+    on_progress : callable
+        Called with a `Progress` of the stage ``calibration``, which counts the parts done.
+    stopping : callable
+        Asked before each part whether the training is to stop.
+    """
 
     PARTS = 5  # terms, maps, held-out images, checks, self-test
 
@@ -352,7 +406,13 @@ class _Parts:
         self.begin()
 
     def begin(self) -> None:
-        """Stop before the next part where that is asked for."""
+        """Begin the next part, unless a stop is asked for.
+
+        Raises
+        ------
+        TrainingInterrupted
+            When `stopping` says yes.
+        """
         stop_where_asked(self._stopping)
         self._tell(self._begun)
         self._begun += 1

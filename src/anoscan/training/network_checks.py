@@ -1,6 +1,6 @@
-"""How the networks of a training did, in numbers: what `health` puts into words.
+"""Measure how well the networks of a training learned, in numbers that `health` puts into words.
 
-Every question is asked with held-out normals, which no network has seen.
+Most numbers compare training images with held-out normals, which no network has seen.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from anoscan.networks.gan_stage import sample, samples
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.measure import chunks
 
-SAMPLES = 512  # generated images looked at, and at most as many real ones of each kind
-MOST_PIXELS = SAMPLES * 128 * 128  # of images that are looked at in full; of larger ones, fewer are
-NEIGHBOURS = 8192  # training images that a nearest one is looked for among, at most
-THUMBNAIL = 16  # side at which images are compared
-MARGIN = 3  # standard errors: what is less is no margin of which a share could be said
-STILL = 1e-4  # of the largest realness: less between all images says that no game is played
-TWIN = 0.002  # of the usual squared distance from the mean: less apart are twins
+SAMPLES = 512  # generated images that are used, and at most as many real ones of each kind
+MOST_PIXELS = SAMPLES * 128 * 128  # pixels of images used at full size; of larger images, fewer are
+NEIGHBOURS = 8192  # training images, at most, among which a nearest one is searched
+THUMBNAIL = 16  # side at which images are compared, in pixels
+MARGIN = 3  # standard errors: a smaller margin is too uncertain to divide by
+STILL = 1e-4  # share of the largest realness: if no images differ by more, gradients vanished
+TWIN = 0.002  # near twins are closer than this share of the mean squared distance from the mean
 
 
 @dataclass(frozen=True)
 class NetworkChecks:
-    """Numbers of one training; what they mean is said where `health` judges them.
+    """Numbers of one training, which `health` judges.
 
     Parameters
     ----------
     pca : float
         Mean squared residual of held-out images by PCA, relative to that of the mean image.
     copied : float
-        Estimated share of generated images that are copies of training images: 0 where they are
-        as near to held-out images as to training images, 1 where none is. See `copied`.
+        Estimated share of generated images that are copies of training images, in [0, 1]. It is
+        0 where they are as near to held-out images as to training images. It is 1 where none is
+        nearest to a held-out image. See the function `copied`.
     twins : float
         Share of held-out images that have a near twin among the training images.
     gap : float
         Mean squared residual of held-out images, relative to that of training images.
     inversion : float
-        Mean squared residual of generated images, relative to their variance: what the encoder
-        misses of images that the generator is sure to know.
+        Mean squared residual of generated images, relative to their variance. It measures the
+        encoder alone, because the generator can make these images.
     """
 
     pca: float
@@ -61,7 +62,19 @@ class NetworkChecks:
 def examine(
     networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
 ) -> NetworkChecks:
-    """Look at generated, training and held-out images side by side."""
+    """Compare generated, training and held-out images.
+
+    Parameters
+    ----------
+    networks : Networks
+        Frozen networks of the model.
+    baselines : Baselines
+        Fitted on the training images.
+    material : Material
+        Images of the training.
+    config : TrainConfig
+        Resolved settings of the training.
+    """
     seed, full = config.seed, in_full(SAMPLES, material.pixels.shape[-1])
     some = material.pixels[_some(material.rows, full, seed)]
     held = material.pixels[_some(material.unseen, full, seed)]
@@ -83,23 +96,25 @@ def examine(
 
 @dataclass(frozen=True)
 class Game:
-    """How the adversarial game stands.
+    """State of the generator and the discriminator during or after the GAN stage.
 
     Parameters
     ----------
     diversity : float
         Pixel variance of generated images, relative to that of training images.
     separated : float or None
-        AUROC with which the discriminator tells training images from generated ones: 0.5 where
-        the generator fools it, 1 where it has won. None where it judges pairs.
+        AUROC of the discriminator at distinguishing training images from generated ones. 0.5
+        means that it cannot, 1 that it always can. None where the discriminator judges pairs of
+        image and latent, or generated images are not finite.
     by_heart : float or None
-        Share of its margin between training and generated images that it does not keep on
-        held-out ones: 0 where it learned what is real, 1 where it learned the images (Karras et
-        al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676,
-        eq. 1, r_v). None where there is no margin to speak of.
+        Share of the discriminator's margin between training and generated images that is lost on
+        held-out images. 0 means that it learned what is real, 1 that it learned the training
+        images by heart. (Karras et al. 2020, "Training Generative Adversarial Networks with
+        Limited Data", arXiv 2006.06676, eq. 1, r_v.) None where `separated` is None, or the
+        margin is below `MARGIN` standard errors.
     still : bool
-        Whether the discriminator tells no image from any other: its gradients vanished, and what
-        looks like a draw is no game.
+        Whether the discriminator gives all images the same realness, because its gradients
+        vanished. Then an AUROC near 0.5 does not mean that the generator is good.
     """
 
     diversity: float
@@ -116,7 +131,19 @@ def game(
     *,
     images: int,
 ) -> Game:
-    """Look at a game, under way or over; the networks are left as they are."""
+    """Measure the state of the GAN stage, during or after it; the networks are not changed.
+
+    Parameters
+    ----------
+    generator : nn.Module
+    discriminator : nn.Module or None
+        Gives the realness of images; None where it judges pairs of image and latent.
+    material : Material
+        Images of the training.
+    config : TrainConfig
+    images : int
+        Number of images of each kind to compare; see `in_full`.
+    """
     from sklearn.metrics import roc_auc_score
 
     seed, images = config.seed, in_full(images, material.pixels.shape[-1])
@@ -142,12 +169,19 @@ def game(
 
 
 def in_full(images: int, side: int) -> int:
-    """How many of so many images of a side are looked at in full."""
+    """Limit a number of images with this side, so that they have at most `MOST_PIXELS` pixels."""
     return min(images, MOST_PIXELS // side**2)
 
 
 def _generated(generator: nn.Module, config: TrainConfig, full: int) -> tuple[Floats, np.ndarray]:
-    """Generated images (full, c, s, s), and thumbnails of these and others, `SAMPLES` in all."""
+    """Generate `SAMPLES` images; return the first `full` of them, and thumbnails of all.
+
+    Returns
+    -------
+    images : ndarray of shape (full, c, s, s), float32
+    thumbnails : ndarray of shape (SAMPLES, d)
+        See `thumbnails`.
+    """
     kept, small, missing = [], [], full
     for images in samples(generator, SAMPLES, config.latent_dim, config.seed, "checkup"):
         part = images.cpu().numpy()
@@ -165,24 +199,25 @@ def _thumbnails_of(material: Material, rows: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(images: Floats) -> np.ndarray:
-    """Images (n, c, s, s) as points (n, d), in which nearness is likeness."""
+    """Shrink images (n, c, s, s) to vectors (n, d), float64, which are near for similar images."""
     small = adaptive_avg_pool2d(torch.from_numpy(images), min(THUMBNAIL, images.shape[-1]))
     flat: np.ndarray = small.flatten(1).numpy().astype(np.float64)
     return flat
 
 
 def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
-    """Estimated share of generated images that copy a training image.
+    """Estimate the share of generated images that copy a training image, in [0, 1].
 
-    An honest generator knows nothing of which images were held out, so a generated image has its
-    nearest neighbour among them as often as they are among all real images. What is missing of
-    that was copied. (The distance itself would say nothing: blurred images are near to all.) Images
-    farther from all real ones than these are from their mean, such as noise, copy none.
+    A generator that copies nothing does not depend on which images were held out. So its images
+    are nearest to a held-out image as often as held-out images are among all real images. What is
+    missing of that share was copied. The distance itself would say nothing, because blurred
+    images are near to all. A generated image counts as no copy when it is farther from all real
+    images than training images are from their mean. Noise is an example.
 
     Parameters
     ----------
     fake, known, unknown : ndarray of shape (n, d)
-        Generated, training and held-out images.
+        Generated, training and held-out images, as `thumbnails` makes them.
     """
     expected = len(unknown) / (len(known) + len(unknown))
     to_unknown, to_known = nearest(fake, unknown)[0], nearest(fake, known)[0]
@@ -194,7 +229,15 @@ def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def nearest(points: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distance (n,) to the nearest of some points (m, d), and which it is (n,)."""
+    """Find the nearest of the points `among` (m, d) for each of `points` (n, d).
+
+    Returns
+    -------
+    distance : ndarray of shape (n,)
+        Squared distance to it.
+    which : ndarray of shape (n,), int
+        Its row in `among`.
+    """
     squares = np.square(points).sum(1)[:, None] + np.square(among).sum(1) - 2 * points @ among.T
     which = squares.argmin(1)
     return np.maximum(squares[np.arange(len(points)), which], 0), which

@@ -1,9 +1,10 @@
-"""What a trained model sees of synthetic defects, beside PCA and the mean image; no labels needed.
+"""Test without labels how well a model finds synthetic defects, beside PCA and the mean image.
 
-Held-out normals get one defect each, of every kind and several sizes. How well a detector tells
-them from normals is an estimate for small local defects, not a promise about the user's own. Some
-are bent out of shape as a whole, which says how well the model knows what hangs together.
-Nothing here has a part in any score: how far terms are trusted, `selftest` decides.
+Held-out normals get one defect each, of every kind and several sizes. How well a detector
+distinguishes them from normals is an estimate for small local defects. It is no promise about a
+user's own anomalies. Some normals are bent as a whole. They measure whether the model knows what
+normal images are like as a whole. No score depends on this test. The weights of terms are set by
+the patch test (`model.patch_test`).
 """
 
 from __future__ import annotations
@@ -26,38 +27,41 @@ from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.scoring.measure import chunks, smooth
 from anoscan.training.defects import KINDS, Mask, bent, defect
 
-FRACTIONS = (32, 16, 8, 4, 2)  # of the side of an image: sizes of defects
-SMALLEST = 2  # pixels
-MOST_CLEAN = 256  # normals, at most
+FRACTIONS = (32, 16, 8, 4, 2)  # a defect has the side of an image divided by one of these
+SMALLEST = 2  # pixels: least size of a defect
+MOST_CLEAN = 256  # normals without a defect, at most
 FEWEST, MOST = 4, 64  # images with a defect, of each kind and size
-BENT = 4  # images bent as a whole, for each of those
-SHARE = 24  # images that the training saw, for each one that is measured here
-BACKGROUND = 10_000  # pixels without a defect that a pixel AUROC looks at, about
+BENT = 4  # images bent as a whole, for each image with a defect of one kind and size
+SHARE = 24  # images that the training was shown, for each image with a defect
+BACKGROUND = 10_000  # pixels without a defect, about, that a pixel AUROC is measured on
 SEEN = 0.75  # AUROC from which defects count as seen
-MARGIN = 0.02  # of AUROC, by which a baseline must be better
-SHOWN_ENOUGH = 200_000  # images shown, from which on longer training is no advice
+MARGIN = 0.02  # difference in AUROC from which a baseline counts as better
+SHOWN_ENOUGH = 200_000  # images shown from which on the advice is not to train longer
 OWN = "anoscan"
 _NAMES = {"pca": "PCA", "mean_image": "The mean image"}
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What each detector says of some images: scores (n,) and maps (n, s, s), where wanted."""
+    """Scores (n,) and maps (n, s, s) of some images by each detector; `maps` may be empty."""
 
     scores: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
 
 
 def run_self_test(model: Model, material: Material, *, wanted: int | None = None) -> SelfTest:
-    """Test a model on defects put into the held-out images of its training, or parts of them.
+    """Test a model on defects put into the held-out images of its training, or patches of them.
 
     The same images and seed give the same defects, so that models of one folder can be compared.
 
     Parameters
     ----------
+    model : Model
+    material : Material
+        Images of its training.
     wanted : int, optional
-        Images with a defect, of each kind and size. By default as many as the length of the
-        training allows: it should cost a few per cent of that.
+        Number of images with a defect, of each kind and size. By default it grows with the length
+        of the training, so that the test costs a few per cent of that.
     """
     side, native = model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
@@ -89,7 +93,7 @@ def run_self_test(model: Model, material: Material, *, wanted: int | None = None
 
 
 def sizes_for(side: int) -> list[int]:
-    """Sizes of defects in images of a side, in pixels, ascending.
+    """Return the sizes of defects in images with this side, in pixels, ascending.
 
     >>> sizes_for(64), sizes_for(28)
     ([2, 4, 8, 16, 32], [2, 4, 7, 14])
@@ -98,9 +102,10 @@ def sizes_for(side: int) -> list[int]:
 
 
 def smallest_seen(cells: Sequence[SelfTestCell]) -> float | None:
-    """Size from which on defects of all kinds together are seen, in pixels; None where none are.
+    """Return the size in pixels from which on defects count as seen, or None where none do.
 
-    Between the sizes that were tried it is where the line of AUROC over log size meets `SEEN`.
+    They count as seen when the mean AUROC over kinds is at least `SEEN`. Between two sizes that
+    were tried, the result is where the line of AUROC over log size meets `SEEN`.
     """
     sizes = sorted({cell.size for cell in cells})
     means = [statistics.fmean(c.auroc[OWN] for c in cells if c.size == size) for size in sizes]
@@ -126,7 +131,25 @@ def _wanted(config: TrainConfig, conditions: int, most: int) -> int:
 def _changed(
     views: Floats, kind: str, size: int, wanted: int, native: int, rng: np.random.Generator
 ) -> tuple[Floats, Mask]:
-    """Images (n, c, s, s) with a defect each and where it is (n, s, s); n at most `wanted`."""
+    """Put a defect of one kind and size into normal images.
+
+    Parameters
+    ----------
+    views : ndarray of shape (m, c, s, s), float32
+        Normal images, or patches of them.
+    kind, size, native
+        As for `defect`.
+    wanted : int
+        Number of images to make, at most.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    images : ndarray of shape (n, c, s, s), float32
+        Changed images. An image in which the defect is not visible is left out.
+    masks : ndarray of shape (n, s, s), bool
+        True where the defect is.
+    """
     contrast = max(float(views.std()), 1e-6)
     images, masks = [], []
     for row in rng.permutation(len(views)):
@@ -162,7 +185,7 @@ def _scored(model: Model, views: Floats, *, mapped: bool = True) -> _Scored:
 
 
 def _baseline_residuals(baselines: Baselines, views: Floats) -> dict[str, np.ndarray]:
-    """Absolute residuals (n, s, s) of each baseline, mean over channels."""
+    """Return the absolute residuals (n, s, s) of each baseline, as the mean over channels."""
     centred = views.reshape(len(views), -1) - baselines.mean
     outside = centred - centred @ baselines.components.T @ baselines.components
     found = {"mean_image": centred, "pca": outside}
@@ -192,7 +215,7 @@ def _cell(
 
 
 def _aurocs(clean: dict[str, np.ndarray], odd: dict[str, np.ndarray]) -> dict[str, float]:
-    """AUROC of each detector, from its scores of normals and of changed ones."""
+    """Return the AUROC of each detector, from its scores of normals and of changed images `odd`."""
     from sklearn.metrics import roc_auc_score
 
     truth = np.repeat([0, 1], [len(clean[OWN]), len(odd[OWN])])
@@ -242,7 +265,7 @@ def _sight(sees_from: float | None, largest: int, side: int, scale: float) -> st
 
 
 def _native_side(model: Model) -> float:
-    """Pixels along the side of what the networks see, in a typical training image."""
+    """Return the side of what the networks see, in pixels of a typical training image's file."""
     if model.rule.patch is not None:
         return model.rule.patch
     sizes: dict[str, int] = model.metadata["training_data"]["sizes"]

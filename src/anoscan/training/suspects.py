@@ -1,7 +1,8 @@
-"""How little each image looks like the others, by fits that it had no part in.
+"""Rank images taken for normal by how unlike the others they are, to find anomalies among them.
 
-What stays shared are the networks, which saw all images; of hundreds of images and more that hides
-little (docs/calibration.md has the figures).
+The score of an image comes from fits that it had no part in. Only the networks are shared: they
+were trained on all images. With some hundred images and more this hides few anomalies
+(docs/calibration.md; docs/decisions.md has figures).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from anoscan.scoring import calibration
 from anoscan.scoring.measure import Measurer, chunks, fit_sums, term_sums
 
 FOLDS = 5
-FEWEST = 20
-# Of the images, left out of fits. A Gaussian that holds anomalies calls them usual; one without
-# the outermost normal images calls these odd, but still less so than what lies farther out.
+FEWEST = 20  # images; fewer are not ranked
+# Share of the images that are left out of fits, as the most suspect ones. A Gaussian fitted with
+# anomalies gives them low scores. A Gaussian fitted without the most unusual normal images gives
+# these a high score, but anomalies, which lie farther out, still get a higher one.
 SHARE = 0.2
 
 
@@ -42,11 +44,11 @@ class Suspicion:
     ----------
     images : sequence of ImageFile
     digests : sequence of bytes
-        SHA-256 of their content.
+        SHA-256 of the content of each image.
     scores : ndarray of shape (n,)
-        Higher is more suspect.
+        Score of each image; a higher score is more suspect.
     skipped : sequence of Skipped
-        What could not be read.
+        Images that could not be read.
     """
 
     images: Sequence[ImageFile]
@@ -56,26 +58,33 @@ class Suspicion:
 
     @property
     def order(self) -> list[int]:
-        """Rows, most suspect first; ties in the order of paths."""
+        """Rows of the images, most suspect first; images of equal score are in path order."""
         return sorted(
             range(len(self.images)), key=lambda row: (-self.scores[row], self.images[row].path)
         )
 
     @property
     def worst(self) -> frozenset[bytes]:
-        """Contents of the images that fits are better made without: the most suspect `SHARE`."""
+        """Digests of the images that fits should leave out: the most suspect `SHARE` of all."""
         return frozenset(self.digests[row] for row in self.order[: _share(len(self.images))])
 
 
 def check(images: int, *, patches: bool) -> None:
-    """Refuse to look for suspects where none can be told.
+    """Refuse to look for suspects where they cannot be found.
+
+    Parameters
+    ----------
+    images : int
+        Number of readable images.
+    patches : bool
+        Whether the model is one of patches.
 
     Raises
     ------
     InputError
-        When there are too few readable images.
+        When there are fewer than `FEWEST` images.
     UsageError
-        For a model of patches.
+        When the model is one of patches.
     """
     if patches:
         raise UsageError("suspects are looked for among whole images, not with --patches.")
@@ -91,12 +100,32 @@ def scores(
     groups: Sequence[bytes],
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """How suspect images (n, c, s, s) are that a model was trained on, (n,).
+    """Score how suspect images are that a model was trained on.
 
-    Twice: what a term takes for usual comes from the images of other folds, in the second round
-    without those that the first one suspected, so that a few strangers cannot vouch for each
-    other. With `rows` it comes from these images alone. Images whose `groups` is the same do not
-    vouch for each other either; see `material.together`.
+    The images are divided into `FOLDS` folds. Each fold is measured by terms that are fitted on
+    the other folds. This is done twice. The second time, the most suspect `SHARE` of the images is
+    left out of the fits. Otherwise a few similar anomalies would make each other look normal.
+
+    Parameters
+    ----------
+    model : Model
+    pixels : ndarray of shape (n, c, s, s), float32
+        Images as the networks see them.
+    groups : sequence of bytes
+        Group of each image; see `dataset.split.together`. Images of one group are in the same
+        fold, so that copies do not take part in the fits for each other.
+    rows : ndarray of int, optional
+        Rows of the images that terms may be fitted on; by default all.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Scores; a higher score is more suspect.
+
+    Raises
+    ------
+    InputError
+        When all images are in one group.
     """
     n = len(pixels)
     scorer, usual = Scorer(model), np.zeros(n, dtype=bool)
@@ -119,7 +148,10 @@ def _cross_fitted(
     folds: Sequence[np.ndarray],
     usual: np.ndarray,
 ) -> np.ndarray:
-    """Raw terms (n, k), each by fits from the `usual` images (n,) of the other folds."""
+    """Measure the raw terms (n, k) of each fold by fits on the `usual` images of the other folds.
+
+    `folds` are the rows of each fold. `usual` (n,) is True for images that fits may use.
+    """
     names, read, device = list(model.fitted), pixels.__getitem__, model.measurer.device
     sums = [
         term_sums(model.networks, names, chunks(rows[usual[rows]], read, device)) for rows in folds
@@ -127,7 +159,7 @@ def _cross_fitted(
     filled = [number for number, rows in enumerate(folds) if usual[rows].any()]
     terms = np.empty((len(pixels), len(names)))
     for number, rows in enumerate(folds):
-        # Where all others are suspect, the images have to be their own witnesses.
+        # Where the other folds hold only suspects, terms are fitted on the images' own fold.
         known = [other for other in filled if other != number] or filled
         fitted = fit_sums([sums[other] for other in known])
         terms[rows] = Measurer(model.networks, fitted, model.rule).terms(pixels, rows)
@@ -141,24 +173,26 @@ def rank(
     paths: Sequence[str | Path],
     on_progress: OnProgress,
 ) -> SuspectsReport:
-    """Rank images that a model was trained on by how little they look like the others.
+    """Rank images that a model was trained on by how unlike the others they are.
 
     Parameters
     ----------
     model : Model
     reference : ModelReference
-        Of the model, for the report.
+        Names the model in the report.
     runtime : Runtime
     paths : sequence of paths
-        As for `Detector.train`: of a folder laid out like MVTec AD, ``train/good`` alone.
+        Image files and folders, as for `Detector.train`. In a folder laid out like MVTec AD, only
+        ``train/good`` is read.
     on_progress : callable
+        Called with a `Progress` while images are read.
 
     Raises
     ------
     InputError
-        When too few images can be read.
+        When too few images can be read, or all are copies of one image.
     UsageError
-        For a model of patches.
+        When the model is one of patches.
     """
     check(FEWEST, patches=model.rule.patch is not None)
     normal, narrowed = training_paths(paths)
@@ -176,9 +210,10 @@ def rank(
 
 
 def listed(reference: ModelReference, found: Suspicion) -> SuspectsReport:
-    """Report of how suspect images are, the most suspect first."""
+    """Report how suspect images are, the most suspect first; `reference` names the model."""
     n = len(found.scores)
-    # Against the others: an image is no witness of how odd it is itself.
+    # `p_values` adds one for the query itself, which is already among the images here. So the
+    # p-value is the plain share of the images with a score at least as high.
     p = calibration.p_values(found.scores, found.scores) - 1 / (n + 1)
     return SuspectsReport(
         model=reference,

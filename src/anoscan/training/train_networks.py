@@ -1,4 +1,4 @@
-"""The networks of a model are trained: GAN, rotation and encoder stage, one after the other."""
+"""Train the networks of a model: the GAN stage, the rotation stage and the encoder stage."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ from anoscan.training.folds import Folds
 from anoscan.training.health import GameWatch
 from anoscan.training.network_checks import Game
 
-# Certainty of the rotation of held-out normals below which the rotation stage is undone. A task
-# that was learned by heart, or not at all (textures, discs), only wears the features down. Of many
-# images little can be learned by heart: there anything above guessing says more than nothing.
+# The rotation stage is undone when the certainty of the rotation of held-out normals is below this.
+# A task that was learned by heart, or not at all (textures, discs), only makes the features worse.
+# With many images little can be learned by heart, so there anything clearly above guessing counts.
 LEARNED, LEARNED_OF_FEW = 0.05, 0.5
 
 
 class Observer(Protocol):
-    """What looks on while networks are trained; it changes nothing of the training."""
+    """Follows the training of networks, to record it; it changes nothing of the training."""
 
     def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
-        """Take held-out images (n, c, s, s) whose reconstructions are shown."""
+        """Take held-out images (n, c, s, s), float32, whose reconstructions are to be shown.
+
+        `latent_dim`, `seed` and `device` are those of the training. They decide the latents of
+        generated images that are shown.
+        """
 
     def following(
         self,
@@ -50,7 +54,22 @@ class Observer(Protocol):
         generator: nn.Module | None = None,
         mirror: tuple[nn.Module, nn.Module] | None = None,
     ) -> OnProgress:
-        """Return a callback for the progress of a stage that stands at `images`."""
+        """Return a callback for the progress of a stage.
+
+        Parameters
+        ----------
+        stage : str
+            Name of the stage.
+        images : int
+            Number of images that the stage was already shown, when it is resumed.
+        on_progress : callable
+            Called by the callback with each `Progress`.
+        generator : nn.Module, optional
+            Makes generated images to show, when the stage trains it.
+        mirror : (nn.Module, nn.Module), optional
+            Encoder and generator that reconstruct the held-out images, when the stage trains the
+            encoder.
+        """
 
 
 class Clock:
@@ -61,11 +80,11 @@ class Clock:
         self._since = time.monotonic()
 
     def with_total(self) -> dict[str, float]:
-        """All parts, and their sum."""
+        """Return the seconds of all parts, and their sum as ``total``."""
         return self.seconds | {"total": sum(self.seconds.values())}
 
     def lap(self, part: str) -> None:
-        """End a part: what has passed since the last one is its time."""
+        """End a part, whose time is what has passed since the part before it ended."""
         now = time.monotonic()
         self.seconds[part] = now - self._since
         self._since = now
@@ -73,17 +92,20 @@ class Clock:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What goes along with every stage of one training.
+    """What all stages of one training share.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Keeps the state of the run; knows which stages an interrupted run has finished.
+        Keeps the state of the run, and knows which stages an interrupted run has finished.
     observer : Observer
+        Follows every stage.
     on_progress : callable
+        Called with a `Progress` during stages.
     stopping : callable
         Asked between steps whether the run is to stop.
     clock : Clock
+        Measures the time of every stage.
     """
 
     checkpoint: Checkpoint
@@ -95,9 +117,23 @@ class TrainingRun:
     def go(
         self, planned: Planned[Stage], on_progress: OnProgress | None = None, **shown: Any
     ) -> None:
-        """Take a stage to its end, from where the checkpoint left it.
+        """Run a stage to its end, from where the checkpoint left it.
 
-        `shown` are the networks that `Observer.following` draws with.
+        Parameters
+        ----------
+        planned : Planned
+            The stage and its length.
+        on_progress : callable, optional
+            Called instead of `TrainingRun.on_progress`.
+        **shown
+            Networks that `Observer.following` makes images with.
+
+        Raises
+        ------
+        TrainingDiverged
+            When losses or weights were not finite too often.
+        TrainingInterrupted
+            When `stopping` said yes.
         """
         stage, checkpoint = planned.stage, self.checkpoint
         if checkpoint.has_finished(stage):
@@ -126,11 +162,11 @@ class TrainedNetworks:
     Parameters
     ----------
     networks : Networks
-        Frozen.
+        Networks of the model, frozen.
     game : Game
-        How the game stood in the end.
+        State of the generator and the discriminator at the end of the GAN stage.
     folds : Folds
-        What folds start from.
+        What is needed to train folds.
     """
 
     networks: Networks
@@ -141,11 +177,22 @@ class TrainedNetworks:
 def train_networks(
     material: Material, config: TrainConfig, runtime: Runtime, training: TrainingRun
 ) -> TrainedNetworks:
-    """Train fresh networks on the rows of `material`, stage by stage.
+    """Train new networks on the training images of `material`, stage by stage.
+
+    Parameters
+    ----------
+    material : Material
+    config : TrainConfig
+        Resolved settings.
+    runtime : Runtime
+    training : TrainingRun
 
     Raises
     ------
-    TrainingDiverged, TrainingInterrupted
+    TrainingDiverged
+        When losses or weights were not finite too often.
+    TrainingInterrupted
+        When `stopping` said yes.
     """
     networks, few = fresh_networks(config, material.rule), len(material.rows) < FEW_IMAGES
     networks.to(runtime.device)
@@ -181,7 +228,10 @@ def train_networks(
 
 @torch.no_grad()
 def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
-    """How well the rotation of held-out normals is told, 1 at most."""
+    """Return the mean certainty of the discriminator about the rotation of images (n, c, s, s).
+
+    1 means that it recognises every rotation, 0 that it guesses. See `certainty`.
+    """
     discriminator.eval()
     found = [rotation_logits(discriminator, x, discriminator.features(x)) for x in batches]
     return float(certainty(torch.cat(found).cpu()).mean())

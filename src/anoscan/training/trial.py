@@ -1,4 +1,4 @@
-"""A short trial of the training that a folder would get: how long it would take on this machine."""
+"""Try a few steps of a training, to estimate the time and memory it would need on this machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.baselines import MOST_NUMBERS
 from anoscan.scoring.measure import CHUNK, Measurer, chunks, fit_terms, terms_of
 
-# Where in a stage steps are tried: networks that grow are slow at the end, so that comes first.
+# Places in a stage where steps are tried, as shares of its length. A place near the end comes
+# first, because networks that grow are slow there.
 PLACES = (0.875, 0.375, 0.625, 0.125)
-SECONDS = 5.0  # after which a stage is tried at no more places
+SECONDS = 5.0  # after this time no more places of a stage are tried
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Trial:
     Parameters
     ----------
     seconds : dict
-        By part of the training, and in total; without reading the images.
+        Time by part of the training, and as ``total``. Reading the images is not included.
     memory : float or None
-        Bytes at most, of the whole process; None where the system does not say.
+        Bytes that the whole process needs at most; None where the system does not say.
     device_memory : float or None
-        Bytes at most on a CUDA device.
+        Bytes that are needed on a CUDA device at most; None on other devices.
     """
 
     seconds: dict[str, float]
@@ -56,16 +57,19 @@ def run(
     trained: int,
     held_out: int,
 ) -> Trial:
-    """Take some steps of each stage, and reckon up.
+    """Take some steps of each stage, and estimate what the whole training needs.
 
     Parameters
     ----------
     pixels : ndarray of shape (n, c, s, s), float32
-        Some of the images.
+        Some of the images, as the networks see them.
     config : TrainConfig
-        Resolved.
+        Resolved settings.
+    rule : ImageRule
+        How a file becomes what the networks see.
+    runtime : Runtime
     trained, held_out : int
-        Images of the whole training.
+        Numbers of images in the whole training.
     """
     networks = fresh_networks(config, rule).to(runtime.device)
     seconds = {
@@ -88,13 +92,13 @@ def run(
 def _stages(
     networks: Networks, pixels: Floats, config: TrainConfig, runtime: Runtime, trained: int
 ) -> Iterator[tuple[Planned[Stage], int]]:
-    """Stages of the training, and of each the steps until costs repeat."""
+    """Yield the stages of the training, each with the number of steps after which costs repeat."""
     stages = Stages(pixels, np.arange(len(pixels)), config, runtime, trained < FEW_IMAGES)
     gan, objective = stages.gan(networks), stages.objective
     yield gan, max(objective.discriminator_steps, objective.penalty_every)
     for network in (networks.generator, networks.discriminator, *gan.stage.averages):
         if isinstance(network, Growing):
-            network.grow(1.0)  # later stages see them at full size
+            network.grow(1.0)  # later stages use these networks at full size
     if rotation := stages.rotation(gan.stage.trained().discriminator):
         yield rotation, 1
     if encoder := stages.encoder(gan.stage.trained()):
@@ -102,9 +106,12 @@ def _stages(
 
 
 def _expected(planned: Planned[Stage], cycle: int, runtime: Runtime) -> float:
-    """Seconds that a stage takes, from some of its steps."""
+    """Estimate the seconds that a stage takes, from some of its steps.
+
+    `cycle` is the number of steps after which costs repeat: whole cycles are timed.
+    """
     stage, steps = planned.stage, planned.steps
-    stage.step(0)  # the first one sets things up
+    stage.step(0)  # the first step also sets things up, so it is not timed
     taken, spent = 0, 0.0
     for place in PLACES:
         first = int(place * steps) // cycle * cycle
@@ -127,7 +134,10 @@ def _timed(act: Callable[[], object], runtime: Runtime) -> float:
 
 
 def _memory(pixels: Floats, images: int, runtime: Runtime) -> tuple[float | None, float | None]:
-    """Bytes that the process will need at most, and on the device."""
+    """Estimate the bytes that the process, and the CUDA device, will need at most.
+
+    `images` counts all images of the training. A value is None where the system does not say.
+    """
     on_device = None
     if runtime.device.type == "cuda":
         on_device = float(torch.cuda.max_memory_allocated())
@@ -139,6 +149,6 @@ def _memory(pixels: Floats, images: int, runtime: Runtime) -> tuple[float | None
     unit = 1 if sys.platform == "darwin" else 1024
     so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     all_pixels = 4 * images * pixels[0].size
-    # PCA works on a copy, centred in another.
+    # PCA works on a copy of the pixels, and makes another one to centre it.
     pca = 2 * min(all_pixels, 4 * MOST_NUMBERS)
     return float(so_far + min(all_pixels, IN_MEMORY) + pca - pixels.nbytes), on_device
