@@ -1,1 +1,1 @@
-"""One image: found, decoded, masked, cut into tiles."""
+"""Finding, decoding and masking image files, and cutting large images into tiles."""

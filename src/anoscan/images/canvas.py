@@ -1,4 +1,4 @@
-"""One upright image in its stored samples, parts of which become what networks see."""
+"""An upright image in its stored samples, and the parts of it that networks see."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from anoscan.core.arrays import Floats
 from anoscan.images.roi import Cover
 
-TRIES = 3  # places drawn for a crop that would be blank
-BLANK = 2 / 127.5  # between the extremes of a crop: two levels of 8 bits
+TRIES = 3  # places that are drawn for one crop: the next is tried where it is blank
+BLANK = 2 / 127.5  # range of a crop that counts as blank: two of 255 levels
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Canvas:
     ----------
     samples : ndarray, (height, width) or (height, width, 3), uint8, uint16 or float32
     channels : int
-        Grey samples are repeated where this is 3.
+        Channels that the networks see, 1 or 3. Grey samples are repeated where this is 3.
     window : (low, high) or None
-        Samples that become -1 and 1, linearly on to [-3, 3]; None for 8 bits, where 0 and 255 do.
+        Sample values that become -1 and 1. Values beyond them continue linearly to [-3, 3]. None
+        for 8 bits, where 0 becomes -1 and 255 becomes 1.
     cover : Cover, optional
-        What stands instead of what does not count.
+        Region of interest, and the values that replace everything outside it.
     """
 
     samples: NDArray[np.uint8] | NDArray[np.uint16] | Floats
@@ -37,16 +38,19 @@ class Canvas:
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.samples.shape[0])
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return int(self.samples.shape[1])
 
     def part(self, top: int, left: int, height: int, width: int) -> Floats:
-        """Rectangle that lies inside, (channels, height, width) float32."""
+        """Rectangle of the image as networks see it, (channels, height, width) float32.
+
+        It must lie inside the image. Values are in [-1, 1], or [-3, 3] with a window.
+        """
         cut = self.samples[top : top + height, left : left + width]
         values = np.asarray(cut, np.float64)
         if self.window is not None:
@@ -61,26 +65,30 @@ class Canvas:
         return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
 
     def counted(self, found: NDArray[Any]) -> NDArray[Any]:
-        """Map (h, w) of any size over it, 0 where it does not count."""
+        """Set a map (h, w), stretched over the image, to 0 outside the region of interest."""
         if self.cover is None or not found.size:
             return found
         return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
 
     def counted_rows(self, top: int, rows: Floats) -> Floats:
-        """Rows (h, width) of a map as large as it is, from `top`, 0 where it does not count."""
+        """Set rows (h, width) of a map of the image's size to 0 outside the region of interest.
+
+        `top` is the row of the map at which they begin.
+        """
         if self.cover is None:
             return rows
         inside = self.cover.roi.part((top, 0), rows.shape[:2], (self.height, self.width))
         return np.where(inside, rows, np.float32(0))
 
     def whole(self) -> Floats:
-        """All of it, (channels, height, width) float32."""
+        """The whole image as networks see it, (channels, height, width) float32."""
         return self.part(0, 0, self.height, self.width)
 
     def reduced(self, side: int) -> Floats:
-        """Means of square blocks, (channels, h, w) with sides of at most `side`, or all of it.
+        """The image reduced to means of square blocks, (channels, h, w) float32.
 
-        A few rows at a time: a large image is never there as floats.
+        Its sides are at most `side`; an image that is no larger is returned whole. Rows are
+        converted a few at a time, because a large image would take much memory as floats.
         """
         block = -(-max(self.height, self.width) // side)
         return self.whole() if block == 1 else self._means(block)
@@ -95,17 +103,20 @@ class Canvas:
         return small
 
     def centre(self, side: int) -> Floats:
-        """Square in the middle, (channels, side, side)."""
+        """Square in the middle of the image, (channels, side, side) float32."""
         return self.part((self.height - side) // 2, (self.width - side) // 2, side, side)
 
     def crops(self, side: int, draws: NDArray[np.floating[Any]]) -> Floats:
-        """Squares at random places, (n, channels, side, side).
+        """Squares at random places, (n, channels, side, side) float32.
 
         Parameters
         ----------
+        side : int
+            Side of a square in pixels.
         draws : ndarray of shape (n, TRIES, 2), in [0, 1)
-            Places to take, in turn, as long as what is there is blank: emptiness has little to
-            teach. The last one is taken as it is, so that a network meets emptiness too.
+            Places of each square, which are tried in turn while a square is blank. Blank squares
+            have little to teach. The last place is used in any case, because a network that never
+            saw a blank square would find it anomalous.
         """
         room = np.array([self.height - side + 1, self.width - side + 1])
         found = np.empty((len(draws), self.channels, side, side), np.float32)

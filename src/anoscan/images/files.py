@@ -1,4 +1,4 @@
-"""Image files in folders: found, named, and taken apart into pages."""
+"""Find image files in folders, name them, and split files of several images into pages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from anoscan.images.formats.picture import KINDS, os_reason
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, or one page of it, not opened yet.
+    """An image file, or one page of it, that is not opened yet.
 
-    `path` is what the user gave joined with the path inside that folder and names the image in
-    all results; `file` is where it is; `inside` is the path relative to the folder given (the
-    file name for a file given by itself). `path` and `inside` are '/'-separated. `page` counts
-    from 1 and ends both of them, as if the file were a folder of its pages: no other file can
-    have that path. It is None for the only image of a file.
+    Parameters
+    ----------
+    path : str
+        Name of the image in all results: the path that the user gave, joined with the path inside
+        that folder. It is '/'-separated.
+    file : Path
+        File that holds the image.
+    inside : str
+        Path relative to the folder that was given; for a single file, its name. '/'-separated.
+    page : int, optional
+        Number of the page, from 1; None for the only image of a file. It ends `path` and `inside`,
+        as if the file were a folder of its pages. No other file can have such a path.
     """
 
     path: str
@@ -31,17 +38,24 @@ class ImageFile:
 
 
 def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageFile]:
-    """Image files named by `paths`: files as they are, folders recursively and sorted.
+    """Find the images of files and folders; files stay in their order, folders are sorted.
 
-    Inside folders, hidden entries, ``__MACOSX``, the folders `apart` and files with other
-    extensions are passed over. A file reached twice by the same path is returned once. Links to
-    folders are followed, but no folder is read twice.
+    Folders are searched recursively. Hidden entries, ``__MACOSX``, the folders `apart` and files
+    with other extensions are left out there. A file that is reached twice by the same path is
+    returned once. Links to folders are followed, but no folder is read twice.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Files, folders, and pages such as ``scan.tif/3``.
+    apart : sequence of Path
+        Folders to leave out.
 
     Raises
     ------
     InputError
-        For a path that does not exist, a folder that cannot be listed or holds no image, or
-        when `paths` is empty.
+        When a path does not exist, a folder cannot be listed or holds no image, or `paths` is
+        empty.
     """
     if not paths:
         raise InputError("no images given.", hint="Name image files or folders.")
@@ -70,9 +84,9 @@ def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageF
 
 
 def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
-    """The image of a file, or one a page; of the path of a page, that page.
+    """Return the images of a file: its only image, all its pages, or the page that `file` names.
 
-    Whether there is such a file, or such a page, only decoding will say.
+    The file or the page may be missing; only decoding will find that.
     """
     pages = 1 if page_of(file) else formats.count(file)
     if pages < 2:
@@ -82,13 +96,16 @@ def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
 
 
 def named(path: str, file: Path, inside: str) -> ImageFile:
-    """The only image of a file, or the page that the path of one names."""
+    """Return the only image of a file, or the page that `file` names."""
     parent, page = page_of(file) or (file, None)
     return ImageFile(path, parent, inside, page)
 
 
 def page_of(path: Path) -> tuple[Path, int] | None:
-    """File and number of a path like scan.tif/3, where scan.tif is no folder."""
+    """Return the file and page number of a path like scan.tif/3; None for other paths.
+
+    In such a path scan.tif is a file and not a folder.
+    """
     try:
         if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
             return path.parent, int(path.name)
@@ -104,7 +121,13 @@ def _add(found: dict[str, ImageFile], images: Iterable[ImageFile]) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Say whether there is anything at a path; refuse one that cannot be looked at."""
+    """Say whether a path exists.
+
+    Raises
+    ------
+    InputError
+        When the system does not allow an answer.
+    """
     try:
         path.stat()
     except FileNotFoundError:
@@ -115,7 +138,7 @@ def exists(path: Path) -> bool:
 
 
 def _images_below(root: Path, apart: Sequence[Path]) -> list[str]:
-    # Real folders come before linked ones, so that a folder reached both ways keeps its own name.
+    # Real folders come before linked ones: a folder that is reached both ways keeps its own name.
     real, linked = deque([(root, "")]), deque[tuple[Path, str]]()
     visited = {_identity(folder) for folder in apart if os.path.isdir(folder)}  # noqa: PTH112
     visited -= {_identity(root)}

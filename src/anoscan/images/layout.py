@@ -1,4 +1,4 @@
-"""Folders laid out like MVTec AD: which part of them a command means."""
+"""Folders that are laid out like MVTec AD, and the part of them that a command uses."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ TEST, MASKS = "test", "ground_truth"
 
 
 def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
-    """Folders of normal images: of one that is laid out like MVTec AD, ``train/good`` alone.
+    """Folders of normal images to train on.
+
+    A folder that is laid out like MVTec AD is replaced by its ``train/good``.
 
     Returns
     -------
     paths : list of Path
     note : str or None
-        What a user should know of it.
+        A message for the user where a folder was replaced.
     """
     return _narrowed(paths, _TRAIN)
 
 
 def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
-    """Folders of normal images that no training saw: ``test/good`` of one laid out like MVTec AD.
+    """Folders of normal images that no training saw.
+
+    A folder that is laid out like MVTec AD is replaced by its ``test/good``.
 
     Returns
     -------
     paths, note
-        As of `training_paths`.
+        As `training_paths` returns them.
 
     Raises
     ------
     InputError
-        When there is no ``test/good``.
+        When such a folder has no ``test/good``.
     """
     for path in map(Path, paths):
         if is_laid_out(path) and not (path / _UNSEEN).is_dir():
@@ -48,17 +52,20 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
 
 
 def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], str | None]:
-    """Paths of queries, or the only one: of a folder laid out like MVTec AD, ``test`` alone.
+    """Paths of query images; `paths` may be a single path.
+
+    A folder that is laid out like MVTec AD is replaced by its ``test``.
 
     Returns
     -------
-    paths, note
-        As of `training_paths`.
+    paths : list of str
+    note : str or None
+        As `training_paths` returns it.
 
     Raises
     ------
     UsageError
-        For anything but paths, such as an array.
+        When something is not a path, such as an array.
     """
     several = [paths] if isinstance(paths, str | Path) else list(paths)
     for path in several:
@@ -69,7 +76,7 @@ def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], st
             )
     given = [str(path) for path in several]
     _, note = _narrowed(given, Path(TEST))
-    # Not through Path, which would change what was given, and make a folder of nothing.
+    # Path would change what the user wrote, and turn an empty path into the current folder.
     found = [
         os.path.join(path, TEST) if path and is_laid_out(Path(path)) else path  # noqa: PTH118
         for path in given
@@ -79,7 +86,7 @@ def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], st
 
 def is_laid_out(folder: Path) -> bool:
     """Say whether a folder is laid out like MVTec AD."""
-    # Path.is_dir raises for names that are too long, and where it may not look.
+    # Path.is_dir raises an error for names that are too long and for places without permission.
     return os.path.isdir(folder / _TRAIN) and os.path.isdir(folder / TEST)  # noqa: PTH112
 
 

@@ -20,10 +20,10 @@ from anoscan.images.formats.picture import Opened
 from anoscan.images.roi import LARGEST, Roi
 
 AUTO = "auto"
-_LOOKED_AT = 512  # images
-_LEVELS = 2  # of 255: what a constant border may differ by
-_LEAST = 0.25  # of a side must remain: else it is no border
-# What makes an array of rows, columns and maybe more upright, by its EXIF orientation.
+_LOOKED_AT = 512  # images whose borders are examined, at most
+_LEVELS = 2  # of 255 levels, by which samples of a constant border may differ
+_LEAST = 0.25  # share of a side that must be left inside; else the borders are not used
+# Functions that make an array (height, width, ...) upright, by the EXIF orientation of its image.
 UPRIGHT_ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -39,7 +39,23 @@ UPRIGHT_ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 def chosen(
     roi: str | Path | None, files: Sequence[ImageFile], *, workers: int, seed: int
 ) -> Roi | None:
-    """Region that ``--roi`` names: of a mask, or of `AUTO`; None without, or with no border.
+    """Region of interest that the option ``--roi`` gives.
+
+    Parameters
+    ----------
+    roi : str or Path, optional
+        File of a mask, or `AUTO` for what lies inside the common borders of the images.
+    files : sequence of ImageFile
+        Training images, in which borders are found.
+    workers : int
+        Threads that decode images.
+    seed : int
+        Seed of the choice of images.
+
+    Returns
+    -------
+    Roi or None
+        None without `roi`, and for `AUTO` where there is no common border.
 
     Raises
     ------
@@ -52,12 +68,14 @@ def chosen(
 
 
 def read(file: Path) -> Roi:
-    """Region of a mask, upright: anything but black is inside (in a JPEG, what is bright).
+    """Region of interest from the file of a mask, made upright.
+
+    Anything but black is inside. In a JPEG, grey levels of 128 and more are inside.
 
     Raises
     ------
     InputError
-        When it cannot be read, or nothing is inside.
+        When the mask cannot be read, or nothing is inside.
     """
     try:
         opened, least = stored_mask(file)
@@ -76,14 +94,14 @@ def read(file: Path) -> Roi:
 
 
 def stored_mask(file: Path) -> tuple[Opened, int]:
-    """A mask as it is stored, and the grey level from which it marks.
+    """Mask as it is stored, and the lowest grey level that counts as marked.
 
-    In a JPEG, which is nowhere exactly black, that is half of the brightest; otherwise 1.
+    The level is 1. In a JPEG, which is nowhere exactly black, it is 128.
 
     Raises
     ------
     InputError
-        Whose message is the bare reason, without the path.
+        When the mask cannot be read. The message is the bare reason, without the path.
     """
     image = named(str(file), file, file.name)
     opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
@@ -94,10 +112,11 @@ def stored_mask(file: Path) -> tuple[Opened, int]:
 
 
 def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
-    """What lies inside the borders that are constant in all images, at most 512 of them.
+    """Region inside the borders that are constant in all images; None without common borders.
 
-    Where images differ in size, borders are compared in shares of their sides. None where there
-    is no common border.
+    At most 512 images are examined, drawn by the seed. A border is constant where samples differ by
+    at most 2 of 255 levels. Where images differ in size, borders are compared as shares of their
+    sides. There is no region either where less than a quarter of a side would be left.
     """
     some = list(files)
     if len(some) > _LOOKED_AT:
@@ -121,11 +140,14 @@ def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Ro
     return Roi.of(mask)
 
 
-Sides = tuple[int, int, int, int]  # rows or columns: top, left, bottom, right
+Sides = tuple[int, int, int, int]  # rows or columns at the top, left, bottom and right
 
 
 def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
-    """Upright (height, width) of an image and its constant borders; None where all is constant."""
+    """Upright (height, width) of an image, and its constant borders.
+
+    None where all of it is constant, or it cannot be read.
+    """
     try:
         opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
     except InputError:
@@ -149,26 +171,28 @@ def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
 
 
 def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
-    """Mask of an image, upright, at the image's own resolution: True where it is anomalous.
+    """Read the mask of the defects of an image, made upright, at the image's own resolution.
 
-    Anything but black is marked (in a JPEG, what is brighter than half). A mask without an
-    orientation of its own lies in the pixels of the image as stored.
+    Anything but black is marked; in a JPEG, grey levels of 128 and more are. A mask of the image's
+    stored size without an EXIF orientation is turned upright as the image is.
 
     Returns
     -------
     ndarray of bool, shape (height, width)
+        True where the image is anomalous.
 
     Raises
     ------
     InputError
-        Whose message is the bare reason, without the path.
+        When the mask cannot be read, or its size is not that of the image. The message is the bare
+        reason, without the path.
     """
     opened, least = stored_mask(file)
     picture = opened.picture
     if not isinstance(picture, Image.Image):
         deep = picture != 0
         picture = Image.fromarray((deep.any(2) if deep.ndim == 3 else deep).astype(np.uint8))
-    if picture.mode in ("P", "PA", "LA", "RGBA"):  # colours, not their numbers in a palette
+    if picture.mode in ("P", "PA", "LA", "RGBA"):  # a palette image holds numbers of colours
         picture = picture.convert("L" if picture.mode == "LA" else "RGB")
     stored, upright = (decoded.width, decoded.height), decoded.shape[::-1]
     turn = opened.pending

@@ -1,7 +1,8 @@
-"""What an image is like apart from its content, and whether any normal image is like that.
+"""Size, kind, brightness and sharpness of an image, compared with those of normal images.
 
-A photograph among X-rays, a picture of another camera, a blurred copy: their scores say little,
-and calling them defects would be wrong. So they are named beside their score.
+Examples of a mismatch are a photograph among X-rays, a picture of another camera, and a blurred
+copy. Their scores say little, and it would be wrong to call them defects. So the mismatch is
+reported beside the score.
 """
 
 from __future__ import annotations
@@ -16,33 +17,34 @@ from PIL import Image, ImageChops
 
 from anoscan.images.canvas import Canvas
 
-LINES = 64  # rows and columns of an image that are looked at
-MOST = 4096  # normal images that are kept
-_THIN = 64  # pixels a side that are asked for colour
-_TILES, _HOLE = 8, 3  # tiles a side, and those of a part that may be unlike without the whole
+LINES = 64  # rows of an image that are measured, and columns, at most
+MOST = 4096  # normal images whose values are kept, at most
+_THIN = 64  # pixels a side in which colour is searched for
+_TILES, _HOLE = 8, 3  # tiles along a side of an image, and along a side of a part of it
 _REACH = 3  # interquartile ranges beyond the quartiles: Tukey's outer fence
-_SIDE = 1.1  # of the smallest and the largest side
+_SIDE = 1.1  # factor by which a side may leave the range of the sides of normal images
 _MEASURED = ("brightness", "sharpness")
-_LEAST = {"brightness": 0.01, "sharpness": 0.05}  # interquartile ranges are taken for no less
+_LEAST = {"brightness": 0.01, "sharpness": 0.05}  # lower limits of interquartile ranges
 
 
 @dataclass(frozen=True)
 class Look:
-    """An image apart from its content.
+    """Size, kind, brightness and sharpness of one image.
 
     Parameters
     ----------
     width, height : int
-        Pixels, upright.
+        Size of the upright image in pixels.
     kind : str
         Depth and colour, such as "8-bit grey".
     brightness : float
-        Mean, from 0 (black) to 1 (white), as the networks see it.
+        Mean of the image as the networks see it, from 0 (black) to 1 (white).
     sharpness : float
-        Logarithm of the squared difference of neighbouring pixels, relative to the variance.
+        Logarithm of the mean squared difference of neighbouring pixels, relative to the variance.
     parts : dict of str to (float, float)
-        By how much brightness and sharpness are less, and more, at most, when a square of three
-        eighths of the sides is left out: what one part of the image makes of them.
+        Influence of single parts of the image, for "brightness" and "sharpness". The numbers say
+        by how much the value falls, and rises, at most, when a rectangle of three eighths of the
+        sides is left out.
     """
 
     width: int
@@ -54,7 +56,17 @@ class Look:
 
     @classmethod
     def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
-        """Look of an image of that kind, as it will be seen, and its upright (width, height)."""
+        """Measure an image.
+
+        Parameters
+        ----------
+        kind : str
+            Depth and colour, such as "8-bit grey".
+        canvas : Canvas
+            The image as networks will see it.
+        size : (int, int)
+            Upright (width, height) of the image in pixels.
+        """
         values = _measured(_sums(canvas))
         parts = {
             name: (float(column[0] - column.min()), float(column.max() - column[0]))
@@ -65,7 +77,7 @@ class Look:
 
 
 def _sums(canvas: Canvas) -> np.ndarray:
-    """What `_measured` needs of every tile and channel: (quantities, c, tiles down, across)."""
+    """Sums that `_measured` needs of every tile and channel, (quantities, c, rows, columns)."""
     across, down = _lines(canvas)
     steps = (np.square(np.diff(across, axis=2)), np.square(np.diff(down, axis=1)))
     numbers = (np.ones_like(steps[0]), np.ones_like(steps[1]), np.ones_like(across))
@@ -74,7 +86,7 @@ def _sums(canvas: Canvas) -> np.ndarray:
 
 
 def _in_tiles(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Sums over tiles of (c, h, w)."""
+    """Sums of values (c, h, w) over tiles, (c, rows, columns) as in `shape`."""
     for axis, tiles in enumerate(shape, 1):
         starts = np.arange(tiles) * values.shape[axis] // tiles
         values = np.add.reduceat(values, starts, axis=axis)
@@ -82,7 +94,7 @@ def _in_tiles(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def _measured(sums: np.ndarray) -> np.ndarray:
-    """Brightness and sharpness: of the whole first, then without each part; (masks, 2)."""
+    """Brightness and sharpness (masks, 2): first of the whole image, then without each part."""
     masks = _masks(sums.shape[2], sums.shape[3])
     across, down, first, second, n_across, n_down, n = np.einsum("qcij,mij->qmc", sums, masks)
     steps = (across.sum(1) / n_across.sum(1) + down.sum(1) / n_down.sum(1)) / 2
@@ -93,7 +105,7 @@ def _measured(sums: np.ndarray) -> np.ndarray:
 
 @cache
 def _masks(rows: int, columns: int) -> np.ndarray:
-    """Tiles that count: all of them, then those left without each square part; (masks, h, w)."""
+    """Weights of tiles (masks, rows, columns): first all 1, then 0 in each rectangular part."""
     height, width = rows * _HOLE // _TILES, columns * _HOLE // _TILES
     masks = [np.ones((rows, columns))]
     for top in range(rows - height + 1):
@@ -105,7 +117,7 @@ def _masks(rows: int, columns: int) -> np.ndarray:
 
 
 def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows (c, n, w) and columns (c, h, n), evenly spread, float64."""
+    """Some rows (c, n, w) and columns (c, h, n) of an image, evenly spread, float64."""
     rows = np.linspace(0, canvas.height - 1, min(canvas.height, LINES)).round().astype(int)
     columns = np.linspace(0, canvas.width - 1, min(canvas.width, LINES)).round().astype(int)
     parts = (canvas.samples[rows], canvas.samples[:, columns])
@@ -114,7 +126,7 @@ def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kind(image: Image.Image) -> str:
-    """Kind of an image of 8 bits; colour is looked for in a few thousand pixels."""
+    """Kind of an 8-bit image; colour is searched for in at most 64x64 of its pixels."""
     side = min(_THIN, image.width), min(_THIN, image.height)
     thin = image.resize(side, Image.Resampling.NEAREST).convert("RGB")
     red, green, blue = thin.split()
@@ -124,15 +136,15 @@ def kind(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class Looks:
-    """Looks of normal images.
+    """Sizes, kinds, brightness and sharpness of normal images.
 
     Parameters
     ----------
-    values : ndarray of shape (n, 8), float64
-        Width, height, brightness and sharpness, then `Look.parts` of the last two. Only the first
-        four where nothing is known of parts.
+    values : ndarray of shape (n, 8) or (n, 4), float64
+        Width, height, brightness and sharpness, then `Look.parts` of the last two. There are only
+        the first four where nothing is known of parts.
     kinds : tuple of str
-        All that there were.
+        All kinds that occur, sorted.
     """
 
     values: np.ndarray
@@ -140,7 +152,7 @@ class Looks:
 
     @classmethod
     def of(cls, looks: Sequence[Look]) -> Looks:
-        """Looks of images, at most `MOST` of them, evenly spread."""
+        """Collect the values of images; of many images, at most `MOST`, evenly spread."""
         step = max(1, -(-len(looks) // MOST))
         values = [
             (
@@ -156,11 +168,12 @@ class Looks:
         return cls(np.array(values, dtype=np.float64), tuple(sorted({x.kind for x in looks})))
 
     def reasons(self, look: Look) -> tuple[str, ...] | None:
-        """What sets an image apart from all normal ones; None when nothing does.
+        """Sentences that say in what an image differs from all normal images; None without any.
 
-        A number does that lies outside the range of the normal images and beyond Tukey's outer
-        fence too (three interquartile ranges from the quartiles): few images have a narrow range.
-        What is due to one part of an image is an anomaly, for the score to judge.
+        A number differs if it is outside the range of the normal images and also beyond Tukey's
+        outer fence, which is three interquartile ranges from the quartiles. The fence is needed
+        because the range of few images is narrow. A difference that one part of an image causes is
+        left to the score, because it is an anomaly.
         """
         found = []
         sizes = self.values[:, :2]
@@ -182,9 +195,11 @@ class Looks:
         return tuple(found) or None
 
     def _due_to_a_part(self, look: Look, name: str) -> bool:
-        """Whether an image is as usual without one part, which does more than parts usually do.
+        """Whether one part of an image explains why a value lies outside the fences.
 
-        Without the object that all normal images show, a blurred one is like a sharp one.
+        That is so if the value is within the fences without the part, and the part changes the
+        value more than parts of normal images do. The second condition is needed for blurred
+        images: without the object that all normal images show, they are like sharp ones.
         """
         value, (less, more) = getattr(look, name), look.parts[name]
         (low, high), (usually_less, usually_more) = self._fences[name], self._usual_parts[name]

@@ -1,4 +1,4 @@
-"""Pictures of one number a pixel at another size, a few rows at a time."""
+"""Resize pictures of one number a pixel, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Read = Callable[[int, int], Floats]
 
 
 def whole(samples: NDArray[np.uint16] | Floats, size: tuple[int, int]) -> NDArray[Any]:
-    """Samples (h, w) at another size, float32; as they are where they have it.
+    """Resize samples (h, w) to `size` (height, width), as float32.
 
-    Large ones never become floats as a whole.
+    Samples that have the size already are returned as they are, with their own dtype. Large
+    pictures never become floats as a whole, which would take much memory.
     """
     height, width = samples.shape
     if (height, width) == size:
@@ -35,27 +36,33 @@ def whole(samples: NDArray[np.uint16] | Floats, size: tuple[int, int]) -> NDArra
 def strips(
     read: Read, shape: tuple[int, int], size: tuple[int, int], rows: int
 ) -> Iterator[tuple[int, Floats]]:
-    """A picture at another size from the top down, with the row that each strip begins at.
+    """Resize a picture, and yield it in strips from the top down.
 
     Parameters
     ----------
     read : callable
-        (top, end) -> rows of the picture, float32.
+        (top, end) -> rows from `top` to `end` of the picture, float32.
     shape : (int, int)
         Height and width of the picture.
     size : (int, int)
-        Height and width wanted.
+        Height and width of the result.
     rows : int
-        Of a strip.
+        Rows of a strip.
+
+    Yields
+    ------
+    top : int
+        Row of the result at which the strip begins.
+    strip : ndarray of shape (at most `rows`, width), float32
     """
     for top in range(0, size[0], rows):
         yield top, part(read, shape, size, top, min(top + rows, size[0]))
 
 
 def part(read: Read, shape: tuple[int, int], size: tuple[int, int], top: int, end: int) -> Floats:
-    """Rows from `top` to `end` of a picture at another size (bilinear); see `strips`.
+    """Rows from `top` to `end` of a picture that is resized (bilinear); see `strips`.
 
-    Parts meet without a seam: each is made of all rows that count for it.
+    Parts meet without a seam, because each is made of all rows that contribute to it.
     """
     if shape == size:
         return read(top, end)

@@ -1,4 +1,4 @@
-"""Where images count: a mask laid over an image of any size, and what stands outside it."""
+"""Regions of interest: masks for images of any size, and the values that replace the rest."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from anoscan.core.arrays import Floats
 
 Bools = NDArray[np.bool_]
 
-LARGEST = 512  # pixels a side that are kept: the most that networks see
+LARGEST = 512  # pixels a side of a kept mask; networks see no more
 
 
 @dataclass(frozen=True)
 class Roi:
-    """A region of interest: a mask, stretched over each image.
+    """A region of interest: a mask that is stretched over each image.
 
     Parameters
     ----------
     height, width : int
-        Of the mask, 1 to `LARGEST`.
+        Size of the mask in pixels, 1 to `LARGEST`.
     bits : bytes
-        Its rows one after the other, eight pixels a byte; 1 is inside.
+        Rows of the mask one after the other, eight pixels a byte; 1 is inside.
     """
 
     height: int
@@ -36,12 +36,14 @@ class Roi:
 
     @classmethod
     def of(cls, mask: Bools) -> Roi:
-        """Region of a mask (height, width), True inside, thinned out where it is large.
+        """Make a region from a mask (height, width), which is True inside.
+
+        A mask with a side above `LARGEST` is thinned out to it.
 
         Raises
         ------
         ValueError
-            When nothing is inside.
+            When nothing is inside, as far as the thinned mask shows.
         """
         height, width = mask.shape
         whole = cls(height, width, np.packbits(mask).tobytes())
@@ -57,12 +59,16 @@ class Roi:
         return flat.reshape(self.height, self.width).astype(np.bool_)
 
     def part(self, corner: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]) -> Bools:
-        """What of a rectangle of an image is inside.
+        """Say which pixels of a rectangle of an image are inside.
 
         Parameters
         ----------
         corner, size, whole : (rows, columns)
-            The rectangle's top left corner and size, and the image's size.
+            Top left corner and size of the rectangle, and size of the image, in pixels.
+
+        Returns
+        -------
+        ndarray of bool, of shape `size`
         """
         rows, columns = (
             ((start + np.arange(length) + 0.5) * side / full).astype(np.intp)
@@ -73,12 +79,12 @@ class Roi:
         return self._mask[np.ix_(rows, columns)]
 
     def within(self, other: Roi | None) -> Roi:
-        """What is inside both.
+        """Region inside both this and the other one, which is all of the image where it is None.
 
         Raises
         ------
         ValueError
-            When nothing is.
+            When nothing is inside both.
         """
         if other is None:
             return self
@@ -86,7 +92,7 @@ class Roi:
         return Roi.of(self.part(corner, whole, whole) & other.part(corner, whole, whole))
 
     def covers(self, other: Roi | None) -> bool:
-        """Whether all of another region, or of the image, is inside."""
+        """Whether all of another region is inside; None is all of the image."""
         corner, whole = (0, 0), (LARGEST, LARGEST)
         inside = self.part(corner, whole, whole)
         if other is not None:
@@ -94,18 +100,18 @@ class Roi:
         return bool(inside.all())
 
     def to_dict(self) -> dict[str, Any]:
-        """Region as JSON values; `from_dict` takes them back."""
+        """Return the region as JSON values, from which `from_dict` restores it."""
         bits = base64.b64encode(self.bits).decode("ascii")
         return {"height": self.height, "width": self.width, "bits": bits}
 
     @classmethod
     def from_dict(cls, values: Any) -> Roi:
-        """Region from JSON values that nobody has checked yet.
+        """Return the region of JSON values, which are checked here.
 
         Raises
         ------
         ValueError
-            For anything that `to_dict` does not write.
+            When `to_dict` cannot have written the values.
         """
         if not isinstance(values, dict) or set(values) != {"height", "width", "bits"}:
             raise ValueError("a region of interest has exactly height, width and bits")
@@ -125,13 +131,13 @@ class Roi:
 
 @dataclass(frozen=True, eq=False)
 class Cover:
-    """What stands in an image instead of all that is outside a region.
+    """A region, and the values that replace everything outside it in an image.
 
     Parameters
     ----------
     roi : Roi
     fill : ndarray, (channels, 1, 1) or (channels, height, width) of the image, float32
-        As the networks see it.
+        Values as the networks see them, in [-1, 1] or [-3, 3].
     """
 
     roi: Roi
@@ -139,13 +145,21 @@ class Cover:
 
     @classmethod
     def grey(cls, roi: Roi, channels: int) -> Cover:
-        """Cover of the middle of the range."""
+        """Cover that fills with mid-grey (0)."""
         return cls(roi, np.zeros((channels, 1, 1), np.float32))
 
     def over(
         self, values: NDArray[Any], corner: tuple[int, int], whole: tuple[int, int]
     ) -> NDArray[Any]:
-        """A part (channels, h, w) of an image of size `whole`, covered."""
+        """Return a part of an image with the fill outside the region.
+
+        Parameters
+        ----------
+        values : ndarray of shape (channels, h, w)
+            The part, as networks see it.
+        corner, whole : (rows, columns)
+            Top left corner of the part, and size of the image, in pixels.
+        """
         _, height, width = values.shape
         fill = self.fill
         if fill.shape[1:] != (1, 1):

@@ -1,7 +1,8 @@
-"""Large images in tiles: cutting them, and blending what was made of the tiles.
+"""Cut large images into tiles, and blend the results of the tiles into one picture.
 
-Numpy only. Memory is bounded by design: an image stays in the samples it was stored in, tiles are
-cut a few at a time, and rows of the blended result are handed on as soon as no tile is to come.
+This module needs only NumPy. Its memory is bounded: an image stays in its stored samples, and tiles
+are cut a few at a time. Rows of the blended picture are returned as soon as no later tile covers
+them.
 """
 
 from __future__ import annotations
@@ -16,18 +17,26 @@ from numpy.typing import NDArray
 from anoscan.core.arrays import Floats
 from anoscan.images.canvas import Canvas
 
-WORST = 4  # tiles: with half a side between them, a place in the image lies in four
-FINENESS = 8  # cells along a tile, in a picture of one number a tile
-LARGEST_MAP = 4096  # cells along a map that is kept whole
-LARGEST_PICTURE = 2048  # pixels along a picture for people
+WORST = 4  # tiles whose mean counts: tiles are half a side apart, so a place lies in four
+FINENESS = 8  # cells along a tile in a picture that has one number for each tile
+LARGEST_MAP = 4096  # cells along a side of an anomaly map, at most
+LARGEST_PICTURE = 2048  # pixels along a side of a picture to look at, at most
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Square tiles that cover an image, neighbours at most half a side apart.
+    """Square tiles that cover an image; neighbours are at most half a side apart.
 
-    `tops` and `lefts` are the rows and columns of their corners. Tiles are numbered in reading
-    order.
+    Tiles are numbered in reading order.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the image in pixels.
+    side : int
+        Side of a tile in pixels.
+    tops, lefts : tuple of int
+        Rows and columns of the top left corners of the tiles, rising.
     """
 
     height: int
@@ -38,12 +47,12 @@ class Grid:
 
     @classmethod
     def over(cls, height: int, width: int, side: int) -> Grid:
-        """Grid of an image.
+        """Make the grid of an image of `height` x `width` pixels.
 
         Raises
         ------
         ValueError
-            When a tile is larger than the image.
+            When a tile is larger than the image, or its side is less than 2.
         """
         return cls(height, width, side, _starts(height, side), _starts(width, side))
 
@@ -51,19 +60,24 @@ class Grid:
         return len(self.tops) * len(self.lefts)
 
     def cut(self, canvas: Canvas, most: int) -> Iterator[Floats]:
-        """All tiles in reading order, at most `most` at a time, (n, channels, side, side)."""
+        """Yield tiles in reading order, (n, channels, side, side) float32 with n <= `most`."""
         corners = [(top, left) for top in self.tops for left in self.lefts]
         for start in range(0, len(corners), most):
             some = corners[start : start + most]
             yield np.stack([canvas.part(*corner, self.side, self.side) for corner in some])
 
     def spread(self, values: NDArray[np.floating[Any]]) -> Floats:
-        """Picture of one number a tile (n,), in reading order, each blended over its tile.
+        """Blend one number for each tile into a picture of the image.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n,)
+            Numbers of the tiles, in reading order.
 
         Returns
         -------
         ndarray of shape (about 8 height / side, about 8 width / side), float32
-            Coarse, since nothing in it is finer than half a tile.
+            It is coarse, because nothing in it is finer than half a tile.
         """
         cell = max(1, self.side // FINENESS)
         height, width, side = (-(-n // cell) for n in (self.height, self.width, self.side))
@@ -80,13 +94,13 @@ class Grid:
 
 
 def _ramp(side: int) -> NDArray[np.float64]:
-    """Weights across a tile: squared sines that all but vanish at its edges."""
+    """Weights (side,) across a tile: squared sines, which are nearly 0 at its edges."""
     weights: NDArray[np.float64] = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
     return weights
 
 
 def _starts(length: int, side: int) -> tuple[int, ...]:
-    """Evenly spread starts of intervals of length `side`, from 0 to `length` - `side`."""
+    """Evenly spread starts, from 0 to `length - side`, of intervals of length `side`."""
     if not 2 <= side <= length:
         raise ValueError(f"tiles of {side} do not fit into {length}")
     gaps = -(-(length - side) // (side // 2))
@@ -94,17 +108,17 @@ def _starts(length: int, side: int) -> tuple[int, ...]:
 
 
 class Blender:
-    """Makes one picture of tiles that overlap.
+    """Blends overlapping tiles into one picture.
 
-    Each pixel is the mean of the tiles over it, weighted by squared sines that vanish at a tile's
-    edge, so that no edge shows. Weights are a product of one by row and one by column: no map of
-    them is needed.
+    Each pixel is the weighted mean of the tiles that cover it. The weights are squared sines, which
+    vanish at the edge of a tile, so that no edge shows. A weight is the product of one number for
+    the row and one for the column, so no map of weights is kept.
 
     Parameters
     ----------
     grid : Grid
     channels : int
-        Of the tiles; any number.
+        Number of channels of the tiles; any number is allowed.
     """
 
     def __init__(self, grid: Grid, channels: int) -> None:
@@ -117,12 +131,13 @@ class Blender:
         self._row = self._column = 0
 
     def add(self, tiles: Floats) -> list[tuple[int, Floats]]:
-        """Take the next tiles (n, channels, side, side), in reading order.
+        """Add the next tiles (n, channels, side, side), in reading order.
 
         Returns
         -------
         list of (top, rows (channels, height, width))
-            Finished rows, each exactly once, from the top down.
+            Rows that are finished, and the row at which they begin. Each row comes exactly once,
+            from the top down.
         """
         finished: list[tuple[int, Floats]] = []
         for tile in tiles:
@@ -146,26 +161,29 @@ class Blender:
 
 
 def block_side(height: int, width: int, most: int | None = None) -> int:
-    """Pixels that a cell of a `Reduced` picture stands for, along one side."""
+    """Side in pixels of the blocks of a `Reduced` picture, so that it has at most `most` a side."""
     return max(1, -(-max(height, width) // (most or LARGEST_MAP)))
 
 
 class Reduced:
-    """A picture that comes in rows, as its square blocks: their highest, or their means.
+    """Reduces a picture that comes in rows to one cell for each square block of pixels.
+
+    A cell is the highest value of its block, or the mean.
 
     Parameters
     ----------
     channels, height, width : int
-        Of the picture.
-    most : int
-        Cells along a side; a picture no larger is kept as it is. By default `LARGEST_MAP`.
+        Size of the picture in pixels.
+    most : int, optional
+        Cells along a side, at most. A picture that is no larger is kept as it is. By default
+        `LARGEST_MAP`.
     mean : bool
-        Whether blocks are averaged.
+        Whether cells are means; otherwise they are the highest values.
 
     Attributes
     ----------
     block : int
-        Side of a block.
+        Side of a block in pixels.
     """
 
     def __init__(
@@ -178,7 +196,7 @@ class Reduced:
         self._size = (height, width)
 
     def add(self, top: int, rows: Floats) -> None:
-        """Take rows (channels, h, width) of the picture that begin at `top`."""
+        """Add rows (channels, h, width) of the picture that begin at row `top`."""
         lefts = np.arange(0, rows.shape[2], self.block)
         columns = self._gather.reduceat(rows, lefts, axis=2)
         cells = (top + np.arange(rows.shape[1])) // self.block
@@ -186,7 +204,10 @@ class Reduced:
 
     @property
     def picture(self) -> Floats:
-        """What came so far, (channels, height / block, width / block) rounded up, float32."""
+        """The reduced picture so far, (channels, height / block, width / block), float32.
+
+        Its sides are rounded up.
+        """
         if self._gather is np.maximum:
             return self._cells
         down, across = (
@@ -204,10 +225,10 @@ def _coverage(length: int, starts: Sequence[int], ramp: NDArray[np.float64]) -> 
 
 
 def worst(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """What tiles (n, k) say of their image (k,): the mean of the `WORST` highest of each column.
+    """Terms of an image (k,) from those of its tiles (n, k): means of the `WORST` highest values.
 
-    A defect that one tile sees whole is seen by up to four; the highest alone would be the noise
-    of the many.
+    A defect that one tile sees whole is seen by up to four tiles. The highest value alone would be
+    the noise of many tiles.
     """
     mean: NDArray[np.float64] = np.sort(values, axis=0)[-WORST:].mean(0, dtype=np.float64)
     return mean
