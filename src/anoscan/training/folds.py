@@ -2,9 +2,8 @@
 
 Training images are divided into folds. Each fold is measured by an encoder, a rotation stage
 and terms that learned only from the other folds. This is cross-conformal prediction (Vovk 2015,
-arXiv 1208.0806). The GAN is shared: it was
-trained on all of them. So what it learned by heart can make their scores lower than those of new
-images.
+arXiv 1208.0806). The GAN is shared: it was trained on all training images. So what it learned by
+heart can make their scores lower than those of new images.
 """
 
 from __future__ import annotations
