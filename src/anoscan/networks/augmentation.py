@@ -1,6 +1,8 @@
-"""Random changes to batches of images: to learn from fewer of them, and to see past defects.
+"""Random changes to batches of images.
 
-All draw from a CPU generator and give the same on every device.
+A discriminator of few images is shown them augmented, so that it cannot learn them by heart. The
+encoder is given images with pasted rectangles, so that it learns to reconstruct without defects.
+All random numbers come from a CPU generator, so they are the same on every device.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-SHIFTED, BLANKED, LIGHTER = 1 / 16, 0.3, 0.25  # shares of the side; of the range of values
+# SHIFTED and BLANKED are shares of the side, LIGHTER is a share of the range of values.
+SHIFTED, BLANKED, LIGHTER = 1 / 16, 0.3, 0.25
 
 
 def quarter_turns(x: Tensor) -> Tensor:
-    """Images (n, c, s, s) turned by 0, 90, 180 and 270 degrees, (4, n, c, s, s)."""
+    """Return images (n, c, s, s) rotated by 0, 90, 180 and 270 degrees, as (4, n, c, s, s)."""
     return torch.stack([x.rot90(turn, (2, 3)) for turn in range(4)])
 
 
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Move each image (n, c, s, s) by up to `most` pixels both ways; edge pixels are repeated."""
+    """Move each image (n, c, s, s) by up to `most` pixels along both axes; repeat edge pixels."""
     if most < 1:
         return x
     n, _, height, width = x.shape
@@ -33,7 +36,10 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Blank a square of `share` of the side in each image (n, c, s, s), at a random place."""
+    """Set a square at a random place in each image (n, c, s, s) to 0.
+
+    Its side is `share` of the image's, and its centre lies in the image.
+    """
     n, _, height, width = x.shape
     side = max(1, round(share * height))
     starts = torch.rand(n, 2, generator=generator) * torch.tensor([height, width])
@@ -46,18 +52,21 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def lighten(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Add one number to each image (n, c, s, s): up to `most` times the range, or minus that."""
+    """Add one random number to each image (n, c, s, s).
+
+    It lies between minus and plus `most` times the range of values, which is 2.
+    """
     amounts = 2 * most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
     return x + amounts.to(x.device)
 
 
 def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images (n, c, s, s) left to right."""
+    """Mirror each image (n, c, s, s) left to right with a probability of one half."""
     chosen = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
     return torch.where(chosen, x.flip(3), x)
 
 
-# By the names of `config.AUGMENTATIONS`. All can be differentiated.
+# The keys are those of `core.config.AUGMENTATIONS`. All changes can be differentiated.
 VIEWS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "shift": lambda x, generator: shift(x, int(x.shape[-1] * SHIFTED), generator),
     "cutout": lambda x, generator: cut_out(x, BLANKED, generator),
@@ -67,10 +76,11 @@ VIEWS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 
 def discriminator_view(x: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
-    """What a discriminator of few images sees, of real and generated ones alike.
+    """Apply the named changes of `VIEWS` to images (n, c, s, s), one after the other.
 
-    Differentiable changes of names of `VIEWS`, one after the other (Zhao et al. 2020, arXiv
-    2006.10738): otherwise it learns the few images by heart.
+    A discriminator is shown real and generated images so changed (Zhao et al. 2020, arXiv
+    2006.10738). Otherwise it learns few images by heart. The changes can be differentiated, so the
+    generator does not learn them.
     """
     for name in names:
         x = VIEWS[name](x, generator)
@@ -80,19 +90,21 @@ def discriminator_view(x: Tensor, names: Sequence[str], generator: torch.Generat
 def cut_paste(x: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:
     """Replace, in a share of the images, a rectangle by one from another image of the batch.
 
-    The rectangle has sides of an eighth to three eighths of the image and comes from anywhere in
-    the next image (Li et al. 2021, CutPaste, arXiv 2104.04015, with a foreign donor).
+    The sides of the rectangle are an eighth to three eighths of the image's. It comes from a random
+    place in the next image of the batch. In CutPaste it comes from the same image (Li et al. 2021,
+    arXiv 2104.04015).
 
     Parameters
     ----------
     x : Tensor of shape (n, c, s, s)
     generator : torch.Generator
     share : float in [0, 1]
-        How likely it is that an image gets one.
+        Probability that an image gets a rectangle.
 
     Returns
     -------
-    Tensor of the same shape; `x` itself is not changed.
+    Tensor of the same shape
+        A copy; `x` itself is not changed.
     """
     n, _, height, width = x.shape
     draws = torch.rand(n, 7, generator=generator)

@@ -1,7 +1,7 @@
-"""The encoder stage: with generator and discriminator frozen, an encoder learns x -> z.
+"""The encoder stage: generator and discriminator are frozen, and an encoder learns x -> z.
 
-Afterwards one pass G(E(x)) gives the nearest image the generator can make, where AnoGAN searched
-the latent space with hundreds of steps of back-propagation for each image.
+Afterwards one pass G(E(x)) gives the reconstruction of an image. AnoGAN instead searched the latent
+space with hundreds of steps of back-propagation for each image.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ from anoscan.networks.loop import set_rate
 from anoscan.networks.mappings import Mapping
 
 LEARNING_RATE = 1e-3
-LAST_RATE = 0.02  # of LEARNING_RATE, at the end of a cosine
+LAST_RATE = 0.02  # share of LEARNING_RATE that is left at the end of the stage
 
 
 class EncoderStage:
-    """The encoder, trained on batches of normal images through the frozen other two.
+    """Trains the encoder on batches of normal images; generator and discriminator are frozen.
 
     Parameters
     ----------
     networks : Networks
-        Only `encoder` is trained; `generator` is the moving average.
+        Only `encoder` is trained. `generator` is the moving average.
     mapping : Mapping
+        Says which images the encoder is given, and which loss it minimises.
     batches : callable
-        From a step number to images (n, c, s, s) in [-1, 1] on the runtime's device.
+        Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
     config : TrainConfig
+        Gives the kind of encoder, the seed, the batch size, and the length of the stage.
     runtime : Runtime
+        Device and precision of the training.
     """
 
     name = "encoder"
@@ -61,7 +64,13 @@ class EncoderStage:
         self.modules: dict[str, nn.Module] = {"encoder": networks.encoder}
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One batch: images, their latents, and what the mapping says of these."""
+        """Train the encoder on one batch and return its loss.
+
+        Raises
+        ------
+        TypeError
+            When the mapping has no loss, so the encoder is trained in the GAN stage.
+        """
         if self.mapping.loss is None:
             raise TypeError("this mapping is learned beside the GAN")
         with self.runtime.autocast():
@@ -77,7 +86,7 @@ class EncoderStage:
         return {"encoder": loss.detach()}
 
     def _task(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (n, c, s, s), latents (n, d), and the images that the encoder is given."""
+        """Return images (n, c, s, s), latents (n, d), and the images that the encoder is given."""
         z = self._normal("encoder-latent", index)
         if self.mapping.given == "samples":
             with torch.no_grad():
@@ -87,13 +96,13 @@ class EncoderStage:
         return x, z, cut_paste(x, random_stream(self.config.seed, "corruption", index))
 
     def _normal(self, name: str, index: int) -> Tensor:
-        # Drawn on the CPU: the same on every device.
+        # The numbers are drawn on the CPU, so they are the same on every device.
         generator = random_stream(self.config.seed, name, index)
         numbers = torch.randn(self.config.batch_size, self.config.latent_dim, generator=generator)
         return numbers.to(self.runtime.device)
 
     def _rate(self, index: int) -> float:
-        """Learning rate of a step: half a cosine wave, down to almost nothing."""
+        """Return the learning rate of a step, which falls along half a cosine wave."""
         steps = math.ceil((self.config.encoder_images_shown or 1) / self.config.batch_size)
         half_wave = 0.5 * (1 + math.cos(math.pi * min(index / steps, 1)))
         return LEARNING_RATE * self.slow_down * (LAST_RATE + (1 - LAST_RATE) * half_wave)

@@ -1,4 +1,4 @@
-"""The GAN stage: one step of generator and discriminator, and samples of the generator."""
+"""The GAN stage: the steps of generator and discriminator, and samples of the generator."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ SAMPLED = 32  # images generated in one pass
 
 
 class GanStage:
-    """Generator and discriminator, trained on batches of normal images, and their averages.
+    """Trains generator and discriminator on batches of normal images, and averages their weights.
 
     Parameters
     ----------
     networks : Networks
-        `generator` and `discriminator` are trained; `averages` are the ones to score with.
+        `generator` and `discriminator` are trained in place. The moving averages of their weights,
+        which score, are in the attribute `averages`.
     objective : Objective
+        Gives the losses and the schedule.
     batches : callable
-        From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
+        Maps a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
     config : TrainConfig
+        Resolved settings of the training.
     runtime : Runtime
+        Device and precision of the training.
     few : bool
-        Whether the images are so few that the discriminator must see them varied, unless
-        `TrainConfig.augment` says otherwise.
+        Whether the images are so few that the discriminator must be shown them augmented.
+        `TrainConfig.augment` can say otherwise.
     """
 
     name = "gan"
@@ -52,7 +56,7 @@ class GanStage:
         self.config, self.runtime, self.networks = config, runtime, networks
         self.generator = networks.generator
         self.discriminator = networks.discriminator
-        self.opponent: nn.Module = networks.discriminator  # what plays against the generator
+        self.opponent: nn.Module = networks.discriminator  # what the generator is trained against
         self.averages: tuple[nn.Module, Discriminator] = (
             copy.deepcopy(networks.generator).requires_grad_(False),
             copy.deepcopy(networks.discriminator).requires_grad_(False),
@@ -78,7 +82,7 @@ class GanStage:
         }
 
     def _parametrise(self) -> None:
-        # After the averages were copied: they stay plain, and so does every network that is kept.
+        # The averages were copied before, so they and all networks that are kept stay plain.
         for network in (self.generator, self.discriminator):
             if isinstance(network, Growing):
                 equalise(network)
@@ -87,11 +91,11 @@ class GanStage:
                 self.objective.prepare(self.discriminator)
 
     def trained(self) -> Networks:
-        """What the next stages start from: the averages, and the encoder."""
+        """Return what the next stages start from: the averages, and the encoder."""
         return Networks(*self.averages, self.networks.encoder)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Train the discriminator on one batch, and the generator when it is its turn."""
+        """Train the discriminator, and the generator every `discriminator_steps` steps."""
         turn = (index + 1) % self.objective.discriminator_steps == 0
         real = self._grown(index, self.batches(index))
         with torch.set_grad_enabled(turn), self.runtime.autocast():
@@ -104,7 +108,7 @@ class GanStage:
         return losses
 
     def _grown(self, index: int, real: Tensor) -> Tensor:
-        """Grow the networks that do; real images with as much detail as they can make."""
+        """Grow growing networks; return real images with only the detail that these can make."""
         for network in (self.generator, self.discriminator):
             if isinstance(network, Growing):
                 network.grow(self._share(index))
@@ -114,7 +118,7 @@ class GanStage:
         return index * self.config.batch_size / (self.config.images_shown or 1)
 
     def _latent(self, index: int, n: int) -> Tensor:
-        # Drawn on the CPU: the same on every device.
+        # Latents are drawn on the CPU, so they are the same on every device.
         z = torch.randn(
             n, self.config.latent_dim, generator=random_stream(self.config.seed, "latent", index)
         )
@@ -144,7 +148,8 @@ class GanStage:
         return self.discriminator.compare(real, fake)
 
     def _penalty(self, penalty: Penalty, index: int, real: Tensor, fake: Tensor) -> Tensor:
-        # One mixing weight a sample. Float32: second derivatives lose too much in bfloat16.
+        # Each image has one mixing weight. All is float32, because second derivatives lose too much
+        # in bfloat16.
         generator = random_stream(self.config.seed, "mix", index)
         alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
         return penalty(self.opponent, real, fake, alpha)
@@ -157,7 +162,8 @@ class GanStage:
             losses = {"generator": loss.detach()}
             if self.objective.variety:
                 gap = self._variety_gap(real, features)
-                # In units of the loss: that of a clipped critic may be thousands of times smaller.
+                # The term is in units of the loss, since the loss of a clipped critic may be
+                # thousands of times smaller than that of others.
                 loss = loss + self.objective.variety * loss.detach().abs() * gap
                 losses["variety"] = gap.detach()
         self._descend("generator", loss)
@@ -165,7 +171,7 @@ class GanStage:
         return losses
 
     def _variety_gap(self, real: Tensor, features: list[Tensor]) -> Tensor:
-        """How far the variety of generated images, by their features, is from that of real ones."""
+        """Return how far the variety of generated features is from that of real ones, a scalar."""
         with torch.no_grad():
             usual = self.discriminator.features(real)
         return spread_gap(usual, features)
@@ -180,7 +186,7 @@ class GanStage:
 
     @torch.no_grad()
     def _average_step(self, index: int) -> None:
-        # Short memory at first (a tenth of what was shown): early weights are worth nothing.
+        # At first the half-life is a tenth of the images shown: early weights are worth nothing.
         shown = (index + 1) * self.config.batch_size
         half_life = min(self.config.ema_images, max(shown / 10, 1))
         keep = 0.5 ** (self.config.batch_size / half_life)
@@ -193,11 +199,14 @@ class GanStage:
                 else:
                     mean.copy_(value)
             if isinstance(average, Growing):
-                average.grow(self._share(index + 1))  # after the last step, full size
+                average.grow(self._share(index + 1))  # full size after the last step
 
 
 def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) -> Tensor:
-    """Images (n, c, s, s) in [-1, 1] from latents of a named stream; the generator in eval mode."""
+    """Generate images (n, c, s, s), float32 in [-1, 1], from latents of a named random stream.
+
+    The generator must be in evaluation mode.
+    """
     return torch.cat(list(samples(generator, n, latent_dim, seed, name)))
 
 
@@ -205,7 +214,7 @@ def sample(generator: nn.Module, n: int, latent_dim: int, seed: int, name: str) 
 def samples(
     generator: nn.Module, n: int, latent_dim: int, seed: int, name: str
 ) -> Iterator[Tensor]:
-    """The images of `sample`, a few at a time: all at once can take many gigabytes."""
+    """Yield the images of `sample`, a few at a time: all at once can take many gigabytes."""
     z = torch.randn(n, latent_dim, generator=random_stream(seed, name))
     device = next(generator.parameters()).device
     for part in torch.split(z, SAMPLED):

@@ -1,10 +1,12 @@
-"""The adversarial stage of pairs: generator and encoder against a discriminator of (x, z).
+"""The GAN stage of pairs: generator and encoder are trained against a discriminator of (x, z).
 
-Donahue et al. 2016 (arXiv 1605.09782) and Dumoulin et al. 2016 (arXiv 1606.00704). Real pairs are
-(x, E(x)), generated ones (G(z), z). When the discriminator cannot tell them apart, E inverts G.
-Short games stay far from there, so that E is also asked for G(E(x)) = x (ALICE, Li et al. 2017,
-arXiv 1709.01215, equation 8). Two departures: squares, because the absolute residual of strokes on
-black is least where all is black; and G does not follow, because it gave up variety for it.
+It follows Donahue et al. 2016 (arXiv 1605.09782) and Dumoulin et al. 2016 (arXiv 1606.00704). Real
+pairs are (x, E(x)), generated pairs are (G(z), z). When the discriminator cannot distinguish them,
+E inverts G. Short trainings stay far from there. So E also learns that G(E(x)) = x (ALICE, Li et
+al. 2017, arXiv 1709.01215, equation 8), with two departures:
+
+- The residual is squared. The absolute residual of strokes on black is least where all is black.
+- G does not learn from the residual, because it lost variety.
 """
 
 from __future__ import annotations
@@ -27,18 +29,18 @@ from anoscan.networks.objectives import Objective
 
 HIDDEN = 256
 SLOPE = 0.2
-CYCLE = 50.0  # weight of the mean (x - G(E(x)))^2 beside the game
+CYCLE = 50.0  # weight of the mean (x - G(E(x)))^2 in the loss
 
 
 class PairDiscriminator(nn.Module):
-    """Realness of pairs, from the trunk of an image discriminator and a small network of z.
+    """Gives the realness of pairs, by the trunk of an image discriminator and a small network of z.
 
     Parameters
     ----------
     trunk : Discriminator
         Its features are used, its own heads are not.
     channels, latent_dim : int
-        Of the images and of the latents in a pair.
+        Channels of the images and length of the latents in a pair.
     """
 
     def __init__(self, trunk: Discriminator, channels: int, latent_dim: int) -> None:
@@ -60,11 +62,11 @@ class PairDiscriminator(nn.Module):
 
     @property
     def turn_head(self) -> nn.Module:
-        """Head of the trunk for quarter turns, which has no part in the game."""
+        """Rotation head of the trunk, which has no part in the GAN stage."""
         return self.trunk.turn_head
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Realness (n,) of pairs as `pack` makes them; higher is more real."""
+        """Return the realness (n,) of pairs as `pack` makes them; higher is more real."""
         x, z = unpack(pairs, self.channels, self.latent_dim)
         seen = torch.cat([flat(self.trunk.features(x)[-1]), self.latent(z)], 1)
         realness: Tensor = self.pair(seen)
@@ -72,15 +74,16 @@ class PairDiscriminator(nn.Module):
 
 
 def pack(x: Tensor, z: Tensor) -> Tensor:
-    """Images (n, c, s, s) and latents (n, d) as one tensor (n, s s c + d, 1, 1).
+    """Pack images (n, c, s, s) and latents (n, d) into one tensor (n, s s c + d, 1, 1).
 
-    What an objective does to images (mixing them, differentiating by them) it then does to pairs.
+    So what an objective does with images, such as mix them or differentiate by them, it does with
+    pairs.
     """
     return torch.cat([flat(x), z], 1)[:, :, None, None]
 
 
 def unpack(pairs: Tensor, channels: int, latent_dim: int) -> tuple[Tensor, Tensor]:
-    """Images and latents from `pack`."""
+    """Return the images (n, c, s, s) and latents (n, d) that `pack` was given."""
     vectors = pairs.flatten(1)
     pixels, z = vectors[:, :-latent_dim], vectors[:, -latent_dim:]
     side = math.isqrt(pixels.shape[1] // channels)
@@ -89,11 +92,11 @@ def unpack(pairs: Tensor, channels: int, latent_dim: int) -> tuple[Tensor, Tenso
 
 
 class JointStage(GanStage):
-    """Generator, encoder and a discriminator of pairs; see `GanStage` for the parameters.
+    """Trains generator, encoder and a discriminator of pairs; `GanStage` has the parameters.
 
-    Generator and encoder share an optimiser and the flipped loss. What is left of the pair
-    discriminator afterwards is its trunk, a discriminator of images with features and without a
-    trained head for realness.
+    Generator and encoder share an optimiser. Both minimise the generator's loss, the encoder with
+    the sign of the realness flipped. Afterwards only the trunk of the pair discriminator is kept.
+    It is a discriminator of images with trained features and an untrained realness head.
     """
 
     def __init__(
@@ -130,11 +133,11 @@ class JointStage(GanStage):
         }
 
     def trained(self) -> Networks:
-        """What the next stages start from: the averages of all three."""
+        """Return what the next stages start from: the averages of all three networks."""
         return Networks(*self.averages, self.encoder_average)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Train the discriminator on one batch of pairs, and the others when it is their turn."""
+        """Train the discriminator on pairs, and the others every `discriminator_steps` steps."""
         turn = (index + 1) % self.objective.discriminator_steps == 0
         x = self.batches(index)
         z = self._latent(index, len(x))
@@ -152,10 +155,10 @@ class JointStage(GanStage):
         return losses
 
     def _missed(self, x: Tensor, z_hat: Tensor) -> Tensor:
-        """Mean squared residual of G(E(x)), of which only E learns.
+        """Return the mean squared residual of G(E(x)), from which only E learns.
 
-        G normalises by its running statistics, as it will when it is scored with, and these stay
-        those of generated images.
+        G normalises by its running statistics here, as it does in scoring. They are not updated and
+        stay those of generated images.
         """
         self.generator.eval().requires_grad_(False)
         missed = mse_loss(self.generator(z_hat).float(), x)
@@ -167,7 +170,10 @@ class JointStage(GanStage):
         return of_real, of_fake
 
     def _players_step(self, real: Tensor, fake: Tensor, missed: Tensor) -> dict[str, Tensor]:
-        """Generated pairs are to look real, and real ones generated; E is to invert G."""
+        """Train G to make its pairs more real for the discriminator, and E to do the opposite.
+
+        E also learns to invert G. Returns the losses by name, as detached scalars.
+        """
         self.pairs.requires_grad_(False)
         with self.runtime.autocast():
             seen_real, seen_fake = self._compare(real, fake)

@@ -1,8 +1,8 @@
 """The loop that all stages of training share: steps, progress, checkpoints, divergence.
 
-A stage (`adversarial.GanStage`, `mapping.EncoderStage`) knows one step; this module knows how to
-take many of them so that nothing is lost: a run stopped between two steps and resumed ends with
-the same weights, and a loss that stops being finite costs a few hundred steps, not the run.
+A stage (`gan_stage.GanStage`, `encoder_stage.EncoderStage`) knows one step. This module takes many
+steps so that nothing is lost. A run that is stopped between two steps and resumed ends with the
+same weights. A loss that stops being finite costs a few hundred steps, not the run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from anoscan.core.errors import TrainingDiverged, TrainingInterrupted
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.runtime import random_stream
 
-CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device,
-LOOK_SECONDS = 2.0  # or sooner, where a step takes long
+# Losses are checked every CHECK_EVERY steps only, since each check waits for the device. Where
+# steps take long, losses are checked when LOOK_SECONDS have passed.
+CHECK_EVERY = 50
+LOOK_SECONDS = 2.0
 SNAPSHOT_EVERY = 400  # steps between the states that a diverged run can go back to
 CHECKPOINT_SECONDS = 60.0
-MOST_ROLLBACKS = 3  # a stage: each one quarters the learning rate
+MOST_ROLLBACKS = 3  # per stage; each one quarters the learning rate
 STOPPED = "training was stopped; a checkpoint is kept."
 
 
 class Stage(Protocol):
     """One stage of training: some modules, their optimisers, and what one step does.
 
-    `slow_down` multiplies every learning rate: 1, or less after losses were not finite.
+    `slow_down` multiplies every learning rate. It is 1, or less after losses were not finite.
     """
 
     name: str
@@ -45,29 +47,38 @@ class Stage(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Take step number `index` (from 0); return its losses, detached scalars."""
+        """Take step number `index` (from 0); return its losses by name, as detached scalars."""
         ...
 
 
 @dataclass
 class Position:
-    """How far a stage has come; with the stage's tensors, all that resuming needs."""
+    """How far a stage has come.
+
+    Together with the stage's tensors this is all that resuming needs.
+    """
 
     step: int = 0
     rollbacks: int = 0
 
 
 class Batches:
-    """Training images in a new random order every epoch; batch `index` is always the same.
+    """Gives training images in a new random order every epoch; batch `index` is always the same.
 
     Parameters
     ----------
     pixels : array of shape (n, c, s, s), float32
-        May be memory-mapped; only the rows of a batch are read.
+        Images, which may be memory-mapped: only the rows of a batch are read.
+    rows : ndarray of int
+        Rows of `pixels` to take.
+    batch_size : int
+        Number of images in a batch.
     seed : int
+        Seed of the training.
     name : str
-        Random stream of the order.
+        Name of the random stream that decides the order.
     device : torch.device
+        Device that batches are moved to.
     """
 
     def __init__(
@@ -84,7 +95,7 @@ class Batches:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __call__(self, index: int) -> Tensor:
-        """Batch number `index`, (batch_size, c, s, s); an epoch's end runs into the next epoch."""
+        """Return batch number `index`, (batch_size, c, s, s); it may run into the next epoch."""
         first = index * self.batch_size
         chosen = [self._row(place) for place in range(first, first + self.batch_size)]
         batch = torch.from_numpy(np.ascontiguousarray(self.pixels[np.array(chosen)]))
@@ -109,21 +120,28 @@ def run(
     checkpoint: Callable[[Position], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Take a stage from `position` to `steps`.
+    """Take the steps of a stage, from `position` up to the number `steps`.
 
     Parameters
     ----------
+    stage : Stage
+    steps : int
+        Number of steps of the whole stage.
+    images_per_step : int
+        Number of images that one step uses, for reports of progress.
     position : Position
-        Advanced in place.
+        Where the stage stands. It is advanced in place.
+    on_progress : callable
+        Called with the progress after each check of the losses.
     checkpoint : callable
-        Saves the stage; called about once a minute and before stopping.
+        Saves the stage at a position. It is called about once a minute and before stopping.
     stopping : callable
-        Asked between steps; when it says yes, a checkpoint is saved.
+        Is asked between steps. When it returns True, a checkpoint is saved and the run stops.
 
     Raises
     ------
     TrainingInterrupted
-        After `stopping` said yes.
+        After `stopping` returned True.
     TrainingDiverged
         When losses or weights were not finite more than `MOST_ROLLBACKS` times.
     """
@@ -133,7 +151,7 @@ def run(
     while position.step < steps:
         if stopping():
             report = meter.report(position.step)
-            if not _sound(stage, report):  # of a checkpoint of it, nobody could go on
+            if not _sound(stage, report):  # no run could go on from its checkpoint
                 _roll_back(stage, position, good, on_progress, report)
             checkpoint(position)
             raise TrainingInterrupted(STOPPED)
@@ -155,12 +173,12 @@ def run(
 
 
 def stop_where_asked(stopping: Callable[[], bool]) -> None:
-    """Stop between two parts of a training that come after its last stage.
+    """Stop, if asked to, between two parts of a training that come after its last stage.
 
     Raises
     ------
     TrainingInterrupted
-        When `stopping` says yes: what the stages learned is in the checkpoint.
+        When `stopping` returns True. The checkpoint holds what the stages learned.
     """
     if stopping():
         raise TrainingInterrupted(STOPPED)
@@ -176,7 +194,7 @@ def _roll_back(
             hint="Lower --learning-rate, or use --precision float32.",
         )
     images = report.images // position.step * good.step
-    slower = stage.slow_down / 4  # than now, not than the state that is gone back to
+    slower = stage.slow_down / 4  # relative to now, not to the state that is restored
     good.restore(stage)
     position.step, position.rollbacks = good.step, position.rollbacks + 1
     stage.slow_down = slower
@@ -185,10 +203,10 @@ def _roll_back(
 
 
 def _sound(stage: Stage, report: Progress) -> bool:
-    """Whether losses, all weights of a stage and the statistics of its layers are numbers."""
+    """Whether the losses, weights and layer statistics of a stage are all finite."""
     if not all(map(math.isfinite, report.losses.values())):
         return False
-    # The last step can have spoiled the weights after its losses were taken.
+    # The last step can make weights infinite after its losses were computed.
     states = [module.state_dict().values() for module in stage.modules.values()]
     return all(bool(torch.isfinite(value).all()) for state in states for value in state)
 
@@ -205,7 +223,7 @@ class _Snapshot:
 
 
 class _Meter:
-    """Means of losses and speed between two reports."""
+    """Collects the mean losses and the speed between two reports."""
 
     def __init__(self, stage: str, total_images: int, images_per_step: int) -> None:
         self.stage, self.total, self.per_step = stage, total_images, images_per_step
@@ -233,7 +251,7 @@ class _Meter:
 
 
 def state_tensors(stage: Stage) -> dict[str, Tensor]:
-    """All tensors of a stage: weights, buffers, and the moments of its optimisers."""
+    """Return all tensors of a stage: weights, buffers, optimiser moments, and `slow_down`."""
     tensors: dict[str, Tensor] = {}
     for name, module in stage.modules.items():
         for key, value in module.state_dict().items():
@@ -247,7 +265,7 @@ def state_tensors(stage: Stage) -> dict[str, Tensor]:
 
 
 def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
-    """Put a stage back into the state that `state_tensors` gave."""
+    """Restore a stage to the state that `state_tensors` returned."""
     for name, module in stage.modules.items():
         module.load_state_dict(under(tensors, f"{name}/"))
     for name, optimizer in stage.optimizers.items():
@@ -262,17 +280,18 @@ def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of an optimiser one learning rate."""
+    """Set the learning rate of all parameters of an optimiser."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a polite request; the second one interrupts.
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop.
 
-    Yields the question "has a stop been asked for?". Only the main thread gets signals: elsewhere
-    the answer is always no.
+    Yields a function that returns whether a stop was asked for. The second signal raises
+    KeyboardInterrupt. Only the main thread gets signals. In other threads the function always
+    returns False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The rotation stage: the discriminator learns which way up normal images are."""
+"""The rotation stage: the discriminator learns to predict how normal images were rotated."""
 
 from __future__ import annotations
 
@@ -15,33 +15,40 @@ from anoscan.networks.architectures import Discriminator
 from anoscan.networks.augmentation import quarter_turns
 from anoscan.networks.loop import set_rate
 
-# Learning rate of the quarter turns at the start, and what the weights are multiplied by before.
-# Smaller weights learn anew more readily; the game wants them larger (Ash and Adams 2020, arXiv
-# 1910.08475, shrink what was learned before learning something else). Few images would be learned
-# by heart that way: with them the features of the game are only bent.
+# ROTATION_RATE is the learning rate at the start. Before the stage weights are multiplied by SHRINK.
+# Smaller weights learn anew more readily, while the GAN stage needs them larger. Ash and Adams 2020
+# (arXiv 1910.08475) also shrink weights before a network learns something else. Few images would be
+# learned by heart that way. With them weights are not shrunk and the rate is GENTLE_RATE, so the
+# features of the GAN stage change little.
 ROTATION_RATE, SHRINK = 2e-3, 0.4
 GENTLE_RATE = 5e-4
 
 
 class RotationStage:
-    """The discriminator alone, learning quarter turns: realness is done with, features stay.
+    """Trains the discriminator alone to predict by which quarter rotation an image was rotated.
 
-    Beside the game (as Chen et al. have it) the same task gave worse features on the development
-    classes: what tells generated images from real ones, and the smoothness that the game needs,
-    cost them some of their meaning. See docs/benchmarks.md.
+    Its features are used afterwards, its realness head is not. Chen et al. 2019 (arXiv 1811.11212)
+    train the same task together with the GAN. That gave worse features on the development classes.
+    Features that distinguish generated from real images, and that are as smooth as the GAN needs,
+    say less of what images show. docs/decisions.md has the figures ("Together with the GAN or
+    afterwards?").
 
     Parameters
     ----------
     discriminator : Discriminator
         Trained in place.
     rotated : callable
-        From a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
+        Maps a step number to real images (n, c, s, s) in [-1, 1], not yet rotated, on the
+        runtime's device.
     steps : int
-        Length of the stage: the learning rate falls to zero over it.
+        Number of steps of the stage. The learning rate falls to zero over them.
     config : TrainConfig
+        Gives the seed.
     runtime : Runtime
+        Device and precision of the training.
     few : bool
-        Whether the images are so few that what the game taught should be kept.
+        Whether the images are so few that they would be learned by heart. Then weights are not
+        shrunk, and the learning rate is `GENTLE_RATE`.
     """
 
     name = "rotation"
@@ -69,7 +76,7 @@ class RotationStage:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"discriminator": optimizer}
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One batch of turned images."""
+        """Train on one batch of rotated images and return its loss."""
         rotated, rotations = rotate_randomly(
             self.rotated(index), self.config.seed, "turn-again", index
         )
@@ -86,6 +93,14 @@ class RotationStage:
 
 
 def rotate_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, Tensor]:
-    """Images (n, c, s, s), each by a random quarter turn, and the turns (n,), 0 to 3."""
+    """Rotate each image (n, c, s, s) by a random number of quarter rotations.
+
+    Returns
+    -------
+    Tensor of shape (n, c, s, s)
+        The rotated images.
+    Tensor of shape (n,), int64
+        The number of quarter rotations of each image, 0 to 3.
+    """
     rotations = torch.randint(4, (len(x),), generator=random_stream(seed, name, index)).to(x.device)
     return quarter_turns(x)[rotations, torch.arange(len(x), device=x.device)], rotations

@@ -1,4 +1,4 @@
-"""The stages of a training, made as its settings ask for, with their lengths."""
+"""Makes the stages of a training, with the lengths that its settings ask for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ S_co = TypeVar("S_co", bound=Stage, covariant=True)
 
 @dataclass(frozen=True)
 class Planned(Generic[S_co]):
-    """A stage, how many steps it takes, and how many images one step is shown."""
+    """A stage, its number of steps, and the number of images that one step uses."""
 
     stage: S_co
     steps: int
@@ -41,16 +41,18 @@ class Stages:
     Parameters
     ----------
     pixels : ndarray of shape (n, c, s, s), float32
-        Normal images.
-    rows : ndarray
+        Normal images in [-1, 1].
+    rows : ndarray of int
         Rows of `pixels` to learn from.
     config : TrainConfig
-        Resolved.
+        Resolved settings of the training.
     runtime : Runtime
+        Device and precision of the training.
     few : bool
-        Whether the images are so few that the discriminator learns gently from varied views.
+        Whether the images are so few that the discriminator would learn them by heart. Then by
+        default it is shown augmented images, and the rotation stage learns gently.
     suffix : str
-        Ends the names of the random streams that decide the order of images.
+        Is appended to the names of the random streams that decide the order of images.
     """
 
     pixels: Floats
@@ -62,7 +64,7 @@ class Stages:
 
     @property
     def objective(self) -> Objective:
-        """Objective of the game."""
+        """Objective of the adversarial training."""
         found: Objective = registry.load("objectives", self.config.objective)
         return found
 
@@ -77,14 +79,14 @@ class Stages:
         return found
 
     def gan(self, networks: Networks) -> Planned[GanStage]:
-        """GAN stage, which trains the encoder too where `joint`."""
+        """Return the GAN stage, which also trains the encoder where `joint` is true."""
         kind = JointStage if self.joint else GanStage
         batches, config = self._batches("gan", self.config.batch_size), self.config
         stage = kind(networks, self.objective, batches, config, self.runtime, few=self.few)
         return self._planned(stage, config.images_shown, config.batch_size)
 
     def rotation(self, discriminator: Discriminator) -> Planned[RotationStage] | None:
-        """Rotation stage of a discriminator; None where the settings leave it out."""
+        """Return the rotation stage of a discriminator; None where the settings leave it out."""
         shown, size = self.config.rotation_images_shown, 2 * self.config.batch_size
         if not shown:
             return None
@@ -95,7 +97,7 @@ class Stages:
         return self._planned(stage, shown, size)
 
     def encoder(self, networks: Networks) -> Planned[EncoderStage] | None:
-        """Encoder stage; None where the GAN stage trains the encoder."""
+        """Return the encoder stage; None where the GAN stage trains the encoder."""
         if self.joint:
             return None
         size, config = self.config.batch_size, self.config

@@ -1,7 +1,7 @@
-"""Kinds of encoder: one file each, around the trunk that every architecture builds.
+"""Kinds of encoder: each file holds one, built around the trunk of the architecture.
 
-An encoder network E gives latents (n, d) of images (n, c, s, s); that is what scoring asks for.
-While it learns, a kind may draw latents around E(x) and add a penalty of its own.
+An encoder network E maps images (n, c, s, s) to latents (n, d), which is all that scoring needs.
+While E learns, a kind may draw latents around E(x) and add a penalty of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ class Encoder:
     Parameters
     ----------
     outputs : int
-        Numbers that the trunk gives for each number of the latent.
+        Number of outputs of the trunk for each number of the latent.
     wrap : callable
-        Trunk, from images to (n, outputs * d), -> network E, from images to latents (n, d).
+        (trunk) -> network E. The trunk maps images to (n, outputs * d), E maps images to latents
+        (n, d).
     encode : callable
-        (E, images (n, c, s, s), noise (n, d) from N(0, I)) -> latents (n, d) to learn with, and
-        a penalty to minimise beside the mapping's loss, scalar, weight included.
+        (E, images (n, c, s, s), noise (n, d) from N(0, I)) -> (latents (n, d) to learn with,
+        penalty). The penalty is a scalar that includes its weight. It is added to the mapping's
+        loss.
     paper : str
-        Where it comes from.
+        Paper that the kind comes from.
     """
 
     outputs: int
@@ -37,5 +39,5 @@ class Encoder:
     paper: str
 
     def build(self, trunk: Callable[[Shape], nn.Module], shape: Shape) -> nn.Module:
-        """Encoder network around an architecture's trunk, weights from torch's generator."""
+        """Build the network around an architecture's trunk; torch's generator draws weights."""
         return self.wrap(trunk(replace(shape, latent_dim=self.outputs * shape.latent_dim)))

@@ -1,6 +1,6 @@
 """Image to latent to image, compared in pixels alone.
 
-Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), the loss they call izi:
+Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), call this loss izi:
 
     L(x) = 1/n |x - G(E(x))|^2
 """

@@ -1,12 +1,12 @@
 """Image to latent to image, compared in pixels and in discriminator features (the default).
 
-Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), the loss they call izi_f:
+Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), call this loss izi_f:
 
     L(x) = 1/n |x - G(E(x))|^2 + kappa / n_d |f(x) - f(G(E(x)))|^2
 
-with f the discriminator's last block. Here f are all blocks, each divided by its own mean square
-on the batch, so that kappa = 1 means the same for every discriminator; the paper's raw last block
-makes the second term anything from nothing to everything.
+There f is the discriminator's last block, unscaled, and the size of the second term depends on the
+discriminator. Here f is all blocks, and the residual of each is divided by the block's mean square
+on the batch. So kappa = 1 means the same for every discriminator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KAPPA = 1.0
 
 
 def loss(networks: Networks, x: Tensor, z: Tensor, z_hat: Tensor) -> Tensor:
-    """Squared residual in pixels plus kappa times the relative one in features, scalar."""
+    """Mean squared residual of pixels plus kappa times the relative one of features, scalar."""
     x_hat = networks.generator(z_hat)
     pixel = mse_loss(x_hat.float(), x)
     real = networks.discriminator.features(x)

@@ -1,6 +1,6 @@
 """Latent to image to latent: the encoder undoes the generator and sees no real image.
 
-Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), the loss they call ziz:
+Schlegl et al. 2019, f-AnoGAN (doi 10.1016/j.media.2019.01.010), call this loss ziz:
 
     L(z) = 1/d |z - E(G(z))|^2,  z ~ N(0, I)
 """

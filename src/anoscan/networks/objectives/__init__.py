@@ -1,6 +1,6 @@
-"""Adversarial objectives: one file each, as pure functions with their equations.
+"""Adversarial objectives: each file holds one, as pure functions with their equations.
 
-Losses are minimised. They take realness numbers (n,), float32, higher is more real.
+Losses are minimised. They take realness (n,), float32, where higher is more real.
 """
 
 from __future__ import annotations
@@ -25,35 +25,38 @@ class Objective:
     Parameters
     ----------
     discriminator_loss : callable
-        (real realness (n,), fake realness (n,)) -> scalar.
+        (realness of real images (n,), realness of generated images (n,)) -> scalar.
     generator_loss : callable
-        Fake realness (n,) -> scalar.
+        (realness of generated images (n,)) -> scalar.
     discriminator_steps : int
-        Discriminator steps for each generator step.
-    learning_rate, betas
-        Of Adam, for both networks.
+        Number of discriminator steps for each generator step.
+    learning_rate : float
+        Learning rate of Adam, for both networks.
+    betas : (float, float)
+        Betas of Adam, for both networks.
     paper : str
-        Where it comes from.
+        Paper that the objective comes from.
     penalty : callable, optional
-        (discriminator, real, fake, alpha) -> scalar, weight included; images (n, c, s, s),
-        alpha (n, 1, 1, 1) uniform in [0, 1). Always computed in float32.
+        (discriminator, real, fake, alpha) -> scalar that includes its weight. Images are
+        (n, c, s, s), and alpha is (n, 1, 1, 1), uniform in [0, 1). The penalty is always computed
+        in float32.
     penalty_every : int
-        Discriminator steps from one penalty to the next; the penalty is scaled up by as many
+        Number of discriminator steps from one penalty to the next. The penalty is multiplied by it
         (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
     variety : float
-        Weight of `spread_gap` of the discriminator's features beside the generator's loss, in
-        units of that loss: for objectives without a gradient penalty, under which short games end
-        in one image.
+        Weight of the `spread_gap` of the discriminator's features beside the generator's loss, in
+        units of that loss. It is for objectives without a gradient penalty, with which short
+        trainings end in one image.
     prepare : callable, optional
-        (discriminator) -> None, once before the game; may parametrise weights. Called for each part
-        of a discriminator that has several.
+        (discriminator) -> None, called once before the GAN stage. It may parametrise weights. For a
+        discriminator of several parts it is called for each part.
     constrain : callable, optional
-        (discriminator) -> None, after each of its steps.
+        (discriminator) -> None, called after each discriminator step.
     times_as_long : int
-        How many times the images of the later stages its game takes, unless told otherwise: with
-        several discriminator steps the generator makes fewer of its own.
+        Factor by which the GAN stage is longer by default. With several discriminator steps for
+        each of its own, the generator makes fewer steps.
     note : str, optional
-        What people ask when they see the losses.
+        Explains the losses to users who see them.
     """
 
     discriminator_loss: Callable[[Tensor, Tensor], Tensor]
@@ -72,15 +75,18 @@ class Objective:
 
 
 def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
-    """Squared length of the gradient of realness with respect to each image.
+    """Squared norm of the gradient of realness with respect to each image.
 
     Parameters
     ----------
+    network : nn.Module
+        Maps images to realness (n,).
     x : Tensor of shape (n, c, s, s)
 
     Returns
     -------
-    Tensor of shape (n,), part of the graph, so that it can be minimised.
+    Tensor of shape (n,)
+        It is part of the graph, so it can be minimised.
     """
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
@@ -90,9 +96,14 @@ def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
 def spread_gap(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Mean over blocks of |log(spread of fake / spread of real)|, scalar; 0 for equal variety.
 
-    The statistic of minibatch discrimination (Salimans et al. 2016, arXiv 1606.03498, section 3.2,
-    in the form of Karras et al. 2018), matched by the generator as in feature matching (section
-    3.1), so that the discriminator judges each image alone and cannot work against it.
+    The spread is the statistic of minibatch discrimination (Salimans et al. 2016, arXiv 1606.03498,
+    section 3.2, in the form of Karras et al. 2018). The generator matches it as in feature matching
+    (section 3.1). So the discriminator judges each image alone and cannot work against the term.
+
+    Parameters
+    ----------
+    real, fake : list of Tensor
+        Features of real and of generated images. Each entry is a block, (n, c_i, s_i, s_i).
     """
     gaps = [(spread(b) / spread(a).detach()).log().abs() for a, b in zip(real, fake, strict=True)]
     return torch.stack(gaps).mean()

@@ -1,9 +1,10 @@
-"""Cross-entropy with the -log D trick and no penalty: the original GAN, for the record.
+"""Cross-entropy with the -log D trick and without a penalty, as in the original GAN.
 
-Goodfellow et al. 2014, "Generative Adversarial Nets" (arXiv 1406.2661), eq. 1, and section 3 for
-the generator, which maximises log D(G(z)) instead of minimising log(1 - D(G(z))). Same losses as
-``nonsaturating``, with nothing that keeps the discriminator from running away; the generator also
-matches the variety of real features (`spread_gap`), or short games end in one image.
+Eq. 1 of Goodfellow et al. 2014, "Generative Adversarial Nets" (arXiv 1406.2661), is the loss of the
+discriminator. The generator maximises log D(G(z)) instead of minimising log(1 - D(G(z)))
+(section 3). The losses are those of ``nonsaturating``, and nothing keeps the discriminator from
+becoming too strong. So the generator also matches the variety of real features (`spread_gap`).
+Otherwise short trainings end in one image.
 """
 
 from __future__ import annotations

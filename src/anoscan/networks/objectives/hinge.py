@@ -1,10 +1,10 @@
-"""Hinge loss with a spectrally normalised discriminator: no penalty to compute.
+"""Hinge loss with a spectrally normalised discriminator, which needs no penalty.
 
-Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks" (arXiv
-1802.05957): eq. 8, each weight divided by its largest singular value, found by one step of power
-iteration a pass; eqs. 16 and 17, the hinge losses. The weights that are kept are those divided
-ones, so that nothing after the game knows of it. Besides, the generator matches the variety of
-real features (`spread_gap`): without that, short games end in one image.
+The equations are those of Miyato et al. 2018, "Spectral Normalization for Generative Adversarial
+Networks" (arXiv 1802.05957). Each weight is divided by its largest singular value (eq. 8), which
+one step of power iteration in each pass estimates. Eqs. 16 and 17 are the hinge losses. The divided
+weights are kept, so later stages see ordinary weights. The generator also matches the variety of
+real features (`spread_gap`). Otherwise short trainings end in one image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def prepare(discriminator: nn.Module) -> None:
-    """Divide every weight of the game by its spectral norm (eq. 8)."""
-    # The head for quarter turns is not in the game.
+    """Divide every weight that the GAN stage trains by its spectral norm (eq. 8)."""
+    # The rotation head is not trained in the GAN stage.
     apart = getattr(discriminator, "turn_head", None)
     for module in discriminator.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not apart:

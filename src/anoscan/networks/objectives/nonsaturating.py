@@ -1,8 +1,9 @@
-"""Logistic loss with a lazy R1 penalty: one discriminator step, the cheapest stable choice.
+"""Logistic loss with a lazy R1 penalty, the cheapest stable choice (the default).
 
-Goodfellow et al. 2014 (arXiv 1406.2661), section 3, the generator loss that does not saturate;
-R1 of Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?" (arXiv
-1801.04406), eq. 9: gamma / 2 * E[ |grad D(x)|^2 ] on real images.
+The generator's loss is the one that does not saturate (Goodfellow et al. 2014, arXiv 1406.2661,
+section 3). The penalty is R1 of Mescheder et al. 2018, "Which Training Methods for GANs do actually
+Converge?" (arXiv 1801.04406), eq. 9: gamma / 2 * E[ |grad D(x)|^2 ] on real images. It is lazy,
+since it is computed only in every eighth step.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Wasserstein distance with clipped weights: the first WGAN, for the record.
+"""Wasserstein distance with clipped critic weights, as in the first WGAN.
 
-Arjovsky et al. 2017, "Wasserstein GAN" (arXiv 1701.07875), algorithm 1: after each critic step
-all weights are clipped to [-0.01, 0.01]. Theirs are five for each step of the generator, here it is
-one: in games of tens of thousands of images, thousands of times shorter than theirs, the
-generator's steps are what is scarce. The paper takes RMSProp because momentum made training
-unstable; Adam without momentum (beta1 = 0) is RMSProp with a corrected start. A critic of such
-small weights is nearly linear and lets the generator stay with one image, so that the generator
-also matches the variety of real features (`spread_gap`). Behind the many layers of a residual or a
-growing critic nothing would be left of an image at 0.01: there each layer has a bound of its own.
+In algorithm 1 of Arjovsky et al. 2017, "Wasserstein GAN" (arXiv 1701.07875), all weights are
+clipped to [-0.01, 0.01] after each critic step. There are four departures:
+
+- There is one critic step for each step of the generator, not five. Trainings of tens of thousands
+  of images are thousands of times shorter than theirs, so steps of the generator are scarce.
+- The paper takes RMSProp, because momentum made training unstable. Adam without momentum
+  (beta1 = 0) is RMSProp with a corrected start.
+- A critic of such small weights is nearly linear, and lets the generator make only one image. So
+  the generator also matches the variety of real features (`spread_gap`).
+- Residual and growing critics have many layers. At 0.01 nothing of an image would be left behind
+  them. So each of their layers has a bound of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from anoscan.networks.objectives import NEGATIVE_LOSSES, Objective
 
 CLIP = 0.01
-INPUTS = 10_000  # of a layer of the paper's critic (a DCGAN's, up to 512 channels of 5x5)
-FEW_LAYERS = 8  # a DCGAN's at 256 pixels
+INPUTS = 10_000  # of a layer of the paper's critic, a DCGAN (up to 512 channels of 5x5)
+FEW_LAYERS = 8  # layers of a DCGAN at 256 pixels
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """E[D(G(z))] - E[D(x)] (eq. 2, turned into a loss)."""
+    """E[D(G(z))] - E[D(x)] (eq. 2, with its sign flipped to be minimised)."""
     return fake.mean() - real.mean()
 
 
@@ -35,12 +38,13 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 @torch.no_grad()
 def constrain(discriminator: nn.Module) -> None:
-    """Clip the parameters of all linear and convolutional layers of the game.
+    """Clip the parameters of all linear and convolutional layers that the GAN stage trains.
 
-    Not those of normalisation layers, whose scale is 1 by nature. Where there are more than
-    `FEW_LAYERS`, and where their speed is equalised, layers are bounded as if they had `INPUTS`
-    inputs: then an image is as large behind a narrow layer as behind a wide one. Of equalised
-    layers by what acts and not by what Adam moves.
+    Normalisation layers are not clipped, since their scale is 1 by nature. The bound is `CLIP`. It
+    is scaled by sqrt(`INPUTS` / inputs of the layer) where there are more than `FEW_LAYERS` layers,
+    and where learning rates are equalised. Then an image is as large behind a narrow layer as
+    behind a wide one. In equalised layers the weight that acts is clipped, not the parameter that
+    Adam moves.
     """
     apart = getattr(discriminator, "turn_head", None)
     layers = [

@@ -1,7 +1,7 @@
-"""Wasserstein distance with gradient penalty, five critic steps: the f-AnoGAN paper's choice.
+"""Wasserstein distance with gradient penalty and five critic steps, as in the f-AnoGAN paper.
 
-Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv 1704.00028), eq. 3.
-Negative losses are normal: the critic's loss is minus an estimate of a distance.
+The critic's loss is eq. 3 of Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv
+1704.00028). Negative losses are normal: the critic's loss is minus an estimate of a distance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LAMBDA = 10.0
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """E[D(G(z))] - E[D(x)]: minus the distance between the two as the critic sees it."""
+    """E[D(G(z))] - E[D(x)], which is minus the critic's estimate of the distance."""
     return fake.mean() - real.mean()
 
 
@@ -30,7 +30,8 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tenso
     ----------
     real, fake : Tensor of shape (n, c, s, s)
     alpha : Tensor of shape (n, 1, 1, 1) in [0, 1)
-        One value an image, not one a channel: otherwise x' leaves the segment.
+        Mixing weight. Each image has one, not each channel: otherwise x' leaves the segment from x
+        to G(z).
     """
     mixed = alpha * real + (1 - alpha) * fake
     # The root of an exact zero has no gradient.
