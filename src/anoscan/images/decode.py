@@ -1,4 +1,4 @@
-"""One image file becomes what the networks see, by the rule of a model."""
+"""Decode an image file into what the networks see, by the rule of a model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from anoscan.images.formats.picture import DAMAGE, Opened, memory
 from anoscan.images.mismatch import Look, kind
 from anoscan.images.roi import Cover, Roi
 
+# Transposition that makes a stored image upright, by its EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,27 +35,35 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}  # of what is upright
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow has it
+# Orientation whose transposition takes an upright image back to the stored one.
+TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}
+_GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R 601, as in Pillow
 
 _RULE = {"size", "channels", "window"}
 _OPTIONAL = {"patch", "roi"}
-_UNREDUCED = 2**31  # pixels: no JPEG is larger
+_UNREDUCED = 2**31  # side in pixels; no JPEG is larger, so none is reduced
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRule:
-    """How a file becomes the tensor that the networks see.
+    """How an image becomes the array that the networks see.
 
-    8-bit samples map 0..255 to [-1, 1]. Deeper samples map `window` to [-1, 1], and what lies
-    outside it linearly on to [-3, 3]: an anomaly brighter than any normal image must stay
-    visible. Without a window (a model that learned from 8-bit images only) it is 0..65535 for
-    integers and 0..1 for floats.
-
-    Without `patch` an image is stretched to the square of `size`. With it the networks see parts
-    of an image: squares of `patch` pixels, at `size` pixels where that is less.
-
-    With `roi`, all outside that region is grey (0) for the networks.
+    Parameters
+    ----------
+    size : int
+        Side in pixels of the square that the networks see.
+    channels : int
+        1 for grey, 3 for RGB.
+    window : (low, high) or None
+        Values of deep samples that become -1 and 1. Values beyond them continue linearly to
+        [-3, 3], so that an anomaly brighter than any normal image stays visible. None for a model
+        that learned from 8-bit images only; `Opened.full` then takes its place, for example 0 and
+        65535 for integers. 8-bit samples always map 0..255 to [-1, 1].
+    patch : int, optional
+        Side in pixels of the squares of an image that the networks see. They are reduced to `size`
+        where that is less. Without it, a whole image is stretched to the square of `size`.
+    roi : Roi, optional
+        Region of interest. Everything outside it is mid-grey (0) for the networks.
     """
 
     size: int
@@ -64,7 +73,7 @@ class ImageRule:
     roi: Roi | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Rule as JSON values; `from_dict` takes them back."""
+        """Return the rule as JSON values, from which `from_dict` restores it."""
         window = None if self.window is None else list(self.window)
         whole: dict[str, Any] = {"size": self.size, "channels": self.channels, "window": window}
         if self.patch is not None:
@@ -73,12 +82,12 @@ class ImageRule:
 
     @classmethod
     def from_dict(cls, values: Any) -> ImageRule:
-        """Rule from JSON values that nobody has checked yet.
+        """Return the rule of JSON values, which are checked here.
 
         Raises
         ------
         ValueError
-            For anything that `to_dict` does not write.
+            When `to_dict` cannot have written the values.
         """
         if not isinstance(values, dict) or set(values) - _OPTIONAL != _RULE:
             raise ValueError("an image rule has size, channels, window, and maybe patch and roi")
@@ -113,11 +122,22 @@ def _checked_window(window: Any) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as the networks see it, or, of a rule with patches, see parts of it.
+    """An image that was decoded by a rule.
 
-    `canvas` holds it upright, in stored samples: size by size, or all of a large image. `width` and
-    `height` are those of the image as stored, before its EXIF `orientation` (1 to 8) is applied.
-    `look` is what it is like apart from its content; `digest` the SHA-256 of the file's bytes.
+    Parameters
+    ----------
+    image : ImageFile
+    canvas : Canvas
+        The upright image in stored samples. It is size x size, or all of a large image whose
+        patches the networks see.
+    width, height : int
+        Size in pixels of the image as stored, before `orientation` is applied.
+    orientation : int
+        EXIF orientation, 1 to 8.
+    look : Look
+        Size, kind, brightness and sharpness of the image.
+    digest : bytes
+        SHA-256 of the file's bytes; for a page, of its samples.
     """
 
     image: ImageFile
@@ -130,12 +150,15 @@ class Decoded:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the image at its own resolution, upright."""
+        """Rows and columns of the upright image at its own resolution."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
     @cached_property
     def pixels(self) -> Floats:
-        """All of it, (channels, height, width) float32, in [-1, 1] ([-3, 3] for deep samples)."""
+        """The whole canvas, (channels, height, width) float32, in [-1, 1] or [-3, 3].
+
+        The wider range is that of deep samples.
+        """
         return self.canvas.whole()
 
 
@@ -145,16 +168,23 @@ class Decoded:
 def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Decoded:
     """Read one image as `rule` says.
 
-    Upright, stretched to the square with antialiasing (an image that has the size already is not
-    resampled, nor is one for patches of the size they are seen at), transparency over black.
-    Of an animation the first frame. Grey keeps all its levels. Colours of more than 8 bits keep
-    theirs under a rule with a window. A `cover` takes the place of the rule's own region, outside
-    which all is grey.
+    The image is made upright, and stretched to the square with antialiasing. It is not resampled
+    if it has the size already, or if patches are seen at their own resolution. Transparent pixels
+    become black. Only the first frame of an animation is read. Grey keeps all its levels; colours
+    keep more than 8 bits under a rule with a window.
+
+    Parameters
+    ----------
+    image : ImageFile
+    rule : ImageRule
+    cover : Cover, optional
+        Region of interest and its fill. By default it is `rule.roi`, filled with mid-grey.
 
     Raises
     ------
     InputError
-        Whose message is the bare reason, without the path.
+        When the image cannot be decoded, or is smaller than a patch. The message is the bare
+        reason, without the path.
     """
     opened = formats.read(
         image.file,
@@ -175,7 +205,7 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
     look = Look.of(depth, canvas, (height, width) if orientation >= 5 else (width, height))
     decoded = Decoded(image, canvas, width, height, orientation, look, opened.digest)
     if rule.patch is None:
-        _ = decoded.pixels  # here, where threads share the work
+        _ = decoded.pixels  # computed here, because several threads decode
     elif min(canvas.height, canvas.width) < rule.size:
         raise InputError(
             f"is {opened.width}x{opened.height} pixels: smaller than the model's patches of "
@@ -187,10 +217,15 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
 def decode_all(
     files: Iterable[ImageFile], rule: ImageRule, *, workers: int, cover: Cover | None = None
 ) -> Iterator[Decoded | Skipped]:
-    """Decode `files` in `workers` threads; results come in input order. See `decode`.
+    """Decode `files` in `workers` threads, and yield the results in input order; see `decode`.
 
-    At most ``4 * workers`` files are ahead of the consumer, so `files` may be endless; of large
-    images for patches two, which may fill the memory.
+    At most ``4 * workers`` files are decoded ahead of the consumer, so `files` may be endless. For
+    a rule with patches it is two, because large images could fill the memory.
+
+    Yields
+    ------
+    Decoded or Skipped
+        One for each file; `Skipped` gives the reason why a file could not be decoded.
     """
     most = 4 * workers if rule.patch is None else 2
 
@@ -205,7 +240,7 @@ def decode_all(
     try:
         for image in files:
             ahead.append(pool.submit(result, image))
-            # What is done is handed on at once: a slow source must not hold results back.
+            # Results are yielded as soon as they are done, even if the source of files is slow.
             while len(ahead) >= most or (ahead and ahead[0].done()):
                 yield ahead.popleft().result()
         while ahead:
@@ -225,7 +260,7 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
                 continue
             band = Image.fromarray(np.ascontiguousarray(band, np.float32))
         if cover is not None:
-            # Before resampling too, or what is outside would run over the edge.
+            # The cover is needed before resampling too, which would mix in pixels from outside.
             fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
             band = _covered(band, Cover(cover.roi, fill), window, opened.pending)
         image = band.resize(side, Image.Resampling.BILINEAR)
@@ -239,7 +274,10 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
 def _covered(
     band: Image.Image, cover: Cover, window: tuple[float, float] | None, turned: int
 ) -> Image.Image:
-    """Image as stored with the cover over it, whose mask and fill lie upright."""
+    """Cover a band of an image as stored; the mask and the fill of `cover` are upright.
+
+    `turned` is the EXIF orientation that is still to be applied to the band.
+    """
     size = band.size[::-1] if turned >= 5 else band.size
     low, high = window or (0.0, 255.0)
     levels = (cover.fill + 1) / 2 * (high - low) + low
@@ -257,7 +295,10 @@ def _covered(
 def _bands(
     opened: Opened, rule: ImageRule
 ) -> tuple[Sequence[Image.Image | NDArray[Any]], tuple[float, float] | None]:
-    """Parts of an image that can be resized, one or, of deep colours, three; and their window."""
+    """Bands of an image that can be resized one by one, and their window.
+
+    Deep colours have three bands, other images have one.
+    """
     picture = opened.picture
     if isinstance(picture, Image.Image):
         return [shallow_image(picture, rule.channels)], None
@@ -279,12 +320,12 @@ def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
 
 
 def shallow_image(image: Image.Image, channels: int) -> Image.Image:
-    """Image of 8 bits as grey (1 channel) or RGB (3); transparency becomes black."""
+    """Convert an 8-bit image to grey (1 channel) or RGB (3); transparent pixels become black."""
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         black.alpha_composite(image.convert("RGBA"))
         image = black
-    if image.mode not in ("1", "L"):  # to grey by way of RGB: LAB has no other
+    if image.mode not in ("1", "L"):  # LAB can become grey only by way of RGB
         image = image.convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
 
@@ -302,19 +343,20 @@ def stored_box(
     height: int,
     orientation: int,
 ) -> tuple[int, int, int, int]:
-    """Box in pixels of the image as stored, from corners in the upright image.
+    """Convert a box in the upright image to pixels of the image as stored.
 
     Parameters
     ----------
     x0, y0, x1, y1 : float
-        Opposite corners, in units of the upright image's sides (0..1).
+        Opposite corners, as shares of the upright image's sides (0..1).
     width, height, orientation : int
-        As `Decoded` has them: of the stored image.
+        Size in pixels and EXIF orientation of the image as stored, as in `Decoded`.
 
     Returns
     -------
     x, y, box_width, box_height : int
-        The smallest box of whole pixels that holds it, inside the image, at least 1x1.
+        The smallest box of whole pixels that holds the given one. It lies inside the image and is
+        at least 1x1.
     """
     (ax, ay), (bx, by) = _stored(x0, y0, orientation), _stored(x1, y1, orientation)
     x, box_width = _span(min(ax, bx) * width, max(ax, bx) * width, width)

@@ -1,7 +1,8 @@
-"""Files become images: one reader for each family of formats, chosen by a file's first bytes.
+"""Read image files with one reader for each family of formats.
 
-A file that holds several images (a TIFF of many pages, a volume, a stack) has pages, counted from
-1. All readers raise `InputError` with the bare reason, whatever a file holds.
+The first bytes of a file choose its reader. A file of several images (a TIFF of many pages, a
+volume, a stack) has pages, which are counted from 1. Whatever a file holds, readers raise only
+`InputError`, with the bare reason.
 """
 
 from __future__ import annotations
@@ -21,37 +22,40 @@ __all__ = [
 
 
 class Reader(Protocol):
-    """A module of this package that reads a family of formats with pages."""
+    """Interface of the modules of this package that read a family of formats with pages."""
 
     SUFFIXES: str
 
     def begins(self, head: bytes, name: str) -> bool:
-        """Whether a file with these first bytes, and that name in lower case, is of the family."""
+        """Whether a file with these first bytes and this name (in lower case) is of the family."""
 
     def count(self, file: Path) -> int:
-        """Number of its images."""
+        """Return the number of images in a file."""
 
     def read(self, file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-        """Decode one of its images; `page` is None for the only one."""
+        """Decode one image of a file; `page` is None for its only image."""
 
 
-# A DICOM file may begin as a TIFF does.
+# DICOM comes first, because a DICOM file may begin like a TIFF.
 READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png)
-_HEAD = 352  # bytes; NIfTI says what it is in the last of them
+_HEAD = 352  # bytes that are enough to know the format; that of NIfTI stands in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
 EXTENSIONS = _PAGED | frozenset(pillow.SUFFIXES.split())
 
 
 def is_named_like_one(path: Path) -> bool:
-    """Whether the search of a folder takes a file for an image."""
+    """Whether the search of a folder takes a file for an image, by its ending.
+
+    A file without an ending, or with a number as one, is an image if its content is DICOM.
+    """
     name = path.name.lower()
     known = path.suffix.lower() in EXTENSIONS or name.endswith(tuple(nifti.SUFFIXES.split()))
     return known or dicom.is_named_without_suffix(path)
 
 
 def count(file: Path) -> int:
-    """Number of images in a file; 1 where it cannot be told, and reading will say why."""
+    """Number of images in a file; 1 where it cannot be read, since `read` will give the reason."""
     try:
         reader = _reader(file)
         return reader.count(file) if reader else 1
@@ -64,17 +68,19 @@ def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened
 
     Parameters
     ----------
+    file : Path
     page : int, optional
-        Its number, from 1; None for the only image of a file.
+        Number of the image, from 1; None for the only image of a file.
     draft_side : int
-        A huge JPEG may be decoded no larger than it takes for this side.
+        Side in pixels that is needed. A larger JPEG may be decoded at a lower resolution, but not
+        below this side.
     deep : bool
         Whether colours keep more than 8 bits, where a reader has the choice.
 
     Raises
     ------
     InputError
-        Whose message is the bare reason.
+        When there is no such image, or it cannot be decoded. The message is the bare reason.
     """
     reader = _reader(file)
     pages = reader.count(file) if reader else 1
@@ -98,7 +104,7 @@ def _digest(file: Path, page: int | None, opened: Opened) -> bytes:
 
 
 def _reader(file: Path) -> Reader | None:
-    """Reader of a file; None is Pillow, which is asked about all else."""
+    """Reader of a file; None where no reader claims it, and Pillow has to try."""
     regular(file)
     with reasons(), file.open("rb") as source:
         head = source.read(_HEAD)

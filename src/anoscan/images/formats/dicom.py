@@ -1,7 +1,8 @@
-"""DICOM: one image, or one a frame, in the units that the file gives them. Needs pydicom.
+"""Read DICOM with pydicom: one image, or one for each frame.
 
-Stored values become what they stand for (rescale slope and intercept, or a modality table). Where
-that has no unit, the file's own window brings exposures to one scale: CT and PET stay in theirs.
+Stored values become real ones, by rescale slope and intercept or a modality table. CT, PET and
+nuclear medicine stay in their unit. Where values have no unit, the window of the file or its VOI
+table brings different exposures to one scale.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _TAGS = [
         for part in ("Descriptor", "Data")
     ),
 ]
-# What pydicom asks for beside NumPy and Pillow, by the last parts of the transfer syntax.
+# Encodings for which pydicom needs more than NumPy and Pillow, by the end of the transfer syntax.
 _PACKAGES = {
     "4.51": ("12-bit JPEG", "pylibjpeg[libjpeg]"),
     "4.57": ("lossless JPEG", "pylibjpeg[libjpeg]"),
@@ -55,9 +56,9 @@ _LACKING = re.compile("missing dependencies|not supported|Unable to de(code|comp
 
 
 def begins(head: bytes, name: str) -> bool:
-    """Whether these are the first bytes of a DICOM file; the preamble may be missing in a .dcm.
+    """Whether these are the first bytes of a DICOM file; a .dcm may lack the preamble.
 
-    Such a file may begin as a TIFF does, and be both: then its name decides.
+    The preamble may be the head of a TIFF, and the file both. Then its name decides.
     """
     if head[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC:
         return not name.endswith((".tif", ".tiff"))
@@ -65,7 +66,7 @@ def begins(head: bytes, name: str) -> bool:
 
 
 def is_named_without_suffix(path: Path) -> bool:
-    """Whether a file is DICOM though its name does not say so, as scanners write them."""
+    """Whether a file is DICOM that has no ending or a number as one, as scanners write them."""
     ending = path.suffix[1:]
     if (ending and not ending.isdecimal()) or path.name.upper() == "DICOMDIR":
         return False
@@ -78,7 +79,7 @@ def is_named_without_suffix(path: Path) -> bool:
 
 
 def count(file: Path) -> int:
-    """Number of frames."""
+    """Number of frames in a file."""
     header = _header_of(file)
     with damage():
         frames = int(header.get("NumberOfFrames", None) or 1)
@@ -88,7 +89,7 @@ def count(file: Path) -> int:
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-    """Decode the only image, or the one of a frame."""
+    """Decode the only image of a file, or one frame; see `anoscan.images.formats.read`."""
     header, index = _header_of(file), (page or 1) - 1
     with damage():
         if "Rows" not in header or "Columns" not in header:
@@ -108,7 +109,7 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 
 
 def _narrow(colours: NDArray[Any]) -> NDArray[Any]:
-    """Colours of a palette, which often has 16 bits only to say eight."""
+    """Reduce colours of a palette to 8 bits where only the upper 8 of their 16 bits are used."""
     wide = colours.dtype == np.uint16 and not (colours & 0xFF).any()
     return (colours >> 8).astype(np.uint8) if wide else colours
 
@@ -123,14 +124,17 @@ def _header_of(file: Path) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _header(file: Path, size: int, changed: int) -> Any:
-    """What a file of that size and time says of its pixels, without them."""
+    """Read the header of a file: the fields about pixels, without the pixels.
+
+    `size` and `changed` (the time in nanoseconds) keep the cache apart for versions of the file.
+    """
     try:
         import pydicom
     except ImportError:
         raise InputError("is DICOM, which needs: pip install 'anoscan[dicom]'") from None
     with reasons(), file.open("rb") as source:
         start = source.read(2048)
-    # Inflating has no limit there: a small file could fill the memory.
+    # pydicom inflates without a limit, so a small file could fill the memory.
     if _DEFLATED.encode() in start:
         raise InputError("is deflated DICOM, which is not read: save it in another encoding")
     with damage():
@@ -138,7 +142,7 @@ def _header(file: Path, size: int, changed: int) -> Any:
 
 
 def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
-    """Stored values of a frame, (rows, columns) or (rows, columns, 3)."""
+    """Decode the stored values of a frame, (rows, columns) or (rows, columns, 3)."""
     from pydicom.pixels import pixel_array
 
     syntax = header.file_meta.get("TransferSyntaxUID", None)
@@ -165,9 +169,16 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What stored values of one frame stand for.
+    """How the stored values of one frame become real ones.
 
-    `window` is (centre, width, function) where the data call for it, else None.
+    Parameters
+    ----------
+    slope, intercept : float
+        Factor and offset of the real values.
+    window : (centre, width, function) or None
+        Window that brings real values to one scale; None where they have a unit, or without one.
+    table : bool
+        Whether the frame has a VOI table and no unit.
     """
 
     slope: float
@@ -192,7 +203,10 @@ class _Meaning:
 
 
 def _macro(header: Any, index: int, name: str) -> Any:
-    """Part of the header that speaks of a frame: its own, that of all frames, or the header."""
+    """Part `name` of the header that holds for a frame.
+
+    It is the frame's own, or that of all frames, or the header itself.
+    """
     own = header.get("PerFrameFunctionalGroupsSequence", None) or []
     shared = header.get("SharedFunctionalGroupsSequence", None) or []
     for group in (*own[index : index + 1], *shared[:1]):
@@ -259,7 +273,10 @@ def _values(stored: NDArray[Any], header: Any, meaning: _Meaning) -> NDArray[np.
 def _windowed(
     values: NDArray[np.float64], centre: float, width: float, function: str
 ) -> NDArray[np.float64]:
-    """Values with the window from 0 to 1 (PS3.3 C.11.2.1), and what lies outside not cut off."""
+    """Scale values so that the window runs from 0 to 1 (PS3.3 C.11.2.1).
+
+    Values outside a linear window are not cut off.
+    """
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -50, 50))))
     if function == "LINEAR_EXACT":
@@ -268,7 +285,7 @@ def _windowed(
 
 
 def _without_padding(stored: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Stored values; what only fills the frame is as dark as the darkest of the image."""
+    """Replace padding, which only fills the frame, by the lowest value of the image."""
     ends = [header.get(name, None) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     signed = stored.dtype.kind == "i"
     numbers = [

@@ -1,4 +1,4 @@
-"""NIfTI volumes: slices along the last axis are pages. Needs nibabel."""
+"""Read NIfTI volumes with nibabel: slices along the last axis are pages."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from anoscan.images.formats.picture import (
 )
 
 SUFFIXES = ".nii .nii.gz"
-_HEADER = 540  # bytes; of the longer form
+_HEADER = 540  # bytes of the longer form, NIfTI-2
 _STEP = 2**20
 _lock = threading.Lock()
 
 
 def begins(head: bytes, name: str) -> bool:
-    """Whether these are the first bytes of a NIfTI file; of a packed one, its name decides."""
+    """Whether these are the first bytes of a NIfTI file; for a gzip file, its name decides."""
     if head[:2] == b"\x1f\x8b":
         return name.endswith(".nii.gz")
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
 def count(file: Path) -> int:
-    """Number of slices."""
+    """Number of slices in a file."""
     return _volume_of(file).slices
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-    """Read a slice: the first axis runs to the right, the second down."""
+    """Read one slice: the first axis runs to the right, and the second axis down."""
     volume = _volume_of(file)
     check_size(volume.width, volume.height)
     with damage():
         samples = volume.slice(file, (page or 1) - 1)
-        if samples.dtype.fields:  # RGB, as three numbers of 8 bits
+        if samples.dtype.fields:  # RGB is stored as three fields of 8 bits
             samples = samples.view(np.uint8).reshape(*samples.shape, -1)
         if (volume.slope, volume.intercept) == (1, 0):
             return of_samples(samples)
@@ -60,7 +60,23 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 
 @dataclass(frozen=True)
 class _Volume:
-    """What a header says; `offset` is where the voxels begin."""
+    """Facts of a header.
+
+    Parameters
+    ----------
+    width, height, slices : int
+        Lengths of the three axes in voxels.
+    kind : dtype
+        Type of the stored voxels.
+    offset : int
+        Byte of the unpacked file at which the voxels begin.
+    slope, intercept : float
+        Factor and offset that turn stored values into real ones.
+    packed : bool
+        Whether the file is a gzip file.
+    changed : int
+        Time of the file's last change in nanoseconds.
+    """
 
     width: int
     height: int
@@ -78,7 +94,7 @@ class _Volume:
         whole = self.offset + self.slices * voxels * self.kind.itemsize
         end = start + voxels * self.kind.itemsize
         if self.packed:
-            with _lock:  # or each thread would unpack it
+            with _lock:  # otherwise each thread would unpack the file
                 data = _unpacked(file, whole, self.changed)[start:end].tobytes()
         else:
             with reasons(), file.open("rb") as source:
@@ -131,9 +147,16 @@ def _volume(file: Path, size: int, changed: int) -> _Volume:
 
 @functools.lru_cache(maxsize=2)
 def _unpacked(file: Path, whole: int, changed: int) -> NDArray[np.uint8]:
-    """Bytes of a packed file, mapped from a temporary one that is gone with the last use of it.
+    """Unpack the first `whole` bytes of a gzip file into a temporary file, and map that.
 
-    Each slice read from the packed file would need all before it unpacked again.
+    To read a slice from the packed file, everything before it would be unpacked again. The
+    temporary file is gone after its last use. `changed` keeps the cache apart for versions of the
+    file.
+
+    Raises
+    ------
+    InputError
+        When the file is truncated, needs more than 2 GiB, or the temporary folder has no room.
     """
     if whole > LARGEST_FILE:
         raise InputError("unpacks to more than 2 GiB")

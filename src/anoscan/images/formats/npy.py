@@ -1,4 +1,4 @@
-"""NumPy's ``.npy``: one image, or a stack of them. Nothing is ever unpickled."""
+"""Read NumPy's ``.npy``: one image, or a stack of them. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from anoscan.core.errors import InputError
 from anoscan.images.formats.picture import Opened, damage, of_samples, regular
 
 SUFFIXES = ".npy"
-_COLOURS = (1, 3, 4)  # samples of a pixel: grey, RGB, RGB and opacity
-# NumPy reads a header with ast.literal_eval, which fails now and then in two threads at once:
-# Python counts its depth for all threads together until 3.11.7 and 3.12.1 (its issue 106905).
+_COLOURS = (1, 3, 4)  # samples of a pixel: grey, RGB, RGB with opacity
+# NumPy reads a header with ast.literal_eval, which sometimes fails in two threads at once. Python
+# before 3.11.7 and 3.12.1 counts its depth for all threads together (issue 106905 of CPython).
 _header = threading.Lock()
 
 
 def begins(head: bytes, name: str) -> bool:
-    """Whether these are the first bytes of an array."""
+    """Whether these are the first bytes of an ``.npy`` file."""
     return head.startswith(b"\x93NUMPY")
 
 
 def count(file: Path) -> int:
-    """Number of images."""
+    """Number of images in a file."""
     return len(_stack(file))
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-    """Read the only image, or the one of a page."""
+    """Read the only image of a file, or the one of a page."""
     return of_samples(_stack(file)[(page or 1) - 1])
 
 
 def _stack(file: Path) -> NDArray[Any]:
-    """Images (n, height, width) or (n, height, width, samples), on disk.
+    """Images (n, height, width) or (n, height, width, samples), mapped from the file.
 
     Raises
     ------
     InputError
-        For shapes that are no images, or could be read in two ways.
+        When the file is damaged or holds Python objects, or its shape is not that of images or
+        could be read in two ways.
     """
     regular(file)
     with damage(), _header:

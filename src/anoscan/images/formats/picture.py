@@ -1,7 +1,7 @@
-"""What every reader gives: one image in samples, and the reasons for which there is none.
+"""The result of every reader: one image in samples, or the reason why there is none.
 
-File contents are untrusted. A reader raises `InputError` whose message is the bare reason, without
-the path.
+The content of files is not trusted. Readers raise `InputError`; its message is the bare reason,
+without the path.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from anoscan.core.errors import InputError
 
 Deep = NDArray[np.uint16] | NDArray[np.float32]
 
-LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read whole
-# What decoders raise on damaged files, by their source and by fuzzing them.
+LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read at once
+# Errors that decoders raise on damaged files, known from their source and from fuzzing.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -56,18 +56,20 @@ class Opened:
     Parameters
     ----------
     picture : Image or ndarray
-        8 bits: an image of Pillow, in any of its modes. More: samples (height, width) or (height,
-        width, 3), uint16 or float32, finite.
+        With 8 bits, a Pillow image in any of its modes. With more bits, finite samples (height,
+        width) or (height, width, 3), uint16 or float32.
     width, height : int
-        Of the image as stored.
+        Size in pixels of the image as stored.
     digest : bytes
-        SHA-256 of the file's bytes; of a page, of its samples.
+        SHA-256 of the file's bytes; for a page, of its samples.
     depth : str
-        Of more than 8 bits, in words: "16-bit grey", "32-bit float"; else empty.
+        Depth of more than 8 bits in words, such as "16-bit grey" or "32-bit float"; else empty.
     full : (low, high)
-        Deep samples that are -1 and 1 for a model that never learned a range.
+        Deep sample values that become -1 and 1 in a model that never learned a range.
     orientation : int
-        EXIF's, 1 to 8; `pending` is what of it is still to be applied.
+        EXIF orientation, 1 to 8.
+    pending : int
+        EXIF orientation that is still to be applied to `picture`, 1 to 8.
     """
 
     picture: Image.Image | Deep
@@ -86,22 +88,23 @@ def of_samples(
     stored: np.dtype[Any] | None = None,
     full: tuple[float, float] | None = None,
 ) -> Opened:
-    """Image of samples (height, width) or (height, width, n) of any real type.
+    """Make an image of samples (height, width) or (height, width, n) of any real type.
 
     Parameters
     ----------
     samples : ndarray
-        Grey (n = 1), RGB (3), or either with opacity last (2, 4), which lets black through. Of 8
-        bits unsigned or bool: from black to white. Others keep their values.
+        Grey (n = 1), RGB (3), or either with opacity last (2, 4), which is laid over black.
+        Unsigned 8-bit samples and bools run from black to white. Other types keep their values.
     stored : dtype, optional
-        What the file holds, where the samples are scaled values.
+        Type of the samples in the file, where `samples` are scaled values.
     full : (low, high), optional
-        See `Opened`; by default 0 to 65535 for whole numbers and 0 to 1 for others.
+        See `Opened`. By default it is 0 to 1 for floats, and 0 to 65535 for other types.
 
     Raises
     ------
     InputError
-        For other types, values that are not finite, and images of less than 2x2 pixels.
+        When samples are not real numbers or not finite, or an image has a side of less than 2
+        pixels or too many pixels.
     """
     height, width = samples.shape[:2]
     check_size(width, height)
@@ -124,7 +127,7 @@ def of_samples(
 
 
 def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
-    """RGB (height, width, 3) or grey (height, width) of samples that may have an opacity."""
+    """Lay samples with an opacity over black: RGB (height, width, 3) or grey (height, width)."""
     if samples.shape[2] in (2, 4):
         most = np.iinfo(samples.dtype).max if samples.dtype.kind in "iu" else 1
         samples = samples[..., :-1] * (samples[..., -1:].astype(np.float64) / most)
@@ -132,22 +135,32 @@ def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 def finite(samples: NDArray[Any]) -> Deep:
-    """Samples as float32, which must be finite: there is nothing that a hole could stand for.
+    """Samples as float32; uint16 samples stay as they are.
 
-    Whole numbers of 16 bits stay as they are.
+    Raises
+    ------
+    InputError
+        When a sample is NaN or infinite, because no grey level could replace it.
     """
     if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
         return np.ascontiguousarray(samples, np.uint16)
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(samples, np.float32)
-    # Both ends say it of all between them, without a mask as large as a large image.
+    # The lowest and the highest value are enough, and need no mask as large as the image.
     if not (np.isfinite(floats.min()) and np.isfinite(floats.max())):
         raise InputError("has NaN or infinite pixels")
     return floats
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse what is too small to score, or too large to be decoded (Pillow's own limit)."""
+    """Refuse images that are too small to score, or too large to be decoded (Pillow's limit).
+
+    Raises
+    ------
+    InputError
+        When a side is less than 2 pixels, or there are more pixels than twice
+        `Image.MAX_IMAGE_PIXELS` of Pillow (178 million in all).
+    """
     if min(width, height) < 2:
         raise InputError(f"is {width}x{height} pixels: too small to score")
     if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
@@ -155,7 +168,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def digest_of(picture: Image.Image | Deep) -> bytes:
-    """SHA-256 of the samples of one page, deep ones as float32."""
+    """SHA-256 of the samples of one page; deep samples are taken as float32."""
     samples = np.asarray(picture)
     if samples.dtype == np.uint16:
         samples = samples.astype(np.float32)
@@ -166,9 +179,14 @@ def digest_of(picture: Image.Image | Deep) -> bytes:
 
 @contextmanager
 def open_file(file: Path) -> Iterator[tuple[IO[bytes], bytes]]:
-    """A regular file, open at its begin, and its SHA-256; InputError when it has no bytes.
+    """Open a regular file at its start; the context is the stream and the file's SHA-256.
 
-    It is never in memory as a whole: of a large image, each byte a pixel counts.
+    The file is never in memory as a whole, since memory is short for large images.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, empty, not regular, or larger than `LARGEST_FILE`.
     """
     with reasons():
         size = regular(file).st_size
@@ -185,7 +203,13 @@ def open_file(file: Path) -> Iterator[tuple[IO[bytes], bytes]]:
 
 
 def regular(file: Path) -> os.stat_result:
-    """Status of a regular file: a named pipe would wait for ever."""
+    """Return the status of a file.
+
+    Raises
+    ------
+    InputError
+        When it is not a regular file; reading a named pipe could wait for ever.
+    """
     with reasons():
         status = file.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -194,7 +218,7 @@ def regular(file: Path) -> os.stat_result:
 
 
 def os_reason(error: OSError | ValueError) -> str:
-    """Why the system refuses a file, in a few words."""
+    """Say in a few words why the system refuses a file."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOENT:
         return "file does not exist"
@@ -203,7 +227,7 @@ def os_reason(error: OSError | ValueError) -> str:
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """Turn what the system raises about a file into an InputError."""
+    """Turn errors of the system about a file into `InputError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -212,7 +236,7 @@ def reasons() -> Iterator[None]:
 
 @contextmanager
 def memory() -> Iterator[None]:
-    """Turn a lack of memory into an InputError."""
+    """Turn a lack of memory into `InputError`."""
     try:
         yield
     except MemoryError:
@@ -221,10 +245,10 @@ def memory() -> Iterator[None]:
 
 @contextmanager
 def damage() -> Iterator[None]:
-    """Turn whatever a library raises into an InputError.
+    """Turn every error of a library into `InputError`.
 
-    tifffile, pydicom and nibabel do not say what they raise on damaged files, and files made to
-    break them find ever more.
+    tifffile, pydicom and nibabel do not document what they raise on damaged files, and fuzzing
+    finds ever more kinds.
     """
     try:
         silence()
@@ -237,9 +261,9 @@ def damage() -> Iterator[None]:
 
 
 def silence() -> None:
-    """Keep the libraries from warning about odd metadata, which users can do nothing about."""
-    # catch_warnings is not thread-safe, and a filter set on import is lost in code that uses
-    # catch_warnings itself (pytest does), so the filters are put back whenever they are missing.
+    """Keep libraries from warning about unusual metadata, which users cannot change."""
+    # catch_warnings is not thread-safe. A filter that is set on import is lost in code that uses
+    # catch_warnings itself, as pytest does. So filters are set again whenever they are missing.
     with _filters_lock:
         for category in (UserWarning, Image.DecompressionBombWarning):
             if ("ignore", None, category, _LIBRARIES, 0) not in warnings.filters:

@@ -1,4 +1,4 @@
-"""Images that Pillow reads: PNG, JPEG, BMP, WebP, GIF, PNM, and most TIFFs."""
+"""Read images with Pillow: PNG, JPEG, BMP, WebP, GIF, PNM, and most TIFFs."""
 
 from __future__ import annotations
 
@@ -27,30 +27,42 @@ from anoscan.images.formats.picture import (
 )
 
 SUFFIXES = ".png .jpg .jpeg .bmp .webp .gif .ppm .pgm .pnm .pbm"
-# Pillow decides by content, and some of its other formats run programs (EPS starts Ghostscript).
+# Pillow decides by content. Some of its other formats run programs: EPS starts Ghostscript.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _PHOTOMETRIC = 0x0112, 0x0102, 0x0153, 0x0106
-_BAND = 2**22  # pixels that are taken over at a time
+_BAND = 2**22  # pixels that are copied at a time
 _CUT = re.compile("truncated|not enough image data|EOF")
 
 
 class _Damaged(InputError):
-    """Content that is not as it should be."""
+    """Error for content that Pillow finds damaged or does not know."""
 
 
 class Undecodable(InputError):
-    """A header that Pillow cannot make sense of."""
+    """Error for a header that Pillow cannot read."""
 
 
 def read(file: Path, draft_side: int) -> Opened:
-    """Decode the first frame; a huge JPEG no larger than it takes for `draft_side`."""
+    """Decode the first frame of a file.
+
+    A JPEG that is larger than `draft_side` (pixels) may be decoded at a lower resolution, but not
+    below that side.
+    """
     with open_file(file) as (source, digest):
         return loaded(identified(source), draft_side, digest)
 
 
 def identified(source: IO[bytes]) -> Image.Image:
-    """Image whose header was read, and whose pixels were not."""
+    """Read the header of an image, but not its pixels.
+
+    Raises
+    ------
+    Undecodable
+        When Pillow cannot read the header.
+    InputError
+        When the image is too small or too large.
+    """
     silence()
     try:
         with _plain_reasons():
@@ -62,12 +74,12 @@ def identified(source: IO[bytes]) -> Image.Image:
 
 
 def loaded(image: Image.Image, draft_side: int, digest: bytes) -> Opened:
-    """Decode an image that was identified."""
+    """Decode an image that `identified` returned; `digest` is that of its file."""
     silence()
     with _plain_reasons():
         width, height = image.size
-        # Pillow turns TIFFs upright itself while loading, and forgets that it did. Asking others
-        # before they are loaded could load them, and hide that this failed.
+        # While loading, Pillow makes TIFFs upright and drops their orientation, so it is read
+        # before. For other formats this could already load the image and hide a failure.
         turned = stored_orientation(image) if image.format == "TIFF" else 1
         image.draft(None, (draft_side, draft_side))
         image.load()
@@ -107,7 +119,7 @@ def _deep(image: Image.Image) -> Deep:
         if (tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_BITS, (1,))) == ((1,), (32,)):
             samples = samples.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     if _is_negative(image) and samples.dtype.kind == "u":
-        # White is 0. Of 8 bits and fewer Pillow sees to it itself.
+        # White is 0. Pillow inverts samples of 8 bits and fewer itself.
         bits = getattr(image, "tag_v2", {}).get(_BITS, (16,))[0]
         brightest = 2 ** min(bits, 8 * samples.dtype.itemsize) - 1
         samples = samples.dtype.type(brightest) - samples
@@ -115,7 +127,7 @@ def _deep(image: Image.Image) -> Deep:
 
 
 def _samples(image: Image.Image) -> NDArray[Any]:
-    """Samples (height, width), a few rows at a time: Pillow copies twice on the way."""
+    """Samples (height, width), copied a few rows at a time, because Pillow needs two copies."""
     width, height = image.size
     rows = max(1, _BAND // width)
     if rows >= height:
@@ -138,10 +150,10 @@ def _depth(image: Image.Image) -> str:
 
 
 def stored_orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where none can be read."""
+    """EXIF orientation of an image, 1 to 8; 1 where none can be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except DAMAGE:  # a damaged note about the image is no reason to refuse the image
+    except DAMAGE:  # damaged metadata is no reason to refuse the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

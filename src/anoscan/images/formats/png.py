@@ -1,4 +1,4 @@
-"""PNGs with colours of 16 bits, which Pillow reduces to 8: torchvision decodes these."""
+"""Read PNGs with colours of 16 bits with torchvision, because Pillow reduces them to 8 bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anoscan.images.formats.picture import Opened, memory, of_samples, open_file
 
 SUFFIXES = ".png"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Bytes of the header, of which a cut file may lack any.
+# Bytes of the header. They are slices, because a truncated file may lack them.
 _DEPTH, _COLOUR_TYPE = slice(24, 25), slice(25, 26)
 _SIXTEEN, _GREY = b"\x10", b"\0"  # Pillow keeps all 16 bits of grey
 _CUT = re.compile("Out of bound read")
@@ -28,12 +28,12 @@ def begins(head: bytes, name: str) -> bool:
 
 
 def count(file: Path) -> int:
-    """Number of images."""
+    """Number of images in a file."""
     return 1
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-    """Decode the image; reduced to 8 bits unless `deep`."""
+    """Decode the image of a file; it is reduced to 8 bits unless `deep`."""
     with open_file(file) as (source, digest):
         image = pillow.identified(source)
         if not deep:
@@ -46,8 +46,8 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 
 
 def _decoded(content: bytearray) -> NDArray[np.uint16]:
-    """Samples (height, width, n), uint16."""
-    # Here: whoever only decodes other images waits for no torch.
+    """Decode a PNG to samples (height, width, n), uint16."""
+    # Imported here, so that decoding other images does not wait for torch.
     import torch
     from torchvision.io import ImageReadMode, decode_png
 

@@ -1,6 +1,7 @@
-"""TIFF: one image, or one a page.
+"""Read TIFFs: one image, or one for each page.
 
-Pillow reads what it knows, as ever; tifffile what Pillow does not, or not at full depth.
+Pillow reads the files that it knows. tifffile reads those that Pillow does not, or not at full
+depth.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ SUFFIXES = ".tif .tiff"
 MOST_PAGES = 100_000
 _MOST_TAGS = 4096
 _KIND, _WIDTH, _HEIGHT = 254, 256, 257
-_COPY_OR_MASK = 5  # bits of the kind: a smaller copy of another page, or its mask
+_COPY_OR_MASK = 5  # bits of the kind: a smaller copy of another page, or a mask of it
 _ORIENTATION, _PLANES, _OPACITY = 274, 2, 2
 _DEFLATE = (8, 32946, 50013)
-_MOST_DEFLATED = 1032  # bytes that one byte of deflate can become
-_UNCHECKED = 2**28  # bytes that a strip or tile may become without a look first
-_STEP = 2**20  # bytes of such a look
-_COLOURS = {0: 1, 1: 1, 2: 3}  # samples of a pixel by kind: white is 0, black is 0, RGB
+_MOST_DEFLATED = 1032  # bytes that one byte of deflate can become, at most
+_UNCHECKED = 2**28  # bytes that a strip or tile may become without a check before
+_STEP = 2**20  # bytes that such a check inflates at a time
+_COLOURS = {0: 1, 1: 1, 2: 3}  # samples of a pixel by photometric: white is 0, black is 0, RGB
 
-# tifffile logs what is odd about a file; without a handler that would go to stderr.
+# tifffile logs what is unusual about a file; without a handler the log would go to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -54,18 +55,12 @@ def begins(head: bytes, name: str) -> bool:
 
 
 def count(file: Path) -> int:
-    """Number of images; smaller copies and masks are none."""
+    """Number of images in a file; smaller copies of an image and masks do not count."""
     return len(_directories(file))
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-    """Decode the only image, or the one of a page.
-
-    Parameters
-    ----------
-    deep : bool
-        Whether colours keep more than 8 bits.
-    """
+    """Decode the only image of a file, or the one of a page; see `anoscan.images.formats.read`."""
     if page is None:
         with open_file(file) as (source, digest):
             return _decoded(source, draft_side, deep, digest)
@@ -89,7 +84,11 @@ def _decoded(source: IO[bytes], draft_side: int, deep: bool, digest: bytes) -> O
 
 
 class _Page(io.FileIO):
-    """A TIFF file whose first directory is another one of its own: a page by itself."""
+    """A page as a TIFF file of its own.
+
+    The head of the file is changed while it is read, so that its first directory is the one at
+    `offset` (in bytes).
+    """
 
     def __init__(self, file: Path, offset: int) -> None:
         super().__init__(file)
@@ -106,7 +105,7 @@ class _Page(io.FileIO):
 
 
 class _Form:
-    """How numbers are written in a TIFF: byte order, and the widths of the small and big form."""
+    """Form of the numbers in a TIFF: their byte order, and their widths in TIFF or BigTIFF."""
 
     def __init__(self, order: str, big: bool, head: bytes) -> None:
         self.head = head[: 8 if big else 4]
@@ -119,7 +118,20 @@ class _Form:
         return cls("<" if head[:2] == b"II" else ">", 43 in head[2:4], head)
 
     def directory(self, source: IO[bytes], at: int) -> tuple[dict[int, bytes], int]:
-        """Tags (their raw values) of the directory at an offset, and the offset of the next."""
+        """Read the directory at an offset.
+
+        Returns
+        -------
+        tags : dict of int to bytes
+            Raw values of the tags by their numbers.
+        following : int
+            Offset of the next directory; 0 where this is the last.
+
+        Raises
+        ------
+        struct.error
+            When there is no directory.
+        """
         source.seek(at)
         block = source.read(struct.calcsize(self.number))
         (entries,) = struct.unpack(self.number, block)
@@ -139,9 +151,10 @@ def _directories(file: Path) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
-    """Offsets of the directories of images, of a file of that size and time.
+    """Offsets of those directories of a file that are images.
 
-    The first counts whatever it is; what is damaged ends the list.
+    The first directory counts, whatever it is. A damaged directory ends the list. `size` and
+    `changed` (the time in nanoseconds) keep the cache apart for versions of the file.
     """
     found: list[int] = []
     seen: set[int] = set()
@@ -166,7 +179,7 @@ def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
 
 
 def _by_tifffile(source: IO[bytes], refusal: InputError | None, digest: bytes) -> Opened:
-    """Decode the first page with tifffile; where that fails too, Pillow's reason stands."""
+    """Decode the first page with tifffile; where it is damaged, raise `refusal`, Pillow's reason."""
     import tifffile
 
     try:
@@ -195,7 +208,7 @@ def _first_page(file: Any) -> Opened:
     if page.photometric == 0 and samples.dtype.kind == "u":  # white is 0
         samples = np.iinfo(samples.dtype).max - samples
     if extra and tuple(page.extrasamples) != (_OPACITY,):
-        samples = samples[..., :-1]  # something else, or what the colours were multiplied by
+        samples = samples[..., :-1]  # no opacity, or one that colours were multiplied by
     opened = of_samples(samples)
     turned = page.tags.valueof(_ORIENTATION, 1)
     turned = turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
@@ -203,7 +216,7 @@ def _first_page(file: Any) -> Opened:
 
 
 def _samples(page: Any) -> NDArray[Any]:
-    """Samples (height, width, samples a pixel) of a page that was checked."""
+    """Samples (height, width, samples a pixel) of a page that `_check_segments` accepted."""
     try:
         samples = page.asarray(maxworkers=1)
     except ValueError as error:
@@ -219,7 +232,15 @@ def _samples(page: Any) -> NDArray[Any]:
 
 
 def _check_segments(page: Any, size: int) -> None:
-    """Refuse strips and tiles that are missing, or would grow beyond what they are parts of."""
+    """Refuse strips and tiles that are missing, truncated, or inflate to more than their size.
+
+    `size` is the size of the file in bytes.
+
+    Raises
+    ------
+    InputError
+        With the reason.
+    """
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(parts) < math.prod(page.chunked):
         raise InputError(DAMAGED)
