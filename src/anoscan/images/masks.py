@@ -174,7 +174,7 @@ def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
     """Read the mask of the defects of an image, made upright, at the image's own resolution.
 
     Anything but black is marked; in a JPEG, grey levels of 128 and more are. A mask of the image's
-    stored size without an EXIF orientation is turned upright as the image is.
+    stored size without an EXIF orientation is made upright as the image is.
 
     Returns
     -------

@@ -171,7 +171,7 @@ class Looks:
         """Sentences that say in what an image differs from all normal images; None without any.
 
         A number differs if it is outside the range of the normal images and also beyond Tukey's
-        outer fence, which is three interquartile ranges from the quartiles. The fence is needed
+        outer fence. The fence is three interquartile ranges from the quartiles. It is needed
         because the range of few images is narrow. A difference that one part of an image causes is
         left to the score, because it is an anomaly.
         """
@@ -197,9 +197,9 @@ class Looks:
     def _due_to_a_part(self, look: Look, name: str) -> bool:
         """Whether one part of an image explains why a value lies outside the fences.
 
-        That is so if the value is within the fences without the part, and the part changes the
-        value more than parts of normal images do. The second condition is needed for blurred
-        images: without the object that all normal images show, they are like sharp ones.
+        Without the part, the value must be within the fences. The part must also change the value
+        more than parts of normal images do. This second condition is needed for blurred images:
+        without the object that all normal images show, they are like sharp ones.
         """
         value, (less, more) = getattr(look, name), look.parts[name]
         (low, high), (usually_less, usually_more) = self._fences[name], self._usual_parts[name]

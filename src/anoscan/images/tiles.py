@@ -77,7 +77,7 @@ class Grid:
         Returns
         -------
         ndarray of shape (about 8 height / side, about 8 width / side), float32
-            It is coarse, because nothing in it is finer than half a tile.
+            It is coarse, because no detail in it is finer than half a tile.
         """
         cell = max(1, self.side // FINENESS)
         height, width, side = (-(-n // cell) for n in (self.height, self.width, self.side))

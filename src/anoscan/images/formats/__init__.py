@@ -38,7 +38,7 @@ class Reader(Protocol):
 
 # DICOM comes first, because a DICOM file may begin like a TIFF.
 READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png)
-_HEAD = 352  # bytes that are enough to know the format; that of NIfTI stands in the last of them
+_HEAD = 352  # bytes that identify a format; the mark of NIfTI is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
 EXTENSIONS = _PAGED | frozenset(pillow.SUFFIXES.split())

@@ -179,7 +179,7 @@ def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
 
 
 def _by_tifffile(source: IO[bytes], refusal: InputError | None, digest: bytes) -> Opened:
-    """Decode the first page with tifffile; where it is damaged, raise `refusal`, Pillow's reason."""
+    """Decode the first page with tifffile; where it is damaged, raise Pillow's `refusal`."""
     import tifffile
 
     try:
