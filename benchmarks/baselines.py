@@ -1,4 +1,4 @@
-"""Run detectors without a GAN that take seconds, which every benchmark prints beside anoscan."""
+"""Run simple detectors without a GAN, which take seconds and are compared with anoscan."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ _PADIM_IMAGES = 2000
 _PADIM_CHANNELS = 100
 _PADIM_RIDGE = 0.01
 _PADIM_SIDE = 64
-_BATCH = 50  # larger batches leave the processor's cache
+_BATCH = 50  # images; larger batches do not fit into the processor's cache
 
 
 def as_float(images: npt.NDArray[np.uint8]) -> Images:
-    """Scale pixels as every baseline takes them.
+    """Scale pixels to [-1, 1], as every baseline takes them.
 
     Parameters
     ----------
     images : ndarray uint8 (n, h, w) or (n, h, w, 3)
+        Grey or RGB images.
 
     Returns
     -------
@@ -57,17 +58,17 @@ def evaluate(
     Parameters
     ----------
     split : Split
-        Both kinds of image must be in its test part.
+        Split whose test images are partly normal and partly anomalous.
     seed : int
-        Decides every random choice; the same seed gives the same scores on the same machine.
+        Seed of all random choices. The same seed gives the same scores on the same machine.
     names : iterable of str, optional
         Keys of `BASELINES`; all by default.
 
     Returns
     -------
     dict
-        Per baseline `auroc` (higher scores for anomalies give more than 0.5) and `cpu_seconds`,
-        processor time of fitting and scoring together, all threads added up.
+        For each baseline, ``auroc`` and ``cpu_seconds``. The latter is the CPU time of fitting and
+        scoring, summed over all threads.
     """
     train, test = as_float(split.train), as_float(split.test)
     result = {}
@@ -85,7 +86,7 @@ def _flat(images: Images) -> Images:
 
 
 def _fit_pca(train: Images, seed: int) -> PCA:
-    # As many components as pixels or images would leave no residual on tiny sets.
+    # In tiny sets, as many components as pixels or images would leave no residual.
     components = max(1, min(64, min(_flat(train).shape) // 2))
     return PCA(components, svd_solver="randomized", random_state=seed).fit(_flat(train))
 
@@ -101,7 +102,7 @@ def _brightness(train: Images, test: Images, seed: int) -> Scores:
 
 
 def _darkness(train: Images, test: Images, seed: int) -> Scores:
-    # Its direction is a guess with labels in mind: solar cells with defects are dark.
+    # That dark images are anomalous is known from labels: solar cells with defects are dark.
     return np.asarray(-_flat(test).mean(axis=1, dtype=np.float64))
 
 
@@ -138,7 +139,7 @@ def _sample(images: Images, count: int, seed: int) -> Images:
 
 
 def _padim(train: Images, test: Images, seed: int) -> Scores:
-    """Run PaDiM (Defard et al., 2020) on an untrained network; the worst cell counts."""
+    """Score by PaDiM (Defard et al., 2020) on random features: the highest distance of a place."""
     with seeded(seed, "padim"):
         network = _RandomFeatures()
     with exact_float32():
@@ -151,7 +152,7 @@ def _padim(train: Images, test: Images, seed: int) -> Scores:
 
 
 class _RandomFeatures(nn.Module):
-    """Draws channels from the first three stages of a ResNet-18 with random weights."""
+    """Computes features: random channels of the first three stages of an untrained ResNet-18."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,11 +185,18 @@ class _RandomFeatures(nn.Module):
 
 
 def _gaussians(network: _RandomFeatures, train: Images) -> tuple[Tensor, Tensor]:
-    """Fit mean (cells, channels, 1) and inverse Cholesky factor of the covariance of each cell."""
+    """Fit a Gaussian to the features of each place (cell) in the training images.
+
+    Returns
+    -------
+    mean, whitening : Tensor, float32
+        Mean (cells, channels, 1), and inverse Cholesky factor (cells, channels, channels) of the
+        covariance.
+    """
     shift: Tensor | None = None
     total, products = torch.zeros(()), torch.zeros(())
     for features in network.cells(train):
-        # Near the mean, squares keep their digits in float32.
+        # Features are centred first, because squares of large numbers lose digits in float32.
         shift = features.mean(dim=2, keepdim=True) if shift is None else shift
         centred = features - shift
         total = total + centred.sum(dim=2, keepdim=True).double()

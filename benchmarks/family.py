@@ -12,7 +12,7 @@ from benchmarks.cells import load
 from benchmarks.lineage import SETS
 from benchmarks.one_class import Rows, row
 
-OF_TODAY = "prototype"  # the term that came last
+OF_TODAY = "prototype"  # the term that was added last: older results do not have it
 _ALONE = ("paper", "anogan", "pixel", "latent")
 _HEALTH = ("diversity", "reconstruction")
 _ORDER = {
@@ -30,7 +30,10 @@ _CLOCK = {
 
 
 def by_row(data: str) -> dict[str, Rows]:
-    """Sort results of a set by row, whose name says its settings, then by class; default first."""
+    """Group results of a set by row, then by class; the default is the first row.
+
+    The name of a row says which choice it changes.
+    """
     found: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     for result in sorted(load(f"lineage/{data}"), key=lambda r: r["method"] != "default"):
         found[result["method"]][result["cls"]].append(result)
@@ -40,7 +43,7 @@ def by_row(data: str) -> dict[str, Rows]:
 def lineage(data: str) -> str:
     """Lay out the rows of a set, each of which changes one choice.
 
-    Starred figures are of a default score that did not count `OF_TODAY` in yet.
+    Starred figures were measured before the term `OF_TODAY` was part of the default score.
     """
     found = by_row(data)
     classes = sorted({cls for rows in found.values() for cls in rows})
@@ -55,12 +58,12 @@ def _lineage_row(name: str, rows: Rows, classes: list[str]) -> list[str]:
         any(OF_TODAY not in result["auroc_by_term"] for result in rows.get(cls, []))
         for cls in classes
     ]
-    # Behind the name: a figure a class, their mean, its spread.
+    # After the name, a row has a figure for each class, then their mean and its spread.
     for place, starred in enumerate([*older, any(older)], start=1):
         head[place] += "\\*" if starred and head[place] != "-" else ""
     keys = [("auroc_by_term", term) for term in _ALONE]
     keys += [("auroc_of_own_baselines", "pca"), *(("health_values", check) for check in _HEALTH)]
-    # Over classes of means over seeds: not every class has as many seeds.
+    # Means are taken over seeds first, because not every class has the same number of seeds.
     means = [
         np.mean([np.mean([r[part][key] for r in of]) for of in rows.values()]) for part, key in keys
     ]
@@ -68,10 +71,11 @@ def _lineage_row(name: str, rows: Rows, classes: list[str]) -> list[str]:
 
 
 def seeds() -> str:
-    """Lay out all rows over seeds, for each class of each set.
+    """Lay out means and standard deviations over seeds of all rows, for each class of each set.
 
     A row is compared with the default of the same seed, which has the same images. The table shows
-    the mean difference over the classes, and its standard deviation over the seeds that all have.
+    the mean difference over classes, and its standard deviation over seeds. Only seeds that all
+    classes have are used.
     """
     wanted = [(data, cls) for data, classes in SETS.items() for cls in classes]
     found = {data: by_row(data) for data in SETS}
@@ -92,26 +96,27 @@ def seeds() -> str:
 
 
 def _by_seed(results: list[dict[str, Any]]) -> dict[int, float]:
-    """Collect the AUROC of today's default score by seed."""
+    """Collect the AUROC of the current default score by seed; older results are left out."""
     return {r["seed"]: r["auroc"] for r in results if OF_TODAY in r["auroc_by_term"]}
 
 
 def _gain(cells: list[dict[int, float]], usual: list[dict[int, float]], shared: list[int]) -> str:
-    """Show how much more a row finds than the default of the same seed."""
+    """Show the mean difference of AUROC to the default, and its deviation over shared seeds."""
     pairs = list(zip(cells, usual, strict=True))
     gains = [np.mean([cell[seed] - of[seed] for cell, of in pairs]) for seed in shared]
     return f"{np.mean(gains):+.3f} ± {np.std(gains, ddof=1):.3f}"
 
 
 def order(*names: str) -> str:
-    """Lay out the ways to learn an encoder on one game: `paper` score, reconstruction.
+    """Lay out AUROC of the `paper` score and reconstruction error of each way to learn an encoder.
 
-    Behind ± is the standard deviation over seeds, where there are several.
+    All rows have the same GAN. The number after ± is the standard deviation over seeds, where there
+    are several.
 
     Parameters
     ----------
     *names : str
-        Classes, as ``mnist/8``.
+        Set and class of each column, such as ``mnist/8``.
     """
     found = [by_row(f"order/{name.partition('/')[0]}") for name in names]
     classes = [name.partition("/")[2] for name in names]
@@ -128,7 +133,7 @@ def order(*names: str) -> str:
 
 
 def search() -> str:
-    """Lay out the searches: AUROC and steps by mapping, then CPU seconds an image."""
+    """Lay out AUROC and losses of each mapping of queries, then CPU seconds for each image."""
     found = load("lineage/search")
     steps = sorted({n for r in found for m in r["mappings"].values() for n in m.get("steps", ())})
     titles = ["set", "mapping", "AUROC anogan", "AUROC paper"]

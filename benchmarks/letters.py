@@ -1,4 +1,4 @@
-"""Draw letters in hundreds of typefaces: no choice of the default score was made on them."""
+"""Draw letters in hundreds of typefaces, as a set on which no choice of the score was made."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFont
 
 LETTERS = "ABCDEFGHIJ"
-SIDE, LONGEST = 28, 22  # pixels of an image, and of the longer side of the letter in its middle
-TRAIN_FAMILIES = 179  # of 256: 70 %
+SIDE, LONGEST = 28, 22  # pixels: side of an image, and longer side of the letter in its middle
+TRAIN_FAMILIES = 179  # of 256: a family is for training if its hash's first byte is less (70 %)
 
-_POINTS = 48  # drawn larger than shown, then reduced
-_MISSING = "\U0010fffe"  # no font has it
+_POINTS = 48  # letters are drawn larger than shown, then reduced
+_MISSING = "\U0010fffe"  # no font has this character, so its glyph marks missing ones
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,12 +28,14 @@ def alphabets(fonts: Iterable[tuple[str, bytes]]) -> dict[str, npt.NDArray[Any]]
     Parameters
     ----------
     fonts : iterable of (path, content)
-        OpenType or TrueType. Fonts of one folder are one family.
+        OpenType or TrueType fonts. Fonts of one folder are one family.
 
     Returns
     -------
-    dict with ``images`` uint8 (n, 10, 28, 28), white on black, and ``train`` bool (n,):
-        Whether the family is one to learn from; fonts of one family look alike.
+    dict
+        ``images`` uint8 (n, 10, 28, 28), white on black, of n different fonts, and ``train`` bool
+        (n,): whether the font is for training. Fonts of one family are similar, so a family is
+        never divided.
     """
     images, train, seen = [], [], set()
     for path, content in sorted(fonts):
@@ -48,7 +50,7 @@ def alphabets(fonts: Iterable[tuple[str, bytes]]) -> dict[str, npt.NDArray[Any]]
 
 
 def _alphabet(content: bytes) -> Pixels | None:
-    """Draw the letters of a font (10, 28, 28), all different; None where it lacks one."""
+    """Draw the letters of a font (10, 28, 28); None when one is missing or two are equal."""
     try:
         font = ImageFont.truetype(io.BytesIO(content), _POINTS)
         missing = _glyph(font, _MISSING)

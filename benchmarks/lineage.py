@@ -1,10 +1,12 @@
 """Measure the AnoGAN family choice by choice: ``python -m benchmarks.lineage JOB --help``.
 
-``table`` changes one choice of the default at a time, of those that change the game. ``order``
-compares the ways to learn an encoder on one game, over seeds. ``search`` compares AnoGAN's search
-in latent space with the encoder that replaced it. ``sizes`` lets `progressive` grow on photographs.
-Results are kept and continued as those of `benchmarks.run`. With ``--sheets`` every GAN that is
-trained for ``table`` or ``sizes`` leaves a sheet of samples, of the first seed.
+``table`` changes one choice of the default at a time, of those that change the GAN. ``order``
+compares the ways to learn an encoder for the same GAN, over seeds. ``search`` compares AnoGAN's
+search in latent space with the encoder that replaced it. ``sizes`` trains `progressive` at three
+sizes on photographs of solar cells.
+
+Results are kept and continued like those of `benchmarks.run`. With ``--sheets``, a sheet of samples
+is written for every GAN that ``table`` or ``sizes`` trains with seed 0.
 """
 
 from __future__ import annotations
@@ -40,16 +42,19 @@ from benchmarks.cells import Cell, keep
 SHEETS = Path(__file__).parent / "sheets"
 SETS = {"mnist": ("1", "3", "8"), "fashion-mnist": ("0", "6"), "cifar-10": ("0", "5", "8")}
 ORDER = {"mnist": ("8",), "fashion-mnist": ("0",), "cifar-10": ("0",)}
-ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same game, and so one default score
+ENCODERS = ("default", "vae", "izi", "ziz")  # rows with the same GAN, and so the same default score
 SEARCHED = (("mnist", "3"), ("fashion-mnist", "0"))
-# A step of full size costs twice as much at twice the side: these fit an hour of one core together.
-SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}  # of solar cells: images shown in the game
+# These are images shown in the GAN stage, by side of the solar cells in pixels. A step at full size
+# costs twice as much when the side doubles. All three trainings take an hour of one core.
+SIZES = {"64": 32_000, "128": 32_000, "256": 16_000}
 SIZES_WIDTH = 16
 
-# Of games that grow; later stages keep their length, so that a row differs in its GAN alone.
+# A GAN that grows gets a longer GAN stage. Later stages keep their length, so that the row differs
+# from the default only in its GAN.
 _LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN * 2 // 5}
 LENGTHS: dict[str, dict[str, Any]] = {"progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER}}
-# The slow rows again with narrow networks: the first two then cost about what the default costs.
+# The slow rows are repeated with narrow networks. The first two then cost about as much as the
+# default.
 NARROW, NARROW_WIDTH = ("resnet", "progressive", "f-anogan"), 8
 FAMILIES = {
     "architecture": "architectures",
@@ -65,26 +70,29 @@ F_ANOGAN = {
     "encoder_images_shown": IMAGES_SHOWN * 2 // 5,
 }
 
-# Without the rotation stage f is the discriminator's that played the game, as published.
+# Without the rotation stage, the features f are those of the discriminator of the GAN stage, as in
+# the papers.
 SETTINGS: dict[str, Any] = {"rotation_images_shown": 0}
 SEARCHES = {
     "refine": Inversion("refine"),
     "search": Inversion("search"),
     "search, fool": Inversion("search", discrimination_loss="fool"),
 }
-IMAGES = 200  # of a search, half of them normal
-ALONE = 3  # of them also searched one by one, for the clock
-PASSES = 20  # of the encoder over 64 images: one is too short to time
+IMAGES = 200  # images to search, half of them normal
+ALONE = 3  # images that are also searched one by one, to measure the time
+PASSES = 20  # passes of the encoder over 64 images, because one pass is too short to time
 STEPS = (0, 50, 100, 250, 500)
-SHEET, SHEET_SIDE = 6, 32  # samples a side, and the least pixels of each
-SHEET_PIXELS = 1280  # a side, gaps aside: large samples are fewer, and a file stays under 400 KB
+SHEET, SHEET_SIDE = 6, 32  # samples along a side of a sheet, and the least pixels a side of each
+# A sheet has at most this many pixels a side, without gaps, and so fewer samples if they are large.
+# A file then stays under 400 KB.
+SHEET_PIXELS = 1280
 
 
 def rows() -> dict[str, dict[str, Any]]:
     """List the settings of every row: the default, then the default with one choice changed.
 
-    The choices are those of the registry. ``f-anogan`` is the paper's combination; rows that end
-    in a number have networks of that width.
+    The choices are those of the registry. ``f-anogan`` is the combination of the f-AnoGAN paper.
+    Rows that end with a number have networks of that width.
     """
     found: dict[str, dict[str, Any]] = {"default": {}}
     usual = TrainConfig().to_dict() | {"architecture": architecture_for(32)}
@@ -99,7 +107,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def lengths(size: str) -> tuple[tuple[str, Any], ...]:
-    """Make the settings of a training at a size of `SIZES`."""
+    """Make the settings of a training at a size of `SIZES`, sorted by name."""
     shown = SIZES[size]
     stages = {"rotation_images_shown": shown // 4, "encoder_images_shown": shown // 4}
     given = {"size": int(size), "width": SIZES_WIDTH, "images_shown": shown} | stages
@@ -107,18 +115,22 @@ def lengths(size: str) -> tuple[tuple[str, Any], ...]:
 
 
 def sheet_path(cell: Cell) -> Path:
-    """Say where the samples of a cell's GAN are kept."""
+    """Name the file for samples of a cell's GAN."""
     return SHEETS / f"{Path(cell.data).name}-{cell.cls}-{cell.method}.png"
 
 
 def has_own_gan(settings: dict[str, Any]) -> bool:
-    """Say whether a row has another GAN than the default, which its encoder cannot change."""
+    """Say whether settings train a GAN of their own.
+
+    A changed encoder or mapping leaves the GAN as it is, except for `bigan`, which trains both
+    together. The default has its own GAN too.
+    """
     alone = not {"encoder", "mapping"} & set(settings)
     return alone or settings.get("mapping") == "bigan"
 
 
 def compute_row(cell: Cell, command: str, sheets: bool = False) -> dict[str, Any]:
-    """Train one row on one class, measure it, and keep the result; the sheet only if asked."""
+    """Train one row on one class, measure it and keep the result; with `sheets`, draw samples."""
     torch.set_num_threads(1)
     settings = rows()[cell.method] | dict(cell.settings)
     split = data.load(Path(cell.data).name, cell.cls, seed=cell.seed)
@@ -136,7 +148,7 @@ def compute_row(cell: Cell, command: str, sheets: bool = False) -> dict[str, Any
 
 
 def compute_search(cell: Cell, command: str) -> dict[str, Any]:
-    """Train a GAN and an encoder; map the same images in every way, and hold the clock to each."""
+    """Train a GAN and an encoder; measure AUROC and time of every mapping of the same images."""
     torch.set_num_threads(1)
     name, _, cls = cell.cls.rpartition("-")
     split = data.load(name, cls, seed=cell.seed)
@@ -168,7 +180,13 @@ def compute_search(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.ndarray]:
-    """Draw as many normals as anomalies of the test images, as the networks see them."""
+    """Draw `IMAGES` test images, half of them normal.
+
+    Returns
+    -------
+    x, anomalous
+        Images (n, c, s, s) as the networks see them, and their labels (n,).
+    """
     generator = np.random.default_rng(seed)
     chosen = np.concatenate(
         [
@@ -184,7 +202,7 @@ def _some(split: data.Split, seed: int, rule: ImageRule) -> tuple[Tensor, np.nda
 
 
 def _mapped(networks: Networks, x: Tensor, anomalous: np.ndarray) -> dict[str, Any]:
-    """Measure AUROC of the published scores by each mapping, and how a search gets there."""
+    """Measure AUROC of the published scores by each mapping, and the losses of each search."""
     by_encoder = _aurocs(networks, x, networks.encoder(x), anomalous)
     found: dict[str, Any] = {"encoder": {"auroc": by_encoder}}
     for name, how in SEARCHES.items():
@@ -209,7 +227,7 @@ def _aurocs(networks: Networks, x: Tensor, z: Tensor, anomalous: np.ndarray) -> 
 
 
 def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
-    """Time CPU seconds an image: 500 steps alone and in company, and one pass of the encoder."""
+    """Measure CPU seconds for each image: of searches, one by one and batched, and the encoder."""
     how = SEARCHES["search"]
 
     def encoded(images: Tensor) -> None:
@@ -225,7 +243,7 @@ def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
         for _ in range(PASSES):
             encoded(x[:64])
 
-    encoded(x[:64])  # kernels are made on first use
+    encoded(x[:64])  # the first pass is not timed, because it prepares kernels
     return {
         "search_one_by_one": _timed(one_by_one) / ALONE,
         "search_in_batches": _timed(lambda: search(networks, x[:64], how)) / 64,
@@ -241,7 +259,7 @@ def _timed(job: Callable[[], object]) -> float:
 
 
 def wanted(options: argparse.Namespace) -> list[Cell]:
-    """List the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    """List the cells of a job, ordered by seed: a sweep that is cut short has complete seeds."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.job == "search":
         return [
@@ -290,7 +308,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; print JSON of all cells."""
+    """Compute missing cells, with a line each on stderr; print JSON of all cells."""
     options = arguments()
     row = functools.partial(compute_row, sheets=options.sheets)
     cells.sweep(wanted(options), compute_search if options.job == "search" else row, options)

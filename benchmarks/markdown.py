@@ -8,7 +8,7 @@ import numpy as np
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table; there is nothing where there are no rows yet."""
+    """Lay out a table; the text is empty when there are no rows."""
     if not rows:
         return ""
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -17,7 +17,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sections(found: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
-    """Lay out tables, titles and rows of each, under a heading each; leave empty ones out."""
+    """Lay out tables under their headings, given titles and rows of each; leave empty ones out."""
     tables = {heading: table(*of) for heading, of in found.items()}
     return headed(tables)
 
@@ -28,12 +28,12 @@ def headed(texts: Mapping[str, str]) -> str:
 
 
 def mean(values: Sequence[float]) -> str:
-    """Show a mean, or a dash where there is nothing."""
+    """Show a mean, or a dash when there are no values."""
     return f"{np.mean(values):.3f}" if values else "-"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Show a mean ± standard deviation; the mean alone where there is one value."""
+    """Show a mean ± standard deviation, or only the mean when there are fewer than two values."""
     if len(values) < 2:
         return mean(values)
     return f"{mean(values)} ± {np.std(values, ddof=1):.3f}"

@@ -1,7 +1,8 @@
 """Measure parameters and peak memory of a training by size: ``python -m benchmarks.memory``.
 
-Every architecture has a short training on RGB noise in a process of its own. The system reports
-its highest resident memory: the program, the libraries, networks, optimizers, one batch.
+Every architecture gets a short training on RGB noise, in a process of its own. The operating system
+reports the peak of its resident memory. This includes the program, the libraries, the networks, the
+optimizers and one batch.
 """
 
 from __future__ import annotations
@@ -23,14 +24,26 @@ from benchmarks import cells, markdown
 from benchmarks.cells import Cell
 
 IMAGES = 64
-SHOWN = 96  # three batches of the default size in every stage: memory has settled
-# Networks that grow have full size late in the game, and meet a gradient penalty there at step 16.
+SHOWN = 96  # three batches of the default size in every stage: memory no longer grows after them
+# Networks that grow reach full size late in the GAN stage, and have a gradient penalty there at
+# step 16.
 GAME = {"progressive": 17 * 32}
 NETWORKS = ("generator", "discriminator", "encoder")
 
 
 def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
-    """Measure millions of parameters of each network, peak memory in GiB, and precision."""
+    """Train, and measure the networks and the peak memory.
+
+    Returns
+    -------
+    dict
+        Millions of parameters of each network, ``peak_gb`` in GiB, and ``precision``.
+
+    Raises
+    ------
+    RuntimeError
+        When the training fails.
+    """
     model = folder / f"{architecture}-{size}.safetensors"
     lengths = [f"--{stage}images-shown={SHOWN}" for stage in ("encoder-", "rotation-")]
     lengths.append(f"--images-shown={GAME.get(architecture, SHOWN)}")
@@ -51,7 +64,7 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Lay out the kept results, by size and peak."""
+    """Lay out the kept results, sorted by size and peak memory."""
     kept = sorted(cells.load("memory/*"), key=lambda row: (int(row["cls"]), row["peak_gb"]))
     rows = [
         [
@@ -68,7 +81,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Measure what has no result yet; print the table."""
+    """Measure what has no result yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="64,128,256")
     parser.add_argument("--again", action="store_true", help="measure what is there too")

@@ -1,9 +1,13 @@
-"""Print who is called unlike all normal images: ``python -m benchmarks.mismatch``.
+"""Print how often images are called a mismatch: ``python -m benchmarks.mismatch``.
 
-Looks (`anoscan.mismatch`) of 500 training images are held against those of 200 others: untouched
-ones, true anomalies, and changed ones. One bright rectangle of a sixth to two fifths of the sides
-is an anomaly, and no mismatch. What is blurred, noisy or brighter as a whole is a mismatch, and no
-anomaly. Beside the sets stand made images, whose looks differ little: an even texture, and a disc.
+A mismatch is an image whose size, depth, colour, brightness or sharpness no normal image has
+(`anoscan.images.mismatch`). 200 query images of each kind are compared with 500 training images.
+The kinds are unchanged normal images, true anomalies, and changed normal images. One bright
+rectangle of a sixth to two fifths of the sides is an anomaly, and should not be called a mismatch.
+An image that is blurred, noisy or brighter as a whole should be called a mismatch.
+
+Two sets are made here, whose images differ little in brightness and sharpness: an even texture, and
+a disc.
 """
 
 from __future__ import annotations
@@ -27,20 +31,20 @@ Change = Callable[[Pixels, np.random.Generator], npt.NDArray[np.generic]]
 
 
 def texture(rng: np.random.Generator) -> Pixels:
-    """Make smooth noise, the same everywhere."""
+    """Make an image (64, 64) of smooth noise that is equally strong everywhere."""
     noise = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 1.5)
     return _clipped(120 + 150 * noise)
 
 
 def disc(rng: np.random.Generator) -> Pixels:
-    """Draw a bright disc near the middle of a dark ground, with little noise."""
+    """Draw an image (64, 64) of a bright disc near the middle, with little noise."""
     rows, columns = np.indices((SIDE, SIDE)) - SIDE / 2 - rng.normal(0, 2, (2, 1, 1))
     inside = np.hypot(rows, columns) < rng.normal(SIDE / 4, 1)
     return _clipped(60 + 120 * inside + rng.normal(0, 3, (SIDE, SIDE)))
 
 
 def marked(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Copy an image, with one white rectangle."""
+    """Copy an image, and draw one white rectangle in it."""
     found, side = image.copy(), np.array(image.shape[:2])
     height, width = (side * rng.uniform(1 / 6, 2 / 5, 2)).astype(int)
     top, left = rng.integers(0, side - (height, width))
@@ -49,7 +53,7 @@ def marked(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def blurred(sigma: float) -> Change:
-    """Make a change that blurs the whole image."""
+    """Make a change that blurs a whole image with a Gaussian of `sigma` pixels."""
     return lambda image, rng: ndimage.gaussian_filter(
         image.astype(float), (sigma, sigma) + (0,) * (image.ndim - 2)
     )
@@ -67,7 +71,7 @@ MADE = {"texture": texture, "disc": disc}
 
 
 def look(image: npt.NDArray[np.generic]) -> Look:
-    """Take the look of an image of 8 bits at its own size."""
+    """Measure size, brightness and sharpness of an 8-bit image at its own size."""
     canvas = Canvas(_clipped(image), 1 if image.ndim == 2 else 3, None)
     return Look.of("8-bit", canvas, (image.shape[1], image.shape[0]))
 
@@ -75,7 +79,7 @@ def look(image: npt.NDArray[np.generic]) -> Look:
 def shares(
     known: Iterable[Pixels], queries: dict[str, list[npt.NDArray[np.generic]]]
 ) -> dict[str, float]:
-    """Measure the share of each kind of queries that is called a mismatch."""
+    """Measure the share of each kind of query images that is called a mismatch."""
     looks = Looks.of([look(image) for image in known])
     return {
         kind: float(np.mean([looks.reasons(look(image)) is not None for image in images]))
@@ -84,7 +88,7 @@ def shares(
 
 
 def of_set(name: str, cls: str, seed: int) -> dict[str, float]:
-    """Measure the shares of a set."""
+    """Measure the shares of mismatches in a set, by kind of query images."""
     rng = np.random.default_rng(seed)
     if name in MADE:
         images = [MADE[name](rng) for _ in range(KNOWN + QUERIES)]
@@ -108,7 +112,7 @@ def _clipped(values: npt.NDArray[np.generic]) -> Pixels:
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table with a row for each set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed

@@ -1,4 +1,4 @@
-"""Lay out the results of `benchmarks.run` and its peers: one class is normal, others are not."""
+"""Lay out the results of `benchmarks.run` and `benchmarks.peers`, where one class is normal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import markdown
 from benchmarks.cells import load
 
-# Sets, and the classes that the summary is of; all of them where none are named.
+# Sets, and the classes that the summary shows; an empty tuple stands for all of them.
 SETS: dict[str, tuple[str, ...]] = {
     "fashion-mnist": (),
     "mnist": (),
@@ -23,11 +23,11 @@ SETS: dict[str, tuple[str, ...]] = {
 BESIDE = {"pca-64": "PCA-64", "knn-pca": "nearest neighbour on PCA", "mean-image": "mean image"}
 PEERS = ("ganomaly", "pyod-alad", "pyod-anogan")
 
-Rows = dict[str, list[dict[str, Any]]]  # results by class, one a seed
+Rows = dict[str, list[dict[str, Any]]]  # results by class, with one for each seed
 
 
 def by_name(results: Iterable[dict[str, Any]]) -> dict[str, Rows]:
-    """Sort results by method, settings that were changed named beside it, then by class."""
+    """Group results by method and its changed settings, then by class."""
     found: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     for result in results:
         changed = [f"{key} {value}" for key, value in result["settings"]]
@@ -36,7 +36,7 @@ def by_name(results: Iterable[dict[str, Any]]) -> dict[str, Rows]:
 
 
 def plain(classes: Iterable[str]) -> list[str]:
-    """Sort classes that are as they are: ``0.first50`` and the like have a table of their own."""
+    """Sort unchanged classes; those like ``0.first50`` are left out and have their own table."""
     return sorted(cls for cls in set(classes) if "." not in cls)
 
 
@@ -46,19 +46,19 @@ def aurocs(rows: Rows, classes: list[str]) -> list[list[float]]:
 
 
 def mean(rows: Rows, classes: list[str]) -> float:
-    """Average AUROC over seeds, then over classes; those that are missing do not count."""
+    """Average AUROC over seeds, then over classes; classes without a result do not count."""
     values = [np.mean(of) for of in aurocs(rows, classes) if of]
     return float(np.mean(values)) if values else 0.0
 
 
 def means(values: list[list[float]]) -> list[str]:
-    """Show a mean for each class, and the mean of these where no class is missing."""
+    """Show a mean for each class, and the mean of these when no class is missing."""
     overall = [float(np.mean(of)) for of in values] if all(values) else []
     return [*map(markdown.mean, values), markdown.mean(overall)]
 
 
 def row(name: str, rows: Rows, classes: list[str]) -> list[str]:
-    """Show a method by class, then its mean, spread, seeds and cost."""
+    """Show AUROC of a method by class, then mean, deviation over seeds, seeds and CPU seconds."""
     rows = {cls: rows[cls] for cls in classes if cls in rows}
     values = aurocs(rows, list(rows))
     spreads = [float(np.std(of, ddof=1)) for of in values if len(of) > 1]
@@ -95,7 +95,7 @@ def _summary_row(data: str, chosen: tuple[str, ...]) -> list[str]:
 
 
 def terms(data: str) -> str:
-    """Lay out what each term of the default detector reaches alone, by class."""
+    """Lay out the AUROC of each term of the default detector alone, by class."""
     rows = by_name(load(f"{data}/anoscan")).get("anoscan", {})
     classes = plain(rows)
     names = sorted({name for c in classes for r in rows[c] for name in r["auroc_by_term"]})
@@ -109,10 +109,10 @@ def terms(data: str) -> str:
 
 
 def ablation(*names: str) -> str:
-    """Lay out what the score gains without one of its parts, or with one more.
+    """Lay out how AUROC changes when the score has one term less, or one term more.
 
-    Each figure is the mean difference to the score as it is, ± its standard deviation over
-    classes. That of a class is the mean over its seeds.
+    Each figure is the mean difference to the default score, ± its standard deviation over classes.
+    The difference of a class is the mean over its seeds.
     """
     found = {name: by_name(load(f"{name}/anoscan")).get("anoscan", {}) for name in names}
     sets = {name: [rows[cls] for cls in plain(rows)] for name, rows in found.items() if rows}
@@ -128,7 +128,10 @@ def ablation(*names: str) -> str:
 
 
 def _gain(classes: list[list[dict[str, Any]]], variant: str) -> str:
-    """Show how much more a variant of the score finds, over classes of means over seeds."""
+    """Show the mean difference of AUROC of a variant to the score, and its deviation.
+
+    Both are over classes, of means over seeds.
+    """
     gains = [
         np.mean([r["auroc_of_ablation"][variant] - r["auroc"] for r in having])
         for rows in classes
@@ -138,7 +141,7 @@ def _gain(classes: list[list[dict[str, Any]]], variant: str) -> str:
 
 
 def curve(data: str) -> str:
-    """Lay out changed classes: they have fewer training images, or anomalies among them."""
+    """Lay out AUROC on changed classes: few training images, anomalies among them, and others."""
     found = by_name(load(f"{data}/*"))
     changed = sorted({cls for rows in found.values() for cls in rows if "." in cls}, key=_change)
     shown = [
@@ -150,6 +153,6 @@ def curve(data: str) -> str:
 
 
 def _change(cls: str) -> tuple[str, str, int]:
-    """Take ``0.first50`` apart, so that such classes are in the order of their numbers."""
+    """Split ``0.first50`` into ('0', 'first', 50), so that classes are sorted by the number."""
     name, _, change = cls.partition(".")
     return name, change[:5], int(change[5:])

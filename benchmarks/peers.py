@@ -1,8 +1,8 @@
 """Measure GANs of other packages on the same splits: ``python -m benchmarks.peers --help``.
 
-Its environment needs anomalib 2.7, PyOD 3.6 with pandas, and scikit-image, platformdirs and
-filelock. anoscan itself comes from ``PYTHONPATH=src`` and never depends on them. Settings are each
-package's defaults but for what the functions here name.
+The environment needs anomalib 2.7, PyOD 3.6 with pandas, and scikit-image, platformdirs and
+filelock. anoscan itself comes from ``PYTHONPATH=src`` and never depends on these packages. Settings
+are the defaults of each package, except for those that the functions here describe.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ from benchmarks.cells import Cell, keep
 
 TRAINING_CPU_SECONDS = 120
 _SIDE = 32
-_BATCH = 32  # what anomalib's Ganomaly takes by default
+_BATCH = 32  # default of anomalib's Ganomaly
 _SCORED_AT_ONCE = 256
-_ANOGAN_IMAGES = 800  # 500 epochs and a search for each: 143 CPU seconds; 2,000 took 292
+_ANOGAN_IMAGES = 800  # 500 epochs and a search for each image take 143 CPU s; 2,000 images took 292
 
 Scorer = Callable[[], Scores]
 Trained = tuple[Scorer, dict[str, Any]]
 
 
 def ganomaly(split: data.Split, seed: int) -> Trained:
-    """Train GANomaly of anomalib at 32x32, grey where the set is, pixels in the range of its tanh.
+    """Train anomalib's GANomaly on images of 32x32 pixels in [-1, 1], grey where the set is grey.
 
-    Networks, losses and optimisers are anomalib's, and the step is that of its `training_step`,
-    without Lightning. Its own scale (ImageNet's) is not used, since no output of its decoder could
-    reach it. Nor is its size (256x256), at which a step takes 27 s. The score is the raw
-    one, since the one that `Engine.test` reports is scaled by the test set.
+    Networks, losses and optimisers are anomalib's. The training step is that of its
+    `training_step`, without Lightning. Some defaults of anomalib are not used:
+
+    - Pixels are not normalised with ImageNet's mean and deviation. The decoder ends with a tanh,
+      which cannot reach all of those values.
+    - Images do not have 256x256 pixels, because a step would take 27 s.
+    - The score is the raw one, because the score of `Engine.test` is scaled by the test set.
     """
     start = time.process_time()
     train = _resized(split.train)
-    # Without a size it would first build the networks for 256x256, of 2 GB.
+    # Without a size, Ganomaly would first build the networks for 256x256, which need 2 GB.
     module = Ganomaly(pre_processor=Ganomaly.configure_pre_processor((_SIDE, _SIDE)))
     module.model = GanomalyModel((_SIDE, _SIDE), train.shape[1], 64, module.latent_vec_size)
     module.model.train()
@@ -99,14 +102,14 @@ def _step(
 
 
 def pyod_alad(split: data.Split, seed: int) -> Trained:
-    """Train PyOD's ALAD on pixels in [-1, 1]; its 200 batches end before the budget does."""
+    """Train PyOD's ALAD on pixels in [-1, 1]; its 200 batches need less than the time allowed."""
     train = _flat(split.train)
     detector = ALAD(device=torch.device("cpu")).fit(train)
     return lambda: detector.decision_function(_flat(split.test)), {"images_used": len(train)}
 
 
 def pyod_anogan(split: data.Split, seed: int) -> Trained:
-    """Train PyOD's AnoGAN on pixels in [-1, 1], at most 800 images of the class for its budget."""
+    """Train PyOD's AnoGAN on pixels in [-1, 1]; time allows for at most 800 training images."""
     train = _flat(split.train)
     if len(train) > _ANOGAN_IMAGES:
         chosen = np.random.default_rng(seed).choice(len(train), _ANOGAN_IMAGES, replace=False)
@@ -127,7 +130,7 @@ PEERS: dict[str, tuple[str, Callable[[data.Split, int], Trained]]] = {
 
 
 def compute(cell: Cell, command: str) -> dict[str, Any]:
-    """Train a peer, score the whole test set with its last weights, keep the result."""
+    """Train a peer, score the whole test set with its last weights, and keep the result."""
     package, train = PEERS[cell.method]
     split = data.load(cell.data, cell.cls, seed=cell.seed)
     torch.set_num_threads(1)
@@ -150,7 +153,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; print JSON of all cells."""
+    """Compute missing cells, with a line each on stderr; print JSON of all cells."""
     parser = cells.parser(__doc__)
     parser.add_argument("--data", choices=list(data.SETS), required=True)
     parser.add_argument("--method", choices=list(PEERS), required=True)

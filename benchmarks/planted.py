@@ -1,9 +1,10 @@
 """Find and locate defects planted in whole solar cells: ``python -m benchmarks.planted``.
 
-Cells are aligned, as most parts in industry are, and have 300x300 pixels. What is planted is small
-(`benchmarks.defects`), or an ellipse of 24 to 120 pixels. That is darker, from another cell turned
-by a quarter, or out of focus. The folder is laid out like MVTec AD, as users have it. PCA stands
-beside: its residual scores images, and pixels.
+Cells are aligned, as most parts in industry are, and have 300x300 pixels. A planted defect is
+either a small one (`benchmarks.defects`) or an ellipse with diameters of 24 to 120 pixels. The
+ellipse is darker, out of focus, or taken from another cell that was rotated by 90 degrees. The
+folder is laid out like MVTec AD, as users have it. PCA is measured for comparison: its residual
+scores images and pixels.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 SIDE = "300"
-PCA_SIDE, COMPONENTS, SMOOTHED = 128, 64, 4  # pixels; of the smoothing, standard deviation
-RADII = (12, 60)
+# Pixels a side that PCA sees, its components, and standard deviation of its smoothing in pixels.
+PCA_SIDE, COMPONENTS, SMOOTHED = 128, 64, 4
+RADII = (12, 60)  # pixels, smallest and largest
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -43,7 +45,7 @@ LARGE: dict[str, Callable[[Pixels, Pixels, np.random.Generator], npt.NDArray[Any
 
 
 def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
-    """Draw a filled ellipse somewhere in an image."""
+    """Draw a filled ellipse at a random place of an image of `shape` (h, w), as a mask (h, w)."""
     rows, columns = np.indices(shape) - rng.uniform(0.2, 0.8, (2, 1, 1)) * shape[0]
     angle, (a, b) = rng.uniform(0, np.pi), rng.uniform(*RADII, 2)
     along = rows * np.cos(angle) + columns * np.sin(angle)
@@ -53,10 +55,10 @@ def ellipse(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
 
 
 def lay_out(root: Path, seed: int) -> None:
-    """Write a folder of cells: ``train/good``, ``test`` by what was planted, and masks."""
+    """Write a folder of cells: ``train/good``, ``test`` by kind of defect, and masks."""
     split = data.load("elpv", SIDE, seed=seed)
     rng = np.random.default_rng(seed)
-    # In random order: neighbours in the set are cells of one module.
+    # The order is random, because neighbours in the set are cells of one module.
     normal = rng.permutation(split.test[~split.anomalous])
     half = len(normal) // 2
     data.write_folder(split.train, root / "train" / "good")
@@ -80,7 +82,7 @@ def _save(
 
 
 def pca_maps(root: Path) -> dict[str, float]:
-    """Measure pixel metrics of smoothed squared residuals of PCA."""
+    """Measure pixel AUROC and AUPRO of PCA's squared residual, smoothed, on the test folder."""
     train = _read(sorted((root / "train").rglob("*.png")))
     paths = sorted((root / "test").rglob("*.png"))
     pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(train)
@@ -104,7 +106,17 @@ def _read(paths: list[Path]) -> npt.NDArray[np.float32]:
 
 
 def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any]:
-    """Train on the cells of one split, and measure images and pixels; the model may be kept."""
+    """Train on the cells of one split, and measure AUROC of images and pixels, and AUPRO.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the split, of the defects and of the training.
+    settings : dict
+        Settings of the training.
+    kept : Path or None
+        File to keep the model in.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "cells"
         lay_out(root, seed)
@@ -135,7 +147,7 @@ def run(seed: int, settings: dict[str, Any], kept: Path | None) -> dict[str, Any
 
 
 def tables() -> str:
-    """Lay out the kept results, beside the baselines and by what was planted."""
+    """Lay out the kept results with those of the baselines, and by kind of defect."""
     kept = cells.load("planted/*")
     whole = [row for result in kept for row in _whole(result)]
     kinds = [
@@ -171,7 +183,7 @@ def _figure(value: float | None) -> str:
 
 
 def main() -> None:
-    """Measure, and keep the figures."""
+    """Measure one split, keep the figures, and print them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.report --images 5000
 
-The images are crops of textures, which hardly compress, 150 different ones. Their reconstructions
-and maps are made up: a browser does not care. It needs Chromium and the dev extra.
+The images are 150 different crops of textures, which hardly compress. Their reconstructions and
+maps are made up, because they do not change what a browser has to do. This benchmark needs
+Chromium and the dev extra.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ RUNS = 3
 
 
 def write(path: Path, count: int, seed: int = 0) -> dict[str, float]:
-    """Write a report of `count` crops; returns its megabytes, seconds an image and peak memory."""
+    """Write a report of `count` crops.
+
+    Returns
+    -------
+    dict
+        Size of the file in megabytes, milliseconds for each image, and by how many megabytes the
+        peak memory of this process grew.
+    """
     before, started = _peak(), time.monotonic()
     rows = []
     with tempfile.TemporaryDirectory() as folder, HtmlReport(path, count) as page:
@@ -108,7 +116,7 @@ def _document(scored: list[ImageScore]) -> dict[str, Any]:
 
 
 _OPEN = "() => document.querySelector('.card img')?.naturalWidth > 0"
-# Until the next frame is there: what somebody who types would wait for.
+# The time ends with the next frame, as somebody who types in the filter would see it.
 _FILTER = """async (text) => {
   const start = performance.now(), name = document.querySelector('#name');
   name.value = text;
@@ -121,7 +129,11 @@ _FILTER = """async (text) => {
 
 
 def browse(path: Path) -> dict[str, float]:
-    """Time until pictures are there, until all is loaded, and to filter; give medians of runs."""
+    """Measure a report in Chromium; returns medians of `RUNS` runs in seconds.
+
+    ``open`` ends when the first picture is shown, ``loaded`` when the page is loaded, and
+    ``filter`` is the time to filter the images by name.
+    """
     from playwright.sync_api import sync_playwright
 
     found: dict[str, list[float]] = {"open": [], "loaded": [], "filter": []}

@@ -1,8 +1,8 @@
 """Measure detectors on real images, cell by cell: ``python -m benchmarks.run --help``.
 
-A cell is one set, class, seed and method. Its result is a line that a later run finds and does
-not compute again: a sweep can be stopped, continued and spread over processes. Every
-number comes from the last weights; settings were chosen on the classes of ``--development``.
+A cell is one set, class, seed and method. Its result is kept as a line of JSON, and a later run
+does not compute it again. So a sweep can be stopped, continued and spread over processes. Every
+number comes from the last weights. Settings were chosen on the classes of ``--development``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anoscan.scoring.choices import SCORES, ScoreRequest
 from benchmarks import baselines, cells, data
 from benchmarks.cells import Cell, keep
 
-# As long as the default, so that the cost is the same.
+# The GAN and encoder stages are as long as the default's, so that the cost is the same.
 PAPER = {
     "objective": "wgan-gp",
     "architecture": "dcgan",
@@ -47,7 +47,15 @@ def anoscan(
     settings: dict[str, Any],
     look: Callable[[Detector], None] = lambda detector: None,
 ) -> dict[str, Any]:
-    """Collect all figures of a trained detector; see `train`."""
+    """Train a detector as `train` does, and collect all its figures.
+
+    Returns
+    -------
+    dict
+        AUROC of the score, its terms, published scores, the model's baselines and the ablation.
+        The dict also has false-alarm rate and recall at the default rate, CPU seconds, results of
+        health checks and self-test, weights of the terms (``trust``), and the configuration.
+    """
     done = train(split, seed, settings, look)
     judge, terms, own = done.judge, done.terms, done.own
     assert done.detector.report is not None
@@ -81,19 +89,20 @@ def anoscan(
 
 @dataclass(frozen=True)
 class Trained:
-    """Holds a detector, and what it said of a test set.
+    """Holds a detector, and what it measured of a test set.
 
     Parameters
     ----------
     detector : Detector
+        The trained detector.
     judge : Judge
-        Of its model.
+        Judge with the detector's model.
     terms : ndarray of shape (n, k)
         Raw terms of the test images.
     own : dict
-        Scores (n,) of these images by each baseline of the model.
+        Scores (n,) of the test images by each baseline that the model contains.
     seconds, seconds_scoring : float
-        CPU time of the training and of the rest.
+        CPU seconds of the training, and of measuring the test images.
     """
 
     detector: Detector
@@ -110,9 +119,18 @@ def train(
     settings: dict[str, Any],
     look: Callable[[Detector], None] = lambda detector: None,
 ) -> Trained:
-    """Train through the public class on a folder of PNGs, and measure a folder of others.
+    """Train with `Detector.train` on a folder of PNGs, and measure the test images of a split.
 
-    `look` is shown the detector when it is trained.
+    Parameters
+    ----------
+    split : Split
+        Images to train on and to measure.
+    seed : int
+        Seed of the training.
+    settings : dict
+        Settings of the training.
+    look : callable
+        Function that is called with the detector after the training.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,7 +151,18 @@ def train(
 def raw_terms(
     judge: Judge, folder: Path
 ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
-    """Measure raw terms (n, k) of the images of a folder by name, and the model's baselines."""
+    """Measure the images of a folder, sorted by name.
+
+    Returns
+    -------
+    terms, own
+        Raw terms (n, k), and the scores (n,) of each baseline that the model contains.
+
+    Raises
+    ------
+    RuntimeError
+        When an image cannot be read.
+    """
     files = sorted(find([folder]), key=lambda image: image.path)
     rows, pixels = [], []
     for batch in judge.measured(files, 64, wanted=TERMS_ALONE):
@@ -148,7 +177,19 @@ def raw_terms(
 def ablation(
     model: Model, terms: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Measure AUROC of the default score without one of its parts, and with one more."""
+    """Measure AUROC of variants of the default score.
+
+    Variants have all weights equal, or one term less, or one term more.
+
+    Parameters
+    ----------
+    model : Model
+        Trained model.
+    terms : ndarray of shape (n, k)
+        Raw terms of the test images.
+    odd : ndarray of bool (n,)
+        Labels of the test images.
+    """
     names, calibration = list(model.fitted), model.calibration
     given = SCORES["calibrated"].weights
     weights = {name: given.get(name, 0) for name in names}
@@ -175,14 +216,14 @@ def _auroc(odd: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float
 
 
 def untrained(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the same detector with random weights, which training must add to."""
+    """Measure the detector with random weights, to see what training adds."""
     return anoscan(
         split, seed, {"images_shown": 1, "encoder_images_shown": 1, "batch_size": 2} | settings
     )
 
 
 def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Follow f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but the strided networks."""
+    """Measure f-AnoGAN's recipe and score: WGAN-GP, no rotation stage, but `dcgan` networks."""
     found = anoscan(split, seed, PAPER | settings)
     return found | {"auroc": found["auroc_by_score"]["paper"], "auroc_default": found["auroc"]}
 
@@ -203,7 +244,7 @@ METHODS: dict[str, Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]] 
 
 
 def compute(cell: Cell, command: str) -> dict[str, Any]:
-    """Measure a cell and keep the result with the commit and command that made it."""
+    """Measure a cell, and keep the result with the commit and command that made it."""
     import torch
 
     torch.set_num_threads(1)
@@ -214,7 +255,7 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def wanted(options: argparse.Namespace) -> Iterator[Cell]:
-    """Yield the cells asked for, seeds outermost: a sweep cut short has whole seeds."""
+    """Yield the cells of a sweep, ordered by seed: one that is cut short has complete seeds."""
     settings = tuple(sorted((key, json.loads(value)) for key, value in options.set))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.data:
@@ -250,7 +291,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute what is missing, a line a cell; print JSON of all cells."""
+    """Compute missing cells, with a line each on stderr; print JSON of all cells."""
     options = arguments()
     cells.sweep(list(wanted(options)), compute, options)
 

@@ -1,15 +1,17 @@
-"""Does the self-test rank models as labels do? ``python -m benchmarks.selftest --help``.
+"""Does the self-test rank models as labels do? Run ``python -m benchmarks.selftest --help``.
 
-Each class is trained twice: with a hundred images shown, and with four thousand. A class agrees
-when the self-test, which knows no labels, prefers the training that real labels prefer. Both get
-the same changed images. The self-test's number is its AUROC on normals bent out of shape: how
-well small defects are seen says little of what is odd as a whole. That was settled on
-the classes for development (Fashion-MNIST 0, 3, 6, MNIST 2, 5, CIFAR-10 1), which are not among
-these.
-Results are kept and continued as those of `benchmarks.run`.
+Each class is trained twice: with 100 images shown, and with 4,000. The self-test knows no labels. A
+class agrees when the self-test prefers the training that real labels prefer. Both trainings get the
+same synthetic anomalies.
 
-``--kept`` trains nothing. It compares every two models of a class and seed that were kept by
-`benchmarks.run` and `benchmarks.lineage`, where labels tell them apart by a hundredth of AUROC.
+The number taken from the self-test is its AUROC on normal images that are bent as a whole. How well
+a model finds small defects says little about images that are anomalous as a whole. This choice was
+made on the development classes (Fashion-MNIST 0, 3, 6, MNIST 2, 5, CIFAR-10 1), which are not
+measured here. Results are kept and continued like those of `benchmarks.run`.
+
+``--kept`` trains nothing. It compares every two models of one class and seed that `benchmarks.run`
+and `benchmarks.lineage` have measured. Pairs whose AUROCs by labels differ by less than 0.01 are
+left out.
 """
 
 from __future__ import annotations
@@ -35,13 +37,16 @@ from benchmarks.cells import Cell, keep
 
 CLASSES = {"fashion-mnist": "4589", "mnist": "3478", "cifar-10": "57"}
 LENGTHS = {"short": 100, "long": 4000}  # images shown
-TRAIN, TEST = 2000, 300  # images of a class; test images, normal and anomalous each
-DEFECTS = 24  # of each kind and size
-APART = 0.01  # AUROC by labels, from which on one of two models is the better one
+TRAIN, TEST = 2000, 300  # training images of a class; test images, both normal and anomalous
+DEFECTS = 24  # synthetic defects of each kind and size
+APART = 0.01  # least difference of AUROC by labels at which two models are compared
 
 
 def smaller(split: data.Split) -> data.Split:
-    """Split off fewer images, the same for every model."""
+    """Choose `TRAIN` training images and `TEST` test images of each label at random.
+
+    The choice is the same for every model. Masks are dropped.
+    """
     rng = np.random.default_rng(0)
     chosen = [
         rng.choice(rows, min(TEST, len(rows)), replace=False)
@@ -58,7 +63,7 @@ def smaller(split: data.Split) -> data.Split:
 
 
 def compute(cell: Cell, command: str) -> dict[str, Any]:
-    """Train and score one model, and keep what labels and self-test say of it."""
+    """Train and score one model, and keep its AUROC by labels and the results of its self-test."""
     torch.set_num_threads(1)
     split = smaller(data.load(cell.data.removeprefix("selftest-"), cell.cls, seed=cell.seed))
     start = time.process_time()
@@ -96,12 +101,12 @@ def compute(cell: Cell, command: str) -> dict[str, Any]:
 
 
 def overall(result: dict[str, Any]) -> float:
-    """Say what the self-test makes of a model, in one number."""
+    """Take the AUROC by which the self-test ranks models: that of normals bent as a whole."""
     return float(result["self_test_whole"]["anoscan"])
 
 
 def table() -> str:
-    """Lay out the kept results, a row a class."""
+    """Lay out the kept results, one row for each class."""
     by_class: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for result in cells.load("selftest-*/*"):
         key = (result["data"].removeprefix("selftest-"), result["cls"])
@@ -121,7 +126,8 @@ def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     """Collect kept cells with a self-test, by set, class and seed; each model counts once."""
     found: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = {}
     for result in cells.load("**/*"):
-        # The AUROC of the paper's recipe is of its own score, which the self-test does not measure.
+        # The paper's recipe is left out: its AUROC is that of a score that the self-test does not
+        # measure.
         ours = not result["data"].startswith("selftest-") and result["method"] != "paper"
         if "self_test_whole" in result and ours:
             key = (Path(result["data"]).name, result["cls"], result["seed"])
@@ -130,9 +136,12 @@ def kept() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
 
 
 def comparisons(models: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
-    """Name the better and the worse of every two models by labels; say if the self-test agrees.
+    """Compare every two models whose AUROC by labels differs by at least `APART`.
 
-    The better one's name comes first. Models that differ by less than `APART` are not compared.
+    Returns
+    -------
+    list of (str, str, bool)
+        Names of the better and the worse model by labels, and whether the self-test agrees.
     """
     found = []
     ordered = sorted(models, key=lambda model: -float(model["auroc"]))
@@ -148,7 +157,7 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def table_of_kept() -> str:
-    """Lay out how often the self-test agrees, by set and kind of pair."""
+    """Lay out how often the self-test agrees with labels, by set and kind of pair."""
     counts: dict[tuple[str, str], list[bool]] = {}
     for (data_name, *_), models in kept().items():
         for better, worse, agrees in comparisons(models):
@@ -166,7 +175,10 @@ def _pair(names: set[str]) -> str:
 
 
 def main() -> None:
-    """Compute what is missing, a line each; print JSON of all, then the table on stderr."""
+    """Compute missing cells, with a line each on stderr; print JSON of all cells and the table.
+
+    The table goes to stderr too. With ``--kept`` only the table of kept models is printed.
+    """
     parser = cells.parser(__doc__)
     parser.add_argument("--kept", action="store_true", help="compare models measured before")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Write tables of kept results to ``benchmarks/tables``: ``python -m benchmarks.table``.
 
-With ``--check`` it writes nothing, and exits with 1 where a table would change.
+With ``--check`` it writes nothing, and exits with 1 when a table would change.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Page(NamedTuple):
     """Describes a file of tables."""
 
     title: str
-    shows: str  # what, in one sentence that ends before the command
-    job: str  # module of the benchmark that makes the results
+    shows: str  # what the tables show; `text` completes the sentence with the command
+    job: str  # module, and arguments, of the benchmark that makes the results
     body: Callable[[], str]
 
 
@@ -140,13 +140,13 @@ PAGES = {
 
 
 def text(page: Page) -> str:
-    """Write out a page: its heading, a sentence, its tables."""
+    """Compose the Markdown text of a page: its heading, one sentence, and its tables."""
     made = f"results of `python -m benchmarks.{page.job}`, written by `python -m benchmarks.table`"
     return f"# {page.title}\n\n{page.shows}; {made}.\n\n{page.body()}"
 
 
 def main() -> None:
-    """Write every table anew; ``--check`` only says which would change."""
+    """Write all tables; with ``--check`` only name those that would change."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args().check

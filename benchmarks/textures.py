@@ -1,7 +1,8 @@
-"""Measure how well maps of models of patches find what is foreign in three textures.
+"""Measure how well maps of patch models find what is foreign in three textures.
 
-Patches of the left columns train. In the other columns, cut in three, discs of the other two
-textures or small defects are planted.
+The left columns of a texture are the training images, which are learned in patches. The other
+columns are cut into three test images. Discs of the other two textures, or small defects, are
+planted in them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from benchmarks.cells import Cell
 from benchmarks.defects import defective
 
 NAMES = ("brick", "grass", "gravel")
-TRAIN_COLUMNS = 320  # of 512
-PIECES = (5, 4)  # that the training columns are cut into, so that some can be held out
-TESTS = 3
-DIAMETERS = (48, 64)
-DEFECTS = 3  # in a test image
+TRAIN_COLUMNS = 320  # of 512 columns
+PIECES = (5, 4)  # parts down and across the training columns, so that some can be held out
+TESTS = 3  # test images
+DIAMETERS = (48, 64)  # pixels
+DEFECTS = 3  # small defects in a test image
 METRICS = ("auroc", "aupro")
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,13 +42,13 @@ Planted = tuple[Pixels, Mask]
 
 
 def texture(name: str) -> Pixels:
-    """Load a texture (512, 512) that scikit-image ships."""
+    """Load a texture, uint8 (512, 512), that scikit-image contains."""
     pixels: Pixels = np.asarray(getattr(skimage.data, name)(), np.uint8)
     return pixels
 
 
 def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -> Planted:
-    """Plant one disc of each donor in an image, and say where they are."""
+    """Plant one disc of each donor in a copy of an image; returns the copy and its mask."""
     planted, mask = image.copy(), np.zeros(image.shape, np.bool_)
     height = image.shape[0] // len(donors)
     for number, (donor, diameter) in enumerate(zip(donors, DIAMETERS, strict=True)):
@@ -65,7 +66,7 @@ def foreign(image: Pixels, donors: Sequence[Pixels], rng: np.random.Generator) -
 
 
 def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
-    """Plant a few small defects in an image, and say where they are."""
+    """Plant `DEFECTS` small defects in a copy of an image; returns the copy and its mask."""
     mask = np.zeros(image.shape, np.bool_)
     for _ in range(DEFECTS):
         found = defective(image, rng, donor)
@@ -74,7 +75,10 @@ def faulty(image: Pixels, donor: Pixels, rng: np.random.Generator) -> Planted:
 
 
 def tests(name: str, seed: int) -> dict[str, list[Planted]]:
-    """Make test images by what was planted; nothing in them was trained on."""
+    """Make the test images of a texture, by what is planted in them.
+
+    Nothing in them was trained on: donors are cut to the test columns too.
+    """
     rng = np.random.default_rng(seed)
     parts = np.array_split(texture(name)[:, TRAIN_COLUMNS:], TESTS)
     donors = [texture(other)[:, TRAIN_COLUMNS:] for other in NAMES if other != name]
@@ -85,13 +89,23 @@ def tests(name: str, seed: int) -> dict[str, list[Planted]]:
 
 
 def pieces(name: str) -> list[Pixels]:
-    """Cut the training columns into parts, to be learned from or held out."""
+    """Cut the training columns into `PIECES` images, to be learned from or held out."""
     rows = np.array_split(texture(name)[:, :TRAIN_COLUMNS], PIECES[0])
     return [part for row in rows for part in np.array_split(row, PIECES[1], axis=1)]
 
 
 def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dict[str, Any]:
-    """Measure pixel metrics of the maps of some images."""
+    """Measure pixel AUROC and AUPRO of the maps of images with planted defects.
+
+    Parameters
+    ----------
+    detector : Detector
+        Detector of patches, which has maps.
+    planted : sequence of (image, mask)
+        Images and masks of their defects.
+    folder : Path
+        Folder for the images, which must not exist. The maps are written beside it.
+    """
     folder.mkdir(parents=True)
     for number, (image, _) in enumerate(planted):
         Image.fromarray(image).save(folder / f"{number}.png")
@@ -109,7 +123,7 @@ def measure(detector: Detector, planted: Sequence[Planted], folder: Path) -> dic
 
 
 def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on one texture and measure it."""
+    """Train on one texture, and measure its maps on foreign textures and on small defects."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
@@ -143,7 +157,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Measure the textures named, and keep the figures."""
+    """Measure the textures that are named, all by default, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--seed", type=int, default=0)

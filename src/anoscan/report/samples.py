@@ -214,8 +214,8 @@ class Sampler:
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
     """Latents (steps, d), float32, on the arc from a (d,) to b (d,), including both ends.
 
-    A straight line between two samples of N(0, I) passes through latents shorter than any that
-    the generator was trained on (White 2016, "Sampling Generative Networks", arXiv 1609.04468).
+    A straight line between two samples of N(0, I) passes through shorter latents than the generator
+    was trained on. See White 2016, "Sampling Generative Networks", arXiv 1609.04468.
     Where `a` and `b` are parallel there is no single arc, and the line is straight.
     """
     way = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
