@@ -1,6 +1,6 @@
-"""The yardstick of a model, made: normal images that no network saw, measured as queries are.
+"""Make the calibration of a model: measure normal images that no network saw, just as queries.
 
-At the end of a training they are the held-out ones; ``anoscan calibrate`` takes new ones.
+At the end of a training these are the held-out images. ``anoscan calibrate`` takes new ones.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from anoscan.scoring.tiled import Tiled, measure_tiled, views
 
 @dataclass(frozen=True)
 class HeldOutMeasured:
-    """What held-out normals gave.
+    """The result of measuring the held-out normals.
 
     Parameters
     ----------
-    calibration : Yardstick
+    calibration : Calibration
+        Their terms, the weights of the terms, and the levels.
     missed : float
-        Squared residual of their reconstructions, relative to that of the mean image.
+        The mean squared residual of their reconstructions, divided by that of the mean image.
     large : list of Tiled
-        Of a model of patches: the images, tile by tile.
+        The images tile by tile, in a model of patches; otherwise empty.
     """
 
     calibration: Calibration
@@ -44,7 +45,11 @@ class HeldOutMeasured:
     large: list[Tiled]
 
     def complete(self, model: Model, runtime: Runtime) -> Model:
-        """Model with this yardstick, which then knows the tiles of large images too."""
+        """Return `model` with this calibration.
+
+        For a model of patches, the moments of the tiles are added. If it has no maps, so are the
+        peaks of the maps that the scores of tiles make.
+        """
         model = dataclasses.replace(model, calibration=self.calibration)
         if not self.large:
             return model
@@ -63,9 +68,18 @@ class HeldOutMeasured:
 class HeldOut:
     """Some held-out images, measured.
 
-    `error` (n,) is the mean squared residual of each; `mean_error` (n,) that of the mean image;
-    `level` the residual that the brightest thousandth of the pixels of all reaches. `tiled` is set
-    for a large image, which comes alone.
+    Parameters
+    ----------
+    measured : Measured
+        Their terms, reconstructions, residuals and maps.
+    error : ndarray of shape (n,)
+        The mean squared residual of each reconstruction.
+    mean_error : ndarray of shape (n,)
+        The mean squared difference of each image from the mean image.
+    level : float
+        The 99.9 % quantile of the residual of their pixels.
+    tiled : Tiled, optional
+        The measured tiles of a large image, which then is the only one.
     """
 
     measured: Measured
@@ -76,7 +90,10 @@ class HeldOut:
 
 
 def measured(measurer: Measurer, baselines: Baselines, material: Material) -> Iterator[HeldOut]:
-    """Held-out images, measured just as queries are."""
+    """Measure the held-out images of `material` just as queries, and yield some at a time.
+
+    A large image is yielded alone.
+    """
     rule, rows, inside = material.rule, material.held_out, material.inside
     if rule.patch is not None:
         for decoded in material.large(rows):
@@ -101,7 +118,10 @@ def measured(measurer: Measurer, baselines: Baselines, material: Material) -> It
 def measure_held_out(
     measurer: Measurer, baselines: Baselines, material: Material, seed: int
 ) -> HeldOutMeasured:
-    """Measure the held-out images of `material`, and how far each term can be trusted."""
+    """Measure the held-out images of `material`, and set the weights of the terms.
+
+    `seed` draws the patches of the patch test.
+    """
     terms, own_weights, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
     for held in measured(measurer, baselines, material):
@@ -114,11 +134,13 @@ def measure_held_out(
             peaks.append(held.measured.anomaly_map.max(axis=(1, 2)))
         if held.tiled is not None:
             large.append(held.tiled)
-    # Twice what the brightest residuals of normals reach: a normal image looks calm.
+    # Twice what the brightest residuals of normal images reach, so that normal images have dark
+    # pictures of their residuals.
     scale = max(2 * float(np.mean(levels)), 1e-3)
     clean, some = np.concatenate(terms), evenly(material.unseen, MOST_IMAGES)
     views = np.ascontiguousarray(material.pixels[some])
-    # Of a large image the self-test changes parts, so it needs what the same parts were before.
+    # The patch test changes only some parts of large images, so it needs the terms that these parts
+    # had before.
     before = clean if not large else measurer.terms(views)
     weights = term_weights(measurer, views, before, np.concatenate(own_weights), seed)
     all_peaks = np.concatenate(peaks) if peaks else np.empty(0)

@@ -1,4 +1,4 @@
-"""A model judges single images: terms, score, p-value, verdict and regions."""
+"""Judge single images with a model: terms, score, p-value, verdict and regions."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ _NOTHING = np.empty(0)
 
 
 class MeasuredImage(NamedTuple):
-    """What was measured of one image, empty for one that was skipped.
+    """What was measured of one image; the arrays are empty for an image that was skipped.
 
     Parameters
     ----------
     decoded : Decoded or Skipped
-    terms : ndarray of shape (k,)
-        Raw.
-    x_hat : ndarray of shape (c, h, w)
-        Reconstruction.
-    residual : ndarray of shape (h, w)
-    anomaly_map : ndarray of shape (h, w)
-        Map, as fine as there is use for.
+        The image, or the reason why it could not be read.
+    terms : ndarray of shape (k,), float64
+        The raw terms.
+    x_hat : ndarray of shape (c, h, w), float32
+        The reconstruction.
+    residual : ndarray of shape (h, w), float32
+        The absolute residual of the pixels.
+    anomaly_map : ndarray of shape (h, w), float32
+        The anomaly map, which may be coarser than a large image.
     finder : Finder or None
-        Of an image whose map is coarser than itself: what found the regions in the finer one.
+        The finder that was given every row of the map, where `anomaly_map` is coarser.
     """
 
     decoded: Decoded | Skipped
@@ -60,9 +62,18 @@ class MeasuredImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Levels:
-    """What a score and a false-alarm rate decide: levels for the image and for regions in it.
+    """The levels of a score at a false-alarm rate, for images and for regions in them.
 
-    `nearest` is how many training images are to be named beside it.
+    Parameters
+    ----------
+    score : str
+        The name of the score.
+    image : float
+        An image with a higher score is anomalous.
+    region : float
+        The places of a region exceed this value of the anomaly map.
+    nearest : int
+        How many of the most similar training images are reported beside each image.
     """
 
     score: str
@@ -81,15 +92,18 @@ class Wanted:
     Parameters
     ----------
     pictures : bool
-        Reconstruction and residual; those of small images are there anyway.
+        Whether reconstruction and residual of large images are wanted. Those of other images are
+        always there.
     mapped : bool
-        Anomaly maps.
+        Whether anomaly maps are wanted.
     level : float, optional
-        Regions of large images are found above it, in every row of their maps.
+        The level above which regions of large images are found, in every row of their maps.
     rows_for : callable, optional
-        From the canvas of a large image to what takes the rows of its map; None for no taker.
+        Takes the canvas of a large image. It returns a function that is called with the finished
+        rows of the map (`scoring.tiled.measure_tiled`), or None.
     on_tiles : callable, optional
-        Called with how many tiles of a large image are measured, and how many there are.
+        It is called with the number of measured tiles of a large image, and the number of all its
+        tiles.
     """
 
     pictures: bool = True
@@ -103,20 +117,22 @@ TERMS_ALONE = Wanted(pictures=False, mapped=False)
 
 
 class Judge:
-    """Judges images one by one, whatever company they come in.
+    """Judges images one by one; no result depends on the other images.
 
     Parameters
     ----------
     model : Model
+        The model that measures and judges.
     runtime : Runtime
-        Where to compute, and how many threads decode.
+        The device, and the number of threads that decode files.
     roi : Roi, optional
-        Outside it nothing counts, beside what the model itself leaves out.
+        The region of interest. What is outside does not count, nor does what is outside the
+        model's own region.
 
     Attributes
     ----------
     scorer : Scorer
-        Makes scores of the terms that `measured` gives.
+        Turns the terms that `measured` yields into scores.
     """
 
     def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
@@ -125,7 +141,7 @@ class Judge:
         self._cover = None if roi is None else model.cover(roi)
 
     def of(self, model: Model) -> Judge:
-        """Judge with another model and the same runtime and region."""
+        """Return a judge with another model and the same runtime and region."""
         return Judge(model, self.runtime, self._roi)
 
     def check(self, how: Inversion) -> None:
@@ -134,7 +150,8 @@ class Judge:
         Raises
         ------
         UsageError
-            When it asks for a realness that the discriminator no longer gives.
+            When the search uses the realness output of a discriminator that was trained further
+            in a rotation stage, or that judges pairs (`bigan`).
         """
         trained_on = "rotation" in self.model.fitted or self.model.config.mapping == "bigan"
         if how.discrimination_loss == "fool" and trained_on:
@@ -146,7 +163,7 @@ class Judge:
             )
 
     def caveat(self, score: str, how: Inversion) -> str | None:
-        """What keeps calibration images from telling how unusual images mapped like this are."""
+        """Return why the threshold and the p-values may not hold for such a run, or None."""
         found = []
         if how.mapping != "encoder" and self.scorer.needs_latent(score):
             found.append(
@@ -161,7 +178,7 @@ class Judge:
         return " ".join(found) or None
 
     def hint(self, score: str, how: Inversion) -> str | None:
-        """What a search is not good for with a score, or None."""
+        """Return a note that a search does not change this score, or None where it does."""
         if how.mapping == "encoder" or self.scorer.needs_latent(score):
             return None
         return (
@@ -170,7 +187,17 @@ class Judge:
         )
 
     def threshold(self, request: ScoreRequest) -> Threshold:
-        """Score above which an image is called anomalous at a rate; None is the model's own."""
+        """Return the score above which an image is anomalous, at the rate of `request`.
+
+        Where the request has no false-alarm rate, the model's own is used.
+
+        Raises
+        ------
+        ModelError
+            When the model has none of the terms that the score counts.
+        UsageError
+            When the model cannot do the search that is asked for; see `check`.
+        """
         asked, score = request.false_alarm_rate, request.score
         rate = self.model.false_alarm_rate if asked is None else asked
         scores = self.scorer.calibration_scores(score)
@@ -187,15 +214,15 @@ class Judge:
         )
 
     def levels(self, request: ScoreRequest) -> Levels:
-        """Levels that images and regions must exceed to be called anomalous.
+        """Return the levels that images and regions must exceed to be called anomalous.
 
-        The level of regions is what the worst place of a normal image exceeds at the false-alarm
-        rate.
+        The highest place of a normal image exceeds the level of regions at the false-alarm rate.
 
         Raises
         ------
         ModelError
-            When nearest training images are asked for and the model keeps none.
+            When nearest training images are asked for and the model keeps none, or when the model
+            has none of the terms that the score counts.
         """
         if request.nearest and self.model.neighbours is None:
             raise ModelError(
@@ -216,9 +243,24 @@ class Judge:
         how: Inversion = ENCODER,
         wanted: Wanted = Wanted(),
     ) -> Iterator[list[MeasuredImage]]:
-        """Measure images in batches, in input order; of those unreadable, say why.
+        """Measure images, and yield them in batches, in input order.
 
-        Maps, reconstructions and residuals that are not wanted may be empty.
+        Parameters
+        ----------
+        files : iterable of ImageFile
+            The images. Those that cannot be read are yielded as `Skipped`, with the reason.
+        batch_size : int
+            The number of images that are measured together. Large images are measured singly.
+        how : Inversion
+            How images get their latents.
+        wanted : Wanted
+            What is wanted beside the terms. Maps, reconstructions and residuals that are not
+            wanted may be empty.
+
+        Raises
+        ------
+        UsageError
+            When the model cannot do the search that is asked for; see `check`.
         """
         self.check(how)
         decoded = decode_all(files, self._rule, workers=self.runtime.workers, cover=self._cover)
@@ -289,16 +331,19 @@ class Judge:
         return MeasuredImage(decoded, found.terms[0], found.x_hat[0], residual, anomaly_map, finder)
 
     def tile_map(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
-        """Map of the tiles' own scores (`Grid.spread`), for a model without maps."""
+        """Make a map from the scores of tiles (`Grid.spread`), for a model without maps."""
         return grid.spread(self.scorer.scores(terms, DEFAULT_SCORE))
 
     def baseline(self, decoded: Decoded) -> np.ndarray:
-        """Scores of an image by each baseline, in their order; of a large one, its worst tiles."""
+        """Return the scores of an image by each baseline, in the order of `baselines.NAMES`.
+
+        The score of a large image is that of its most anomalous tiles (`images.tiles.worst`).
+        """
         batches = [self.model.baselines.scores(x) for x in views(decoded, self._rule)]
         return np.array([worst(np.concatenate([b[name] for b in batches])) for name in NAMES])
 
     def judge(self, decoded: Decoded, measured: MeasuredImage, levels: Levels) -> ImageScore:
-        """Result of one image from what was measured of it; it has no rank and no pictures yet."""
+        """Return the result of one measured image; it has no rank, q-value or pictures yet."""
         terms, score = measured.terms, levels.score
         value = float(self.scorer.scores(terms[None], score)[0])
         reference, looks = self.scorer.calibration_scores(score), self._calibration.looks
@@ -334,7 +379,7 @@ class Judge:
 
 
 def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:
-    """Images with ranks and q-values, most anomalous first; ties in the order of paths."""
+    """Return images with ranks and q-values, most anomalous first; ties are sorted by path."""
     ordered = sorted(scored, key=lambda image: (-image.score, image.path))
     q = calibration.q_values(np.array([image.p_value for image in ordered]))
     return [
@@ -344,7 +389,7 @@ def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:
 
 
 def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
-    """Error for a run in which no image could be read."""
+    """Make the error for a run in which no image could be read."""
     return InputError(
         f"none of the {len(skipped)} images can be read.",
         hint=f"The first: {skipped[0].path!r}: {skipped[0].reason}." if skipped else None,
@@ -352,7 +397,7 @@ def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
 
 
 def searched(how: Inversion) -> Search | None:
-    """What results say of a search; None where there is none."""
+    """Return what a report says of the search; None where the encoder gave the latents."""
     if how.mapping == "encoder":
         return None
     return Search(steps=how.length, discrimination_loss=how.discrimination_loss, seed=how.seed)

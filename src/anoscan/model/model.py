@@ -46,7 +46,7 @@ class Calibration:
         How much each term may count.
     picture_scale : float
         The residual that has the brightest colour in pictures.
-    region_peaks : ndarray of shape (n,), float64
+    region_peaks : ndarray of shape (n,)
         The highest value in the anomaly map of each image.
     tiles : ndarray of shape (n, 3, k), float64, optional
         The `scoring.calibration.tile_moments` of each image, in a model of patches.
@@ -110,7 +110,7 @@ class Model:
 
     @property
     def false_alarm_rate(self) -> float:
-        """False-alarm rate of the verdicts unless a run asks for another; see `evaluation.recalibrate`."""
+        """False-alarm rate of verdicts where none is asked for; see `evaluation.recalibrate`."""
         return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
 
     @property

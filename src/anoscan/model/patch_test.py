@@ -1,8 +1,8 @@
-"""How much each term of the score may count, decided without labels.
+"""The patch test: set the weight of each term of the score without labels.
 
-A term that cannot tell held-out normals from the same images with a foreign patch pasted in says
-little about what is odd in images of this kind: where normal images differ more among themselves
-than a patch makes them differ, its distance is noise. Such a term gets little weight.
+Rectangles from other images are pasted into held-out normals. A term that does not distinguish
+these images from the unchanged ones gets a low weight. Where normal images differ more among
+themselves than a patch makes them differ, the distance of the term is noise.
 """
 
 from __future__ import annotations
@@ -21,26 +21,32 @@ MOST_IMAGES = 512
 def term_weights(
     measurer: Measurer, pixels: np.ndarray, clean: np.ndarray, own: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Weight of each term, (k,) in [0, 1], in the order of `Measurer.fitted`.
+    """Compute the weights of the terms, in the order of `Measurer.fitted`.
 
     Parameters
     ----------
     measurer : Measurer
+        The networks and the fitted terms.
     pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
         Held-out normals, or parts of them.
-    clean : ndarray of shape (n, k)
-        Their raw terms.
-    own : ndarray of shape (m, k)
-        What each held-out image says of terms that have a `weight` of their own; see `Term`.
+    clean : ndarray of shape (m, k)
+        The raw terms of the unchanged images: of all held-out normals, or of `pixels`.
+    own : ndarray of shape (l, k)
+        `Measured.weights` of the held-out images, for terms that have a `Term.weight`.
     seed : int
+        The seed of the patches.
 
     Returns
     -------
-    ndarray of shape (k,)
-        The mean of `own` for terms that have one; for narrow ones 2 AUROC - 1 of the task, 0
-        where that is negative; for the others its root, because a patch is a narrow idea of an
-        anomaly: a term that hardly sees patches may still see what is odd as a whole. 0 for terms
-        that do not count in images so small.
+    ndarray of shape (k,), float64 in [0, 1]
+        The weights. They are:
+
+        - 0 for a term that does not count in images so small (`Term.least_side`);
+        - the mean of `own` for a term with its own `Term.weight`;
+        - max(2 AUROC - 1, 0) for a narrow term, where the AUROC is that of the patched images
+          against the unchanged ones;
+        - the square root of that for every other term. A patch is a narrow idea of an anomaly: a
+          term that hardly finds patches may still find an image that is anomalous as a whole.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -65,7 +71,7 @@ def term_weights(
 
 
 def _pasted(measurer: Measurer, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Raw terms (n, k) of images with a patch, and which of them (n,) the patch changed."""
+    """Return raw terms (n, k) of images with a pasted patch, and whether it changed each, (n,)."""
     terms, changed = [], []
     for index, x in enumerate(chunks(np.arange(len(pixels)), pixels.__getitem__, measurer.device)):
         patched = cut_paste(x, random_stream(seed, "self-test", index), share=1)

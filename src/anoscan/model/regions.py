@@ -1,4 +1,4 @@
-"""Regions: the connected parts of an anomaly map that no normal image would have."""
+"""Find regions: the connected parts of an anomaly map that exceed the level of normal images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from anoscan.scoring import calibration
 def find(
     decoded: Decoded, anomaly_map: Floats, level: float, peaks: NDArray[np.float64]
 ) -> tuple[Region, ...]:
-    """Connected parts of a map (8-connected) above a level, worst first.
+    """Find the 8-connected parts of a map above a level.
 
     Parameters
     ----------
     decoded : Decoded
-        The image, upright.
-    anomaly_map : ndarray of shape (h, w)
-        Its map.
+        The image, which gives its size and orientation.
+    anomaly_map : ndarray of shape (h, w), float32
+        The anomaly map of the upright image, which may be coarser than the image.
     level : float
-        What every place of a region exceeds.
+        Every place of a region exceeds this value.
     peaks : ndarray of shape (n,)
-        Highest values of the maps of held-out normals.
+        The highest value in the map of each held-out normal.
 
     Returns
     -------
     tuple of Region
-        In pixels of the image as stored.
+        The regions in pixels of the image as stored, highest peak first.
     """
     finder = Finder(level)
     finder.add(0, anomaly_map)
@@ -42,29 +42,38 @@ def find(
 
 
 class Finder:
-    """Connected parts of a map that comes in rows, all of it, from the top down.
+    """Finds the 8-connected parts of a map that is added in blocks of rows.
 
-    What crosses from some rows to the next is several pieces at first.
+    All rows must be added, from the top down.
+
+    A part that crosses from one block to the next is several pieces at first. `found` joins them.
+
+    Parameters
+    ----------
+    level : float
+        Every place of a region exceeds this value.
     """
 
     def __init__(self, level: float) -> None:
         self._level = level
-        self._last = np.zeros(0, np.intp)  # number of the piece that each pixel of it is in, from 1
+        # The last row so far: the number of each pixel's piece, from 1, or 0 outside of pieces.
+        self._last = np.zeros(0, np.intp)
         self._count = 0
-        # Of pieces: top, left, bottom, right; highest value; pixels. And which ones touch.
+        # For each piece: its top, left, bottom and right; its highest value; its number of pixels.
+        # And the pairs of pieces that touch.
         self._boxes: list[NDArray[np.intp]] = [np.zeros((0, 4), np.intp)]
         self._peaks: list[NDArray[np.float64]] = [np.zeros(0)]
         self._cells: list[NDArray[np.intp]] = [np.zeros(0, np.intp)]
         self._touching: list[NDArray[np.intp]] = [np.zeros((2, 0), np.intp)]
 
     def add(self, top: int, rows: Floats) -> None:
-        """Take rows (h, width) that begin at `top`."""
+        """Add rows (h, width) of the map, the first of which has the number `top`."""
         labels, count = ndimage.label(rows > self._level, structure=np.ones((3, 3)))
         first, last = (
             np.where(edge > 0, edge + self._count, 0).astype(np.intp) for edge in labels[[0, -1]]
         )
         above = np.pad(self._last if self._last.size else np.zeros_like(first), 1)
-        for shift in range(3):  # corners count
+        for shift in range(3):  # diagonal neighbours count too
             beside = above[shift : shift + len(first)]
             both = (beside > 0) & (first > 0)
             self._touching.append(np.stack([beside[both], first[both]]) - 1)
@@ -85,7 +94,17 @@ class Finder:
     def found(
         self, decoded: Decoded, extent: tuple[float, float], peaks: NDArray[np.float64]
     ) -> tuple[Region, ...]:
-        """Regions, worst first; `extent` is how many rows and columns make up the image."""
+        """Return the regions of all rows that were added, highest peak first.
+
+        Parameters
+        ----------
+        decoded : Decoded
+            The image, which gives its size and orientation.
+        extent : (float, float)
+            The number of rows and of columns of the map that cover the image.
+        peaks : ndarray of shape (n,)
+            The highest value in the map of each held-out normal, for the p-values.
+        """
         boxes, cells, highest = self._joined()
         down, across = extent
         p = calibration.p_values(highest, peaks)
@@ -110,7 +129,7 @@ class Finder:
         return tuple(sorted(regions, key=lambda region: -region.score))
 
     def _joined(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Boxes (n, 4), pixels (n,) and peaks (n,) of pieces put together."""
+        """Join pieces that touch, and return their boxes (n, 4), pixels (n,) and peaks (n,)."""
         a, b = np.concatenate(self._touching, 1)
         graph = coo_array((np.ones(len(a)), (a, b)), shape=(self._count, self._count))
         n, owner = connected_components(graph, directed=False) if self._count else (0, a)
@@ -127,7 +146,10 @@ class Finder:
 
 
 def _extent(decoded: Decoded, anomaly_map: Floats) -> tuple[float, float]:
-    """Cells of the map that make up the image; the last ones may reach beyond it."""
+    """Return the number of rows and columns of the map that cover the image.
+
+    They are fractions where the last cells reach beyond the image.
+    """
     height, width = decoded.canvas.height, decoded.canvas.width
     block = block_side(height, width)
     if anomaly_map.shape == (-(-height // block), -(-width // block)):

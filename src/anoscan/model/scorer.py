@@ -1,4 +1,4 @@
-"""From the raw terms of images to their scores, by what the calibration images gave."""
+"""Turn the raw terms of images into scores, on the scales of the calibration images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from anoscan.scoring.choices import DEFAULT_SCORE, SCORES, Score, score_named
 
 
 class Scorer:
-    """Turns raw terms (n, k) into scores (n,); higher is more anomalous.
+    """Turns raw terms (n, k) into scores (n,); a higher score is more anomalous.
 
     Parameters
     ----------
     model : Model
+        The model that measured the terms, which has the terms of its calibration images.
 
     Attributes
     ----------
     columns : tuple of str
-        Names of all terms that are measured, in the order of their columns.
+        The names of all measured terms, in the order of their columns.
     """
 
     def __init__(self, model: Model) -> None:
@@ -35,12 +36,14 @@ class Scorer:
         self._calibration: Calibration = model.calibration
 
     def terms(self, score: str) -> tuple[str, ...]:
-        """Names of the terms that a score shows, of those that the model has.
+        """Return the names of the model's terms that a score counts or shows.
 
         Raises
         ------
         ModelError
-            When the model has no term that the score could be made of.
+            When the model has none of the terms that the score counts.
+        UsageError
+            When there is no score of that name.
         """
         if not self._has(score_named(score)):
             raise ModelError(
@@ -50,28 +53,31 @@ class Scorer:
         return self._names(score)
 
     def needs_latent(self, score: str) -> bool:
-        """Say whether a score counts a term of which z or G(z) is a part."""
+        """Return whether a score counts a term that depends on z or G(z)."""
         weights = zip(self.terms(score), self._weights(score), strict=True)
         return any(w > 0 and registry.load("terms", t).needs_latent for t, w in weights)
 
     def scores(self, terms: np.ndarray, score: str) -> np.ndarray:
-        """Scores (n,) of raw terms (n, k) of all columns."""
+        """Return the scores (n,) of images from their raw terms (n, k) of all columns."""
         how = score_named(score)
         chosen = terms[:, self._places(how.name)]
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
 
     def calibration_scores(self, score: str) -> np.ndarray:
-        """Scores (n,) of the calibration images, each on scales that were fitted without it."""
+        """Return the scores (n,) of calibration images, each on scales fitted without it."""
         self.terms(score)
         return self._calibration_scores[score]
 
     def among_themselves(self, terms: np.ndarray) -> np.ndarray:
-        """Default scores (n,) of images by their raw terms (n, k), on scales of each other."""
+        """Return default scores (n,) of raw terms (n, k), each on scales of the other images."""
         places, weights = self._places(DEFAULT_SCORE), self._weights(DEFAULT_SCORE)
         return cross_fitted_scores(terms[:, places], weights)
 
     def named(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """What a result shows of the raw terms (k,) of one image, by the names of the terms."""
+        """Return the terms of one image as a result shows them, by name.
+
+        They are made from the raw terms (k,): standardised, or raw for a `Score.raw`.
+        """
         how = score_named(score)
         values = terms[self._places(how.name)]
         if not how.raw:
@@ -79,7 +85,10 @@ class Scorer:
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
     def percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """Per cent of the calibration images that are below one image (k,), in each term."""
+        """Return which percentage of the calibration images has less of each term than an image.
+
+        `terms` (k,) are the raw terms of that image.
+        """
         places = self._places(score)
         below = (self._calibration.terms[:, places] < terms[places]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
@@ -94,11 +103,11 @@ class Scorer:
         return [self.columns.index(name) for name in self._names(score)]
 
     def _weights(self, score: str) -> np.ndarray:
-        """How much each column counts: the score's weight times that of the patch test."""
+        """Return how much each term counts: the score's weight times that of the patch test."""
         chosen = score_named(score).weights
         given = np.array([chosen[name] for name in self._names(score)], dtype=np.float64)
         tested: np.ndarray = self._calibration.weights[self._places(score)] * given
-        # Where no term passed the test, none can be preferred.
+        # Where no term passed the patch test, all keep the weights of the score.
         return tested if tested.any() else given
 
     @cached_property

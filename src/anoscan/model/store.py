@@ -1,6 +1,6 @@
-"""Models by name, one file each, in the user's cache.
+"""The store: models by name, one file each, in the user's cache.
 
-Nothing here imports torch: listing and moving models is instant.
+Nothing here imports torch, so listing and moving models is fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from anoscan.model.training_record import Record
 SUFFIX = ".safetensors"
 
 _LONGEST = 100  # characters
-_MOST_BYTES = 200  # in UTF-8; file systems end at 255 for name and suffix together
+_MOST_BYTES = 200  # in UTF-8; file systems allow 255 for name and suffix together
 _PUNCTUATION = frozenset("._- +()")
 _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL"]
@@ -37,19 +37,19 @@ _FORCE_HINT = "Choose another name, or replace it with --force."
 
 
 def home() -> Path:
-    """Folder of everything anoscan keeps: ``$ANOSCAN_HOME``, else in the user's cache."""
+    """Return the folder of all that anoscan stores: ``$ANOSCAN_HOME``, or the user's cache."""
     if chosen := os.environ.get("ANOSCAN_HOME"):
         return Path(chosen)
     return platformdirs.user_cache_path("anoscan", appauthor=False)
 
 
 def models_folder() -> Path:
-    """Folder of the models; it need not exist yet."""
+    """Return the folder of the models; it need not exist yet."""
     return home() / "models"
 
 
 def path_for(name: str) -> Path:
-    """File of the model of that name, whether it exists or not.
+    """Return the path of the model of that name, whether it exists or not.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def path_for(name: str) -> Path:
 
 
 def checkpoint_path(name: str) -> Path:
-    """File of the checkpoint of an interrupted training of that name.
+    """Return the path of the checkpoint of an interrupted training of that name.
 
     Raises
     ------
@@ -72,14 +72,16 @@ def checkpoint_path(name: str) -> Path:
 
 @contextmanager
 def claim(name: str) -> Iterator[None]:
-    """Keep the checkpoint, the record and the name of a training to one process.
+    """Reserve the checkpoint, the record and the name of a training for one process.
 
-    The system lets go of it when that process ends, however it ends.
+    The system releases the lock when that process ends, even if it is killed.
 
     Raises
     ------
     ModelError
-        When another process trains under that name, or nothing can be written to the store.
+        When another process trains under that name, or the store cannot be written.
+    UsageError
+        For a name that `check_name` refuses.
     """
     file = home() / "locks" / f"{check_name(name)}.lock"
     lock = FileLock(file)
@@ -92,7 +94,7 @@ def claim(name: str) -> Iterator[None]:
             hint="Wait until it has ended, or give another --name.",
         ) from None
     except NotImplementedError:
-        pass  # a file system without locks: nothing keeps others out
+        pass  # a file system without locks cannot keep other processes out
     except OSError as error:
         raise ModelError(
             f"cannot write to {home()}: {error.strerror or error}.",
@@ -105,15 +107,16 @@ def claim(name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> str:
-    """Return a name that every file system takes, in Unicode's composed form (NFC).
+    """Check that every file system accepts a name, and return it in Unicode's composed form (NFC).
 
-    Letters, marks and digits of any script and ``. _ - + ( )`` and inner spaces; at most 100
-    characters (200 bytes in UTF-8); not starting with a dot or a hyphen.
+    A name may contain letters, marks and digits of any script, ``. _ - + ( )`` and inner spaces. It
+    has at most 100 characters (200 bytes in UTF-8). It may not start with a dot or a hyphen, end in
+    the suffix of model files, or be the name of a Windows device.
 
     Raises
     ------
     UsageError
-        Saying what is wrong with the name.
+        When the name is not allowed; the message names the problem.
     """
     name = unicodedata.normalize("NFC", name)
     if problem := _problem_with(name):
@@ -143,17 +146,19 @@ def _problem_with(name: str) -> str | None:
 
 
 def _allowed(character: str) -> bool:
-    # Marks as well as letters and digits: vowel signs of many scripts are marks.
+    # Marks are allowed too, because the vowel signs of many scripts are marks.
     return character in _PUNCTUATION or unicodedata.category(character)[0] in "LMN"
 
 
 def name_for(folder: Path) -> str:
-    """Name for a model trained on a folder: the folder's own, with what names cannot hold as ``-``.
+    """Return a name for a model trained on a folder: that of the folder.
+
+    Characters that are not allowed are replaced by ``-``.
 
     Parameters
     ----------
     folder : Path
-        Resolved first, so that ``.`` takes the name of the working folder.
+        The folder. It is resolved first, so ``.`` gives the name of the working folder.
     """
     return _valid(Path(os.path.realpath(folder)).name)
 
@@ -164,7 +169,7 @@ def _valid(text: str) -> str:
     name = name.encode()[:_MOST_BYTES].decode(errors="ignore").strip(" .-")
     while name.lower().endswith(SUFFIX):
         name = name[: -len(SUFFIX)].strip(" .-")
-    # Cut and stripped text may compose anew, so the result is checked, not the way to it.
+    # Characters may compose in new ways after cutting and stripping, so the result is checked.
     name = unicodedata.normalize("NFC", name)
     if name and _problem_with(name):
         name = f"model-{name}"[:_LONGEST]
@@ -177,19 +182,19 @@ def resolve(model: str | Path | None) -> Path:
     Parameters
     ----------
     model : str, Path or None
-        A name in the store, else a path; a name wins over a file of that name in the working
-        folder, which ``./name`` reaches. None takes the most recently trained model: the newest
-        file of the store, the first by name among equals.
+        A name in the store, or a path. Where both exist, the name in the store is taken; ``./name``
+        is the file in the working folder. None takes the most recently trained model, which is the
+        newest file of the store, and the first by name among equals.
 
     Returns
     -------
     Path
-        A file that exists; whether it is a model is for `modelfile` to say.
+        A file that exists. Whether it is a model is checked by `model.file` when it is read.
 
     Raises
     ------
     ModelError
-        When there is no such model, with the names that come close; or no model at all.
+        When there is no such model, with a hint at similar names, or no model at all.
     """
     if model is None:
         if newest := _newest():
@@ -210,30 +215,34 @@ def _newest() -> Path | None:
     for path in _files():
         try:
             dated.append((-path.stat().st_mtime_ns, path.name, path))
-        except FileNotFoundError:  # removed by another process since the listing
+        except FileNotFoundError:  # another process removed it after the listing
             continue
     return min(dated)[2] if dated else None
 
 
 @contextmanager
 def dated_like(model: Path, file: Path) -> Iterator[None]:
-    """Give a file that is written meanwhile the date of the training of a model.
+    """Give `file`, which is written inside this context, the date of `model`.
 
-    The model trained last is found by dates; one that is only calibrated anew must not become it.
+    The date of a file says when its model was trained, and the newest is the default model. So a
+    model that is only calibrated anew keeps the date of its training. If it gets another name, it
+    is a nanosecond older than the original.
     """
     date = model.stat().st_mtime_ns if _exists(model) else None
     yield
-    if date is not None:  # else it was removed while it was in use
+    if date is not None:  # it is None when the model was removed meanwhile
         os.utime(file, ns=(date, date - (file != model)))
 
 
 def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
-    """Where a new model goes: its place in the store, or `path`.
+    """Return the path of a new model: its place in the store, or `path` where given.
 
     Raises
     ------
     ModelError
-        When there is one already and `force` does not replace it.
+        When that file exists and `force` is False.
+    UsageError
+        For a name that `check_name` refuses.
     """
     target = path or path_for(name)
     if target.exists() and not force:
@@ -245,7 +254,7 @@ def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
 
 
 def models() -> list[ModelSummary]:
-    """Summaries of the store's models, sorted by name.
+    """Return summaries of the store's models, sorted by name.
 
     A file that cannot be read is listed too, with its `problem`.
 
@@ -323,7 +332,7 @@ def remove(name: str) -> None:
     Raises
     ------
     ModelError
-        When there is none of that name, or the system refuses.
+        When there is no model of that name, or the system refuses.
     """
     path = _existing(name)
     try:
@@ -334,15 +343,25 @@ def remove(name: str) -> None:
 
 
 def rename(old: str, new: str, *, force: bool = False) -> None:
-    """Give a model of the store, and its record, another name; `force` replaces one that has it.
+    """Give a model of the store, and its record, another name.
+
+    Parameters
+    ----------
+    old, new : str
+        The present name and the new one.
+    force : bool
+        Whether a model that already has the new name is replaced.
 
     Raises
     ------
     ModelError
-        When there is no model `old`, or one named `new` already.
+        When there is no model `old`, when there is a model `new` and `force` is False, or when the
+        system refuses.
+    UsageError
+        For a name that `check_name` refuses.
     """
     source, destination = _existing(old), path_for(new)
-    # The same file under two spellings is no obstacle where the file system ignores case.
+    # Where the file system ignores case, both names may be the same file, which is allowed.
     if _exists(destination) and not destination.samefile(source) and not force:
         raise ModelError(f"there is a model named {new!r} already.", hint=_FORCE_HINT)
     try:
@@ -358,21 +377,22 @@ def export(name: str, destination: Path, *, force: bool = False) -> Path:
     Parameters
     ----------
     name : str
-        A model of the store.
+        The name of a model of the store.
     destination : Path
-        A folder that exists, for a file named like the model; or the file to write.
+        The file to write, or an existing folder, in which the file is named like the model.
     force : bool
-        Replace a file that is there.
+        Whether a file that exists is replaced.
 
     Returns
     -------
     Path
-        The file written.
+        The file that was written.
 
     Raises
     ------
     ModelError
-        When there is no such model, the file exists, or cannot be written.
+        When there is no such model, when the file exists and `force` is False, or when it cannot
+        be written.
     """
     source = _existing(name)
     target = destination / source.name if destination.is_dir() else destination
@@ -390,21 +410,22 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     Parameters
     ----------
     file : Path
-        A model that anoscan wrote.
+        A model file that anoscan wrote.
     name : str, optional
-        Its name in the store; by default made from the file's.
+        The name in the store. By default it is made from the name of the file.
     force : bool
-        Replace a model of that name.
+        Whether a model that already has this name is replaced.
 
     Returns
     -------
     str
-        The name it has in the store.
+        The name of the model in the store.
 
     Raises
     ------
     ModelError
-        When the file is no usable model, or a model of that name exists.
+        When the file is not a usable model, or when a model of that name exists and `force` is
+        False.
     UsageError
         For a name that `check_name` refuses.
     """
@@ -418,7 +439,7 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     if os.path.lexists(target) and not force:
         raise ModelError(f"there is a model named {chosen!r} already.", hint=_FORCE_HINT)
     _copy(file, target)
-    Record(target).clear()  # it was of the model replaced
+    Record(target).clear()  # a record that is there belongs to the model that was replaced
     return chosen
 
 
@@ -426,7 +447,8 @@ def _copy(source: Path, target: Path) -> None:
     with model_file.opened(source) as reader, model_file.replacing_model(target) as writer:
         shutil.copyfileobj(reader, writer)
         times = os.fstat(reader.fileno())
-    # The newest file is the most recently trained model, and a copy was not trained just now.
+    # The newest file counts as the most recently trained model, so a copy keeps the date of the
+    # original.
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 

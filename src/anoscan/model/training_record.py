@@ -1,7 +1,7 @@
-"""The record of a training: a folder beside its model, with losses as JSON lines and pictures.
+"""The record of a training: a folder beside the model, with pictures and losses as JSON lines.
 
-Nothing here imports torch: the store moves and removes records with their models. Only files that
-a training wrote are ever touched, whatever else somebody put into the folder.
+The store moves and removes records with their models and must start fast, so nothing here imports
+torch. Only files that a training wrote are ever touched, whatever else is in the folder.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PICTURE = re.compile(r"(samples|reconstructions)-[a-z0-9_-]+-\d{9,}\.png")
 
 
 class Record:
-    """The record that belongs to a model file or to a checkpoint; the folder need not exist.
+    """The record that belongs to a model file or to a checkpoint; its folder need not exist.
 
     Parameters
     ----------
     model : Path
-        The file. ``bolts.safetensors`` has its record in ``bolts.training``.
+        The model file. ``bolts.safetensors`` has its record in the folder ``bolts.training``.
     """
 
     def __init__(self, model: Path) -> None:
@@ -33,11 +33,21 @@ class Record:
         self.folder = model.with_name(name + _SUFFIX)
 
     def picture(self, kind: str, stage: str, images: int) -> Path:
-        """File of a picture: `kind` is 'samples' or 'reconstructions'."""
+        """Return the path of a picture.
+
+        Parameters
+        ----------
+        kind : {'samples', 'reconstructions'}
+            What the picture shows.
+        stage : str
+            The name of the training stage.
+        images : int
+            The number of images that this stage was shown so far.
+        """
         return self.folder / f"{kind}-{stage}-{images:09}.png"
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add a line of JSON values.
+        """Add a line of JSON values to the losses.
 
         Raises
         ------
@@ -49,7 +59,7 @@ class Record:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines; one that was cut short, and what follows it, is left out."""
+        """Return all lines of the losses, up to the first that is cut short or malformed."""
         try:
             text = (self.folder / LOSSES).read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +76,9 @@ class Record:
         return found
 
     def rewind(self, stage: str, images: int) -> None:
-        """Forget what came after `images` of a stage, pictures too: it will happen again.
+        """Remove all lines and pictures that came after `images` of a stage.
+
+        A training that is resumed there will write them again.
 
         Raises
         ------
@@ -86,16 +98,22 @@ class Record:
             self.append(line)
 
     def clear(self) -> None:
-        """Remove the record, as far as the system allows."""
+        """Remove the files of the record, and the folder if it is empty then.
+
+        Where the system refuses, files are left.
+        """
         with suppress(OSError):
             for file in self._own():
                 file.unlink()
             self.folder.rmdir()
 
     def move(self, other: Record) -> Record:
-        """Make this the record `other`, in place of what that held; returns where it is then.
+        """Move this record to the place of `other`, whose former files are removed.
 
-        Where the system refuses, it stays.
+        Returns
+        -------
+        Record
+            `other`, or this record where the system refuses to move it.
         """
         if not self.folder.is_dir():
             other.clear()

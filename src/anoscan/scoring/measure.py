@@ -176,7 +176,7 @@ class Measurer:
         return smooth(residuals) if self.maps is None else self.maps.measure(evidence)
 
     def terms(self, pixels: Floats, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return the raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""
+        """Return raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""
         rows = np.arange(len(pixels)) if rows is None else rows
         batches = chunks(rows, pixels.__getitem__, self.device)
         return np.concatenate([self.measure(x).terms for x in batches])
