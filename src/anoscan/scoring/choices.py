@@ -6,7 +6,7 @@ This module does not import torch, because ``--help`` reads it and must not wait
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from anoscan.core.config import rate_in_range
 from anoscan.core.errors import UsageError
@@ -192,6 +192,19 @@ class ScoreRequest:
     def of(cls, *, mapping: str | Inversion = ENCODER, **options: Any) -> ScoreRequest:
         """Make a request from the keywords of `Detector.score`, where `mapping` may be a name."""
         return cls(inversion=Inversion.of(mapping), **options)
+
+
+class HowToScore(TypedDict, total=False):
+    """Keywords of `Detector.score` and `Detector.evaluate`; see `ScoreRequest` for what they mean.
+
+    `mapping` is an `Inversion`, or the name of one with its defaults.
+    """
+
+    score: str
+    mapping: str | Inversion
+    false_alarm_rate: float | None
+    nearest: int
+    batch_size: int
 
 
 def map_forms(text: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Evidence:
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
         The outputs of the discriminator's blocks for x and for x_hat, finest first.
     rotations : Tensor of shape (n, 4, 4)
-        The logits of the four quarter rotations. Row k is for the image rotated by k quarters.
+        The logits of the four rotations. Row k is for the image rotated by k * 90 degrees.
     """
 
     x: Tensor
@@ -53,7 +53,7 @@ def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
 
 
 def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
-    """Compute the logits (n, 4, 4) of the rotation; row k is for x rotated by k quarters.
+    """Compute the logits (n, 4, 4) of the rotation; row k is for x rotated by k * 90 degrees.
 
     Parameters
     ----------

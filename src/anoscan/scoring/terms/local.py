@@ -2,7 +2,7 @@
 
 Small defects vanish in any mean over the image. So every place of the feature maps of the three
 finest blocks, each at its own resolution, has a Gaussian. It is fitted to that place of all normal
-images, and gives the distance of the features there (PaDiM, Defard et al. 2021, arXiv 2011.08785,
+images, and yields the distance of the features there (PaDiM, Defard et al. 2021, arXiv 2011.08785,
 with the GAN's own discriminator). Where there are few images, the covariance of a place is mixed
 with that of all places of its block. So images that are not aligned lose little.
 

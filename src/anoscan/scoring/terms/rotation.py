@@ -1,9 +1,9 @@
 """How unsure the discriminator is of the image's rotation, over all four quarter rotations.
 
-A network that learned to predict the rotation of normal images is less sure of that of anomalies
-(Golan and El-Yaniv 2018, "Deep Anomaly Detection Using Geometric Transformations", arXiv
-1805.10917, and Hendrycks et al. 2019, arXiv 1906.12340, section 4). The term costs three more
-passes of the discriminator and needs no other network.
+A network that learned to predict the rotation of normal images is less sure of that of anomalies.
+The papers are Golan and El-Yaniv 2018, "Deep Anomaly Detection Using Geometric Transformations"
+(arXiv 1805.10917), and Hendrycks et al. 2019 (arXiv 1906.12340), section 4. The term costs three
+more passes of the discriminator and needs no other network.
 """
 
 from __future__ import annotations
