@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -48,7 +48,7 @@ from anoscan.report.ranking import Ranking
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.tracking import Tracker
 from anoscan.report.views import OnImage, ViewFiles
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
+from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
 from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.learn import TrainRequest, learn
 from anoscan.training.suspects import Suspicion
@@ -58,19 +58,6 @@ _AS_USUAL = ScoreRequest()
 
 def _quiet(progress: Progress) -> None:
     """Report nothing: the library never prints."""
-
-
-class HowToScore(TypedDict, total=False):
-    """Keywords of `Detector.score` and `Detector.evaluate`; see `ScoreRequest` for what they mean.
-
-    `mapping` is an `Inversion`, or the name of one with its defaults.
-    """
-
-    score: str
-    mapping: str | Inversion
-    false_alarm_rate: float | None
-    nearest: int
-    batch_size: int
 
 
 class Detector:

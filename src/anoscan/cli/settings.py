@@ -1,38 +1,84 @@
-"""Options of ``anoscan train`` that are made of the fields of `TrainConfig`, one each."""
+"""Groups of options: those of `TrainConfig`, one a field, and those of `ScoreRequest`."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Optional
 
-from anoscan.cli.options import option
+from anoscan.cli.options import (
+    BatchSize,
+    DiscriminationLoss,
+    Mapping,
+    Rate,
+    ScoreName,
+    SearchSeed,
+    SearchSteps,
+    option,
+)
 from anoscan.core import registry
 from anoscan.core.config import TrainConfig
 from anoscan.core.errors import UsageError
+from anoscan.scoring.choices import BATCH_SIZE, DEFAULT_SCORE, HowToScore, Inversion
+
+Run = Callable[..., None]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(command: Run) -> Run:
     """Give a command one option for each field of `TrainConfig`, in place of its ``**settings``.
 
     An option that is not given is None, and False for a flag. A default in the signature would hide
     whether an option was given, and a given one comes before the --config file.
     """
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+    return _extended(
+        command,
+        (
+            (field.name, _option_of(field), False if _is_flag(field) else None)
+            for field in dataclasses.fields(TrainConfig)
+        ),
+    )
+
+
+def with_request(command: Run) -> Run:
+    """Give a command the options that make a `ScoreRequest`, in place of its ``**asked``."""
+    return _extended(
+        command,
+        (
+            ("score", ScoreName, DEFAULT_SCORE),
+            ("mapping", Mapping, "encoder"),
+            ("discrimination_loss", DiscriminationLoss, "feature"),
+            ("search_steps", SearchSteps, None),
+            ("false_alarm_rate", Rate, None),
+            ("batch_size", BatchSize, BATCH_SIZE),
+            ("seed", SearchSeed, 0),
+        ),
+    )
+
+
+def _extended(command: Run, options: Iterable[tuple[str, Any, object]]) -> Run:
+    """Put options (name, annotation, default) behind the second parameter, for the last one."""
     keyword = inspect.Parameter.KEYWORD_ONLY
-    settings = [
-        inspect.Parameter(
-            field.name,
-            keyword,
-            default=False if _is_flag(field) else None,
-            annotation=_option_of(field),
-        )
-        for field in dataclasses.fields(TrainConfig)
-    ]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     own = [parameter.replace(kind=keyword) for parameter in own]
-    vars(command)["__signature__"] = inspect.Signature([*own[:2], *settings, *own[2:]])
+    more = [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, annotation, default in options
+    ]
+    vars(command)["__signature__"] = inspect.Signature([*own[:2], *more, *own[2:]])
     return command
+
+
+def asked_for(values: dict[str, Any]) -> HowToScore:
+    """What the options that `with_request` made ask for, as `ScoreRequest.of` takes it."""
+    names = ("mapping", "discrimination_loss", "search_steps", "seed")
+    inversion = Inversion(*(values[name] for name in names))
+    return HowToScore(
+        score=values["score"],
+        mapping=inversion,
+        false_alarm_rate=values["false_alarm_rate"],
+        batch_size=values["batch_size"],
+    )
 
 
 def given_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from anoscan.cli.options import (
     OUTPUT,
-    BatchSize,
     Device,
-    DiscriminationLoss,
     Json,
-    Mapping,
     Models,
     Quiet,
-    Rate,
     RoiMask,
-    ScoreName,
-    SearchSeed,
-    SearchSteps,
     Workers,
     finish,
     load,
     option,
     output_of,
 )
+from anoscan.cli.settings import asked_for, with_request
 from anoscan.core.errors import UsageError
 from anoscan.core.files import check_writable
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
+from anoscan.scoring.choices import ScoreRequest
 
 
+@with_request
 def evaluate(
     images: Annotated[
         Path | None,
@@ -57,11 +52,6 @@ def evaluate(
         ),
     ] = None,
     model: Models = None,
-    score_name: ScoreName = DEFAULT_SCORE,
-    mapping: Mapping = "encoder",
-    discrimination_loss: DiscriminationLoss = "feature",
-    search_steps: SearchSteps = None,
-    false_alarm_rate: Rate = None,
     roi: RoiMask = None,
     plots: Annotated[
         Path | None,
@@ -71,12 +61,11 @@ def evaluate(
             panel=OUTPUT,
         ),
     ] = None,
-    batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
-    seed: SearchSeed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
+    **asked: Any,
 ) -> None:
     """Measure detection on labelled images.
 
@@ -89,8 +78,8 @@ def evaluate(
             "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
             "like MVTec AD."
         )
-    how = Inversion(mapping, discrimination_loss, search_steps, seed)
-    request = ScoreRequest(score_name, how, false_alarm_rate, batch_size=batch_size)
+    how = asked_for(asked)
+    request = ScoreRequest.of(**how)
     if plots is not None:
         from anoscan.report import plots as drawing
 
@@ -107,11 +96,8 @@ def evaluate(
             images,
             masks=masks,
             against=others,
-            score=score_name,
-            mapping=how,
-            false_alarm_rate=false_alarm_rate,
-            batch_size=batch_size,
             on_progress=on_progress,
+            **how,
         )
     if report.warning:
         output.warn(report.warning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -13,22 +13,15 @@ from anoscan.cli.options import (
     OUTPUT,
     SHOWN,
     TABLE_ROWS,
-    BatchSize,
     Device,
-    DiscriminationLoss,
     Json,
-    Mapping,
     Maps,
     MapsFormat,
     Model,
     Quiet,
-    Rate,
     Report,
     ReportAssets,
     RoiMask,
-    ScoreName,
-    SearchSeed,
-    SearchSteps,
     Workers,
     finish,
     first_images,
@@ -37,8 +30,9 @@ from anoscan.cli.options import (
     option,
     output_of,
 )
+from anoscan.cli.settings import asked_for, with_request
 from anoscan.core.errors import UsageError
-from anoscan.scoring.choices import DEFAULT_SCORE, Inversion, ScoreRequest
+from anoscan.scoring.choices import ScoreRequest
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
@@ -47,6 +41,7 @@ if TYPE_CHECKING:
     from anoscan.report.views import ImageViews, OnImage
 
 
+@with_request
 def score(
     paths: Annotated[
         list[str],
@@ -64,11 +59,6 @@ def score(
             help=f"List only the N most anomalous. [default: {TABLE_ROWS} in a table, all in JSON]",
         ),
     ] = None,
-    score_name: ScoreName = DEFAULT_SCORE,
-    mapping: Mapping = "encoder",
-    discrimination_loss: DiscriminationLoss = "feature",
-    search_steps: SearchSteps = None,
-    false_alarm_rate: Rate = None,
     roi: RoiMask = None,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
@@ -102,10 +92,8 @@ def score(
     ] = 0,
     maps: Maps = None,
     maps_format: MapsFormat = None,
-    batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = None,
-    seed: SearchSeed = 0,
     as_json: Json = False,
     as_jsonl: Annotated[
         bool,
@@ -115,6 +103,7 @@ def score(
         bool, option("--csv", help="Print one CSV row an image, as it is scored.", panel=OUTPUT)
     ] = False,
     quiet: Quiet = False,
+    **asked: Any,
 ) -> None:
     """Rank images by how anomalous they are. A higher score is more anomalous.
 
@@ -131,13 +120,7 @@ def score(
         raise UsageError("--report needs all images: not with --jsonl or --csv.")
     if report_assets and report_file is None:
         raise UsageError("--report-assets needs --report.")
-    request = ScoreRequest(
-        score_name,
-        Inversion(mapping, discrimination_loss, search_steps, seed),
-        false_alarm_rate,
-        nearest,
-        batch_size,
-    )
+    request = ScoreRequest.of(nearest=nearest, **asked_for(asked))
     wanted_maps = map_files(maps, maps_format)
     output = output_of(as_json, quiet)
     pages_folder = beside(report_file) if report_file and report_assets else None
@@ -158,7 +141,7 @@ def score(
     ):
         if streams:
             outcomes = detector.stream(files, request, views, on_progress=on_progress)
-            terms = detector.score_terms(score_name)
+            terms = detector.score_terms(request.score)
             anomalous, skipped = _stream(outcomes, output, as_csv, terms)
         else:
             report = detector.score_files(

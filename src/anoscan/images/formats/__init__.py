@@ -16,10 +16,6 @@ from anoscan.core.errors import InputError
 from anoscan.images.formats import dicom, nifti, npy, pillow, png, tiff
 from anoscan.images.formats.picture import Opened, digest_of, reasons, regular
 
-__all__ = [
-    "DAMAGE", "EXTENSIONS", "KINDS", "Floats", "Opened", "count", "is_named_like_one", "read",
-]  # fmt: skip
-
 
 class Reader(Protocol):
     """Interface of the modules of this package that read a family of formats with pages."""
