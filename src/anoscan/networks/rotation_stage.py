@@ -15,7 +15,7 @@ from anoscan.networks.architectures import Discriminator
 from anoscan.networks.augmentation import quarter_turns
 from anoscan.networks.loop import set_rate
 
-# ROTATION_RATE is the learning rate at the start. Before the stage weights are multiplied by SHRINK.
+# ROTATION_RATE is the learning rate at the start. Weights are multiplied by SHRINK before it.
 # Smaller weights learn anew more readily, while the GAN stage needs them larger. Ash and Adams 2020
 # (arXiv 1910.08475) also shrink weights before a network learns something else. Few images would be
 # learned by heart that way. With them weights are not shrunk and the rate is GENTLE_RATE, so the

@@ -1,16 +1,17 @@
-"""Network architectures: one file each, all to the same contract.
+"""Network architectures: each file holds one, and all keep the same contract.
 
-- ``generator(z)``: latent (n, d) float32, drawn from N(0, I), to images (n, c, s, s) in [-1, 1].
-- ``discriminator(x)``: images to one unbounded number each, (n,); higher is more real. A critic
+- ``generator(z)`` maps latents (n, d), float32 from N(0, I), to images (n, c, s, s) in [-1, 1].
+- ``discriminator(x)`` maps images to one unbounded number each, (n,); higher is more real. A critic
   (WGAN) is the same network under another objective.
-- ``discriminator.features(x)``: the activations of its blocks, from fine to coarse, each
-  (n, c_i, s_i, s_i), vectors with s_i = 1. The last one is the ``f(x)`` of the f-AnoGAN paper.
-- ``discriminator.rotation(features)``: logits (n, 4) of the quarter turn that an image was given.
-- ``encoder(x)``: images to latents (n, d), unbounded.
+- ``discriminator.features(x)`` are the outputs of its blocks, from fine to coarse, each
+  (n, c_i, s_i, s_i). Vectors have s_i = 1. The last one is the ``f(x)`` of the f-AnoGAN paper.
+- ``discriminator.rotation(features)`` gives logits (n, 4) of the number of quarter rotations by
+  which an image was rotated.
+- ``encoder(x)`` maps images to latents (n, d), unbounded.
 
-Discriminators have no BatchNorm and no Dropout: both make one image's output depend on the others
-of its batch, which a per-image gradient penalty does not survive. Features and turns never depend
-on neighbours, and in evaluation neither does realness: scores must not.
+Discriminators have no BatchNorm and no Dropout. Both make the output of one image depend on the
+others of its batch, which a per-image gradient penalty does not survive. Features and rotation
+logits never depend on the other images. In evaluation neither does realness, since scores must not.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils import parametrize
 
-WIDEST_SIDE = 64  # maps finer than this have fewer channels than `Shape.width`
+WIDEST_SIDE = 64  # feature maps larger than this have fewer channels than `Shape.width`
 FEWEST_CHANNELS = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the networks of a model have in common."""
+    """What the networks of a model have in common.
+
+    Parameters
+    ----------
+    size : int
+        Side of the square images, in pixels.
+    channels : int
+        Channels of the images: 1 for grey, 3 for RGB.
+    latent_dim : int
+        Length of a latent.
+    width : int
+        Channels of the finest feature maps, unless images are large; see `widths`.
+    """
 
     size: int
     channels: int
@@ -38,14 +51,14 @@ class Shape:
 
 
 class Discriminator(nn.Module):
-    """A stack of blocks and two linear heads on the last one: realness, and quarter turn.
+    """A stack of blocks with two linear heads on the last one: for realness and for rotation.
 
     Parameters
     ----------
     blocks : list of nn.Module
-        Applied in turn; their outputs are the features.
+        Applied one after the other; their outputs are the features.
     flat : int
-        Numbers in the output of the last block.
+        Number of values in the output of the last block for one image.
     """
 
     def __init__(self, blocks: list[nn.Module], flat: int) -> None:
@@ -68,7 +81,7 @@ class Discriminator(nn.Module):
         return logits.squeeze(1).float()
 
     def rotation(self, features: list[Tensor]) -> Tensor:
-        """Logits (n, 4) of the quarter turn, from `features`."""
+        """Logits (n, 4) of 0 to 3 quarter rotations, from `features`."""
         logits: Tensor = self.turn_head(flat(features[-1]))
         return logits.float()
 
@@ -77,8 +90,8 @@ class Discriminator(nn.Module):
         return self.realness(self.features(x))
 
     def compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Realness (n,) of both batches of the game, (n, c, s, s) each, in one pass."""
-        # One pass for both: small batches waste a processor.
+        """Realness (n,) of real and of generated images, (n, c, s, s) each, in one pass."""
+        # Both take one pass, since small batches waste a processor.
         of_real, of_fake = self(torch.cat([real, fake])).chunk(2)
         return of_real, of_fake
 
@@ -95,27 +108,31 @@ class Architecture:
 
 @dataclass
 class Networks:
-    """The networks of one model; `generator` is the one that scores (the moving average)."""
+    """The three networks of one model.
+
+    After the GAN stage `generator` is the moving average, which scores.
+    """
 
     generator: nn.Module
     discriminator: Discriminator
     encoder: nn.Module
 
     def to(self, device: torch.device) -> Networks:
-        """Put all three on a device, channels-last; returns self."""
+        """Move all three to a device, in channels-last layout, and return self."""
         for network in (self.generator, self.discriminator, self.encoder):
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def frozen(self, device: torch.device | None = None) -> Networks:
-        """Set all three to evaluation and their weights to constants; returns self.
+        """Set all three to evaluation mode, freeze their weights, and return self.
 
-        Channels-last for all, so that a trained and a loaded model compute alike to the last bit.
+        All get channels-last layout, so that a trained and a loaded model compute the same to the
+        last bit.
 
         Parameters
         ----------
         device : torch.device, optional
-            Where they go; by default they stay.
+            Device that they are moved to. By default they stay where they are.
         """
         for network in (self.generator, self.discriminator, self.encoder):
             network.eval().requires_grad_(False)
@@ -124,7 +141,7 @@ class Networks:
 
 
 def build(architecture: Architecture, shape: Shape) -> Networks:
-    """Networks with fresh weights, drawn from torch's global generator."""
+    """Build networks with fresh weights, drawn from torch's global generator."""
     return Networks(
         architecture.generator(shape),
         architecture.discriminator(shape),
@@ -133,17 +150,17 @@ def build(architecture: Architecture, shape: Shape) -> Networks:
 
 
 class Growing:
-    """A generator or discriminator that starts the game at low resolution and grows.
+    """A generator or discriminator that starts the GAN stage at low resolution and grows.
 
-    What goes in and out of it has full size at all times: a generator enlarges what it made, a
-    discriminator first shrinks what it is given. `GanStage` calls `grow` before each step with
-    the share of the game that is over, so that growth needs no state. A network that was never
-    told to grow has full size. Such networks also train at equalised learning rates (`equalise`).
+    Its inputs and outputs have full size at all times. A generator enlarges what it made, and a
+    discriminator first shrinks what it is given. `GanStage` calls `grow` before each step with the
+    share of the stage that is over, so growth needs no state. A network on which `grow` was never
+    called has full size. Such networks also train at equalised learning rates (`equalise`).
 
     Attributes
     ----------
     sides : list of int
-        Of the feature maps, finest first; see `pyramid`.
+        Sides of the feature maps, finest first; see `pyramid`.
     level : int
         Index in `sides` of the resolution reached; 0 is full size.
     alpha : float
@@ -155,11 +172,11 @@ class Growing:
     alpha: float = 1.0
 
     def grow(self, share: float) -> None:
-        """Take the resolution that belongs to a share of the game, 0 to 1."""
+        """Set the resolution that belongs to a share of the GAN stage, 0 to 1."""
         self.level, self.alpha = growth(share, len(self.sides) - 2)
 
     def faded(self, images: Tensor) -> Tensor:
-        """Real images (n, c, s, s) without the detail that has not faded in (s stays).
+        """Remove from real images (n, c, s, s) the detail that has not faded in; sizes stay.
 
         Karras et al. 2018, section 2: real images fade between resolutions as generated ones do.
         """
@@ -170,25 +187,26 @@ class Growing:
         return self.enlarged(blend(coarse, fine, self.alpha))
 
     def shrunk(self, images: Tensor, level: int) -> Tensor:
-        """Images of full size at the side of a level."""
+        """Shrink images of full size to the side of a level."""
         for _ in range(level):
             images = halved(images)
         return images
 
     def enlarged(self, images: Tensor) -> Tensor:
-        """Images of the side of the current level at full size; `shrunk` undoes it exactly."""
+        """Enlarge images of the current level to full size; `shrunk` undoes it exactly."""
         for side in reversed(self.sides[: self.level]):
             images = enlarged(images, side)
         return images
 
 
-GROWN = 0.5  # share of the game after which a growing network has full size
+GROWN = 0.5  # share of the GAN stage after which a growing network has full size
 
 
 def growth(share: float, levels: int) -> tuple[int, float]:
-    """Level and alpha after a share of the game, for networks that grow by `levels` halvings.
+    """Level and alpha after a share of the GAN stage, for networks of `levels` halvings.
 
-    Every level below the last takes the same share: half of it as it is, half fading in the next.
+    Every level but the finest takes an equal part of the time. In the first half of its part it
+    stays as it is, and in the second half the next level fades in.
 
     >>> growth(0.0, 2), growth(0.1875, 2), growth(0.25, 2), growth(0.5, 2)
     ((2, 1.0), (1, 0.5), (1, 1.0), (0, 1.0))
@@ -201,24 +219,27 @@ def growth(share: float, levels: int) -> tuple[int, float]:
 
 
 def blend(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """From `a` at 0 to `b` at 1. Unlike torch.lerp it takes what autocast mixes of precisions."""
+    """Blend two tensors: a share of 0 gives `a`, a share of 1 gives `b`.
+
+    Unlike torch.lerp this accepts two precisions, which autocast may give.
+    """
     return a * (1 - share) + b * share
 
 
 def halved(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels; an odd side repeats its last row or column first."""
+    """Halve the sides by means of 2x2 pixels; odd sides repeat their last row or column first."""
     return nn.functional.avg_pool2d(EvenPad()(x), 2)
 
 
 def enlarged(x: Tensor, side: int) -> Tensor:
-    """Every pixel twice both ways, cut to a side."""
+    """Double the sides by repeating pixels, and cut them to `side`."""
     return nn.functional.interpolate(x, scale_factor=2)[..., :side, :side]
 
 
 def spread(x: Tensor) -> Tensor:
-    """Standard deviation over the batch, mean over all else, scalar float32.
+    """Standard deviation over the batch, averaged over all other axes, scalar float32.
 
-    Karras et al. 2018 (arXiv 1710.10196), section 3.
+    It is the statistic of Karras et al. 2018 (arXiv 1710.10196), section 3.
     """
     return (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
 
@@ -227,7 +248,7 @@ REFERENCE_INPUTS = 512
 
 
 class _Scaled(nn.Module):
-    """A weight as a constant times the parameter that is trained."""
+    """Makes a weight from the parameter that is trained, times a constant."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -243,11 +264,11 @@ class _Scaled(nn.Module):
 def equalise(network: nn.Module) -> nn.Module:
     """Give every layer the same relative learning speed; weights stay as they are.
 
-    Karras et al. 2018 (arXiv 1710.10196), section 4.1: what Adam moves is the weight divided by
-    He's constant, so that its steps are the same share of every weight. Here that constant is
-    relative to a layer of 512 inputs, which keeps its own: so a learning rate means the same
-    with and without. The network returned is `network` itself, reparametrised;
-    `plain_state` gives its weights as those of a network that never was.
+    In Karras et al. 2018 (arXiv 1710.10196), section 4.1, Adam moves the weight divided by He's
+    constant. So its steps are the same share of every weight. Here that constant is relative to a
+    layer of 512 inputs, whose weight is moved as it is. So a learning rate means the same with and
+    without equalisation. `network` itself is reparametrised and returned. `plain_state` gives its
+    weights as those of a network that was not reparametrised.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -257,7 +278,7 @@ def equalise(network: nn.Module) -> nn.Module:
 
 
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """State of a network as it acts, under the names of one without parametrisations."""
+    """State of a network with the weights that act, named as without parametrisations."""
     marker = "parametrizations."
     state = {k: v for k, v in network.state_dict().items() if marker not in k}
     for name, module in network.named_modules():
@@ -270,7 +291,7 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
 def pyramid(size: int, *, smallest: int = 2) -> list[int]:
     """Sides of the feature maps of an image halved until `smallest` or less, finest first.
 
-    Odd sides round up, so that any image size works.
+    Odd sides are rounded up, so that any image size works.
 
     >>> pyramid(28)
     [28, 14, 7, 4, 2]
@@ -282,12 +303,13 @@ def pyramid(size: int, *, smallest: int = 2) -> list[int]:
 
 
 def widths(shape: Shape, levels: int) -> list[int]:
-    """Channels of each level, finest first: doubling up to a cap.
+    """Channels of each level, finest first; they double up to a cap.
 
-    Images over 64 pixels start with half of `Shape.width` for every doubling of the side (but at
-    least 8), so that a map of 64x64 has the same channels in models of any size, and no level costs
-    much more than another. The cap is four times the width, and eight from 64 on: that gives
-    AnoGAN's 64-128-256-512, and 512 again where there are more levels.
+    The first level has `Shape.width` channels. In images over 64 pixels it has half as many for
+    every doubling of the side, but at least 8 (or the width where that is less). So a map of 64x64
+    has the same channels in models of any size, and no level costs much more than another. The cap
+    is four times the width, or eight times for a width of at least 64. That gives AnoGAN's
+    64-128-256-512, and 512 again where there are more levels.
 
     >>> widths(Shape(size=64, channels=1, latent_dim=64, width=32), 4)
     [32, 64, 128, 128]
@@ -303,16 +325,16 @@ def widths(shape: Shape, levels: int) -> list[int]:
 
 
 def flat(x: Tensor) -> Tensor:
-    """Maps (n, c, h, w) as vectors (n, h * w * c), channels last.
+    """Flatten maps (n, c, h, w) to vectors (n, h * w * c), channels last.
 
-    In that order the gradient comes back channels-last too; otherwise every convolution before it
+    In that order the gradient comes back channels-last too. Otherwise every convolution before it
     would be computed in the slow layout.
     """
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class Flatten(nn.Module):
-    """`flat` as a layer."""
+    """Applies `flat` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, h, w) to (n, h * w * c)."""
@@ -323,7 +345,7 @@ class EvenPad(nn.Module):
     """Repeats the last row or column of odd-sided maps, so that halving rounds up."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, c, h, w) to one of even sides."""
+        """Map (n, c, h, w) to a map of even sides, one larger where they were odd."""
         height, width = x.shape[-2:]
         if height % 2 or width % 2:
             x = nn.functional.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
@@ -351,22 +373,29 @@ class Double(nn.Module):
 
 
 class Unflatten(nn.Module):
-    """Vectors (n, side * side * c) to channels-last maps (n, c, side, side)."""
+    """Reshapes vectors (n, side * side * c) to channels-last maps (n, c, side, side)."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
         self.channels, self.side = channels, side
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reshape, keeping the batch."""
+        """Map (n, side * side * c) to (n, c, side, side)."""
         return x.view(len(x), self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
 
 def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
-    """He initialisation of every convolution and linear layer, biases zero; returns `network`."""
+    """Initialise every convolution and linear layer by He, with zero biases; return `network`.
+
+    Parameters
+    ----------
+    network : nn.Module
+    slope : float
+        Slope of the LeakyReLU activations; 0 for ReLU.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            # Weights to be read from a file: torch would load its compiler to draw nothing.
+            # These weights will be read from a file. Torch would load its compiler to draw nothing.
             if module.weight.is_meta:
                 continue
             nn.init.kaiming_normal_(module.weight, a=slope)
@@ -376,5 +405,5 @@ def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable numbers of a network."""
+    """Number of values in all parameters of a network."""
     return sum(p.numel() for p in network.parameters())

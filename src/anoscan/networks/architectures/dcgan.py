@@ -1,12 +1,15 @@
-"""Strided convolutions, fast and good up to 128x128: the networks of AnoGAN, scaled by width.
+"""Strided convolutions as in AnoGAN, of any width; they are fast, and good up to 128x128.
 
-Radford et al. 2015, "Unsupervised Representation Learning with Deep Convolutional Generative
-Adversarial Networks" (arXiv 1511.06434), as AnoGAN uses it (Schlegl et al. 2017, arXiv
-1703.05921). Three departures: the discriminator and the encoder have no BatchNorm, so that no
-image's output depends on its neighbours; odd sides are padded, so that any size works; and the
-generator enlarges by interpolation and a 3x3 convolution where theirs has a transposed convolution.
-The checkerboards of a transposed one (Odena et al. 2016, doi 10.23915/distill.00003) are all that a
-discriminator needs to win at 64x64, and then the generator learns nothing.
+The networks are those of Radford et al. 2015, "Unsupervised Representation Learning with Deep
+Convolutional Generative Adversarial Networks" (arXiv 1511.06434), as AnoGAN uses them (Schlegl et
+al. 2017, arXiv 1703.05921). There are three departures:
+
+- The discriminator and the encoder have no BatchNorm, so that no image's output depends on the
+  others of its batch.
+- Odd sides are padded, so that any size works.
+- The generator enlarges by interpolation and a 3x3 convolution, not by a transposed convolution.
+  Transposed convolutions draw checkerboards (Odena et al. 2016, doi 10.23915/distill.00003). At
+  64x64 these are all that a discriminator needs to win, and then the generator learns nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ SLOPE = 0.2
 
 
 def generator(shape: Shape) -> nn.Module:
-    """Linear layer to 2x2, then doublings, each with a convolution; BatchNorm, ReLU, tanh."""
+    """Build a linear layer to 2x2, doublings with convolution, BatchNorm and ReLU, and tanh."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides) - 1)
     top, side = channels[-1], sides[-1]
@@ -76,7 +79,7 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
 
 
 def discriminator(shape: Shape) -> Discriminator:
-    """Strided convolutions and LeakyReLU; one block a halving."""
+    """Build strided convolutions with LeakyReLU; each block halves the sides."""
     blocks, flat = _blocks(shape)
     network = Discriminator(blocks, flat)
     initialise(network, slope=SLOPE)
@@ -84,7 +87,7 @@ def discriminator(shape: Shape) -> Discriminator:
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Trunk of the discriminator, then a linear layer to the latent."""
+    """Build the trunk of the discriminator and a linear layer to the latent."""
     blocks, flat = _blocks(shape)
     trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
     return initialise(trunk, slope=SLOPE)

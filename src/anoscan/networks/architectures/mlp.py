@@ -1,8 +1,9 @@
-"""Fully connected networks, the plain GAN: fastest, for small images; knows nothing of places.
+"""Fully connected networks as in the original GAN; they are the fastest, for small images only.
 
-Goodfellow et al. 2014, "Generative Adversarial Nets" (arXiv 1406.2661), section 5, with what came
-to be usual since: BatchNorm and ReLU in the generator, LeakyReLU without Dropout in the
-discriminator. Hidden vectors (n, c) are features (n, c, 1, 1).
+The networks are those of Goodfellow et al. 2014, "Generative Adversarial Nets" (arXiv 1406.2661),
+section 5, with what became standard since. The generator has BatchNorm and ReLU, the discriminator
+has LeakyReLU and no Dropout. The networks do not know which pixels are neighbours. Hidden vectors
+(n, c) are features (n, c, 1, 1).
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from anoscan.networks.architectures import (
 )
 
 SLOPE = 0.2
-MOST_WEIGHTS = 2**24  # between the pixels and the first hidden layer: 64 MB
+MOST_WEIGHTS = 2**24  # at most, between the pixels and the first hidden layer: 64 MB
 
 
 def _hidden(shape: Shape) -> list[int]:
-    """Sides of the hidden layers, from the pixels on: 512, 256 and 128 at the default width."""
+    """Lengths of the hidden layers from the pixels on: 512, 256, 128 at the default width."""
     pixels = shape.channels * shape.size**2
     widest = min(16 * shape.width, MOST_WEIGHTS // pixels)
     return [max(4, widest // 2**layer) for layer in range(3)]
 
 
 def generator(shape: Shape) -> nn.Module:
-    """Linear layers with BatchNorm and ReLU, then one to all pixels and tanh."""
+    """Build linear layers with BatchNorm and ReLU, then one to all pixels, and tanh."""
     layers: list[nn.Module] = []
     before = shape.latent_dim
     for after in reversed(_hidden(shape)):
@@ -61,7 +62,7 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
 
 
 def discriminator(shape: Shape) -> Discriminator:
-    """Three hidden layers with LeakyReLU, each a block."""
+    """Build three hidden layers with LeakyReLU; each is a block."""
     blocks, flat = _blocks(shape)
     network = Discriminator(blocks, flat)
     initialise(network, slope=SLOPE)
@@ -69,7 +70,7 @@ def discriminator(shape: Shape) -> Discriminator:
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Trunk of the discriminator, then a linear layer to the latent."""
+    """Build the trunk of the discriminator and a linear layer to the latent."""
     blocks, flat = _blocks(shape)
     trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
     return initialise(trunk, slope=SLOPE)

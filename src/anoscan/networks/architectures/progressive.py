@@ -1,17 +1,24 @@
-"""Networks that grow from 4x4 to full size during the game: steadier on large images, slow.
+"""Networks that grow from 4x4 to full size in training; steadier on large images, but slow.
 
 Karras et al. 2018, "Progressive Growing of GANs for Improved Quality, Stability, and Variation"
-(arXiv 1710.10196): fade-in of new layers (section 2), minibatch standard deviation (section 3),
-equalised learning rate (4.1, `architectures.equalise`, undone in the networks that are kept),
-PixelNorm in the generator (4.2). Departures: tanh at the end, because images lie in [-1, 1]; the
-latent itself is not normalised, because the encoder has to find all of it; odd sides are padded.
-The encoder, which that paper does not have, has BatchNorm.
+(arXiv 1710.10196), describe what these networks have:
 
-The minibatch standard deviation makes an image's realness depend on its neighbours. It enters
-between the last features and the realness head, and only in training: features and turns never
-see it, and in evaluation it is the constant that batches of real images usually gave. So no score
-depends on what else is scored. It is given relative to that constant (the paper gives it as it is),
-which a short training hears: otherwise the generator stays with one image.
+- New layers fade in (section 2).
+- The discriminator is given the minibatch standard deviation (section 3).
+- Learning rates are equalised (section 4.1, `architectures.equalise`). In the networks that are
+  kept nothing is left of it.
+- The generator has PixelNorm (section 4.2).
+
+There are three departures. Tanh is the last layer, because images lie in [-1, 1]. The latent is not
+normalised, because the encoder has to find all of it. Odd sides are padded. The paper has no
+encoder; here it has BatchNorm.
+
+The minibatch standard deviation makes the realness of an image depend on the others of its batch.
+It enters between the last features and the realness head, and only in training. Features and
+rotation logits never see it. In evaluation it is a constant, the mean over batches of real images.
+So no score depends on what else is scored. It is given relative to that constant, while the paper
+gives it as it is. Otherwise it has too little effect in a short training, and the generator makes
+only one image.
 """
 
 from __future__ import annotations
@@ -42,7 +49,7 @@ from anoscan.networks.architectures import (
 )
 
 SLOPE = 0.2
-MEMORY = 0.9  # of the usual spread of real batches, a step
+MEMORY = 0.9  # share of the running mean of the spread that is kept in each step
 
 
 class PixelNorm(nn.Module):
@@ -74,7 +81,7 @@ def _trunk(
 
 
 class Generator(Growing, nn.Module):
-    """Linear layer to 2x2, then blocks that upsample; each resolution can make an image."""
+    """Has a linear layer to 2x2, then blocks that upsample; each resolution can give images."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -103,7 +110,7 @@ class Generator(Growing, nn.Module):
         initialise(self.to_image, slope=1.0)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latents (n, d) to images (n, c, s, s) in [-1, 1], no finer than the level reached."""
+        """Map latents (n, d) to images (n, c, s, s) in [-1, 1], as fine as the level reached."""
         x = before = self.first(z)
         for level in range(len(self.blocks) - 1, self.level - 1, -1):
             before, x = x, self.blocks[level](x)
@@ -115,7 +122,11 @@ class Generator(Growing, nn.Module):
 
 
 class GrowingDiscriminator(Growing, Discriminator):
-    """Mirror of the generator; `usual_spread` () is the running mean over real batches."""
+    """Mirrors the generator.
+
+    `usual_spread`, a scalar, is the running mean of the `spread` of the last features over batches
+    of real images.
+    """
 
     usual_spread: Tensor
 
@@ -133,7 +144,7 @@ class GrowingDiscriminator(Growing, Discriminator):
         initialise(self, slope=SLOPE)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the blocks of the levels reached, finest first."""
+        """Outputs of the blocks of the levels reached for images (n, c, s, s), finest first."""
         x = self.shrunk(x, self.level)
         inside = self.blocks[self.level](self.from_image[self.level](x))
         if self.alpha < 1:
@@ -145,7 +156,7 @@ class GrowingDiscriminator(Growing, Discriminator):
         return outputs
 
     def realness(self, features: list[Tensor]) -> Tensor:
-        """Realness (n,) from `features`; in training, all of one kind: real or generated."""
+        """Realness (n,) from `features`. In training, all must be real or all generated."""
         last = features[-1]
         relative = spread(last) / self.usual_spread if self.training else last.new_ones(())
         channel = relative.to(last.dtype).expand(len(last), 1, *last.shape[2:])
@@ -153,23 +164,26 @@ class GrowingDiscriminator(Growing, Discriminator):
         return logits.squeeze(1).float()
 
     def compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Realness (n,) of both batches; the spread of one does not enter the other's."""
+        """Realness (n,) of both batches; the spread of one does not enter the other's.
+
+        In training this updates `usual_spread`.
+        """
         last = self.features(torch.cat([real, fake]))[-1]
         of_real, of_fake = last.chunk(2)
         judged = self.realness([of_real]), self.realness([of_fake])
         if self.training:
             with torch.no_grad():
                 usual = self.usual_spread.lerp(spread(of_real), 1 - MEMORY)
-            # Not in place: the graph of what was judged holds the old one.
+            # This is not done in place, since the graph of `judged` holds the old tensor.
             self.usual_spread = usual
         return judged
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Trunk of the discriminator at full size with BatchNorm, then a linear layer to the latent."""
+    """Build the discriminator's full-size trunk with BatchNorm, and a linear layer to the latent."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides))
-    # Without BatchNorm latents stayed near zero: mean square .03 to .16, where the prior has 1.
+    # Without BatchNorm latents stayed near zero: their mean square was .03 to .16, the prior's is 1.
     network = nn.Sequential(
         nn.Conv2d(shape.channels, channels[0], 1),
         nn.LeakyReLU(SLOPE),

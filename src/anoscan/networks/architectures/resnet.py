@@ -1,10 +1,11 @@
 """Residual networks with a LayerNorm critic, as in the f-AnoGAN paper; several times slower.
 
-Schlegl et al. 2019, "f-AnoGAN: Fast unsupervised anomaly detection with generative adversarial
-networks" (doi 10.1016/j.media.2019.01.010), after Gulrajani et al. 2017 (arXiv 1704.00028):
-pre-activation residual blocks, nearest-neighbour upsampling, mean-pool downsampling, BatchNorm in
-generator and encoder. LayerNorm is over (channels, height, width) with one scale and shift a
-channel, which is what the original computes and what keeps the network free of the image size.
+The networks are those of Schlegl et al. 2019, "f-AnoGAN: Fast unsupervised anomaly detection with
+generative adversarial networks" (doi 10.1016/j.media.2019.01.010), after Gulrajani et al. 2017
+(arXiv 1704.00028). They have pre-activation residual blocks, nearest-neighbour upsampling and
+mean-pool downsampling. Generator and encoder have BatchNorm. LayerNorm is over (channels, height,
+width), with one scale and one shift for each channel. The original computes the same, and so the
+weights do not depend on the image size.
 """
 
 from __future__ import annotations
@@ -33,14 +34,20 @@ def _layer_norm(channels: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """norm, ReLU, 3x3 convolution, twice, beside a 1x1 shortcut.
+    """Norm, ReLU and 3x3 convolution, all twice, beside a shortcut.
+
+    The shortcut is a 1x1 convolution. It is the identity where neither channels nor sides change.
 
     Parameters
     ----------
+    before, after : int
+        Channels of the input and of the output.
     norm : callable
-        From a number of channels to a normalisation layer.
-    resample : nn.Module, optional
-        Applied to both branches: before the first convolution when it upsamples.
+        Maps a number of channels to a normalisation layer.
+    up : nn.Module, optional
+        Upsamples both branches before their first convolution.
+    down : nn.Module, optional
+        Downsamples both branches after their last convolution.
     """
 
     def __init__(
@@ -87,7 +94,7 @@ def _down() -> nn.Module:
 
 
 def generator(shape: Shape) -> nn.Module:
-    """Linear layer to 2x2, residual blocks that upsample, 3x3 convolution, tanh."""
+    """Build a linear layer to 2x2, residual blocks that upsample, a 3x3 convolution, and tanh."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides))
     top, side = channels[-1], sides[-1]
@@ -124,7 +131,7 @@ def _blocks(shape: Shape, norm: Callable[[int], nn.Module]) -> tuple[list[nn.Mod
 
 
 def discriminator(shape: Shape) -> Discriminator:
-    """Residual blocks that downsample, LayerNorm, a linear head without activation before it."""
+    """Build residual blocks with LayerNorm that downsample; no activation precedes the heads."""
     blocks, flat = _blocks(shape, _layer_norm)
     network = Discriminator(blocks, flat)
     initialise(network)
@@ -132,9 +139,9 @@ def discriminator(shape: Shape) -> Discriminator:
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Trunk of the critic with BatchNorm, also at its end, then a linear layer to the latent."""
+    """Build the critic's trunk with BatchNorm, also at its end, and a linear layer to the latent."""
     blocks, flat = _blocks(shape, nn.BatchNorm2d)
-    # Sums of residuals have no scale of their own: a wide trunk threw latents far off the prior.
+    # Sums of residuals have no fixed scale: a wide trunk gave latents far from the prior.
     end = [nn.BatchNorm2d(widths(shape, len(blocks) + 1)[-1]), nn.ReLU(), Flatten()]
     return initialise(nn.Sequential(*blocks, *end, nn.Linear(flat, shape.latent_dim)))
 

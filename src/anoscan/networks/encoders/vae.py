@@ -1,4 +1,4 @@
-"""Variational: an image has a Gaussian of latents; learns from samples, scores by the mean.
+"""Variational: each image gets a Gaussian; E learns from its samples and scores by its mean.
 
 The encoder gives a mean m and a log-variance log v, as in Kingma and Welling 2013, "Auto-Encoding
 Variational Bayes" (arXiv 1312.6114). It learns from z = mean + deviation * noise (section 2.4). The
