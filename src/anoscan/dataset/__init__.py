@@ -1,1 +1,1 @@
-"""A folder of images: inspected, counted, read, split."""
+"""Inspects, counts, reads and splits the images of a folder."""

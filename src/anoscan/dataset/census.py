@@ -1,4 +1,4 @@
-"""What a folder of training images is made of: copies, blank images, sizes, bit depths."""
+"""Counts what a folder of training images holds: copies, blank images, sizes, bit depths."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ class Census:
     Parameters
     ----------
     images : int
-        Readable ones.
+        Number of readable images.
     copies : int
-        Of them, those whose bytes another one has too, without the first of each.
+        Number of readable images with the content of another one. The first of each is not counted.
     views : int
-        What was looked at for blanks: the images, or patches of them.
+        Number of images, or of patches of them, that were checked for being blank.
     blank : int
-        Views that are one grey or colour all over.
-    sizes : dict from 'WIDTHxHEIGHT' to a count
-    bit_depths : dict from a kind such as '8-bit grey' to a count
-        Both of the images that were inspected.
+        Number of views that are of one grey or colour all over.
+    sizes : dict of str to int
+        Number of inspected images of each size, as 'WIDTHxHEIGHT'.
+    bit_depths : dict of str to int
+        Number of inspected images of each kind, such as '8-bit grey'.
     patched : bool
-        Whether the networks see parts at the images' own scale, not whole images made square.
+        Whether the networks see patches of the images, not whole images made square.
     """
 
     images: int
@@ -43,7 +44,7 @@ class Census:
 
 
 def take(digests: Sequence[bytes], blank: Iterable[bool], inspection: Inspection) -> Census:
-    """Census from the digest of each image and `is_blank` of each view."""
+    """Return the census from the digest of each image and `is_blank` of each view."""
     blanks = list(blank)
     return Census(
         images=len(digests),
@@ -57,15 +58,18 @@ def take(digests: Sequence[bytes], blank: Iterable[bool], inspection: Inspection
 
 
 def is_blank(pixels: Floats) -> bool:
-    """Whether an image (c, h, w) in [-1, 1] has nothing in it, noise of one grey level aside."""
+    """Whether an image (c, h, w) in [-1, 1] is of one grey or colour all over.
+
+    Noise of one grey level of 256 does not count.
+    """
     return bool((pixels.max((1, 2)) - pixels.min((1, 2))).max() < BLANK)
 
 
 def odd_sizes(census: Census) -> float:
-    """Share of the images whose shape or scale is unlike that of most.
+    """Share of the images whose shape or scale differs from that of most.
 
-    Shape: the ratio of the sides differs by more than a quarter from the usual one; scale: the
-    longer side is under half or over twice the usual one.
+    The shape differs where the ratio of the sides is more than a quarter away from the median. The
+    scale differs where the longer side is under half or over twice the median.
     """
     sides = np.array([name.split("x") for name in census.sizes], dtype=float)
     counts = np.array(list(census.sizes.values()))
@@ -77,11 +81,11 @@ def odd_sizes(census: Census) -> float:
 
 
 def odd_depths(census: Census) -> dict[str, int]:
-    """Kinds of image that do not belong together; empty where all do.
+    """Return all kinds of images with their counts where they do not go together, else {}.
 
-    Other depths never do: black and white are set from all. Grey images among coloured ones do
-    when they are few (things can be grey), coloured ones among grey ones never: a single one
-    makes the model see colours.
+    Different depths never go together, since black and white are set from all images. At most a
+    tenth of grey images go together with coloured ones, since things can be grey. With more grey
+    ones they do not: a single coloured image makes the model see colours.
     """
     kinds, total = census.bit_depths, sum(census.bit_depths.values())
     coloured = sum(count for kind, count in kinds.items() if kind.endswith("colour"))

@@ -10,22 +10,20 @@ from anoscan.images.decode import ImageRule, decode_all
 from anoscan.images.files import ImageFile
 from anoscan.images.mismatch import Look
 
-# --- training images ----------------------------------------------------------------------------
-
 
 class ImageArray:
-    """The readable images of a training folder, decoded once.
+    """The readable images of a training folder, each decoded once.
 
     Attributes
     ----------
     pixels : ndarray, (n, channels, size, size) float32
-        In memory, or mapped from a temporary file that is gone once closed.
+        In memory, or mapped from a temporary file that is deleted once closed.
     images : list of ImageFile
-        One an entry of `pixels`, in the order of the files given.
+        One for each entry of `pixels`, in the order of the files given.
     digests : list of bytes
-        SHA-256 of each file: equal for copies under other names.
+        SHA-256 of each file, or of the samples of a page. Copies under other names have the same.
     looks : list of Look
-        What each is like apart from its content.
+        Size, kind, brightness and sharpness of each image.
     """
 
     def __init__(
@@ -50,14 +48,26 @@ class ImageArray:
         on_progress: Callable[[int, int], None] | None = None,
         in_memory: int = IN_MEMORY,
     ) -> tuple[ImageArray, list[Skipped]]:
-        """Decode `files`; those that cannot be read are left out and listed.
+        """Decode `files`; leave out and list those that cannot be read.
 
         Parameters
         ----------
+        files : sequence of ImageFile
+        rule : ImageRule
+            Says how a file becomes pixels.
+        workers : int
+            Number of threads that decode.
         on_progress : callable, optional
-            Called with the number of files done and of all files, after each file.
+            Called after each file with the number of files done and the number of all files.
         in_memory : int
-            Bytes of pixels above which a temporary file holds them.
+            Number of bytes of pixels above which a temporary file holds them.
+
+        Returns
+        -------
+        ImageArray
+            The readable images.
+        list of Skipped
+            The other files, with reasons.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A training folder inspected: the rule by which its files become what the networks see."""
+"""Inspects a training folder, to find how its files become what the networks see."""
 
 from __future__ import annotations
 
@@ -26,16 +26,25 @@ from anoscan.images.formats.picture import DAMAGE, KINDS, Opened
 from anoscan.images.roi import Roi
 
 _LARGEST_AUTO_SIZE = 128
-_INSPECTED = 512
-_INSPECTED_PIXELS = 16_384  # of one deep image
+_INSPECTED = 512  # files, at most
+_INSPECTED_PIXELS = 16_384  # of one deep image, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a folder of images looks like, and the rule that follows.
+    """What was found in a folder of images, and the rule that follows from it.
 
-    `sizes` counts "WIDTHxHEIGHT" of the upright images, `bit_depths` kinds such as "8-bit grey",
-    both among the `inspected` images that could be read and have room for a patch.
+    Parameters
+    ----------
+    rule : ImageRule
+        How files become what the networks see.
+    sizes : dict of str to int
+        Number of inspected images of each size, as "WIDTHxHEIGHT", upright.
+    bit_depths : dict of str to int
+        Number of inspected images of each kind, such as "8-bit grey".
+    inspected : int
+        Number of inspected images that could be read and have room for a patch. No other images are
+        counted above.
     """
 
     rule: ImageRule
@@ -44,12 +53,12 @@ class Inspection:
     inspected: int
 
 
-# --- finding ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Look:
-    """What inspection keeps of one image; `samples` (deep images only) start with their bounds."""
+    """What inspection keeps of one image, upright.
+
+    `samples` is None for 8-bit images. For deep ones it starts with their minimum and maximum.
+    """
 
     width: int
     height: int
@@ -61,12 +70,23 @@ class _Look:
 def inspect(
     files: Sequence[ImageFile], config: TrainConfig, workers: int, roi: Roi | None = None
 ) -> Inspection:
-    """Learn from at most 512 of the files, drawn by the seed, how images become tensors.
+    """Find out how images become tensors, from at most 512 of the files, drawn by the seed.
 
-    A size of None becomes that of patches, or for whole images the median of the longer sides,
-    rounded to a multiple of 4, from 16 to 128. Channels of None become 1 where no image has a
-    colour, else 3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their samples,
-    or their ends where these lie close; of those inside `roi`, where there is one.
+    A size of None becomes the size of patches. For whole images it becomes the median of the longer
+    sides, rounded to a multiple of 4, from 16 to 128. Channels of None become 1 where no image has
+    a colour, else 3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their
+    samples. It goes from the minimum to the maximum instead where that is less than 1.5 times as
+    wide, or where the quantiles are equal. Only samples inside `roi` count, where there is one.
+
+    Parameters
+    ----------
+    files : sequence of ImageFile
+    config : TrainConfig
+        Gives size, channels, patch size and seed.
+    workers : int
+        Number of threads that read files.
+    roi : Roi, optional
+        Region of interest of every image.
 
     Raises
     ------
@@ -108,7 +128,7 @@ def inspect(
 
 
 def _within(look: _Look | str, patch: int | None) -> _Look | str:
-    """The look of an image that has room for a patch; else why it is none to train on."""
+    """Return what was given where a patch fits in the image; else why it cannot be used."""
     if isinstance(look, str) or patch is None or min(look.width, look.height) >= patch:
         return look
     return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
@@ -145,14 +165,15 @@ def _opened(image: ImageFile) -> Opened:
     try:
         return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
     except InputError:
-        # What a package that is not there could have read at full depth.
+        # A package that reads it at full depth may be missing. At 8 bits it may still be readable.
         return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
 
 
 def _samples(samples: NDArray[Any]) -> Floats:
     flat = samples.ravel()
     step = -(-flat.size // _INSPECTED_PIXELS)
-    # A step that shares no factor with a row, or every sample could come from one column.
+    # The step must share no factor with the length of a row. Otherwise every sample could come from
+    # one column.
     while math.gcd(step, math.prod(samples.shape[1:])) > 1:
         step += 1
     return np.concatenate([[flat.min(), flat.max()], flat[::step]], dtype=np.float32)
@@ -166,7 +187,8 @@ def _window(samples: list[Floats]) -> tuple[float, float] | None:
     inner_low, inner_high = np.quantile(
         np.concatenate([image[2:] for image in samples], dtype=np.float64), [0.0005, 0.9995]
     ).tolist()
-    # A few hot or dead pixels must not stretch the range; sparse bright spots may be all there is.
+    # A few hot or dead pixels must not stretch the range. Where both quantiles are the same, sparse
+    # bright spots may be all that there is.
     if inner_high > inner_low and high - low >= 1.5 * (inner_high - inner_low):
         low, high = inner_low, inner_high
     if high <= low:

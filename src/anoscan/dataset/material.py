@@ -1,6 +1,7 @@
-"""What a training learns from, and the images held out that it is measured with.
+"""The images that a training learns from, and the held-out ones that it is measured with.
 
-Whole images, or random patches of larger ones; either way images are split, never parts of one.
+They are whole images, or random patches of larger ones. Images are split, and patches follow their
+image.
 """
 
 from __future__ import annotations
@@ -32,23 +33,30 @@ OnRead = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Material:
-    """Images of one training, split.
+    """The images of one training, split into those to train on and held-out ones.
 
     Parameters
     ----------
     pixels : ndarray of shape (n, c, s, s), float32
         Images, or patches of them, as the networks see them.
-    rows : ndarray
-        Of `pixels`, to train on.
-    unseen : ndarray
-        Of `pixels`, the others: held-out images, or random patches of them.
-    images, digests, looks : list
-        Of all readable images, in the order of the files.
-    trained, held_out : ndarray
-        Rows of `images`.
+    rows : ndarray of int
+        Rows of `pixels` to train on.
+    unseen : ndarray of int
+        Rows of `pixels` with held-out images, or with random patches of them.
+    images : list of ImageFile
+        All readable images, in the order of the files.
+    digests : list of bytes
+        SHA-256 of each of `images`.
+    looks : list of Look
+        Size, kind, brightness and sharpness of each of `images`.
+    trained, held_out : ndarray of int
+        Rows of `images` that are trained on, and that are held out.
     skipped : list of Skipped
+        Files that could not be read.
     rule : ImageRule
+        Says how a file becomes pixels.
     workers : int
+        Number of threads that decode.
     """
 
     pixels: Floats
@@ -75,8 +83,8 @@ class Material:
     ) -> Material:
         """Decode the files and split them.
 
-        With `config.patches`, files are read twice: what is readable decides the split, and
-        patches to train on are of images to train on.
+        With `config.patches`, files are read twice. The first time shows which are readable, and
+        these are split. The second time gives the patches, for which the split must be known.
 
         Raises
         ------
@@ -106,7 +114,8 @@ class Material:
         parts = [(train, config.patches), (some, unseen)]
         chosen = [([images[row] for row in rows], wanted) for rows, wanted in parts]
         pixels = _patches(chosen, rule, config.seed, workers, on_progress)
-        # Mixed, because the self-test pastes from neighbours: they should be of other images.
+        # Patches are in random order, because the patch test pastes from the next one, which should
+        # be of another image.
         order = torch.randperm(unseen, generator=random_stream(config.seed, "unseen-order"))
         return cls(
             pixels,
@@ -132,7 +141,7 @@ class Material:
         workers: int,
         on_progress: OnRead,
     ) -> Material:
-        """Images to measure only: all are held out.
+        """Decode images that are only measured; all are held out.
 
         Raises
         ------
@@ -170,12 +179,12 @@ class Material:
         )
 
     def without(self, dropped: Collection[bytes]) -> Material:
-        """The same, but for images to train on whose digest is among `dropped`.
+        """Return the same without the images to train on whose digest is among `dropped`.
 
         Raises
         ------
         InputError
-            When too few are left.
+            When too few images to train on are left.
         """
         if not dropped:
             return self
@@ -185,7 +194,7 @@ class Material:
         return dataclasses.replace(self, rows=rows, trained=rows)
 
     def some_held_out(self, n: int) -> Floats:
-        """At most `n` held-out images, or the middles of large ones, (n, c, s, s)."""
+        """At most `n` held-out images (n, c, s, s); of large ones, the patch in the middle."""
         if self.rule.patch is None:
             return np.ascontiguousarray(self.pixels[evenly(self.held_out, n)])
         large = self.large(evenly(self.held_out, n))
@@ -193,17 +202,17 @@ class Material:
 
     @property
     def inside(self) -> np.ndarray | None:
-        """Where whole images count (s, s), True inside; None where all of them does."""
+        """Mask (s, s) of bool, True where whole images count; None where every place counts."""
         roi, side = self.rule.roi, (self.rule.size, self.rule.size)
         return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
 
     @property
     def groups(self) -> list[bytes]:
-        """What images must not be parted from: the same for those alike; see `together`."""
+        """Label of each image; those with the same label stay together. See `together`."""
         return together(self.images, self.digests)
 
     def large(self, rows: np.ndarray) -> Iterator[Decoded]:
-        """Decode the large images of these rows again, whole."""
+        """Decode the images of these rows of `images` again, at their whole size."""
         return _decoded([self.images[row] for row in rows], self.rule, self.workers)
 
 
@@ -239,9 +248,11 @@ def _patches(
     workers: int,
     on_progress: OnRead,
 ) -> Floats:
-    """Random patches (n, c, s, s) of each part of the images, as many as wanted, in turn.
+    """Random patches (n, c, s, s) of several parts of the images, one part after the other.
 
-    Each image of a part gives as many; which ones, its content decides.
+    A part is its images and the wanted number of patches. Each image of a part gives the same
+    number of patches, or one more or less. The seed and the content of the image decide their
+    places.
     """
     total = sum(wanted for _, wanted in parts)
     pixels = allocate((total, rule.channels, rule.size, rule.size))

@@ -1,4 +1,4 @@
-"""Normal images split: into those to train on and those held out, and into folds."""
+"""Splits normal images into those to train on and held-out ones, and into folds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ from anoscan.images.files import ImageFile
 FEWEST_IMAGES = 8
 FEWEST_TRAINED = 6
 FEWEST_HELD_OUT = 50
-LARGEST_HELD_OUT = 1 / 2  # of all images, where copies of one are many
-LARGEST_STACK = 1 / 8  # of all images, in one file, that may be held out as a whole
+LARGEST_HELD_OUT = 1 / 2  # share of all images, where one has many copies
+LARGEST_STACK = 1 / 8  # share of all images in one file; a file with more is not kept together
 
 
 def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to hold out, from the seed and what is in the files.
+    """Choose rows to train on and rows to hold out, by the seed and the content of the files.
 
-    File names and order do not matter, and files with the same content stay on the same side: a
-    held-out image whose twin was trained on would be no witness.
+    File names and order do not matter. Files with the same content stay on the same side. Where a
+    copy was trained on, a held-out image would not show how new images score.
 
     Parameters
     ----------
     digests : sequence of bytes
-        One a row.
+        One for each row. Rows with the same digest stay on the same side.
     seed : int
+        Seed of the training.
     share : float
-        Held out are at least `FEWEST_HELD_OUT` images, or a quarter of all where that is less;
-        fewer, where copies are so many that too few images would be left to train on.
+        Share of the rows to hold out. At least `FEWEST_HELD_OUT` are held out, or a quarter of all
+        where that is less. Fewer are held out where so many are copies that too few rows would be
+        left to train on.
+
+    Returns
+    -------
+    ndarray of int
+        Rows to train on, sorted.
+    ndarray of int
+        Rows to hold out, sorted.
 
     Raises
     ------
@@ -71,9 +80,10 @@ def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray
 
 
 def dealt(labels: Sequence[bytes], folds: int, generator: torch.Generator) -> list[np.ndarray]:
-    """Places of `labels` in folds that differ little in size, shuffled; those alike stay together.
+    """Deal the indices of `labels` to folds at random; equal labels stay in the same fold.
 
-    There may be fewer folds than asked for: none is empty.
+    Folds differ little in size, and the indices in each are sorted. There may be fewer folds than
+    asked for, since none is empty.
     """
     places: dict[bytes, list[int]] = {}
     for place, label in enumerate(labels):
@@ -86,10 +96,11 @@ def dealt(labels: Sequence[bytes], folds: int, generator: torch.Generator) -> li
 
 
 def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[bytes]:
-    """What `split` is to keep on one side: copies, and the pages of a file, which are alike.
+    """Label each image for `split`, which keeps equal labels on one side.
 
-    Where a file holds more than `LARGEST_STACK` of all images, pages go their own ways: there are
-    too few files to hold one out.
+    Copies have the same label, and so have the pages of one file, which resemble each other. Where
+    a file holds more than `LARGEST_STACK` of all images, no pages are kept together: there are too
+    few files to hold one out.
     """
     pages: dict[Path, list[bytes]] = {}
     for image, digest in zip(images, digests, strict=True):
@@ -107,9 +118,17 @@ def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[byte
 def check_count(readable: int, skipped: Sequence[Skipped] = ()) -> None:
     """Refuse to learn from too few images.
 
+    Parameters
+    ----------
+    readable : int
+        Number of readable images.
+    skipped : sequence of Skipped
+        Files that could not be read. The message counts them and gives the reason of the first.
+
     Raises
     ------
     InputError
+        When fewer than `FEWEST_IMAGES` images are readable.
     """
     if readable < FEWEST_IMAGES:
         first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None

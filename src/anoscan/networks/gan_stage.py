@@ -162,8 +162,8 @@ class GanStage:
             losses = {"generator": loss.detach()}
             if self.objective.variety:
                 gap = self._variety_gap(real, features)
-                # The term is in units of the loss, since the loss of a clipped critic may be
-                # thousands of times smaller than that of others.
+                # The term is in units of the loss. With a clipped critic the loss may be thousands
+                # of times smaller.
                 loss = loss + self.objective.variety * loss.detach().abs() * gap
                 losses["variety"] = gap.detach()
         self._descend("generator", loss)

@@ -180,10 +180,11 @@ class GrowingDiscriminator(Growing, Discriminator):
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Build the discriminator's full-size trunk with BatchNorm, and a linear layer to the latent."""
+    """Build the full-size trunk of the discriminator with BatchNorm, and a linear layer."""
     sides = pyramid(shape.size)
     channels = widths(shape, len(sides))
-    # Without BatchNorm latents stayed near zero: their mean square was .03 to .16, the prior's is 1.
+    # Without BatchNorm latents stayed near zero: their mean square was .03 to .16, not 1 as in the
+    # prior.
     network = nn.Sequential(
         nn.Conv2d(shape.channels, channels[0], 1),
         nn.LeakyReLU(SLOPE),

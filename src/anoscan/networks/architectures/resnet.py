@@ -139,7 +139,7 @@ def discriminator(shape: Shape) -> Discriminator:
 
 
 def encoder(shape: Shape) -> nn.Module:
-    """Build the critic's trunk with BatchNorm, also at its end, and a linear layer to the latent."""
+    """Build the trunk of the critic with BatchNorm, also at its end, and a linear layer."""
     blocks, flat = _blocks(shape, nn.BatchNorm2d)
     # Sums of residuals have no fixed scale: a wide trunk gave latents far from the prior.
     end = [nn.BatchNorm2d(widths(shape, len(blocks) + 1)[-1]), nn.ReLU(), Flatten()]
