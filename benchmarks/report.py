@@ -77,7 +77,7 @@ def _images(count: int, folder: Path, seed: int) -> Iterator[tuple[ImageScore, I
             q_value=None,
             verdict="anomalous" if score > 2 else "normal",
             terms={"density": score, "local": score, "pixel": score},
-            regions=(Region(x=10, y=10, width=30, height=20, score=1.0),),
+            regions=(Region(x=10, y=10, width=30, height=20, score=1.0, area=20, p_value=0.01),),
             residual=None,
         )
         source = decoded[index % CROPS]

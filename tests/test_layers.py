@@ -143,14 +143,14 @@ def test_every_choice_describes_itself(family: str) -> None:
         assert registry.load(family, name).paper
 
 
-LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE, MOST_PARAMETERS = 80, 250, 500, 8
+LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE, MOST_PARAMETERS = 70, 250, 500, 8
 # Commands, and the one method whose keywords are the options of a command.
 MANY_OPTIONS = ("cli.commands", "detector")
 
 
 def code_lines(node: ast.ClassDef | ast.FunctionDef) -> int:
-    """Lines of a definition without docstrings: those are as long as they have to be."""
-    total = (node.end_lineno or 0) - node.lineno
+    """Lines of a body without docstrings: those are as long as they have to be."""
+    total = (node.end_lineno or 0) - node.body[0].lineno + 1
     for inner in ast.walk(node):
         if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
             total -= (inner.body[0].end_lineno or 0) - inner.body[0].lineno + 1
@@ -163,8 +163,7 @@ def test_functions_classes_and_modules_stay_readable(name: str) -> None:
     assert max((getattr(node, "end_lineno", 0) for node in tree.body), default=0) <= LONGEST_MODULE
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            # A command's options are declarations: only the body counts.
-            assert (node.end_lineno or 0) - node.body[0].lineno <= LONGEST_FUNCTION, node.name
+            assert code_lines(node) <= LONGEST_FUNCTION, node.name
             arguments = [a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)]
             counted = [name for name in arguments if name not in ("self", "cls")]
             assert len(counted) <= MOST_PARAMETERS or name.startswith(MANY_OPTIONS), node.name

@@ -245,13 +245,7 @@ class Detector:
         return dataclasses.replace(report, images=report.images[:top])
 
     def view_files(self, residuals: str | Path | None, maps: MapFiles | None) -> ViewFiles | None:
-        """What writes pictures and maps of images that are scored; None where none are wanted.
-
-        Raises
-        ------
-        ModelError
-            When map files are wanted of a model that has no maps.
-        """
+        """Return what writes pictures and maps of scored images; None where none are wanted."""
         if residuals is None and maps is None:
             return None
         return ViewFiles(self.model, None if residuals is None else Path(residuals), maps)

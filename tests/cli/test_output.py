@@ -81,7 +81,7 @@ IMAGE = ImageScore(
     q_value=0.5,
     verdict="anomalous",
     terms={"pixel": 1.0},
-    regions=(Region(x=1, y=2, width=3, height=4, score=5.0),),
+    regions=(Region(x=1, y=2, width=3, height=4, score=5.0, area=20, p_value=0.01),),
     residual=None,
 )
 SCORE = ScoreReport(

@@ -90,7 +90,6 @@ def test_new_normals_set_the_scale_of_maps(own: Detector, unseen: Path, tmp_path
     half = sorted(paler(unseen, tmp_path / "pale").iterdir())
 
     def shown(detector: Detector, name: str) -> tuple[np.ndarray, MapScale]:
-        assert detector.model.maps is not None
         report = detector.score(half[1::2], maps=MapFiles(tmp_path / name, ("npy",)))
         values = [np.load(image.maps["npy"]) for image in report.images if image.maps]
         return np.stack(values), detector.model.maps.scale

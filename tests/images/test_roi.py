@@ -230,7 +230,6 @@ def test_what_is_outside_a_model_s_region_changes_no_score(
     mask = mask_file(folder, LEFT)
     trained = Detector.train(few.normal, path=folder / "m.safetensors", roi=mask, **quick)
     assert trained.model.rule.roi == Roi.of(LEFT)
-    assert trained.model.maps is not None
     assert trained.model.maps.peaks is not None
     np.testing.assert_array_equal(trained.model.calibration.region_peaks, trained.model.maps.peaks)
     mask.unlink()

@@ -85,7 +85,6 @@ def test_blending_a_constant_gives_the_constant(
     tiles = np.full((len(grid), 2, side, side), 0.7, np.float32)
     batches = [tiles[start : start + most] for start in range(0, len(tiles), most)]
     np.testing.assert_allclose(blended(grid, batches), 0.7, rtol=1e-5)
-    np.testing.assert_allclose(grid.spread(np.full(len(grid), 0.7)), 0.7, rtol=1e-5)
 
 
 def test_no_seam_shows_between_tiles_that_disagree() -> None:
@@ -97,28 +96,6 @@ def test_no_seam_shows_between_tiles_that_disagree() -> None:
     between = np.abs(np.diff(values.reshape(len(grid.tops), -1), axis=1)).max()
     # Half a tile apart the whole difference, spread over eight pixels: no pixel has most of it.
     assert jumps < 0.35 * between
-
-
-@relaxed
-@given(sizes, sizes, st.integers(2, 40), st.data())
-def test_the_map_of_tile_scores_peaks_where_the_odd_tile_is(
-    height: int, width: int, side: int, data: st.DataObject
-) -> None:
-    side = min(side, height, width)
-    grid = Grid.over(height, width, side)
-    odd = data.draw(st.integers(0, len(grid) - 1))
-    values = np.zeros(len(grid))
-    values[odd] = 1
-    picture = grid.spread(values)
-    y, x = np.unravel_index(picture.argmax(), picture.shape)
-    top, left = (grid.tops[odd // len(grid.lefts)], grid.lefts[odd % len(grid.lefts)])
-    # Corners of the cell, in pixels; a cell more for the rounding to cells.
-    down, across = height / picture.shape[0], width / picture.shape[1]
-    assert top - 2 * down <= y * down
-    assert (y + 1) * down <= top + side + 2 * down
-    assert left - 2 * across <= x * across
-    assert (x + 1) * across <= left + side + 2 * across
-    assert 0.2 < picture.max() <= 1.00001
 
 
 def test_parts_are_scaled_as_whole_images_are() -> None:

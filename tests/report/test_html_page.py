@@ -250,7 +250,7 @@ def test_regions_turn_with_the_image(
     exif[0x0112] = orientation
     Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     decoded = decode(ImageFile("a.jpg", tmp_path / "turned.jpg", "a.jpg"), RULE)
-    region = Region(x=0, y=0, width=10, height=2, score=1.0)
+    region = Region(x=0, y=0, width=10, height=2, score=1.0, area=20, p_value=0.01)
     scored = result("a.jpg", 3.0, (region,))
     with HtmlReport(tmp_path / "r.html", 1) as page:
         page.add(scored, ImageViews(decoded, np.zeros((1, 16, 16)), np.eye(16), 1.0, RULE))

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from anoscan import cli
 from anoscan.core.config import SMALLEST_SIZE
-from anoscan.core.errors import ModelError, UsageError
+from anoscan.core.errors import UsageError
 from anoscan.detector import Detector
 from anoscan.evaluation import drift
 from anoscan.images import tiles
@@ -76,7 +76,6 @@ def test_a_planted_spot_is_the_highest_place_of_the_map_of_most_images(
 
 
 def test_maps_of_normal_images_are_calm(trained: Detector, digits: Digits, tmp_path: Path) -> None:
-    assert trained.model.maps is not None
     out = tmp_path / "maps"
     trained.score(digits.queries, maps=MapFiles(out, ("npy",)))
     normal = digits.labels.read_text(encoding="utf-8").splitlines()[1:]
@@ -122,7 +121,6 @@ def test_whether_images_are_aligned_is_decided_by_held_out_ones(trained: Detecto
         align=None,
     )
     assert not fitted.aligned
-    assert trained.model.maps is not None
     assert trained.model.maps.aligned
 
 
@@ -143,7 +141,6 @@ def test_what_sets_the_level_of_regions_had_no_part_in_the_maps(
 ) -> None:
     """A new normal image is as likely to have the highest peak as one that maps were made with."""
     model = trained.model
-    assert model.maps is not None
     pixels = seen_by(trained, digits.normal, 300)
     p: list[np.ndarray] = []
     for seed in range(6):
@@ -161,7 +158,6 @@ def test_only_what_is_inside_a_region_of_interest_sets_levels(
     trained: Detector, digits: Digits
 ) -> None:
     model = trained.model
-    assert model.maps is not None
     x = torch.from_numpy(seen_by(trained, digits.normal, 60))
     side = model.rule.size
     inside = np.zeros((side, side), np.bool_)
@@ -206,20 +202,6 @@ def test_patches_are_never_aligned() -> None:
         TrainConfig(patches=100, align="on")
     with pytest.raises(UsageError, match="--align"):
         TrainConfig(align="maybe")
-
-
-def test_a_model_without_maps_scores_as_ever_and_says_what_it_lacks(
-    trained: Detector, digits: Digits, tmp_path: Path
-) -> None:
-    tensors, metadata = modelfile.load(Path(trained.reference.path))
-    older = tmp_path / "older.safetensors"
-    metadata = {k: v for k, v in metadata.items() if k not in ("maps", "format")}
-    modelfile.save(older, {k: v for k, v in tensors.items() if not k.startswith("maps/")}, metadata)
-    detector = Detector.load(older)
-    before = [(r.path, r.score) for r in trained.score(digits.queries).images]
-    assert [(r.path, r.score) for r in detector.score(digits.queries).images] == before
-    with pytest.raises(ModelError, match="before there were anomaly maps"):
-        detector.score(digits.queries, maps=MapFiles(tmp_path / "maps", ("npy",)))
 
 
 # --- regions ------------------------------------------------------------------------------------
@@ -414,7 +396,6 @@ def test_the_command_writes_maps_and_names_them(
 def test_regions_are_those_of_the_map(trained: Detector) -> None:
     judge = Judge(trained.model, trained.runtime)
     levels = judge.levels(ScoreRequest(false_alarm_rate=0.1))
-    assert trained.model.maps is not None
     assert len(trained.model.calibration.region_peaks) == len(trained.model.calibration.terms)
     assert levels.region in trained.model.calibration.region_peaks
 

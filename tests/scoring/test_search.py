@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +12,11 @@ from torch import Tensor
 from anoscan.cli.app import app
 from anoscan.core import registry
 from anoscan.core.config import TrainConfig
-from anoscan.core.errors import ModelError, UsageError
+from anoscan.core.errors import UsageError
 from anoscan.core.runtime import exact_float32
 from anoscan.detector import Detector
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
-from anoscan.model import file as modelfile
 from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import search as search_module
@@ -239,25 +237,6 @@ def test_fooling_needs_the_discriminator_of_the_game(
     by_feature = list(plain.stream(files, ScoreRequest("paper", Inversion("search", steps=20))))
     for one, other in zip(by_word, by_feature, strict=True):
         assert one.score != other.score  # type: ignore[union-attr]
-
-
-def test_a_model_from_before_a_score_says_so_and_scores_as_it_did(
-    plain: Detector, few: Digits, tmp_path: Path
-) -> None:
-    tensors, metadata = modelfile.load(Path(plain.reference.path))
-    names = metadata["terms"]
-    kept = [index for index, name in enumerate(names) if name != "anogan"]
-    older = {**tensors, "calibration/terms": tensors["calibration/terms"][:, kept].clone()}
-    older["calibration/trust"] = tensors["calibration/trust"][kept].clone()
-    del metadata["format"]
-    path = tmp_path / "older.safetensors"
-    modelfile.save(path, older, metadata | {"terms": [names[index] for index in kept]})
-    model = Detector.load(path)
-    for score in ("calibrated", "paper"):
-        old, new = (d.score(few.queries, score=score) for d in (model, plain))
-        assert [i.score for i in old.images] == [i.score for i in new.images]
-    with pytest.raises(ModelError, match="before there was --score anogan"):
-        model.score(few.queries, score="anogan")
 
 
 @pytest.mark.parametrize(

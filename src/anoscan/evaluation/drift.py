@@ -73,7 +73,7 @@ def compare(
                 continue
             terms.append(row)
             looks.append(decoded.look)
-            unlike += known is not None and known.reasons(decoded.look) is not None
+            unlike += known.reasons(decoded.look) is not None
         done = len(terms) + len(skipped)
         on_progress(Progress("scoring", done, len(files)))
     if not terms:
@@ -107,10 +107,9 @@ def _samples(
     for name in judge.scorer.terms(DEFAULT_SCORE):
         column = present.index(name)
         found[name] = (calibration.terms[:, column], terms[:, column])
-    if calibration.looks is not None:
-        known = calibration.looks.values
-        found["brightness"] = (known[:, 2], np.array([look.brightness for look in looks]))
-        found["sharpness"] = (known[:, 3], np.array([look.sharpness for look in looks]))
+    known = calibration.looks.values
+    found["brightness"] = (known[:, 2], np.array([look.brightness for look in looks]))
+    found["sharpness"] = (known[:, 3], np.array([look.sharpness for look in looks]))
     return found
 
 

@@ -169,7 +169,7 @@ def on_normals(
         files, rule, seed=config.seed, workers=runtime.workers, on_progress=on_progress
     )
     networks = model.networks
-    maps = model.maps and _maps_of(model.maps, networks, material, runtime)
+    maps = _maps_of(model.maps, networks, material, runtime)
     measurer = Measurer(networks, model.fitted, rule, maps)
     held = measure_held_out(measurer, model.baselines, material, config.seed)
     event = {
@@ -180,15 +180,13 @@ def on_normals(
         "window": rule.to_dict()["window"],
         "uses_labels": False,
     }
-    looks = held.calibration.looks
     metadata = model.metadata | {
         "image_rule": rule.to_dict(),
         "picture_scale": held.calibration.picture_scale,
-        "kinds": [] if looks is None else list(looks.kinds),
+        "kinds": list(held.calibration.looks.kinds),
+        "maps": maps.described(),
     }
-    if maps is not None:
-        metadata["maps"] = maps.described()
-    changed = held.complete(dataclasses.replace(model, metadata=metadata, maps=maps), runtime)
+    changed = held.complete(dataclasses.replace(model, metadata=metadata, maps=maps))
     return _noted(changed, event), tuple(material.skipped)
 
 

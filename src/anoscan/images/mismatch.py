@@ -7,7 +7,6 @@ reported beside the score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -140,9 +139,8 @@ class Looks:
 
     Parameters
     ----------
-    values : ndarray of shape (n, 8) or (n, 4), float64
-        Width, height, brightness and sharpness, then `Look.parts` of the last two. There are only
-        the first four where nothing is known of parts.
+    values : ndarray of shape (n, 8), float64
+        Width, height, brightness and sharpness, then `Look.parts` of the last two.
     kinds : tuple of str
         All kinds that occur, sorted.
     """
@@ -230,8 +228,6 @@ class Looks:
 
     @cached_property
     def _usual_parts(self) -> dict[str, tuple[float, float]]:
-        if self.values.shape[1] == 4:
-            return dict.fromkeys(_MEASURED, (math.inf, math.inf))
         most = [_fence(values, 0)[1] for values in self.values[:, 4:].T]
         return {name: (most[2 * i], most[2 * i + 1]) for i, name in enumerate(_MEASURED)}
 

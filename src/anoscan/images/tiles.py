@@ -18,7 +18,6 @@ from anoscan.core.arrays import Floats
 from anoscan.images.canvas import Canvas
 
 WORST = 4  # tiles whose mean counts: tiles are half a side apart, so a place lies in four
-FINENESS = 8  # cells along a tile in a picture that has one number for each tile
 LARGEST_MAP = 4096  # cells along a side of an anomaly map, at most
 LARGEST_PICTURE = 2048  # pixels along a side of a picture to look at, at most
 
@@ -65,32 +64,6 @@ class Grid:
         for start in range(0, len(corners), most):
             some = corners[start : start + most]
             yield np.stack([canvas.part(*corner, self.side, self.side) for corner in some])
-
-    def spread(self, values: NDArray[np.floating[Any]]) -> Floats:
-        """Blend one number for each tile into a picture of the image.
-
-        Parameters
-        ----------
-        values : ndarray of shape (n,)
-            Numbers of the tiles, in reading order.
-
-        Returns
-        -------
-        ndarray of shape (about 8 height / side, about 8 width / side), float32
-            It is coarse, because no detail in it is finer than half a tile.
-        """
-        cell = max(1, self.side // FINENESS)
-        height, width, side = (-(-n // cell) for n in (self.height, self.width, self.side))
-        tops = [min(top // cell, height - side) for top in self.tops[:-1]] + [height - side]
-        lefts = [min(left // cell, width - side) for left in self.lefts[:-1]] + [width - side]
-        ramp = _ramp(side)
-        share, total = np.outer(ramp, ramp), np.zeros((height, width))
-        rows = values.reshape(len(tops), len(lefts))
-        for top, row in zip(tops, rows, strict=True):
-            for left, value in zip(lefts, row, strict=True):
-                total[top : top + side, left : left + side] += value * share
-        weight = np.outer(_coverage(height, tops, ramp), _coverage(width, lefts, ramp))
-        return (total / weight).astype(np.float32)
 
 
 def _ramp(side: int) -> NDArray[np.float64]:

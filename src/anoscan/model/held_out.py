@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from anoscan.core.arrays import evenly
-from anoscan.core.runtime import Runtime
 from anoscan.dataset.material import Material
 from anoscan.images.mismatch import Looks
-from anoscan.model.judge import Judge
 from anoscan.model.model import Calibration, Model
 from anoscan.model.patch_test import MOST_IMAGES, term_weights
 from anoscan.scoring.baselines import Baselines
@@ -44,24 +42,13 @@ class HeldOutMeasured:
     missed: float
     large: list[Tiled]
 
-    def complete(self, model: Model, runtime: Runtime) -> Model:
-        """Return `model` with this calibration.
-
-        For a model of patches, the moments of the tiles are added. If it has no maps, so are the
-        peaks of the maps that the scores of tiles make.
-        """
-        model = dataclasses.replace(model, calibration=self.calibration)
+    def complete(self, model: Model) -> Model:
+        """Return `model` with this calibration; in a model of patches it knows tiles too."""
         if not self.large:
-            return model
+            return dataclasses.replace(model, calibration=self.calibration)
         moments = np.stack([tile_moments(image.terms) for image in self.large])
         calibration = dataclasses.replace(self.calibration, tiles=moments)
-        if model.maps is not None:
-            return dataclasses.replace(model, calibration=calibration)
-        judge = Judge(dataclasses.replace(model, calibration=calibration), runtime)
-        peaks = np.array([judge.tile_map(image.terms, image.grid).max() for image in self.large])
-        return dataclasses.replace(
-            model, calibration=dataclasses.replace(calibration, region_peaks=peaks)
-        )
+        return dataclasses.replace(model, calibration=calibration)
 
 
 @dataclass(frozen=True)
@@ -97,19 +84,20 @@ def measured(measurer: Measurer, baselines: Baselines, material: Material) -> It
     rule, rows, inside = material.rule, material.held_out, material.inside
     if rule.patch is not None:
         for decoded in material.large(rows):
-            mapped = measurer.maps is not None
-            tiled = measure_tiled(measurer, decoded, picture=False, mapped=mapped)
+            tiled = measure_tiled(measurer, decoded, picture=False, mapped=True)
             means = [baselines.scores(x)["mean_image"] for x in views(decoded, rule)]
             mean = np.concatenate(means).mean(keepdims=True)
             yield HeldOut(tiled.measured, np.array([tiled.error]), mean, tiled.level, tiled)
         return
+    mapped = measurer.maps is not None
     for start in range(0, len(rows), CHUNK):
         x = np.ascontiguousarray(material.pixels[rows[start : start + CHUNK]])
-        found = measurer.measure(torch.from_numpy(x).to(measurer.device), mapped=True)
+        found = measurer.measure(torch.from_numpy(x).to(measurer.device), mapped=mapped)
         error = np.square(x - found.x_hat).mean((1, 2, 3))
         residual = found.residual
         if inside is not None:
             residual = residual[:, inside]
+        if inside is not None and mapped:
             found = dataclasses.replace(found, anomaly_map=np.where(inside, found.anomaly_map, 0))
         level = float(np.quantile(residual, 0.999))
         yield HeldOut(found, error, baselines.scores(x)["mean_image"], level)
@@ -148,7 +136,7 @@ def measure_held_out(
     if maps is not None and maps.peaks is not None and not large:
         calibrated = evenly(np.arange(len(all_peaks)), MOST_HELD_OUT)
         all_peaks[calibrated] = maps.peaks
-    calibration = Calibration(clean, weights, scale, all_peaks, looks=Looks.of(material.looks))
+    calibration = Calibration(clean, weights, scale, all_peaks, Looks.of(material.looks))
     mean_error = float(np.mean(np.concatenate(mean_errors)))
     missed = float(np.mean(np.concatenate(errors))) / max(mean_error, 1e-12)
     return HeldOutMeasured(calibration, missed, large)

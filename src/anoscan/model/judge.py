@@ -19,14 +19,14 @@ from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded, decode_all
 from anoscan.images.files import ImageFile
 from anoscan.images.roi import Roi
-from anoscan.images.tiles import Grid, block_side, worst
+from anoscan.images.tiles import block_side, worst
 from anoscan.model import regions
 from anoscan.model.model import Model
 from anoscan.model.regions import Finder
 from anoscan.model.scorer import Scorer
 from anoscan.scoring import calibration
 from anoscan.scoring.baselines import NAMES
-from anoscan.scoring.choices import DEFAULT_SCORE, ENCODER, Inversion, ScoreRequest
+from anoscan.scoring.choices import ENCODER, Inversion, ScoreRequest
 from anoscan.scoring.neighbours import latent
 from anoscan.scoring.tiled import OnRows, OnTiles, measure_tiled, views
 
@@ -136,7 +136,11 @@ class Judge:
     """
 
     def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
-        self.model, self.runtime, self.scorer = model, runtime, Scorer(model)
+        self.model, self.runtime, self.scorer = (
+            model,
+            runtime,
+            Scorer(model.fitted, model.calibration),
+        )
         self._rule, self._roi, self._calibration = model.rule, roi, model.calibration
         self._cover = None if roi is None else model.cover(roi)
 
@@ -304,8 +308,11 @@ class Judge:
 
     def _measure_large(self, decoded: Decoded, how: Inversion, wanted: Wanted) -> MeasuredImage:
         canvas, finder = decoded.canvas, None
-        mapped = wanted.mapped and self.model.maps is not None
-        if mapped and wanted.level is not None and block_side(canvas.height, canvas.width) > 1:
+        if (
+            wanted.mapped
+            and wanted.level is not None
+            and block_side(canvas.height, canvas.width) > 1
+        ):
             finder = Finder(wanted.level)
         spool = None if wanted.rows_for is None else wanted.rows_for(canvas)
         takers = [take for take in (finder and finder.add, spool) if take]
@@ -319,20 +326,13 @@ class Judge:
             decoded,
             how,
             picture=wanted.pictures,
-            mapped=mapped,
+            mapped=wanted.mapped,
             on_rows=on_rows,
             on_tiles=wanted.on_tiles,
         )
         found = tiled.measured
-        anomaly_map = found.anomaly_map[0]
-        if wanted.mapped and not mapped:
-            anomaly_map = self.tile_map(tiled.terms, tiled.grid)
-        residual, anomaly_map = canvas.counted(found.residual[0]), canvas.counted(anomaly_map)
+        residual, anomaly_map = map(canvas.counted, (found.residual[0], found.anomaly_map[0]))
         return MeasuredImage(decoded, found.terms[0], found.x_hat[0], residual, anomaly_map, finder)
-
-    def tile_map(self, terms: np.ndarray, grid: Grid) -> np.ndarray:
-        """Make a map from the scores of tiles (`Grid.spread`), for a model without maps."""
-        return grid.spread(self.scorer.scores(terms, DEFAULT_SCORE))
 
     def baseline(self, decoded: Decoded) -> np.ndarray:
         """Return the scores of an image by each baseline, in the order of `baselines.NAMES`.
@@ -358,7 +358,7 @@ class Judge:
             regions=self._regions(decoded, measured, levels.region),
             residual=None,
             percentiles=self.scorer.percentiles(terms, score),
-            mismatch=None if looks is None else looks.reasons(decoded.look),
+            mismatch=looks.reasons(decoded.look),
             nearest=self._nearest(decoded, levels),
         )
 

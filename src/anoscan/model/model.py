@@ -48,19 +48,18 @@ class Calibration:
         The residual that has the brightest colour in pictures.
     region_peaks : ndarray of shape (n,)
         The highest value in the anomaly map of each image.
+    looks : Looks
+        The size, brightness, sharpness and kind of the normal images.
     tiles : ndarray of shape (n, 3, k), float64, optional
         The `scoring.calibration.tile_moments` of each image, in a model of patches.
-    looks : Looks, optional
-        The size, brightness, sharpness and kind of the normal images. Models of older versions
-        have none.
     """
 
     terms: np.ndarray
     weights: np.ndarray
     picture_scale: float
     region_peaks: np.ndarray
+    looks: Looks
     tiles: np.ndarray | None = None
-    looks: Looks | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,10 @@ class Model:
         The mean image and PCA of the training images.
     metadata : dict
         The JSON values that the model file stores beside the tensors.
+    maps : Maps
+        The fitted anomaly maps.
     neighbours : Neighbours, optional
         Some training images, where the training was asked to keep them.
-    maps : Maps, optional
-        The fitted anomaly maps.
     """
 
     networks: Networks
@@ -90,8 +89,8 @@ class Model:
     calibration: Calibration
     baselines: Baselines
     metadata: dict[str, Any]
+    maps: Maps
     neighbours: Neighbours | None = None
-    maps: Maps | None = None  # models of older versions have none
 
     @property
     def config(self) -> TrainConfig:
@@ -157,21 +156,19 @@ class Model:
             "calibration/terms": torch.from_numpy(self.calibration.terms),
             "calibration/trust": torch.from_numpy(self.calibration.weights),
             "calibration/region_peaks": torch.from_numpy(self.calibration.region_peaks),
+            "calibration/looks": torch.from_numpy(self.calibration.looks.values),
             "baselines/mean": torch.from_numpy(self.baselines.mean),
             "baselines/components": torch.from_numpy(self.baselines.components),
         }
         if self.calibration.tiles is not None:
             tensors["calibration/tiles"] = torch.from_numpy(self.calibration.tiles)
-        if self.calibration.looks is not None:
-            tensors["calibration/looks"] = torch.from_numpy(self.calibration.looks.values)
         if self.neighbours is not None:
             tensors |= self.neighbours.tensors()
         for part, network in _parts(self.networks):
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
         for term, stats in self.fitted.items():
             tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
-        if self.maps is not None:
-            tensors |= {f"maps/{key}": value for key, value in self.maps.stored().items()}
+        tensors |= {f"maps/{key}": value for key, value in self.maps.stored().items()}
         return model_file.save(path, tensors, self.metadata)
 
     @classmethod
@@ -230,8 +227,8 @@ class Model:
             tensors["calibration/trust"].numpy(),
             float(metadata["picture_scale"]),
             tensors["calibration/region_peaks"].numpy(),
-            tensors["calibration/tiles"].numpy() if patch is not None else None,
             _looks(tensors, metadata),
+            tensors["calibration/tiles"].numpy() if patch is not None else None,
         )
         n, k = len(calibration.terms), len(fitted)
         shapes = calibration.terms.shape, calibration.weights.shape
@@ -242,18 +239,14 @@ class Model:
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
         kept = Neighbours.of_tensors(tensors)
-        maps = None
-        if "maps" in metadata:
-            own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
-            maps = Maps.restored(own, metadata["maps"], fitted)
-        return cls(networks.frozen(), fitted, calibration, baselines, metadata, kept, maps)
+        own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
+        maps = Maps.restored(own, metadata["maps"], fitted)
+        return cls(networks.frozen(), fitted, calibration, baselines, metadata, maps, kept)
 
 
-def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks | None:
-    if "calibration/looks" not in tensors:
-        return None
+def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks:
     looks = Looks(tensors["calibration/looks"].numpy(), tuple(map(str, metadata["kinds"])))
-    if looks.values.ndim != 2 or looks.values.shape[1] not in (4, 8) or not len(looks.values):
+    if looks.values.ndim != 2 or looks.values.shape[1] != 8 or not len(looks.values):
         raise ValueError("the looks of normal images are not (n, 8)")
     return looks
 
@@ -271,7 +264,7 @@ def describe(
         "config": config.to_dict(),
         "image_rule": rule.to_dict(),
         "picture_scale": calibration.picture_scale,
-        "kinds": [] if calibration.looks is None else list(calibration.looks.kinds),
+        "kinds": list(calibration.looks.kinds),
     }
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
 
 from anoscan.core import registry
-from anoscan.core.errors import ModelError
-from anoscan.model.model import Calibration, Model
+from anoscan.model.model import Calibration
 from anoscan.scoring.calibration import (
     TermScale,
     cross_fitted_scores,
     cross_fitted_tile_scores,
 )
-from anoscan.scoring.choices import DEFAULT_SCORE, SCORES, Score, score_named
+from anoscan.scoring.choices import DEFAULT_SCORE, SCORES, score_named
 
 
 class Scorer:
@@ -22,35 +22,18 @@ class Scorer:
 
     Parameters
     ----------
-    model : Model
-        The model that measured the terms, which has the terms of its calibration images.
-
-    Attributes
-    ----------
-    columns : tuple of str
+    columns : iterable of str
         The names of all measured terms, in the order of their columns.
+    calibration : Calibration
+        What the calibration images gave.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.columns = tuple(model.fitted)
-        self._calibration: Calibration = model.calibration
+    def __init__(self, columns: Iterable[str], calibration: Calibration) -> None:
+        self.columns, self._calibration = tuple(columns), calibration
 
     def terms(self, score: str) -> tuple[str, ...]:
-        """Return the names of the model's terms that a score counts or shows.
-
-        Raises
-        ------
-        ModelError
-            When the model has none of the terms that the score counts.
-        UsageError
-            When there is no score of that name.
-        """
-        if not self._has(score_named(score)):
-            raise ModelError(
-                f"this model was trained before there was --score {score}.",
-                hint="Train it again, or use --score calibrated.",
-            )
-        return self._names(score)
+        """Return the names of the terms that a score shows, of those that the model has."""
+        return tuple(name for name in score_named(score).weights if name in self.columns)
 
     def needs_latent(self, score: str) -> bool:
         """Return whether a score counts a term that depends on z or G(z)."""
@@ -65,8 +48,7 @@ class Scorer:
 
     def calibration_scores(self, score: str) -> np.ndarray:
         """Return the scores (n,) of calibration images, each on scales fitted without it."""
-        self.terms(score)
-        return self._calibration_scores[score]
+        return self._calibration_scores[score_named(score).name]
 
     def among_themselves(self, terms: np.ndarray) -> np.ndarray:
         """Return default scores (n,) of raw terms (n, k), each on scales of the other images."""
@@ -93,19 +75,13 @@ class Scorer:
         below = (self._calibration.terms[:, places] < terms[places]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
 
-    def _names(self, score: str) -> tuple[str, ...]:
-        return tuple(name for name in score_named(score).weights if name in self.columns)
-
-    def _has(self, score: Score) -> bool:
-        return any(name in self.columns for name, weight in score.weights.items() if weight)
-
     def _places(self, score: str) -> list[int]:
-        return [self.columns.index(name) for name in self._names(score)]
+        return [self.columns.index(name) for name in self.terms(score)]
 
     def _weights(self, score: str) -> np.ndarray:
         """Return how much each term counts: the score's weight times that of the patch test."""
         chosen = score_named(score).weights
-        given = np.array([chosen[name] for name in self._names(score)], dtype=np.float64)
+        given = np.array([chosen[name] for name in self.terms(score)], dtype=np.float64)
         tested: np.ndarray = self._calibration.weights[self._places(score)] * given
         # Where no term passed the patch test, all keep the weights of the score.
         return tested if tested.any() else given
@@ -114,7 +90,7 @@ class Scorer:
     def _scales(self) -> dict[str, TermScale]:
         terms, tiles = self._calibration.terms, self._calibration.tiles
         found = {}
-        for name in filter(lambda name: self._has(SCORES[name]), SCORES):
+        for name in SCORES:
             places, weights = self._places(name), self._weights(name)
             found[name] = (
                 TermScale.fit(terms[:, places], weights)
@@ -126,7 +102,7 @@ class Scorer:
     @cached_property
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
-        for name in filter(lambda name: self._has(SCORES[name]), SCORES):
+        for name in SCORES:
             places, weights = self._places(name), self._weights(name)
             terms, tiles = self._calibration.terms[:, places], self._calibration.tiles
             crossed = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from anoscan.core.config import SMALLEST_SIZE
-from anoscan.core.errors import InputError, ModelError
+from anoscan.core.errors import InputError
 from anoscan.core.results import ImageScore
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded, ImageRule, decode
@@ -49,12 +49,9 @@ class ImageViews:
 
     @classmethod
     def of(cls, model: Model, decoded: Decoded, measured: MeasuredImage) -> ImageViews:
-        """Make the views of a measured image; a model without maps shows residuals instead."""
-        if model.maps is not None:
-            shown, scale = measured.anomaly_map, model.maps.scale.brightest
-        else:
-            shown, scale = measured.residual, model.calibration.picture_scale
-        return cls(decoded, measured.x_hat, shown, scale, model.rule)
+        """Make the views of a measured image."""
+        scale = model.maps.scale.brightest
+        return cls(decoded, measured.x_hat, measured.anomaly_map, scale, model.rule)
 
     def views(self, side: int) -> pictures.Views:
         """Draw query, reconstruction and map, none with a side over `side` pixels.
@@ -83,19 +80,9 @@ class ViewFiles:
         Folder for PNGs of query, reconstruction and residual; none are written without it.
     maps : MapFiles, optional
         Writer of the map files; none are written without it.
-
-    Raises
-    ------
-    ModelError
-        When `maps` is given and the model has no maps.
     """
 
     def __init__(self, model: Model, residuals: Path | None, maps: MapFiles | None) -> None:
-        if maps is not None and model.maps is None:
-            raise ModelError(
-                "this model was trained before there were anomaly maps.",
-                hint="Train it again, or use --residuals.",
-            )
         self._model, self._residuals, self._maps = model, residuals, maps
 
     @property
@@ -159,7 +146,7 @@ class ViewFiles:
         self, decoded: Decoded, measured: MeasuredImage, level: float
     ) -> dict[str, str] | None:
         model, files = self._model, self._maps
-        if files is None or model.maps is None:
+        if files is None:
             return None
         canvas = own_canvas(decoded, model.rule) if files.drawn else decoded.canvas
         return files.write(decoded, canvas, measured.anomaly_map, level, model.maps.scale)

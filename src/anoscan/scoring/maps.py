@@ -156,7 +156,7 @@ class Maps:
             When a value is missing or of the wrong type.
         """
         aligned, level = described["aligned"], float(described["level"])
-        relative = described.get("relative", False)  # missing in older models: not relative
+        relative = described["relative"]
         known = isinstance(aligned, bool) and isinstance(relative, bool)
         if not known or not (np.isfinite(level) and level > 0):
             raise ValueError("the description of the maps is not one")

@@ -38,8 +38,7 @@ class Measured:
     weights : ndarray of shape (n, k), float64
         The result of `Term.weight` for each image, and 1 for terms without that function.
     anomaly_map : ndarray of shape (n, s, s), float32
-        The anomaly maps, or smoothed residuals for a model without maps. It is empty where maps
-        are not wanted.
+        The anomaly maps; empty where they are not wanted.
     """
 
     terms: np.ndarray
@@ -140,7 +139,7 @@ class Measurer:
     rule : ImageRule
         How a file becomes the image that the networks see.
     maps : Maps, optional
-        The fitted anomaly maps. Without them, maps are smoothed residuals.
+        The fitted anomaly maps; without them no maps can be measured.
     """
 
     networks: Networks
@@ -162,18 +161,14 @@ class Measurer:
             one = columns[0].new_ones(len(x))
             weights = [term.weight(evidence) if term.weight else one for term in terms.values()]
             residuals = residual(evidence).cpu().numpy()
+            empty = np.empty((len(x), 0, 0), np.float32)
             return Measured(
                 torch.stack(columns, 1).cpu().numpy(),
                 evidence.x_hat.cpu().numpy(),
                 residuals,
                 torch.stack(weights, 1).cpu().numpy(),
-                self._maps(evidence, residuals, mapped=mapped),
+                self.maps.measure(evidence) if mapped and self.maps else empty,
             )
-
-    def _maps(self, evidence: Evidence, residuals: np.ndarray, *, mapped: bool) -> np.ndarray:
-        if not mapped:
-            return np.empty((len(residuals), 0, 0), np.float32)
-        return smooth(residuals) if self.maps is None else self.maps.measure(evidence)
 
     def terms(self, pixels: Floats, rows: np.ndarray | None = None) -> np.ndarray:
         """Return raw terms (n, k), float64, of images (n, c, s, s); with `rows`, of these alone."""

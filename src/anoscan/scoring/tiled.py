@@ -47,8 +47,6 @@ class Tiled:
         and reduced (`images.tiles.Reduced`). They are empty where they are not wanted.
     terms : ndarray of shape (t, k), float64
         The terms of each tile, in reading order.
-    grid : Grid
-        The places of the tiles.
     error : float
         The mean squared residual of all tiles.
     level : float
@@ -57,7 +55,6 @@ class Tiled:
 
     measured: Measured
     terms: np.ndarray
-    grid: Grid
     error: float
     level: float
 
@@ -115,7 +112,7 @@ def measure_tiled(
     whole = Measured(
         worst(terms)[None], *pictures, weights.mean(0)[None], mosaic.anomaly_map.picture
     )
-    return Tiled(whole, terms, grid, float(squares.mean()), float(np.mean(levels)))
+    return Tiled(whole, terms, float(squares.mean()), float(np.mean(levels)))
 
 
 class _Mosaic:

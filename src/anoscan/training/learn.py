@@ -36,6 +36,7 @@ from anoscan.images.files import ImageFile
 from anoscan.images.roi import Roi
 from anoscan.model.held_out import measure_held_out
 from anoscan.model.model import Model, describe
+from anoscan.model.scorer import Scorer
 from anoscan.model.training_record import Record
 from anoscan.networks.architectures import Networks
 from anoscan.networks.loop import stop_where_asked
@@ -273,8 +274,8 @@ def learn(
         "health": to_json(health),
     }
     kept = _kept(networks, material) if config.keep_thumbnails else None
-    model = Model(networks, fitted, held.calibration, baselines, metadata, kept, maps)
-    model = held.complete(model, measuring)
+    model = Model(networks, fitted, held.calibration, baselines, metadata, maps, kept)
+    model = held.complete(model)
     part.begin()
     self_test = run_self_test(model, material)
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
@@ -310,9 +311,10 @@ def _suspected(
     fitted, baselines = _fitted(networks, names, material, config, runtime)
     measurer = Measurer(networks, fitted, material.rule)
     held = measure_held_out(measurer, baselines, material, config.seed)
-    metadata = describe(config, material.rule, held.calibration, runtime)
-    model = Model(networks, fitted, held.calibration, baselines, metadata)
-    found = suspects.scores(model, material.pixels, material.groups, material.rows)
+    scorer = Scorer(fitted, held.calibration)
+    found = suspects.scores(
+        measurer, scorer, config.seed, material.pixels, material.groups, material.rows
+    )
     return Suspicion(material.images, material.digests, found, material.skipped)
 
 

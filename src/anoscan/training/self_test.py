@@ -176,7 +176,9 @@ def _scored(model: Model, views: Floats, *, mapped: bool = True) -> _Scored:
         terms.append(measured.terms)
         maps.append(measured.anomaly_map)
     scores = model.baselines.scores(views)
-    scores[OWN] = Scorer(model).scores(np.concatenate(terms), DEFAULT_SCORE)
+    scores[OWN] = Scorer(model.fitted, model.calibration).scores(
+        np.concatenate(terms), DEFAULT_SCORE
+    )
     if not mapped:
         return _Scored(scores, {})
     residuals = _baseline_residuals(model.baselines, views)

@@ -95,7 +95,9 @@ def check(images: int, *, patches: bool) -> None:
 
 
 def scores(
-    model: Model,
+    measurer: Measurer,
+    scorer: Scorer,
+    seed: int,
     pixels: Floats,
     groups: Sequence[bytes],
     rows: np.ndarray | None = None,
@@ -108,7 +110,11 @@ def scores(
 
     Parameters
     ----------
-    model : Model
+    measurer : Measurer
+        The networks that learned from the images; its terms are fitted anew.
+    scorer : Scorer
+    seed : int
+        Seed of the folds.
     pixels : ndarray of shape (n, c, s, s), float32
         Images as the networks see them.
     groups : sequence of bytes
@@ -128,14 +134,14 @@ def scores(
         When all images are in one group.
     """
     n = len(pixels)
-    scorer, usual = Scorer(model), np.zeros(n, dtype=bool)
+    usual = np.zeros(n, dtype=bool)
     usual[slice(None) if rows is None else rows] = True
-    folds = dealt(groups, FOLDS, random_stream(model.config.seed, "suspects"))
+    folds = dealt(groups, FOLDS, random_stream(seed, "suspects"))
     if len(folds) == 1:
         raise InputError("the images are all the same picture: none is more suspect than another.")
-    first = scorer.among_themselves(_cross_fitted(model, pixels, folds, usual))
+    first = scorer.among_themselves(_cross_fitted(measurer, pixels, folds, usual))
     usual[np.argsort(-first, kind="stable")[: _share(n)]] = False
-    return scorer.among_themselves(_cross_fitted(model, pixels, folds, usual))
+    return scorer.among_themselves(_cross_fitted(measurer, pixels, folds, usual))
 
 
 def _share(n: int) -> int:
@@ -143,26 +149,22 @@ def _share(n: int) -> int:
 
 
 def _cross_fitted(
-    model: Model,
-    pixels: Floats,
-    folds: Sequence[np.ndarray],
-    usual: np.ndarray,
+    measurer: Measurer, pixels: Floats, folds: Sequence[np.ndarray], usual: np.ndarray
 ) -> np.ndarray:
     """Measure the raw terms (n, k) of each fold by fits on the `usual` images of the other folds.
 
     `folds` are the rows of each fold. `usual` (n,) is True for images that fits may use.
     """
-    names, read, device = list(model.fitted), pixels.__getitem__, model.measurer.device
-    sums = [
-        term_sums(model.networks, names, chunks(rows[usual[rows]], read, device)) for rows in folds
-    ]
+    names, networks = list(measurer.fitted), measurer.networks
+    read, device = pixels.__getitem__, measurer.device
+    sums = [term_sums(networks, names, chunks(rows[usual[rows]], read, device)) for rows in folds]
     filled = [number for number, rows in enumerate(folds) if usual[rows].any()]
     terms = np.empty((len(pixels), len(names)))
     for number, rows in enumerate(folds):
         # Where the other folds hold only suspects, terms are fitted on the images' own fold.
         known = [other for other in filled if other != number] or filled
         fitted = fit_sums([sums[other] for other in known])
-        terms[rows] = Measurer(model.networks, fitted, model.rule).terms(pixels, rows)
+        terms[rows] = Measurer(networks, fitted, measurer.rule).terms(pixels, rows)
     return terms
 
 
@@ -205,7 +207,8 @@ def rank(
         raise nothing_readable(skipped)
     check(len(array), patches=False)
     groups = together(array.images, array.digests)
-    found = scores(model, array.pixels, groups)
+    scorer = Scorer(model.fitted, model.calibration)
+    found = scores(model.measurer, scorer, model.config.seed, array.pixels, groups)
     return listed(reference, Suspicion(array.images, array.digests, found, skipped))
 
 

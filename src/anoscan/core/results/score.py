@@ -15,7 +15,6 @@ class Region:
     The box (`x`, `y`, `width`, `height`) is in pixels of the image as stored. `score` is the peak
     of the anomaly map inside it. `area` is the number of pixels in the region. `p_value` is
     (1 + m) / (n + 1), where m of the n held-out normals have at least such a peak in their maps.
-    Both are null in results that older versions saved.
     """
 
     x: int
@@ -23,8 +22,8 @@ class Region:
     width: int
     height: int
     score: float
-    area: int | None = None
-    p_value: float | None = None
+    area: int
+    p_value: float
 
 
 @dataclass(frozen=True, kw_only=True)
