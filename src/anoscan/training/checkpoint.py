@@ -18,16 +18,14 @@ from anoscan.networks.loop import Position, Stage, load_state_tensors, state_ten
 class Checkpoint:
     """The checkpoint of a run: a safetensors file beside the models, never pickled.
 
-    It holds the state of the stage that is under way, if any, and the end states of the stages
-    before it.
+    It holds the state of the stage that is under way, if any, and the end states of earlier stages.
 
     Parameters
     ----------
     path : Path
-        File of the checkpoint.
     identity : dict
-        Values that name the run: its settings, images and region of interest. A run can only go on
-        from a checkpoint with the same identity.
+        Settings, images and region of interest of the run. A run can only go on from a checkpoint
+        with the same identity.
     resume : bool
         Whether to read the checkpoint and go on from it.
 
@@ -87,10 +85,7 @@ class Checkpoint:
         return stage.name in self._found.get("finished", ())
 
     def restore(self, stage: Stage) -> Position:
-        """Load the state that the checkpoint has of `stage`, and return its position.
-
-        Where the checkpoint has none, `stage` stays as it is and the position is the start.
-        """
+        """Load the state of `stage` and return its position; without one, return the start."""
         if self._found.get("stage") != stage.name:
             return Position()
         load_state_tensors(stage, under(self._tensors, "now|"))

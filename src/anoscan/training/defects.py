@@ -1,10 +1,7 @@
 """Synthetic defects of a known kind, size and place, for a self-test without labels.
 
-There are also images that are bent as a whole. They are anomalous everywhere and have no defect at
-any single place.
-
-The strength of a defect is relative to the contrast of normal images. Its size is in pixels: a
-defect of 8 pixels covers about 8 pixels from end to end, in any image.
+The strength of a defect is relative to the contrast of normal images. Its size is in pixels from
+end to end, in any image. Images that are bent as a whole are anomalous everywhere instead.
 """
 
 from __future__ import annotations
@@ -37,10 +34,8 @@ class Spot:
 
     Parameters
     ----------
-    image : ndarray of shape (c, s, s), float32
-        Normal image that gets the defect.
-    donor : ndarray of shape (c, s, s), float32
-        Another normal image, from which parts may be taken.
+    image, donor : ndarray of shape (c, s, s), float32
+        Normal image that gets the defect, and another one from which parts may be taken.
     contrast : float
         Standard deviation of the pixels of normal images.
     size : int
@@ -87,25 +82,19 @@ def defect(
     Parameters
     ----------
     kind : str
-        Kind of the defect, a key of `KINDS`.
-    image : ndarray of shape (c, s, s), float32 in [-1, 1]
-        Normal image that gets the defect.
-    donor : ndarray of shape (c, s, s), float32 in [-1, 1]
-        Another normal image, from which parts may be taken.
-    size : int
-        Size of the defect from end to end, in pixels.
-    contrast : float
-        Standard deviation of the pixels of normal images.
+        A key of `KINDS`.
+    image, donor, size, contrast
+        As for `Spot`; pixels are in [-1, 1].
     native : int
         Side of what the networks see, in pixels of the image files. Where it is less than `s`,
-        images were enlarged. Then a defect has no finer detail than they have.
+        images were enlarged, and a defect gets no finer detail than they have.
     rng : numpy.random.Generator
 
     Returns
     -------
     (ndarray of shape (c, s, s), float32, and ndarray of shape (s, s), bool) or None
-        The changed image, and a mask that is True where the defect is. None when the defect was
-        not visible at any of `TRIES` places.
+        The changed image, and a mask that is True where the defect is. None when the defect was not
+        visible at any of `TRIES` places.
     """
     side = image.shape[-1]
     low, high = min(float(image.min()), -1.0), max(float(image.max()), 1.0)
@@ -126,7 +115,7 @@ def defect(
 def bent(image: Floats, native: int, rng: np.random.Generator) -> Floats:
     """Bend an image (c, s, s) as a whole: every place moves, and neighbours move together.
 
-    This is an elastic deformation (Simard et al. 2003). Textures and brightness stay as they are,
+    This is an elastic deformation (Simard et al. 2003): textures and brightness stay as they are,
     but shapes change. `native` has the same meaning as in `defect`.
     """
     side = image.shape[-1]

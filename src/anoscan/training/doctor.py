@@ -69,16 +69,10 @@ def examine(
     precision: str,
     workers: int | None,
 ) -> DoctorReport:
-    """Report facts about the machine, and about `folders` of training images when some are given.
+    """Report facts about the machine, and the cost of a training with `config` on `folders`.
 
-    Parameters
-    ----------
-    folders : sequence of paths
-        Normal images, as for `anoscan train`; may be empty.
-    config : TrainConfig
-        Settings of the training that is tried on the images.
-    device, precision, workers
-        As for `Runtime.resolve`.
+    `folders` hold normal images as for `anoscan train`, and may be empty. The keywords are those of
+    `Runtime.resolve`.
     """
     runtime = Runtime.resolve(device, precision, workers)
     facts, checks = _store()
@@ -205,22 +199,9 @@ def _images(
 
 @dataclass
 class _Read:
-    """What was read of a folder in one pass.
+    """The images of a folder that could be read, and those that could not.
 
-    Parameters
-    ----------
-    images : list of ImageFile
-        Images that could be read.
-    digests : list of bytes
-        SHA-256 of the content of each.
-    blank : list of bool
-        Whether each has nothing in it.
-    some : list of ndarray of shape (c, s, s)
-        Pixels of about `TRIED` of them, evenly spread.
-    skipped : list of Skipped
-        Images that could not be read.
-    seconds : float
-        Time that reading took.
+    `digests` are SHA-256 of contents, and `some` are the pixels (c, s, s) of about `TRIED` images.
     """
 
     images: list[ImageFile]
@@ -250,10 +231,7 @@ def _read(files: Sequence[ImageFile], inspection: Inspection, runtime: Runtime) 
 def _image_checks(
     read: _Read, counts: census.Census, config: TrainConfig
 ) -> tuple[list[HealthCheck], tuple[np.ndarray, np.ndarray] | None]:
-    """Check the images, and split them into rows to train on and rows to hold out.
-
-    The second value is None when no training on these images is possible.
-    """
+    """Check the images, and split their rows into rows to train on and to hold out, if possible."""
     checks: list[HealthCheck] = []
     if read.skipped:
         first = f"{read.skipped[0].path!r}: {read.skipped[0].reason}"

@@ -1,9 +1,9 @@
 """Calibration by folds: where normal images are few, training images calibrate too.
 
-Training images are divided into folds. Each fold is measured by an encoder, a rotation stage
-and terms that learned only from the other folds. This is cross-conformal prediction (Vovk 2015,
-arXiv 1208.0806). The GAN is shared: it was trained on all training images. So what it learned by
-heart can make their scores lower than those of new images.
+Each fold of the training images is measured by an encoder, a rotation stage and terms that learned
+only from the other folds. This is cross-conformal prediction (Vovk 2015, arXiv 1208.0806). The GAN
+is shared by all folds: what it learned by heart can make their scores lower than those of new
+images.
 """
 
 from __future__ import annotations
@@ -31,24 +31,10 @@ from anoscan.scoring.measure import Measurer, chunks, fit_terms
 class Folds:
     """Everything that folds are trained with.
 
-    Parameters
-    ----------
-    after_gan : Networks
-        Networks at the end of the GAN stage. The encoder is untrained, except with
-        ``--mapping bigan``, which trains it in the GAN stage.
-    rotated : bool
-        Whether the training kept its rotation stage. Then each fold has a rotation stage too.
-    few : bool
-        Whether the training had few images; see `Stages`.
-    material : Material
-        Images of the training.
-    config : TrainConfig
-        Resolved settings of the training.
-    runtime : Runtime
-    on_progress : callable
-        Called with a `Progress` of the stage ``folds``.
-    stopping : callable
-        Asked between steps whether the training is to stop.
+    `after_gan` are the networks at the end of the GAN stage; only ``--mapping bigan`` has trained
+    the encoder by then. Each fold has a rotation stage where the training has kept its own
+    (`rotated`). `few` says whether the training had few images; see `Stages`. `config` is resolved.
+    `on_progress` gets a `Progress` of the stage ``folds``, and `stopping` is asked between steps.
     """
 
     after_gan: Networks
@@ -63,18 +49,10 @@ class Folds:
     def extend(self, calibration: Calibration, names: list[str], usual: np.ndarray) -> Calibration:
         """Add the terms of the training images to a calibration, where the settings ask for folds.
 
-        Terms are fitted on the `usual` rows alone, but measured on all training images. Without
-        the other rows the threshold would be too low. Regions keep the level that held-out images
-        set.
-
-        Parameters
-        ----------
-        calibration : Calibration
-            What held-out images gave.
-        names : list of str
-            Names of the terms, in the order of their columns.
-        usual : ndarray of int
-            Rows of the training images that say what is normal: all but the suspects.
+        Terms are fitted on the rows `usual` alone (all training images but the suspects). They are
+        measured on all training images, because otherwise the threshold would be too low. Regions
+        keep the level that held-out images set. `names` has the terms in the order of their
+        columns.
 
         Raises
         ------

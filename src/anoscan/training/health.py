@@ -1,8 +1,6 @@
 """Training health in plain words: checks of a folder and of a training, with advice.
 
-The checks of `of_folder` need no training. `anoscan train` makes them before it starts, and
-`anoscan doctor` makes them without a training. `examine` adds the checks that need a finished
-training.
+The checks of `of_folder` need no training; `examine` adds those that need a finished one.
 """
 
 from __future__ import annotations
@@ -33,18 +31,10 @@ _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}
 class Findings:
     """What the checks of a finished training are made from.
 
-    Parameters
-    ----------
-    rollbacks : int
-        How often training went back because losses or weights were not finite.
-    game : Game
-        State of the generator and the discriminator at the end of the GAN stage.
-    networks : NetworkChecks
-        Numbers of the networks that the model keeps.
-    reconstruction : float
-        Mean squared residual of held-out normals, relative to that of the mean image.
-    apart : bool
-        Whether the encoder had a stage of its own.
+    `rollbacks` counts how often training went back because losses or weights were not finite.
+    `game` is the state at the end of the GAN stage. `reconstruction` is the mean squared residual
+    of held-out normals, relative to that of the mean image. `apart` says whether the encoder had a
+    stage of its own.
     """
 
     rollbacks: int
@@ -58,14 +48,8 @@ class GameWatch:
     """Reports during the GAN stage that the generator collapses or cannot keep up, once each.
 
     Only the second half of the stage is checked, because at first every generator makes nearly the
-    same image of all latents.
-
-    Parameters
-    ----------
-    notify : callable
-        Called with every `Progress` of the stage, and with additional ones that carry a note.
-    snapshot : callable
-        Takes a number of images, and returns the state of the GAN stage as a `Game`.
+    same image of all latents. `notify` gets every `Progress` of the stage, and additional ones with
+    a note. `snapshot` takes a number of images and returns the state of the GAN stage.
     """
 
     def __init__(self, notify: OnProgress, snapshot: Callable[[int], Game]) -> None:
@@ -92,16 +76,8 @@ class GameWatch:
 def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[HealthCheck, ...]:
     """Check a folder of training images.
 
-    Parameters
-    ----------
-    census : Census
-        What the folder is made of.
-    trained : int
-        Number of images, or of patches, to train on.
-    held_out : int
-        Number of images to calibrate on.
-    of : {'images', 'patches'}
-        What `trained` counts.
+    `trained` counts images or patches, as `of` says ('images' or 'patches'). `held_out` counts
+    images to calibrate on.
     """
     return (
         _images(trained, of),
@@ -128,15 +104,7 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
 
 
 def of_scores(scored: int, anomalous: int) -> str | None:
-    """Return a warning when nearly all queries are anomalous, else None.
-
-    Parameters
-    ----------
-    scored : int
-        Number of queries that got a score.
-    anomalous : int
-        Number of them whose verdict is anomalous.
-    """
+    """Return a warning when nearly all of the `scored` queries are anomalous, else None."""
     if scored < FEWEST_QUERIES or anomalous < MOST_ODD * scored:
         return None
     return (
@@ -148,15 +116,7 @@ def of_scores(scored: int, anomalous: int) -> str | None:
 
 
 def of_model(name: str, metadata: Mapping[str, Any]) -> str | None:
-    """Return a warning when the training of a model failed a check, else None.
-
-    Parameters
-    ----------
-    name : str
-        Name of the model.
-    metadata : mapping
-        Metadata of its file.
-    """
+    """Return a warning when the metadata of a model hold a failed training check, else None."""
     found = metadata.get("health")
     checks = found.get("checks") if isinstance(found, Mapping) else None
     failed = [

@@ -61,17 +61,8 @@ MAPS_SAMPLE = 1024  # training images, or patches, at most, that anomaly maps ar
 class Learned:
     """A trained model, and what its training reports.
 
-    Parameters
-    ----------
-    model : Model
-    health : HealthReport
-    self_test : SelfTest
-    skipped : tuple of Skipped
-        Images that could not be read.
-    suspicion : Suspicion or None
-        How suspect each image is; None unless suspects were dropped.
-    seconds : dict
-        Wall-clock time by part of the training, and in total.
+    `suspicion` is None unless suspects were dropped. `seconds` is the wall-clock time by part of
+    the training, and in total.
     """
 
     model: Model
@@ -82,16 +73,7 @@ class Learned:
     seconds: dict[str, float]
 
     def report(self, saved: ModelReference, record: Record, runtime: Runtime) -> TrainReport:
-        """Return the report of `anoscan train`, for a saved model and the record of its training.
-
-        Parameters
-        ----------
-        saved : ModelReference
-            Name and file of the saved model.
-        record : Record
-            Folder beside the model, with losses and pictures of the training.
-        runtime : Runtime
-        """
+        """Return the report of `anoscan train`, for a saved model and the record of its making."""
         config, rule = self.model.config, self.model.rule
         facts = self.model.metadata["training_data"]
         return TrainReport(
@@ -133,12 +115,7 @@ class Learned:
 def resolve(config: TrainConfig, inspection: Inspection) -> TrainConfig:
     """Replace every ``None`` and ``auto`` of the settings, except those of `augment` and `align`.
 
-    Parameters
-    ----------
-    config : TrainConfig
-        Settings as they were given.
-    inspection : Inspection
-        What was found of the images; it decides the size, the channels and the patch size.
+    What was found of the images decides the size, the channels and the patch size.
     """
     left = {name: value for name, value in decided(config).items() if getattr(config, name) is None}
     return dataclasses.replace(
@@ -165,8 +142,7 @@ class TrainRequest:
     config : TrainConfig
         Settings as they were given.
     checkpoint : Path
-        File that keeps an unfinished run. It is not removed at the end: remove it after the model
-        is saved.
+        File that keeps an unfinished run. Remove it after the model is saved.
     resume : bool
         Whether to go on from the checkpoint, which must be of the same images and settings.
     drop_suspects : bool
@@ -191,23 +167,10 @@ def learn(
     on_progress: OnProgress,
     stopping: Callable[[], bool],
 ) -> Learned:
-    """Train on images, and calibrate on the images held out.
+    """Train on images, and calibrate on the images held out; the model is not saved yet.
 
-    Parameters
-    ----------
-    request : TrainRequest
-    runtime : Runtime
-    observer : Observer
-        Follows every stage.
-    on_progress : callable
-        Called with a `Progress` in every part of the training.
-    stopping : callable
-        Asked between steps and parts whether the training is to stop.
-
-    Returns
-    -------
-    Learned
-        The model, which is not saved yet, and what the training reports.
+    `observer` follows every stage. `on_progress` is called in every part of the training, and
+    `stopping` is asked between steps and parts whether to stop.
 
     Raises
     ------
@@ -305,8 +268,7 @@ def _suspected(
 ) -> Suspicion:
     """Rate how suspect all images are, by a model that was fitted on all training images.
 
-    Held-out images do not take part in the fits of others. If they did, they would have lower
-    scores than new images.
+    Held-out images take no part in the fits of others, which would lower their scores.
     """
     fitted, baselines = _fitted(networks, names, material, config, runtime)
     measurer = Measurer(networks, fitted, material.rule)
@@ -391,15 +353,7 @@ def _run_identity(config: TrainConfig, material: Material) -> dict[str, Any]:
 
 
 class _Parts:
-    """Reports the parts of a training after its last stage, and stops between them when asked.
-
-    Parameters
-    ----------
-    on_progress : callable
-        Called with a `Progress` of the stage ``calibration``, which counts the parts done.
-    stopping : callable
-        Asked before each part whether the training is to stop.
-    """
+    """Reports the parts after the last stage (``calibration``), and stops between them if asked."""
 
     PARTS = 5  # terms, maps, held-out images, checks, self-test
 
@@ -408,13 +362,7 @@ class _Parts:
         self.begin()
 
     def begin(self) -> None:
-        """Begin the next part, unless a stop is asked for.
-
-        Raises
-        ------
-        TrainingInterrupted
-            When `stopping` says yes.
-        """
+        """Begin the next part; raises `TrainingInterrupted` when a stop is asked for."""
         stop_where_asked(self._stopping)
         self._tell(self._begun)
         self._begun += 1

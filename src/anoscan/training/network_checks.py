@@ -40,9 +40,7 @@ class NetworkChecks:
     pca : float
         Mean squared residual of held-out images by PCA, relative to that of the mean image.
     copied : float
-        Estimated share of generated images that are copies of training images, in [0, 1]. It is
-        0 where they are as near to held-out images as to training images. It is 1 where none is
-        nearest to a held-out image. See the function `copied`.
+        Estimated share of generated images that copy training images, in [0, 1]; see `copied`.
     twins : float
         Share of held-out images that have a near twin among the training images.
     gap : float
@@ -62,19 +60,7 @@ class NetworkChecks:
 def examine(
     networks: Networks, baselines: Baselines, material: Material, config: TrainConfig
 ) -> NetworkChecks:
-    """Compare generated, training and held-out images.
-
-    Parameters
-    ----------
-    networks : Networks
-        Frozen networks of the model.
-    baselines : Baselines
-        Fitted on the training images.
-    material : Material
-        Images of the training.
-    config : TrainConfig
-        Resolved settings of the training.
-    """
+    """Compare generated, training and held-out images, by frozen networks and fitted baselines."""
     seed, full = config.seed, in_full(SAMPLES, material.pixels.shape[-1])
     some = material.pixels[_some(material.rows, full, seed)]
     held = material.pixels[_some(material.unseen, full, seed)]
@@ -103,15 +89,13 @@ class Game:
     diversity : float
         Pixel variance of generated images, relative to that of training images.
     separated : float or None
-        AUROC of the discriminator at distinguishing training images from generated ones. 0.5
-        means that it cannot, 1 that it always can. None where the discriminator judges pairs of
-        image and latent, or generated images are not finite.
+        AUROC of the discriminator at distinguishing training images from generated ones. None where
+        it judges pairs of image and latent, or generated images are not finite.
     by_heart : float or None
         Share of the discriminator's margin between training and generated images that is lost on
-        held-out images. 0 means that it learned what is real, 1 that it learned the training
-        images by heart. (Karras et al. 2020, "Training Generative Adversarial Networks with
-        Limited Data", arXiv 2006.06676, eq. 1, r_v.) None where `separated` is None, or the
-        margin is below `MARGIN` standard errors.
+        held-out images. 0 means that it learned what is real, 1 that it learned the training images
+        by heart (Karras et al. 2020, arXiv 2006.06676, eq. 1, r_v). None where `separated` is None,
+        or the margin is below `MARGIN` standard errors.
     still : bool
         Whether the discriminator gives all images the same realness, because its gradients
         vanished. Then an AUROC near 0.5 does not mean that the generator is good.
@@ -133,16 +117,8 @@ def game(
 ) -> Game:
     """Measure the state of the GAN stage, during or after it; the networks are not changed.
 
-    Parameters
-    ----------
-    generator : nn.Module
-    discriminator : nn.Module or None
-        Gives the realness of images; None where it judges pairs of image and latent.
-    material : Material
-        Images of the training.
-    config : TrainConfig
-    images : int
-        Number of images of each kind to compare; see `in_full`.
+    `discriminator` gives the realness of images; it is None where it judges pairs of image and
+    latent. At most `images` of each kind are compared; see `in_full`.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -174,14 +150,7 @@ def in_full(images: int, side: int) -> int:
 
 
 def _generated(generator: nn.Module, config: TrainConfig, full: int) -> tuple[Floats, np.ndarray]:
-    """Generate `SAMPLES` images; return the first `full` of them, and thumbnails of all.
-
-    Returns
-    -------
-    images : ndarray of shape (full, c, s, s), float32
-    thumbnails : ndarray of shape (SAMPLES, d)
-        See `thumbnails`.
-    """
+    """Generate `SAMPLES` images; return the first `full` (n, c, s, s), and thumbnails of all."""
     kept, small, missing = [], [], full
     for images in samples(generator, SAMPLES, config.latent_dim, config.seed, "checkup"):
         part = images.cpu().numpy()
@@ -208,11 +177,11 @@ def thumbnails(images: Floats) -> np.ndarray:
 def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
     """Estimate the share of generated images that copy a training image, in [0, 1].
 
-    A generator that copies nothing does not depend on which images were held out. So its images
-    are nearest to a held-out image as often as held-out images are among all real images. What is
-    missing of that share was copied. The distance itself would say nothing, because blurred
-    images are near to all. A generated image counts as no copy when it is farther from all real
-    images than training images are from their mean. Noise is an example.
+    A generator that copies nothing does not depend on which images were held out. So its images are
+    nearest to a held-out image as often as held-out images are among all real images. What is
+    missing of that share was copied. The distance itself would say nothing, because blurred images
+    are near to all. An image that is farther from all real images than training images are from
+    their mean (such as noise) is no copy.
 
     Parameters
     ----------
@@ -231,12 +200,7 @@ def copied(fake: np.ndarray, known: np.ndarray, unknown: np.ndarray) -> float:
 def nearest(points: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest of the points `among` (m, d) for each of `points` (n, d).
 
-    Returns
-    -------
-    distance : ndarray of shape (n,)
-        Squared distance to it.
-    which : ndarray of shape (n,), int
-        Its row in `among`.
+    Returns the squared distance (n,) to it, and its row (n,) in `among`.
     """
     squares = np.square(points).sum(1)[:, None] + np.square(among).sum(1) - 2 * points @ among.T
     which = squares.argmin(1)

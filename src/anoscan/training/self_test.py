@@ -1,10 +1,9 @@
 """Test without labels how well a model finds synthetic defects, beside PCA and the mean image.
 
 Held-out normals get one defect each, of every kind and several sizes. How well a detector
-distinguishes them from normals is an estimate for small local defects. It is no promise about a
-user's own anomalies. Some normals are bent as a whole. They measure whether the model knows what
-normal images are like as a whole. No score depends on this test. The weights of terms are set by
-the patch test (`model.patch_test`).
+distinguishes them from normals is an estimate for small local defects, and no promise about a
+user's own anomalies. Normals that are bent as a whole measure whether the model knows what normal
+images are like as a whole. No score depends on this test (see `model.patch_test`).
 """
 
 from __future__ import annotations
@@ -53,15 +52,8 @@ def run_self_test(model: Model, material: Material, *, wanted: int | None = None
     """Test a model on defects put into the held-out images of its training, or patches of them.
 
     The same images and seed give the same defects, so that models of one folder can be compared.
-
-    Parameters
-    ----------
-    model : Model
-    material : Material
-        Images of its training.
-    wanted : int, optional
-        Number of images with a defect, of each kind and size. By default it grows with the length
-        of the training, so that the test costs a few per cent of that.
+    `wanted` is the number of images with a defect, of each kind and size. By default it grows with
+    the length of the training, so that the test costs a few per cent of that.
     """
     side, native = model.rule.size, round(_native_side(model))
     views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
@@ -104,8 +96,8 @@ def sizes_for(side: int) -> list[int]:
 def smallest_seen(cells: Sequence[SelfTestCell]) -> float | None:
     """Return the size in pixels from which on defects count as seen, or None where none do.
 
-    They count as seen when the mean AUROC over kinds is at least `SEEN`. Between two sizes that
-    were tried, the result is where the line of AUROC over log size meets `SEEN`.
+    They do when the mean AUROC over kinds is at least `SEEN`. Between two sizes that were tried,
+    the result is where the line of AUROC over log size meets `SEEN`.
     """
     sizes = sorted({cell.size for cell in cells})
     means = [statistics.fmean(c.auroc[OWN] for c in cells if c.size == size) for size in sizes]
@@ -131,24 +123,9 @@ def _wanted(config: TrainConfig, conditions: int, most: int) -> int:
 def _changed(
     views: Floats, kind: str, size: int, wanted: int, native: int, rng: np.random.Generator
 ) -> tuple[Floats, Mask]:
-    """Put a defect of one kind and size into normal images.
+    """Put defects into at most `wanted` normal images (m, c, s, s); omit those that do not show.
 
-    Parameters
-    ----------
-    views : ndarray of shape (m, c, s, s), float32
-        Normal images, or patches of them.
-    kind, size, native
-        As for `defect`.
-    wanted : int
-        Number of images to make, at most.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    images : ndarray of shape (n, c, s, s), float32
-        Changed images. An image in which the defect is not visible is left out.
-    masks : ndarray of shape (n, s, s), bool
-        True where the defect is.
+    Returns the changed images (n, c, s, s), and masks (n, s, s) that are True where the defect is.
     """
     contrast = max(float(views.std()), 1e-6)
     images, masks = [], []

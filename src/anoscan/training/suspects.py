@@ -1,8 +1,8 @@
 """Rank images taken for normal by how unlike the others they are, to find anomalies among them.
 
-The score of an image comes from fits that it had no part in. Only the networks are shared: they
-were trained on all images. With some hundred images and more this hides few anomalies
-(docs/calibration.md; docs/decisions.md has figures).
+The score of an image comes from fits that it had no part in. Only the networks were trained on all
+images. With some hundred images and more this hides few anomalies (docs/calibration.md;
+docs/decisions.md has figures).
 """
 
 from __future__ import annotations
@@ -38,17 +38,9 @@ SHARE = 0.2
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Images taken for normal, and how suspect each is.
+    """Images taken for normal, their SHA-256 digests, and how suspect each is.
 
-    Parameters
-    ----------
-    images : sequence of ImageFile
-    digests : sequence of bytes
-        SHA-256 of the content of each image.
-    scores : ndarray of shape (n,)
-        Score of each image; a higher score is more suspect.
-    skipped : sequence of Skipped
-        Images that could not be read.
+    A higher score (n,) is more suspect.
     """
 
     images: Sequence[ImageFile]
@@ -70,14 +62,7 @@ class Suspicion:
 
 
 def check(images: int, *, patches: bool) -> None:
-    """Refuse to look for suspects where they cannot be found.
-
-    Parameters
-    ----------
-    images : int
-        Number of readable images.
-    patches : bool
-        Whether the model is one of patches.
+    """Refuse to look for suspects where they cannot be found; `images` counts the readable ones.
 
     Raises
     ------
@@ -102,31 +87,25 @@ def scores(
     groups: Sequence[bytes],
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Score how suspect images are that a model was trained on.
+    """Score how suspect images of a training are, (n,); a higher score is more suspect.
 
-    The images are divided into `FOLDS` folds. Each fold is measured by terms that are fitted on
-    the other folds. This is done twice. The second time, the most suspect `SHARE` of the images is
-    left out of the fits. Otherwise a few similar anomalies would make each other look normal.
+    Each of `FOLDS` folds is measured by terms that are fitted on the other folds. This is done
+    twice. The second time, the most suspect `SHARE` of the images is left out of the fits.
+    Otherwise a few similar anomalies would make each other look normal.
 
     Parameters
     ----------
     measurer : Measurer
-        The networks that learned from the images; its terms are fitted anew.
+        Has the networks that learned from the images; its terms are fitted anew.
     scorer : Scorer
     seed : int
         Seed of the folds.
     pixels : ndarray of shape (n, c, s, s), float32
-        Images as the networks see them.
     groups : sequence of bytes
-        Group of each image; see `dataset.split.together`. Images of one group are in the same
-        fold, so that copies do not take part in the fits for each other.
+        Group of each image; see `dataset.split.together`. Images of one group are in the same fold,
+        so that copies do not take part in the fits for each other.
     rows : ndarray of int, optional
         Rows of the images that terms may be fitted on; by default all.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        Scores; a higher score is more suspect.
 
     Raises
     ------
@@ -177,17 +156,8 @@ def rank(
 ) -> SuspectsReport:
     """Rank images that a model was trained on by how unlike the others they are.
 
-    Parameters
-    ----------
-    model : Model
-    reference : ModelReference
-        Names the model in the report.
-    runtime : Runtime
-    paths : sequence of paths
-        Image files and folders, as for `Detector.train`. In a folder laid out like MVTec AD, only
-        ``train/good`` is read.
-    on_progress : callable
-        Called with a `Progress` while images are read.
+    `reference` names the model in the report. `paths` are those of `Detector.train`: in a folder
+    laid out like MVTec AD, only ``train/good`` is read.
 
     Raises
     ------

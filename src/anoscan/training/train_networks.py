@@ -41,8 +41,8 @@ class Observer(Protocol):
     def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
         """Take held-out images (n, c, s, s), float32, whose reconstructions are to be shown.
 
-        `latent_dim`, `seed` and `device` are those of the training. They decide the latents of
-        generated images that are shown.
+        The other arguments are those of the training, and decide the latents of the generated
+        images.
         """
 
     def following(
@@ -59,7 +59,6 @@ class Observer(Protocol):
         Parameters
         ----------
         stage : str
-            Name of the stage.
         images : int
             Number of images that the stage was already shown, when it is resumed.
         on_progress : callable
@@ -67,8 +66,7 @@ class Observer(Protocol):
         generator : nn.Module, optional
             Makes generated images to show, when the stage trains it.
         mirror : (nn.Module, nn.Module), optional
-            Encoder and generator that reconstruct the held-out images, when the stage trains the
-            encoder.
+            Encoder and generator that reconstruct the held-out images, when the stage trains them.
         """
 
 
@@ -94,18 +92,8 @@ class Clock:
 class TrainingRun:
     """What all stages of one training share.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        Keeps the state of the run, and knows which stages an interrupted run has finished.
-    observer : Observer
-        Follows every stage.
-    on_progress : callable
-        Called with a `Progress` during stages.
-    stopping : callable
-        Asked between steps whether the run is to stop.
-    clock : Clock
-        Measures the time of every stage.
+    `checkpoint` knows which stages an interrupted run has finished. `stopping` is asked between
+    steps whether the run is to stop.
     """
 
     checkpoint: Checkpoint
@@ -119,14 +107,8 @@ class TrainingRun:
     ) -> None:
         """Run a stage to its end, from where the checkpoint left it.
 
-        Parameters
-        ----------
-        planned : Planned
-            The stage and its length.
-        on_progress : callable, optional
-            Called instead of `TrainingRun.on_progress`.
-        **shown
-            Networks that `Observer.following` makes images with.
+        `on_progress` is called instead of that of the run. `shown` are the networks that
+        `Observer.following` makes images with.
 
         Raises
         ------
@@ -157,17 +139,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainedNetworks:
-    """Networks at the end of all stages.
-
-    Parameters
-    ----------
-    networks : Networks
-        Networks of the model, frozen.
-    game : Game
-        State of the generator and the discriminator at the end of the GAN stage.
-    folds : Folds
-        What is needed to train folds.
-    """
+    """The frozen networks of a model, the state after the GAN stage, and what folds need."""
 
     networks: Networks
     game: Game
@@ -178,14 +150,6 @@ def train_networks(
     material: Material, config: TrainConfig, runtime: Runtime, training: TrainingRun
 ) -> TrainedNetworks:
     """Train new networks on the training images of `material`, stage by stage.
-
-    Parameters
-    ----------
-    material : Material
-    config : TrainConfig
-        Resolved settings.
-    runtime : Runtime
-    training : TrainingRun
 
     Raises
     ------
@@ -228,10 +192,7 @@ def train_networks(
 
 @torch.no_grad()
 def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
-    """Return the mean certainty of the discriminator about the rotation of images (n, c, s, s).
-
-    1 means that it recognises every rotation, 0 that it guesses. See `certainty`.
-    """
+    """Return the mean certainty about the rotation of images (n, c, s, s), from 0 (none) to 1."""
     discriminator.eval()
     found = [rotation_logits(discriminator, x, discriminator.features(x)) for x in batches]
     return float(certainty(torch.cat(found).cpu()).mean())

@@ -36,11 +36,9 @@ class Trial:
     Parameters
     ----------
     seconds : dict
-        Time by part of the training, and as ``total``. Reading the images is not included.
-    memory : float or None
-        Bytes that the whole process needs at most; None where the system does not say.
-    device_memory : float or None
-        Bytes that are needed on a CUDA device at most; None on other devices.
+        Time by part of the training, and as ``total``, without reading the images.
+    memory, device_memory : float or None
+        Bytes that the process, and a CUDA device, need at most; None where that is not known.
     """
 
     seconds: dict[str, float]
@@ -66,7 +64,6 @@ def run(
     config : TrainConfig
         Resolved settings.
     rule : ImageRule
-        How a file becomes what the networks see.
     runtime : Runtime
     trained, held_out : int
         Numbers of images in the whole training.
@@ -106,10 +103,7 @@ def _stages(
 
 
 def _expected(planned: Planned[Stage], cycle: int, runtime: Runtime) -> float:
-    """Estimate the seconds that a stage takes, from some of its steps.
-
-    `cycle` is the number of steps after which costs repeat: whole cycles are timed.
-    """
+    """Estimate the seconds of a stage by timing whole cycles of steps, after which costs repeat."""
     stage, steps = planned.stage, planned.steps
     stage.step(0)  # the first step also sets things up, so it is not timed
     taken, spent = 0, 0.0
@@ -134,10 +128,7 @@ def _timed(act: Callable[[], object], runtime: Runtime) -> float:
 
 
 def _memory(pixels: Floats, images: int, runtime: Runtime) -> tuple[float | None, float | None]:
-    """Estimate the bytes that the process, and the CUDA device, will need at most.
-
-    `images` counts all images of the training. A value is None where the system does not say.
-    """
+    """Estimate the bytes that the process and the CUDA device will need at most, where known."""
     on_device = None
     if runtime.device.type == "cuda":
         on_device = float(torch.cuda.max_memory_allocated())
