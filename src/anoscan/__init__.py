@@ -1,4 +1,4 @@
-"""anoscan finds the odd image out, after learning from normal images only.
+"""anoscan learns from normal images only, and finds the anomalous ones among others.
 
 >>> from anoscan import Detector                                # doctest: +SKIP
 >>> detector = Detector.train("normal_images")                  # doctest: +SKIP
@@ -38,7 +38,7 @@ __all__ = [
     "to_json",
 ]
 
-# Where each name lives, and what it is called there.
+# For each public name: the module that defines it, and its name in that module.
 _HOMES = {
     "AnoscanError": ("anoscan.core.errors", "AnoscanError"),
     "Detector": ("anoscan.detector", "Detector"),
@@ -54,7 +54,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, because importing the detector imports torch: seconds that --help must not cost.
+    # Lazy, because the detector imports torch. That takes seconds, and --help must not wait for it.
     if name in _HOMES:
         from importlib import import_module
 

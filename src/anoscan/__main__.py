@@ -1,4 +1,4 @@
-"""Lets ``python -m anoscan`` do what the ``anoscan`` script does."""
+"""Make ``python -m anoscan`` do the same as the ``anoscan`` script."""
 
 from anoscan.cli.app import main
 

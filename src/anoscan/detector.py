@@ -1,4 +1,4 @@
-"""The class that train, score and eval share: a trained model that scores images.
+"""`Detector`, a trained model that scores images; commands and Python users share it.
 
 >>> from anoscan import Detector                                   # doctest: +SKIP
 >>> detector = Detector.train("normal_images", seed=1)             # doctest: +SKIP
@@ -61,18 +61,18 @@ def _quiet(progress: Progress) -> None:
 
 
 class Detector:
-    """A trained model. Make one with `train` or `load`.
+    """A trained model; `train` and `load` make one.
 
     Attributes
     ----------
     model : Model
-        Networks, fitted terms, calibration, and `metadata`: all that the file says in JSON.
+        Networks, fitted terms and calibration. Its `metadata` is the JSON part of the model file.
     reference : ModelReference
-        Name, path and SHA-256 of the model file.
+        Name, path and SHA-256 of the model file; all are empty until the model has a file.
     report : TrainReport or None
-        Of the training that made it; None for a loaded model.
+        Report of the training that made the model; None for a loaded model.
     suspicion : Suspicion or None
-        Of that training's images, where suspects were dropped.
+        How suspect each image of that training is; None unless suspects were dropped.
     """
 
     def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
@@ -106,46 +106,44 @@ class Detector:
         Parameters
         ----------
         folder : path or sequence of paths
-            Folders (searched recursively) and files of normal images. Of a folder laid out like
-            MVTec AD, only ``train/good`` is used.
-        config : TrainConfig, optional
+            Files and folders of normal images; folders are searched recursively. In a folder
+            laid out like MVTec AD, only ``train/good`` is read.
         name : str, optional
-            Of the model in the store; by default that of the folder.
+            Name of the model in the store; by default the name of the folder.
         path : path, optional
-            Save there instead of in the store.
-        force : bool
-            Replace a model that is there already.
-        resume : bool
-            Go on with an interrupted training of the same images and settings.
-        device, precision, workers
-            See `Runtime.resolve`.
+            File to save the model to, instead of the store.
+        force, resume : bool
+            Whether to replace a model that exists already; whether to go on with an interrupted
+            training of the same images and settings.
+        device, precision, workers : see `core.runtime.Runtime.resolve`
         tensorboard : path, optional
-            Folder for TensorBoard's event files, under the name of the model.
+            Folder for TensorBoard's event files, in a subfolder named like the model.
         drop_suspects : bool
-            Rank the images when the networks are trained (`suspicion` of the detector), and fit
-            what counts as usual without the most suspect ones. Held-out images stay.
+            Whether to rank the images after the networks are trained (see `suspicion`). What
+            counts as normal is then fitted without the most suspect ones. Held-out images stay.
         roi : path or 'auto', optional
-            Mask (not black where images count), kept in the model; 'auto' leaves out borders that
-            are constant in all images.
+            Mask file, black where pixels do not count. The model keeps the mask. 'auto' leaves out
+            borders that are constant in all images.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
-            Fields of `TrainConfig`, over those of `config`.
+            Fields of `TrainConfig`; they replace those of `config`.
 
         Raises
         ------
         InputError
-            When the images cannot be used.
+            When the images or the mask cannot be used.
         UsageError
-            For a setting out of range.
+            For a setting out of range or a bad name.
         ModelError
-            When the name is taken, or another training of that name is running.
+            When the model exists, another training of that name runs, the store cannot be written,
+            or `resume` finds no checkpoint of the same images and settings.
         TrainingDiverged, TrainingInterrupted
         """
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
         name = store.check_name(name or store.name_for(Path(paths[0])))
-        with store.claim(name):  # until its files are where they stay
+        with store.claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             runtime = Runtime.resolve(device, precision, workers)
             normal, narrowed = training_paths(paths)
@@ -172,7 +170,7 @@ class Detector:
         return detector
 
     def save(self, path: str | Path) -> None:
-        """Write the model file; the same model gives the same bytes."""
+        """Write the model file, and set `reference`; the same model gives the same bytes."""
         path = Path(path)
         digest = self.model.write(path)
         self.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
@@ -186,14 +184,16 @@ class Detector:
         workers: int | None = None,
         roi: str | Path | None = None,
     ) -> Detector:
-        """Read a model by name or path; None is the model trained last.
+        """Read a model by name or path; None takes the model trained last.
 
-        With `roi`, a mask, what is outside it counts no more, beside what the model leaves out.
+        Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
 
         Raises
         ------
         ModelError
-            When there is none, or the file is damaged, foreign or newer than this program.
+            When there is no such model, or it is damaged, foreign or newer than this program.
+        InputError
+            When the mask cannot be used.
         """
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers).measuring()
@@ -214,30 +214,26 @@ class Detector:
         on_progress: OnProgress = _quiet,
         **how: Unpack[HowToScore],
     ) -> ScoreReport:
-        """Score and rank images.
+        """Score and rank query images; a higher score is more anomalous.
 
         Parameters
         ----------
         paths : path or sequence of paths
-            Folders and files of query images.
+            Files and folders.
         top : int, optional
-            Keep only so many images in the report; counts are of all.
+            Largest number of images in the report; its counts still cover all.
         residuals : path, optional
-            Folder for PNGs of query, reconstruction and residual.
+            Folder for PNGs of query, reconstruction and residual of each image.
         maps : MapFiles, optional
-            Writes the anomaly maps.
-        **how
-            See `HowToScore`.
-
-        Returns
-        -------
-        ScoreReport
-            Images by rank; higher score is more anomalous.
+            Writer of the anomaly maps.
+        **how : see `scoring.choices.HowToScore`
 
         Raises
         ------
         InputError
-            When nothing can be read.
+            When no image can be read, or a picture or map cannot be written.
+        UsageError, ModelError
+            For an option out of range, or one that this model cannot do.
         """
         files = find(query_paths(paths)[0])
         request, views = ScoreRequest.of(**how), self.view_files(residuals, maps)
@@ -245,7 +241,7 @@ class Detector:
         return dataclasses.replace(report, images=report.images[:top])
 
     def view_files(self, residuals: str | Path | None, maps: MapFiles | None) -> ViewFiles | None:
-        """Return what writes pictures and maps of scored images; None where none are wanted."""
+        """Return the writer of pictures and maps of scored images; None where none are wanted."""
         if residuals is None and maps is None:
             return None
         return ViewFiles(self.model, None if residuals is None else Path(residuals), maps)
@@ -259,7 +255,7 @@ class Detector:
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
     ) -> ScoreReport:
-        """Score and rank images that were found already; see `score` and `stream`."""
+        """Score and rank image files as `score` does; `on_image` is called as in `stream`."""
         ranking = Ranking(self._judge, request, views, on_image, on_progress)
         return ranking.report(files, self.reference)
 
@@ -272,10 +268,10 @@ class Detector:
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
     ) -> Iterator[ImageScore | Skipped]:
-        """Score images one batch after the other, in input order and bounded memory.
+        """Yield results in input order, batch by batch and in bounded memory.
 
-        `rank` and `q_value`, which need all images, are None. `on_image` is called with each
-        result and what can be drawn of it.
+        `rank` and `q_value` are None, because they need all images. `on_image` is called with each
+        result and the `ImageViews` of its image.
         """
         ranking = Ranking(self._judge, request, views, on_image, on_progress)
         return ranking.stream(files)
@@ -289,32 +285,32 @@ class Detector:
         between: Sequence[str | Path] | None = None,
         turing: str | Path | None = None,
     ) -> SampleReport:
-        """Write PNGs of what the generator makes; `Sampler` gives the images as arrays.
+        """Write PNGs of generated images; `Sampler.images` returns such images as arrays.
 
         Parameters
         ----------
         output : path
-            Folder of the PNGs; those of an earlier call are replaced.
+            Folder of the PNGs; PNGs of an earlier call are replaced.
         n : int
-            Generated images in the grid; images, half of them real, in the Turing test.
+            Number of images in the grid, and in the Turing test, where half of them are real.
         between : two paths, optional
-            Images to draw the way between, through the generator.
+            Two images; the generator draws an interpolation between their latents.
         turing : path, optional
-            Folder of real images for a shuffled sheet of real and generated ones.
+            Folder of real images for a shuffled sheet of real and generated images.
         """
         sampler = Sampler(self.model, self.runtime, seed)
         return sampler.write(Path(output), self.reference, n=n, between=between, turing=turing)
 
     def score_terms(self, score: str = DEFAULT_SCORE) -> tuple[str, ...]:
-        """Names of the terms that a score shows, of those this model has."""
+        """Return the names of the terms that a score shows, of those that this model has."""
         return self._judge.scorer.terms(score)
 
     def threshold(self, request: ScoreRequest = _AS_USUAL) -> Threshold:
-        """Score above which an image is called anomalous at a false-alarm rate."""
+        """Return the score above which an image is anomalous at the rate of `request`."""
         return self._judge.threshold(request)
 
     def hint(self, request: ScoreRequest) -> str | None:
-        """What a search is not good for with a score, or None."""
+        """Return a note that the search of `request` does not change its score, or None."""
         return self._judge.hint(request.score, request.inversion)
 
     def calibrate(
@@ -326,17 +322,25 @@ class Detector:
         force: bool = False,
         on_progress: OnProgress = _quiet,
     ) -> CalibrateReport:
-        """Set scales and threshold anew, and save; see `recalibration`.
+        """Calibrate the model again without training, and save it; see `evaluation.recalibrate`.
 
         Parameters
         ----------
         paths : sequence of paths
-            New normal images that were not trained on; with none only the rate is set. Of a
-            folder laid out like MVTec AD, ``train/good`` is used.
+            New normal images that were not trained on; without any, only the rate is set. In a
+            folder laid out like MVTec AD, only ``train/good`` is read.
         target : Target, optional
-            What sets the false-alarm rate of verdicts from now on.
+            What sets the false-alarm rate of verdicts; by default the rate stays.
         name, force
-            Save under another name in the store; otherwise the file that was loaded is replaced.
+            New name in the store, and whether to replace a model of that name. By default the file
+            that was loaded is replaced.
+
+        Raises
+        ------
+        InputError
+            When too few images can be read, or the labelled images decide no rate.
+        UsageError, ModelError
+            For a bad name; for a name that is taken while `force` is False.
         """
         before = self.reference
         file = store.unused(name, force=force) if name else Path(before.path)
@@ -362,7 +366,7 @@ class Detector:
         )
 
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
-        """Scores (n,) of the normal images that thresholds are made of."""
+        """Return the scores (n,) of the calibration images, which set the thresholds."""
         return self._judge.scorer.calibration_scores(score)
 
     def evaluate(
@@ -377,31 +381,26 @@ class Detector:
     ) -> EvalReport:
         """Score labelled images and measure how well scores and labels agree.
 
+        Metrics that the labels do not define are None, and `undefined` of the report says why.
+
         Parameters
         ----------
         labels : path, optional
-            CSV with the header ``path,label``; see docs/cli.md. Without it, `folder` must be laid
-            out like MVTec AD.
+            CSV ``path,label`` (docs/cli.md); without it, `folder` must be laid out like MVTec AD.
         folder : path, optional
-            What the paths in the CSV are relative to; by default the folder of the CSV.
+            Folder that paths in the CSV are relative to; by default the folder of the CSV.
         masks : path, optional
-            Folder of masks under the names of the images, to measure pixels too.
+            Folder of masks, named like their images; with masks, pixels are measured too.
         against : sequence of Detector
             Other models to compare this one with.
-        **how
-            See `HowToScore`.
-
-        Returns
-        -------
-        EvalReport
-            Metrics that the labels do not define are None, and `undefined` says why.
+        **how : see `scoring.choices.HowToScore`
 
         Raises
         ------
         InputError
             When the CSV cannot be used or none of its images can be read.
         UsageError
-            Without labels of either kind.
+            For an option out of range, or without labels of either kind.
         """
         given = gather(*(None if p is None else Path(p) for p in (labels, folder, masks)))
         subjects = [Subject(model._judge, model.reference) for model in (self, *against)]

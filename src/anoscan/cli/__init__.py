@@ -1,4 +1,4 @@
-"""The command line: declarations, and one call each."""
+"""The command line: it declares commands, and each command calls the library."""
 
 from __future__ import annotations
 

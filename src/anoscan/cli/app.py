@@ -1,6 +1,6 @@
-"""The command line: declarations, and one call each.
+"""The program ``anoscan``: its commands, and the exit code of every failure.
 
-Nothing here imports torch or scikit-learn until a command runs: ``--help`` must answer at once.
+Nothing here imports torch or scikit-learn before a command runs, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     **SETTINGS,
 )
-# typer does not name the class that all its complaints about wrong usage share.
+# Typer has no public name for the base class of its errors about wrong usage.
 _WrongUsage: type[Any] = typer.BadParameter.__bases__[0]
 
 
@@ -87,9 +87,9 @@ for name, command in _MODELS.items():
 
 
 def main() -> NoReturn:
-    """Run the command line; every exit code is decided here or by `typer.Exit`."""
+    """Run the command line; `_run` or `typer.Exit` decides every exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks is shown escaped.
+        # Characters that the terminal's encoding lacks are shown escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(_run())
 
@@ -108,7 +108,7 @@ def _run() -> int:
     except BrokenPipeError:
         return _reader_gone()
     except OSError as error:
-        # A full disk or a folder that is not the user's; without a number it is none of these.
+        # The system refused, as with a full disk. An error without a number is not the system's.
         if error.errno is None:
             return _bug()
         named = f"{error.filename}: " if error.filename else ""
@@ -134,6 +134,6 @@ def _bug() -> int:
 
 
 def _reader_gone() -> int:
-    # As in | head: nobody is left to tell, and Python must not try again when it ends.
+    # The reader of the pipe ended, such as head. Python must not flush stdout again at its exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.FAILED

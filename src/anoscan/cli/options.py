@@ -1,7 +1,7 @@
-"""What several commands share: options, how ``--help`` lays them out, and how a command ends.
+"""Options that commands share, the layout of ``--help``, and the end of a command.
 
-Help is plain text in sections: rich's boxes take longer to import than all else that ``--help``
-does, and wrap badly in a log.
+Help is plain text in sections. Rich's boxes take longer to import than everything else that
+``--help`` does, and they wrap badly in a log.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--
 class Command(TyperCommand):
     """Command whose plain-text help has a section for each panel of options.
 
-    Arguments are named as they are typed, whatever the version of Typer makes of their types.
+    It names arguments itself, because versions of Typer name them differently.
     """
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Options, then the arguments: PATH for one, PATH... for several, [PATH] for none too."""
+        """List the arguments after the options; PATH... takes several, [PATH] may be left out."""
         pieces = ["[OPTIONS]"]
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "argument":
@@ -56,7 +56,7 @@ class Command(TyperCommand):
         return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options, each under the title of its panel."""
+        """Write the arguments, and the options under the titles of their panels."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -75,7 +75,7 @@ class Command(TyperCommand):
 def option(
     *names: str, help: str, default: object = None, metavar: str | None = None, panel: str = ""
 ) -> Any:
-    """Option whose help ends with its default, in words where there is no value."""
+    """Declare an option whose help ends with its default, which may be given in words."""
     if default is not None:
         help = f"{help} [default: {default}]"
     return typer.Option(
@@ -84,7 +84,7 @@ def option(
 
 
 def listed(choices: dict[str, str]) -> str:
-    """Choices and what they are, as sentences."""
+    """Write choices and their descriptions as sentences."""
     return " ".join(f"{name}: {summary}." for name, summary in choices.items())
 
 
@@ -239,7 +239,7 @@ def load(
     roi: Path | None,
     output: Output,
 ) -> Detector:
-    """The model of a command, said where it was not named."""
+    """Load the model; note its name if `model` is None, and warn if its health check failed."""
     from anoscan.detector import Detector
     from anoscan.training import health
 
@@ -252,7 +252,13 @@ def load(
 
 
 def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:
-    """What writes the maps that --maps and --maps-format ask for."""
+    """Return the writer of the maps that --maps and --maps-format ask for; None for no maps.
+
+    Raises
+    ------
+    UsageError
+        For forms without a folder, or a form that does not exist.
+    """
     if folder is None:
         if forms is not None:
             raise UsageError("--maps-format needs --maps DIR.")
@@ -266,7 +272,13 @@ def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:
 def finish(
     output: Output, skipped: Sequence[Skipped], *, anomalous: int = 0, listed: bool = False
 ) -> None:
-    """Report skipped files and leave with the exit code that the contract asks for."""
+    """Report skipped files, unless they are `listed`, and exit with the code of docs/cli.md.
+
+    Raises
+    ------
+    typer.Exit
+        With `ExitCode.ANOMALY` if `anomalous` is not 0, else `ExitCode.SKIPPED` if files were skipped.
+    """
     if not listed:
         output.skipped(skipped)
     if anomalous:
@@ -281,17 +293,17 @@ TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
 
 
 def checked_rate(rate: float | None) -> float | None:
-    """Give a false-alarm rate back when it makes sense; None stands for the model's own."""
+    """Return a rate in (0, 1), or None for the model's own; raise UsageError otherwise."""
     return None if rate is None else config.rate_in_range(rate)
 
 
 def first_images(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:
-    """Keep the first images of a report: ``--top``, or as many as a table has rows."""
+    """Keep the first `top` images of a report; by default the first `rows`, or all for None."""
     return dataclasses.replace(report, images=report.images[: rows if top is None else top])
 
 
 def output_of(as_json: bool, quiet: bool) -> Output:
-    """Both streams of a command; imports rich only when they are needed."""
+    """Return both streams of a command; rich is imported only now."""
     from anoscan.cli.output import Output
 
     return Output(as_json=as_json, quiet=quiet)

@@ -1,6 +1,6 @@
-"""What prints: results on stdout, everything else on stderr.
+"""Print results on stdout, and everything else on stderr.
 
-File names are data here: never markup, never able to move a cursor, never a formula.
+File names are printed so that they cannot act as markup, control codes or formulas.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 SKIPPED_SHOWN = 5
-LINE_SECONDS = 10.0  # between lines of progress in a log
+LINE_SECONDS = 10.0  # time between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
 _STAGES = {
     "reading": "reading images",
@@ -48,19 +48,15 @@ _LOSSES = {
     "rotation": "loss",
     "encoder": "encoder",
 }
-# What a pipe gets: a table row is one line there, however long its file name is.
+# Width for pipes and files, where each table row must stay one line.
 _NEVER_WRAP = 32_767
 
 
 class Output:
-    """Both streams of one command.
+    """Both streams of one command, stdout and stderr.
 
-    Parameters
-    ----------
-    as_json : bool
-        Print results as one JSON document instead of tables.
-    quiet : bool
-        Leave out notes and progress; warnings and errors stay.
+    With `as_json`, results are printed as one JSON document instead of tables. With `quiet`, notes
+    and progress are left out; warnings and errors stay.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -71,24 +67,24 @@ class Output:
     # --- stderr ---------------------------------------------------------------------------------
 
     def note(self, message: str) -> None:
-        """Say something that a user may want to know."""
+        """Print a message that a user may want to know; quiet leaves it out."""
         if not self.quiet:
             self._err.print(printable(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """Say something that a user should know."""
+        """Print a warning."""
         line = Text("Warning: ", style="yellow").append(printable(message), "default")
         self._err.print(line, soft_wrap=True)
 
     def error(self, error: AnoscanError) -> None:
-        """Say what went wrong, in one line, and what to do."""
+        """Print in one line what went wrong and what to do."""
         line = Text("Error: ", style="red").append(printable(error.message), "default")
         if error.hint:
             line.append(f" {printable(error.hint)}", "default")
         self._err.print(line, soft_wrap=True)
 
     def skipped(self, skipped: Sequence[results.Skipped]) -> None:
-        """List files that could not be read: the first few, and how many more."""
+        """List the first files that could not be read, and count the others."""
         if not skipped:
             return
         self.warn(f"{len(skipped)} image{'s' * (len(skipped) > 1)} could not be read:")
@@ -99,17 +95,14 @@ class Output:
             self._err.print(f"  and {more} more (all are in --json)", soft_wrap=True)
 
     def unreadable(self, item: results.Skipped) -> None:
-        """Name one file that could not be read, where no list of them follows."""
+        """Warn of one file that could not be read, where no list follows."""
         self.warn(f"{item.path} could not be read: {item.reason}")
 
     @contextmanager
     def progress(self, *, streams: bool = False) -> Iterator[Callable[[Progress], None]]:
-        """Show training or scoring progress; without a terminal, a line now and then.
+        """Yield a function that shows progress: bars on a terminal, otherwise a line at times.
 
-        Parameters
-        ----------
-        streams : bool
-            Results are printed meanwhile: on a terminal they are progress enough.
+        With `streams`, results are printed meanwhile. On a terminal they replace the bars.
         """
         if self.quiet or (streams and sys.stdout.isatty()):
             yield lambda progress: None
@@ -122,14 +115,14 @@ class Output:
     # --- stdout ---------------------------------------------------------------------------------
 
     def emit(self, report: Any) -> None:
-        """Print a result: its JSON document, or tables made for a person."""
+        """Print a result as its JSON document, or as tables."""
         if self.as_json:
             self.document(results.to_json(report))
         else:
             self._show(tables.render(report))
 
     def model(self, document: dict[str, Any]) -> None:
-        """Print all that is known of a model: as JSON, or as a table."""
+        """Print all metadata of a model as JSON, or as a table."""
         if self.as_json:
             self.document(document)
         else:
@@ -142,13 +135,7 @@ class Output:
         sys.stdout.flush()
 
     def save(self, report: Any, file: Path) -> None:
-        """Write a result as a JSON document to a file.
-
-        Raises
-        ------
-        InputError
-            When it cannot be written.
-        """
+        """Write a result to a file as a JSON document; raise InputError where that fails."""
         text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
         with replacing(file) as stream:
             stream.write(text.encode("ascii") + b"\n")
@@ -170,13 +157,13 @@ class Output:
 
     def _show(self, parts: Iterable[RenderableType]) -> None:
         for part in parts:
-            # Plain strings hold paths and commands, to be copied: the terminal may wrap them.
+            # Users copy paths and commands from plain strings, so only the terminal wraps these.
             if isinstance(part, str) or self._out.file.isatty():
                 self._out.print(part, soft_wrap=isinstance(part, str))
                 continue
             with self._out.capture() as printed:
                 self._out.print(part)
-            # Rich fills the lines of a table with spaces: a file or a pipe has no use for them.
+            # Rich fills the lines of a table with spaces, which have no use in a file or a pipe.
             lines = [line.rstrip() for line in printed.get().split("\n")]
             self._out.file.write("\n".join(lines))
             self._out.file.flush()
@@ -188,7 +175,7 @@ def _console(stream: IO[str]) -> Console:
 
 
 class CsvWriter:
-    """Images as CSV rows on stdout, one as soon as it is scored, the header before the first."""
+    """Writes images as CSV rows as soon as they are scored; the header precedes the first."""
 
     def __init__(self, terms: Sequence[str], stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -198,7 +185,7 @@ class CsvWriter:
         self._begun = False
 
     def write(self, image: results.ImageScore) -> None:
-        """Write one row; numbers at full precision, empty where there is none."""
+        """Write one row; numbers have full precision, and missing values are empty."""
         if not self._begun:
             self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
             self._begun = True
@@ -215,14 +202,9 @@ class CsvWriter:
 
 
 class Lines:
-    """Progress for a log: one line at the end of a stage, and one now and then before.
+    """Progress for a log: one line at the end of a stage, and one each `LINE_SECONDS` before.
 
-    Parameters
-    ----------
-    note : callable
-        Prints a line.
-    clock : callable
-        Seconds.
+    `note` prints a line, and `clock` returns the time in seconds.
     """
 
     def __init__(
@@ -232,10 +214,10 @@ class Lines:
         self._scored = clock()
 
     def __call__(self, progress: Progress) -> None:
-        """Take a report of how far a stage is."""
+        """Print a line about the progress of a stage, if one is due."""
         if progress.note:
             self._note(_noted(progress))
-            if not progress.images_per_second:  # a note alone
+            if not progress.images_per_second:  # it reports a note alone
                 return
         now = self._clock()
         if progress.images != progress.total_images and now - self._scored < LINE_SECONDS:
@@ -248,7 +230,7 @@ class Lines:
 
 
 def _bars(console: Console) -> Bars:
-    # Not at the top: this import takes longer than an error message should.
+    # This import is not at the top, because it would delay error messages.
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
@@ -259,14 +241,14 @@ def _bars(console: Console) -> Bars:
         TimeLeft(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[facts]}"),
         console=console,
-        # Redirected results would leave by stderr, where the bars are.
+        # Rich would send redirected results to stderr, where the bars are.
         redirect_stdout=False,
         redirect_stderr=False,
     )
 
 
 class _Bars:
-    """Progress for a terminal: one bar a stage, 80 columns at most."""
+    """Progress for a terminal: each stage has one bar of at most 80 columns."""
 
     def __init__(self, bars: Bars, note: Callable[[str], None]) -> None:
         self._bars, self._note = bars, note
@@ -284,7 +266,7 @@ class _Bars:
 
 
 def _noted(progress: Progress) -> str:
-    """What a stage of a training notes, after its name; what is said of images needs none."""
+    """Return a note, after the name of its stage unless images are read or scored."""
     told = progress.note or ""
     return (
         told if progress.stage in ("reading", "scoring") else f"{_STAGES[progress.stage]}: {told}"
@@ -298,4 +280,4 @@ def _facts(progress: Progress) -> Iterator[str]:
         yield f"{progress.images_per_second:,.0f}/s"
     for name, value in progress.losses.items():
         if name in _LOSSES:
-            yield f"{_LOSSES[name]} {value:.3g}"  # those of a clipped critic are thousandths
+            yield f"{_LOSSES[name]} {value:.3g}"  # those of a clipped critic are about 0.001

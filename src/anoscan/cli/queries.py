@@ -1,4 +1,4 @@
-"""The images that a command line asks about: files, folders, or a list on stdin."""
+"""Find the query images of a command line: files, folders, or a list on stdin."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[ImageFile], list[str]]:
-    """Images of the arguments; ``-`` stands for the list on stdin.
+    """Find the images of the arguments; ``-`` stands for the list on stdin.
 
-    Of a folder laid out like MVTec AD only ``test`` counts: its training images look tamer than
-    any other, and its masks are no images.
+    In a folder laid out like MVTec AD, only ``test`` is read. Training images have lower scores
+    than new images, and masks are not query images.
 
     Parameters
     ----------
     paths : sequence of str
         Files, folders and ``-``.
     written : sequence of path
-        Folders that the same command writes pictures to: not looked into where they are inside
-        a folder of `paths`.
+        Folders that the same command writes pictures to. Where they are inside a folder of
+        `paths`, they are not searched.
 
     Returns
     -------
     images : list of ImageFile
     notes : list of str
-        What a user should know of the choice.
+        Messages for the user about folders that are read in part, or not at all.
 
     Raises
     ------
     InputError
-        When there is no image, or a folder cannot be read.
+        When a path does not exist, there is no image, or a folder cannot be read.
     """
     from anoscan.images.files import find, in_file
     from anoscan.images.layout import query_paths
@@ -52,7 +52,7 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             found += find([path], written)
         else:
-            # A path that is not there is reported with the unreadable ones: the list goes on.
+            # A missing path is reported later, with unreadable files, so the others are scored.
             found += in_file(path, Path(path), path)
     if given:
         found += find(given, written)
@@ -62,7 +62,7 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
 
 
 def _notes(written: Sequence[Path], paths: Sequence[str]) -> Iterator[str]:
-    """What follows for folders of `written` that are a folder of `paths`, or inside one."""
+    """Yield notes on folders of `written` that are a folder of `paths` or inside one."""
     roots = {Path(os.path.realpath(path)) for path in paths} if written else set()
     for folder in written:
         real = Path(os.path.realpath(folder))
@@ -73,7 +73,7 @@ def _notes(written: Sequence[Path], paths: Sequence[str]) -> Iterator[str]:
 
 
 def _listed() -> list[str]:
-    """Paths on stdin; a name that holds a newline needs the form that ``find -print0`` writes."""
+    """Read paths from stdin; names with newlines need the form of ``find -print0``."""
     data = sys.stdin.buffer.read()
     if b"\0" in data:
         names = data.split(b"\0")

@@ -1,4 +1,4 @@
-"""Groups of options: those of `TrainConfig`, one a field, and those of `ScoreRequest`."""
+"""Give commands the options for the fields of `TrainConfig` or `ScoreRequest`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Run = Callable[..., None]
 def with_settings(command: Run) -> Run:
     """Give a command one option for each field of `TrainConfig`, in place of its ``**settings``.
 
-    An option that is not given is None, and False for a flag. A default in the signature would hide
-    whether an option was given, and a given one comes before the --config file.
+    An option that is not given is None, or False for a flag. A default in the signature would hide
+    whether it was given, and only given options replace values of the --config file.
     """
     return _extended(
         command,
@@ -57,7 +57,7 @@ def with_request(command: Run) -> Run:
 
 
 def _extended(command: Run, options: Iterable[tuple[str, Any, object]]) -> Run:
-    """Put options (name, annotation, default) behind the second parameter, for the last one."""
+    """Replace the last parameter by options (name, annotation, default) after the second one."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     own = [parameter.replace(kind=keyword) for parameter in own]
@@ -70,7 +70,7 @@ def _extended(command: Run, options: Iterable[tuple[str, Any, object]]) -> Run:
 
 
 def asked_for(values: dict[str, Any]) -> HowToScore:
-    """What the options that `with_request` made ask for, as `ScoreRequest.of` takes it."""
+    """Return the values of the options of `with_request`, as `ScoreRequest.of` takes them."""
     names = ("mapping", "discrimination_loss", "search_steps", "seed")
     inversion = Inversion(*(values[name] for name in names))
     return HowToScore(
@@ -82,7 +82,7 @@ def asked_for(values: dict[str, Any]) -> HowToScore:
 
 
 def given_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings among the values of the options that `with_settings` made: those that were given."""
+    """Return the settings that were given among the values of the options of `with_settings`."""
     given = {}
     for field in dataclasses.fields(TrainConfig):
         value = values[field.name]
@@ -94,7 +94,7 @@ def given_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def auto_int(option: str, value: str) -> int | None:
-    """Number of an option that may be ``auto``, which is None."""
+    """Return the number of an option, or None for ``auto``; raise UsageError otherwise."""
     if value == "auto":
         return None
     if not value.isascii() or not value.isdigit() or len(value) > 9:
@@ -127,4 +127,4 @@ def _option_of(field: dataclasses.Field[Any]) -> Any:
         metavar=about["metavar"],
         panel=about["panel"],
     )
-    return Annotated[Optional[kind], declared]  # noqa: UP045 - made while the program runs
+    return Annotated[Optional[kind], declared]  # noqa: UP045 - the type is only known at run time

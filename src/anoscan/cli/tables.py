@@ -1,7 +1,7 @@
-"""Results as tables and sentences for a person.
+"""Show results as tables and sentences.
 
-Plain strings hold paths and commands and are never broken into lines: they are there to be copied.
-`Text` is wrapped between words.
+Plain strings hold paths and commands. They are never broken into lines, so that users can copy
+them. `Text` is wrapped between words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLOURS = {1: "grey", 3: "RGB"}
 
 
 def render(report: Any) -> Iterator[RenderableType]:
-    """Parts of a report of any command, to be printed in turn."""
+    """Yield the parts of a report of any command, in the order of printing."""
     return _RENDERERS[type(report)](report)
 
 
@@ -83,7 +83,7 @@ def _self_test(test: results.SelfTest) -> Iterator[RenderableType]:
 
 
 def _seen(cells: Sequence[results.SelfTestCell]) -> Table:
-    """AUROC of each kind and size, then means over kinds beside those of the baselines."""
+    """Return a table of AUROC by kind and size, then the means over kinds of all detectors."""
     sizes = sorted({cell.size for cell in cells})
     columns = [*(f"{size} px" for size in sizes), "where"]
     table = _table("defect", *columns, right=columns)
@@ -125,7 +125,7 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
     for column in table.columns[:4]:
         column.no_wrap = True
     for image in report.images:
-        # What is before the colon: "size", "brightness"; the whole reason is in --json.
+        # A reason begins with a word and a colon, such as "size:". --json has the whole reason.
         words = ", ".join(reason.partition(":")[0] for reason in image.mismatch or ())
         table.add_row(
             str(image.rank),
@@ -154,7 +154,7 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
 
 
 def _at(threshold: results.Threshold) -> str:
-    """A threshold in words."""
+    """Describe a threshold in words."""
     labels = ", a rate that was set with labels (uses labels)" if threshold.uses_labels else ""
     return (
         f"{threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
@@ -396,10 +396,10 @@ def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
 
 
 def model(document: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Parts of a table of a model's metadata, which nobody has checked."""
+    """Yield the parts that show a model's metadata, which may be malformed."""
     rest, told = dict(document), []
     for topic, tell in (("health", _known_health), ("self_test", _known_test)):
-        # Of another version, or made up: then it is shown as any other fact.
+        # A malformed topic, or one of another version, is shown like any other fact.
         with suppress(KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             told += list(tell(rest[topic]))
             del rest[topic]

@@ -1,4 +1,4 @@
-"""Pictures of the most anomalous images for the terminal: kitty, sixel, or coloured half-blocks."""
+"""Show the most anomalous images in a terminal, by kitty, sixel or coloured half-blocks."""
 
 from __future__ import annotations
 
@@ -18,29 +18,24 @@ from anoscan.core.results import ImageScore
 from anoscan.report import pictures
 from anoscan.report.views import ImageViews
 
-WIDTH = 90  # columns; less in a narrow terminal
+WIDTH = 90  # columns; a narrow terminal has fewer
 _SIDE = 256  # pixels of each picture
 
 
 def _is_without_size() -> bool:
     try:
         return 0 in os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):  # not said here; what draws has its own ways to find out
+    except (OSError, ValueError):  # unknown here; textual_image has other ways to find the size
         return False
 
 
 class Gallery:
-    """The pictures of the most anomalous of the images that pass by; the others are forgotten.
-
-    Parameters
-    ----------
-    most : int
-        How many are kept.
+    """Keeps pictures of the `most` most anomalous images so far; the others are not kept.
 
     Raises
     ------
     UsageError
-        When the library that knows terminals is not installed, or stdout is not a terminal.
+        When textual-image is not installed, or stdout is not a terminal or has no known size.
     """
 
     def __init__(self, most: int) -> None:
@@ -75,10 +70,10 @@ class Gallery:
             heapq.heapreplace(self._kept, kept)
 
     def show(self, columns: int) -> Iterator[tuple[str, RenderableType]]:
-        """Paths and pictures, the most anomalous first, for a terminal of so many columns."""
-        # A terminal that does not say how large its characters are is no matter for a traceback.
+        """Yield paths and pictures, the most anomalous first, at most `columns` wide."""
+        # Otherwise the library logs a traceback when a terminal does not report its cell size.
         logging.getLogger("textual_image").setLevel(logging.ERROR)
-        # Not at the top: it asks the terminal what it can do, and waits for the answer.
+        # This import is not at the top, because it queries the terminal and waits for the answer.
         from textual_image.renderable import Image as Shown
 
         for _, _, path, drawn in sorted(self._kept, key=lambda kept: kept[:2], reverse=True):

@@ -1,7 +1,7 @@
-"""The whole job on real images that scikit-learn ships: 1,797 scanned digits of 8x8 pixels.
+"""The command ``anoscan demo``: train, score and evaluate on scanned digits from scikit-learn.
 
-All digits but one are normal. The one never seen is the anomaly, among held-back normal digits.
-Images this small and few are where PCA is strong: the report prints it whatever it says.
+There are 1,797 scans of 8x8 pixels. Digits 1 to 9 are normal; a fifth of them are queries, with the
+anomalous digit 0. On so few small images PCA is strong, and the report always shows its AUROC.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ ODD_DIGIT = 0
 QUERIES_OF_NORMALS = 0.2
 SHEET_ROWS = 6
 IMAGES_SHOWN = 48_000
-# At 1 % the threshold would be almost the highest of 130 held-out scores, and find little.
+# At 1 % the threshold would be almost the highest of 130 held-out scores, and miss most anomalies.
 FALSE_ALARM_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class Folders:
-    """What the demo writes."""
+    """Files and folders that the demo writes."""
 
     normal: Path
     queries: Path
@@ -57,7 +57,7 @@ class Folders:
 
     @classmethod
     def under(cls, output: Path) -> Folders:
-        """Paths under an output folder."""
+        """Return the paths under an output folder."""
         return cls(
             output / "normal",
             output / "queries",
@@ -71,12 +71,12 @@ class Folders:
 def run(
     output: Path, *, device: str, precision: str, workers: int | None, on_progress: OnProgress
 ) -> DemoReport:
-    """Write the images, train, score, evaluate, draw.
+    """Write the images, train, score, evaluate, and draw the pictures.
 
     Raises
     ------
     InputError
-        When `output` is there and is not a demo's folder.
+        When `output` exists and is neither empty nor the folder of a demo.
     """
     from anoscan.detector import Detector
     from anoscan.model import store
@@ -167,7 +167,7 @@ def _save(image: np.ndarray, path: Path) -> None:
 
 
 def _write_sheet(detector: Detector, drawn: list[Path], folders: Folders) -> None:
-    """The most and the least anomalous queries, one above the other."""
+    """Draw the most anomalous queries above the least anomalous ones."""
     from PIL import Image
 
     from anoscan.report import pictures

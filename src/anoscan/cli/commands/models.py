@@ -1,4 +1,4 @@
-"""The commands of ``anoscan models``: the store. None of them imports torch."""
+"""The commands of ``anoscan models``, which manage the store without importing torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Model in the store.")
 
 
 def help_without_command(context: typer.Context) -> None:
-    """Print help as for wrong usage when only the group was named."""
+    """Print help and exit with code 2 when no subcommand was named."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""The command ``anoscan score``: a ranked table, and all that is written beside it."""
+"""The command ``anoscan score``: print the ranking, and write pictures, maps and the page."""
 
 from __future__ import annotations
 
@@ -184,18 +184,18 @@ def _stream(
 
 
 class ScoringViewers:
-    """What looks at images while they are scored: the page, and pictures for the terminal.
+    """Collects images while they are scored, for the HTML page and for the terminal.
 
     Parameters
     ----------
     images : int
-        How many will come, about.
-    page : path, optional
-        Where the page goes.
+        Approximate number of images.
+    page : Path, optional
+        File of the HTML page.
     assets : bool
-        Keep its pictures beside it.
+        Whether the pictures of the page are kept in a folder beside it.
     show : int
-        How many of the most anomalous images the terminal is to show.
+        Number of the most anomalous images to show in the terminal.
     """
 
     def __init__(self, images: int, page: Path | None, *, assets: bool, show: int) -> None:
@@ -212,7 +212,7 @@ class ScoringViewers:
 
     @property
     def on_image(self) -> OnImage | None:
-        """What is to be called with every image; None where nobody looks."""
+        """Function to call with every image; None where there is no page and no terminal."""
         watching = [watch.add for watch in (self._page, self._gallery) if watch is not None]
 
         def add(image: ImageScore, seen: ImageViews) -> None:
@@ -222,7 +222,7 @@ class ScoringViewers:
         return add if watching else None
 
     def write(self, report: ScoreReport, detector: Detector) -> None:
-        """Finish the page."""
+        """Write the page, if there is one."""
         if self._page is None:
             return
         from anoscan.core import results
@@ -232,7 +232,7 @@ class ScoringViewers:
         self._page.write(results.to_json(report), Background(detector.model.metadata, scores))
 
     def show(self, output: Output) -> None:
-        """Show pictures, and say where the page is."""
+        """Show the pictures in the terminal, and print the path of the page."""
         if self._gallery is not None:
             output.gallery(self._gallery)
         if self._page is not None:
@@ -247,7 +247,7 @@ class ScoringViewers:
 
 
 def beside(page: Path) -> Path:
-    """Folder of the pictures of a page that keeps them beside it."""
+    """Return the folder of the pictures that are kept beside a page."""
     from anoscan.report.html_page import assets_of
 
     return assets_of(page)

@@ -82,14 +82,9 @@ def suspects(
 def train_and_rank(
     paths: Sequence[str | Path], *, drop: bool, on_progress: OnProgress, **options: Any
 ) -> tuple[Detector, SuspectsReport]:
-    """Train a model and rank its images.
+    """Train a model and rank its images; `paths` and `options` are those of `Detector.train`.
 
-    Parameters
-    ----------
-    drop : bool
-        Fit what counts as usual without the most suspect images.
-    paths, options
-        As for `Detector.train`.
+    With `drop`, what counts as normal is fitted without the most suspect images.
     """
     from anoscan.detector import Detector
     from anoscan.images.layout import training_paths
@@ -99,6 +94,6 @@ def train_and_rank(
     reference = detector.reference
     if detector.suspicion is not None:
         return detector, job.listed(reference, detector.suspicion)
-    # Narrowed here, because the training has said so already.
+    # `training_paths` is called here, so that `rank` does not repeat the note of the training.
     narrowed = training_paths(paths)[0]
     return detector, job.rank(detector.model, reference, detector.runtime, narrowed, on_progress)

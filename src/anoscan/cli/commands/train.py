@@ -1,6 +1,6 @@
-"""The command ``anoscan train``, and how its settings come together.
+"""The command ``anoscan train``.
 
-Defaults, then the --config file, then the options that were given.
+Settings of the --config file replace defaults, and options that were given replace both.
 """
 
 from __future__ import annotations
@@ -168,7 +168,15 @@ def _train(
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:
-    """Settings of a JSON file: a plain object, or one that holds them under ``config``."""
+    """Read settings from a JSON object, or from the object under its key ``config``.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, or holds no JSON object.
+    UsageError
+        For a setting that does not exist or is out of range.
+    """
     if path is None:
         return {}
     try:
@@ -189,10 +197,10 @@ def settings_of(path: Path | None) -> dict[str, Any]:
 
 
 def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a file under those that were given.
+    """Return settings of a file, replaced by those that were given.
 
-    A model's file holds what its choices decided too; another choice decides that anew. What
-    somebody wrote there stays.
+    A model's file also holds values that followed from its choices. Where a choice changes, such
+    values are decided again; values that a user chose stay.
     """
     before = TrainConfig.from_dict(kept)
     changed = {name for name, value in given.items() if value != getattr(before, name)}
@@ -228,7 +236,8 @@ def _dry_run(
     from anoscan.training.checkpoint import Checkpoint
     from anoscan.training.learn import resolve
 
-    # What the training itself would refuse; a name that is taken may be of the model in question.
+    # Refuse what the training would refuse, except a name that is taken. A user may ask about the
+    # settings of that very model.
     name = store.check_name(name or store.name_for(paths[0]))
     if resume:
         Checkpoint.check(store.checkpoint_path(name))
