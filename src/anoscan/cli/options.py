@@ -277,7 +277,7 @@ def finish(
     Raises
     ------
     typer.Exit
-        With `ExitCode.ANOMALY` if `anomalous` is not 0, else `ExitCode.SKIPPED` if files were skipped.
+        With `ExitCode.ANOMALY` if `anomalous` is not 0, else `SKIPPED` if files were skipped.
     """
     if not listed:
         output.skipped(skipped)
