@@ -36,7 +36,7 @@ CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residu
 _STAGES = {
     "reading": "reading images",
     "gan": "learning normal",
-    "rotation": "learning turns",
+    "rotation": "learning rotations",
     "encoder": "learning to map",
     "folds": "calibrating in folds",
     "calibration": "calibrating",

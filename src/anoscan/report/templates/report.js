@@ -336,9 +336,9 @@
     facts($("terms"), data.terms.map((term, i) => [term, number(image.terms[i]) +
       (image.less[i] === null ? "" : ` (above ${number(image.less[i], 3)} %)`)]));
     $("mismatch").hidden = !image.mismatch.length;
-    $("mismatch").textContent = `Unlike all normal images, apart from its content: ${image.mismatch.join("; ")}.`;
+    $("mismatch").textContent = `It differs from all normal images in more than its content: ${image.mismatch.join("; ")}.`;
     $("nearest").hidden = !image.nearest.length;
-    $("nearest").textContent = "Most like it among the normal images: " +
+    $("nearest").textContent = "Nearest training images: " +
       image.nearest.map(([path, distance]) => `${path} (${number(distance, 3)})`).join(", ") + ".";
     if (!viewer.open) viewer.showModal();
     fit();
