@@ -1,6 +1,6 @@
 """Check whether a model still fits new images, by comparing a batch with the calibration images.
 
-Cameras age, and lamps and products are changed. Then scores drift. A threshold that was set on
+Scores drift when cameras age, and when lamps or products are changed. A threshold that was set on
 normal images from before the change promises nothing about images from after it.
 """
 
@@ -37,24 +37,14 @@ def compare(
 ) -> DriftReport:
     """Compare images, most of which are normal, with the calibration images of a model.
 
-    The score, each term, brightness and sharpness are compared by a two-sample
-    Kolmogorov-Smirnov test each. The p-values are adjusted for the number of tests (Holm 1979).
-    A difference counts when it is both certain and large. It must be large because a batch of
-    thousands of images shows differences that change no verdict.
+    The score, each term, brightness and sharpness are compared by a two-sample Kolmogorov-Smirnov
+    test each. The p-values are adjusted for the number of tests (Holm 1979). A difference counts
+    when it is both certain and large, because a batch of thousands of images shows differences that
+    change no verdict.
 
     In a folder laid out like MVTec AD, only ``test/good`` is compared. Training images have lower
-    scores than new images, and the defects in ``test`` are no drift.
-
-    Parameters
-    ----------
-    judge : Judge
-        Measures the images with the model that is checked.
-    reference : ModelReference
-        Names the model in the report.
-    paths : sequence of paths
-        Image files and folders.
-    on_progress : callable
-        Called with a `Progress` after each batch.
+    scores than new images, and the defects in ``test`` are no drift. `reference` names the model in
+    the report, and `on_progress` is called after each batch.
 
     Raises
     ------

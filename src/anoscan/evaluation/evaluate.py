@@ -49,16 +49,9 @@ def assess(
 ) -> EvalReport:
     """Score labelled images by one or more models and measure how well scores and labels agree.
 
-    Parameters
-    ----------
-    subjects : sequence of Subject
-        The report is about the first model. The others are compared with it.
-    given : LabelledSet
-        The labelled images and their masks.
-    request : ScoreRequest
-        Names the score and the false-alarm rate, and says how images are mapped to latents.
-    on_progress : callable
-        Called with a `Progress` after each image.
+    The report is about the first of `subjects`, and the others are compared with it. `request`
+    names the score and the false-alarm rate, and says how images are mapped to latents.
+    `on_progress` is called after each image.
 
     Raises
     ------
@@ -89,21 +82,8 @@ def _some(paths: Sequence[str]) -> str:
 class _Measured:
     """What one model measured of the labelled images.
 
-    Parameters
-    ----------
-    subject : Subject
-    given : LabelledSet
-    request : ScoreRequest
-    rows : list of Labelled
-        The images that could be read. The arrays have the same order.
-    values : ndarray of shape (n, k)
-        Raw terms.
-    baselines : ndarray of shape (n, b)
-        Scores of the baselines, one column a baseline.
-    skipped : list of Skipped
-        The images that could not be read.
-    pixels : _Pixels or None
-        Pixel metrics; None without masks.
+    `values` (n, k) are raw terms, and `baselines` (n, b) the scores of the baselines. They have the
+    order of `rows`, the images that could be read. `pixels` is None without masks.
     """
 
     subject: Subject
@@ -125,13 +105,7 @@ class _Measured:
         total: int,
         on_progress: OnProgress,
     ) -> _Measured:
-        """Measure all images; `done` and `total` count images over all models, for progress.
-
-        Raises
-        ------
-        InputError
-            When no image can be read.
-        """
+        """Measure all images; `done` and `total` count images over all models, for progress."""
         rows: list[Labelled] = []
         values, baselines, skipped = [], [], []
         judge = subject.judge
@@ -237,16 +211,9 @@ class _Measured:
 
 
 class _Pixels:
-    """Collects the pixels of labelled images by class and label, and makes figures of them.
+    """Collects the pixels of labelled images by class and label; `measure` makes figures of them.
 
-    `add` takes images one by one. After the last one, `measure` sets the attributes.
-
-    Attributes
-    ----------
-    all : PixelReport
-        Figures of all images.
-    classes : dict from str or None to PixelReport
-        Figures of each class that has anomalous images.
+    `all` has the figures of all images, `classes` those of each class that has anomalous images.
     """
 
     def __init__(self, items: Sequence[Labelled], stack: ExitStack) -> None:
@@ -259,8 +226,7 @@ class _Pixels:
     def add(self, item: Labelled, decoded: Decoded, anomaly_map: np.ndarray) -> None:
         """Take an image; in a normal image without a mask, every pixel is normal.
 
-        An anomalous image without a mask is only counted. A mask that cannot be used is noted as
-        skipped.
+        An anomalous image without a mask is counted, and a mask that cannot be used is noted.
         """
         if item.mask is None and item.anomalous:
             self._without_mask += 1
@@ -279,8 +245,7 @@ class _Pixels:
     def measure(self) -> None:
         """Set the figures of all images and of each class.
 
-        A class is measured with its own normal images. When it has none, it is measured with all
-        normal images.
+        A class is measured with its own normal images. Without any, all normal images are used.
         """
         parts = self._parts
         found = pixel_metrics(list(parts.values()))

@@ -24,14 +24,8 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 class Labelled:
     """An image and its label.
 
-    Parameters
-    ----------
-    image : ImageFile
-    anomalous : bool
-    cls : str, optional
-        Class of the image, such as the kind of its defect.
-    mask : Path, optional
-        File of the mask that marks the anomalous pixels; None where there is none.
+    `cls` is its class, such as the kind of its defect. `mask` is the file that marks its anomalous
+    pixels, if there is one.
     """
 
     image: ImageFile
@@ -160,12 +154,7 @@ def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
 class _Masks:
     """A folder of masks, which finds the mask of an image by the image's name.
 
-    Parameters
-    ----------
-    folder : Path or None
-        None where there are no masks.
-    files : sequence of ImageFile
-        All images. The parent folders that all of them share may be missing in `folder`.
+    The parent folders that all of `files` (the images) share may be missing in `folder`.
     """
 
     def __init__(self, folder: Path | None, files: Sequence[ImageFile]) -> None:
@@ -218,20 +207,7 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Label:
-    """One row of a labels file.
-
-    Parameters
-    ----------
-    line : int
-        Number of the line in the file. The header is normally line 1.
-    path : str
-        Path of the image, as written in the file.
-    anomalous : bool
-    mask : str, optional
-        Path of the mask, as written in the file.
-    cls : str, optional
-        Class, such as the kind of defect.
-    """
+    """One row of a labels file: its line (from 1), and its path, mask and class as written."""
 
     line: int
     path: str
@@ -241,23 +217,16 @@ class Label:
 
 
 def read_labels(file: Path) -> list[Label]:
-    """Read a labels CSV.
+    """Read the labels of a CSV, in the order of the file; there is at least one.
 
-    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``. `COLUMNS` has
-    other names that they may have. Columns come in any order and case, separated by commas,
-    semicolons or tabs. Blank rows are skipped. So are rows that repeat the path and the label of
-    an earlier row.
-
-    Returns
-    -------
-    list of Label
-        The labels in the order of the file; never empty.
+    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``; `COLUMNS` has
+    other names for them. Columns come in any order and case, separated by commas, semicolons or
+    tabs. Blank rows are skipped. So are rows that repeat the path and the label of an earlier row.
 
     Raises
     ------
     InputError
-        When the file cannot be read as a CSV of labels. The message gives the line numbers of bad
-        rows.
+        When the file cannot be read as a CSV of labels. The message has the lines of bad rows.
     """
     rows = _rows(file)
     columns = _columns(file, rows)
@@ -285,21 +254,10 @@ def read_labels(file: Path) -> list[Label]:
 
 
 def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], list[Label]]:
-    r"""Find the images that labels name.
+    r"""Return the labels with the image files that they name, and the labels without such a file.
 
-    Parameters
-    ----------
-    labels : list of Label
-        A path with ``\`` that names no file is tried again with ``/``.
-    base : Path
-        Folder that relative paths start from.
-
-    Returns
-    -------
-    found : list of (Label, Path)
-        Labels and their image files, in the order of the labels.
-    missing : list of Label
-        Labels without an image file.
+    Relative paths start from `base`. A path with ``\`` that names no file is tried again with
+    ``/``.
     """
     found, missing = [], []
     for label in labels:
@@ -392,8 +350,8 @@ def is_file(path: Path) -> bool:
 def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:
     """Count the images under `folder` that no label names; 0 where images cannot be listed.
 
-    Without a folder, images in the same folders as labelled images are counted. Folders below
-    those are left out: they may hold maps, other images, or everything a user has.
+    Without a folder, images in the same folders as labelled images are counted. Folders below those
+    are left out: they may hold maps, other images, or everything a user has.
     """
     try:
         if folder is None:

@@ -16,10 +16,7 @@ _BINS = 10, 60  # fewest and most bins of a histogram
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """How well scores order images.
-
-    Where the metrics are not defined, all of them are None and `undefined` says why.
-    """
+    """How well scores order images; where all metrics are None, `undefined` says why."""
 
     auroc: float | None
     auroc_ci95: tuple[float, float] | None
@@ -44,25 +41,18 @@ def detection(
 ) -> Detection:
     """Measure how well scores put anomalous images above normal ones.
 
+    The interval is a percentile bootstrap in which normal and anomalous images are resampled
+    separately. It says how much the AUROC would change with other images of the same kinds. Where
+    all scores of one class lie above all of the other, every resample has the same AUROC (1 or 0).
+    Then the other end of the interval follows Newcombe (see `_of_separated`).
+
     Parameters
     ----------
     scores : ndarray of float, shape (n,)
         Anomaly scores, finite. A higher score is more anomalous.
     anomalous : ndarray of bool, shape (n,)
-        Labels, True for anomalous images.
-    seed : int
-        Seed of the resampling.
-    resamples : int
-        Number of bootstrap samples for the interval. 0 leaves the interval out.
-
-    Returns
-    -------
-    Detection
-        AUROC, its 95 % interval, and average precision. The interval is a percentile bootstrap
-        in which normal and anomalous images are resampled separately. It says how much the AUROC
-        would change with other images of the same kinds. Where all scores of one class lie above
-        all of the other, every resample has the same AUROC (1 or 0). Then the other end of the
-        interval follows Newcombe (see `_of_separated`).
+    seed, resamples : int
+        Seed and number of bootstrap samples. 0 samples leave the interval out.
 
     Raises
     ------
@@ -98,22 +88,11 @@ def detection(
 def at_threshold(
     scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float
 ) -> AtThreshold:
-    """Measure the decisions that a threshold makes: anomalous when the score is above it.
+    """Measure the decisions of a threshold: an image is anomalous when its score (n,) is above it.
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (n,)
-        Anomaly scores, finite. An image whose score equals the threshold is called normal.
-    anomalous : ndarray of bool, shape (n,)
-        Labels, True for anomalous images.
-    threshold : float
-        Score that was set without these labels.
-
-    Returns
-    -------
-    AtThreshold
-        `false_alarm_rate` is None without normal images. `precision` is None when no image is
-        called anomalous. `recall` and `f1` are None without anomalous images.
+    The threshold was set without these labels (n,). `false_alarm_rate` is None without normal
+    images, `precision` when no image is called anomalous, `recall` and `f1` without anomalous
+    images.
 
     Raises
     ------
@@ -153,22 +132,11 @@ def difference(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Difference | None:
-    """Return the AUROC of `scores` minus that of `base`, on the same images.
+    """Return the AUROC of `scores` minus that of `base` (both (n,)), on the same images.
 
-    Parameters
-    ----------
-    scores, base : ndarray of float, shape (n,)
-        Anomaly scores of two models, finite.
-    anomalous : ndarray of bool, shape (n,)
-        Labels, True for anomalous images.
-    seed, resamples : int
-        Seed and number of samples of the paired percentile bootstrap. Both AUROCs are computed
-        on the same resampled images, so that what is hard for both models cancels out.
-
-    Returns
-    -------
-    Difference or None
-        None unless the labels have both classes.
+    The interval is a paired percentile bootstrap. Both AUROCs are computed on the same resampled
+    images, so that what is hard for both models cancels out. The result is None unless the labels
+    have both classes.
 
     Raises
     ------
@@ -192,19 +160,10 @@ def difference(
 
 
 def curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves | None:
-    """Return the ROC curve, the precision-recall curve, and histograms of the scores.
+    """Return the ROC curve, the precision-recall curve, and histograms of the scores (n,).
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (n,)
-        Anomaly scores, finite.
-    anomalous : ndarray of bool, shape (n,)
-        Labels, True for anomalous images.
-
-    Returns
-    -------
-    Curves or None
-        At most 200 points of each curve are kept. None unless the labels have both classes.
+    At most 200 points of each curve are kept. The result is None unless the labels have both
+    classes.
 
     Raises
     ------
@@ -280,16 +239,11 @@ def _bootstrap(
 
 
 def _of_separated(normal: int, anomalous: int) -> float:
-    """Return the lower end of the 95 % interval of an AUROC of 1.
+    """Return the lower end of the 95 % interval of an AUROC of 1: method 5 of Newcombe 2006.
 
-    It is the smallest value from which 1 is at most 1.96 standard errors away. The standard error
-    is that of this value. This is method 5 of Newcombe 2006 (Statistics in Medicine 25:559-573):
-    Hanley and McNeil's variance with both numbers of images replaced by their mean.
-
-    Parameters
-    ----------
-    normal, anomalous : int
-        Number of images of each class.
+    It is the least value that is at most 1.96 of its own standard errors below 1. The standard
+    error is Hanley and McNeil's, with both numbers of images replaced by their mean (Statistics in
+    Medicine 25:559-573).
     """
     from scipy.optimize import brentq
 
@@ -317,10 +271,7 @@ def _auroc(normal: NDArray[np.intp], anomalous: NDArray[np.intp]) -> float:
 def aurocs(
     columns: dict[str, np.ndarray], anomalous: np.ndarray
 ) -> dict[str, dict[str, float | None]]:
-    """Return the AUROC of each named column of scores (n,), as ``{name: {"auroc": value}}``.
-
-    A value is None unless the labels `anomalous` (n,) have both classes.
-    """
+    """Return the AUROC of each named column of scores (n,), or None without both classes."""
     return {
         name: {"auroc": detection(scores, anomalous, resamples=0).auroc}
         for name, scores in columns.items()

@@ -28,15 +28,12 @@ Keys = NDArray[np.unsignedinteger[Any]]
 class PixelScores:
     """Pixels of some images: the score of each, and whether a mask marks it as anomalous.
 
+    After `run` pixels, those in memory go to a temporary file.
+
     >>> with PixelScores() as pixels:                                  # doctest: +SKIP
     ...     for anomaly_map, mask in pairs:
     ...         pixels.add(anomaly_map, mask)
     ...     print(pixel_metrics([pixels]).aupro)
-
-    Parameters
-    ----------
-    run : int
-        Number of pixels that are kept in memory before they go to a temporary file.
     """
 
     def __init__(self, run: int = RUN) -> None:
@@ -93,12 +90,8 @@ class PixelScores:
     def _label(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], tuple[int, int]]:
         """Number the 8-connected regions of a mask from 1, and remember their sizes.
 
-        Returns
-        -------
-        labels : ndarray of shape (h, w), int32
-            Numbers of the regions, in the smallest rectangle that holds all of them; 0 elsewhere.
-        corner : (int, int)
-            Row and column of the mask where that rectangle begins.
+        Returns the smallest part (h, w) that holds all regions, int32, and its first row and
+        column.
         """
         from scipy import ndimage
 
@@ -114,21 +107,14 @@ class PixelScores:
 def pixel_metrics(parts: Sequence[PixelScores]) -> PixelReport:
     """Measure the pixels of several parts together.
 
+    AUROC and average precision are over all pixels. AUPRO is the mean overlap of 8-connected
+    regions, integrated over false-positive rates up to `AUPRO_LIMIT` and divided by it (Bergmann et
+    al. 2020, arXiv:1911.02357). The best Dice coefficient is that of the best single threshold. It
+    is optimistic, because the threshold is chosen with the masks. All are None unless there are
+    both normal and anomalous pixels.
+
     Every distinct score of an anomalous pixel is a threshold. Between two of them only the
     false-positive rate changes, so no other threshold can change a figure.
-
-    Parameters
-    ----------
-    parts : sequence of PixelScores
-
-    Returns
-    -------
-    PixelReport
-        AUROC and average precision are over all pixels. AUPRO is the mean overlap of 8-connected
-        regions, integrated over false-positive rates up to `AUPRO_LIMIT` and divided by it
-        (Bergmann et al. 2020, arXiv:1911.02357). The best Dice coefficient is that of the best
-        single threshold. It is optimistic, because the threshold is chosen with the masks. All
-        are None unless there are both normal and anomalous pixels.
     """
     sizes = [size for part in parts for size in part._sizes]
     weights = 1 / np.concatenate(sizes) if sizes else np.empty(0)
@@ -209,25 +195,9 @@ class _Runs:
 
 
 class _Curve:
-    """Sums over the thresholds, from the highest down.
+    """Sums over the thresholds, from the highest down, complete with the last anomalous pixel.
 
-    All attributes are complete when every anomalous pixel has been added.
-
-    Parameters
-    ----------
-    positives, negatives : int
-        Number of anomalous and of normal pixels.
-    regions : int
-        Number of anomalous regions.
-
-    Attributes
-    ----------
-    auroc, precision : float
-        AUROC and average precision.
-    dice : float
-        The best Dice coefficient.
-    dice_key : uint32
-        Key of the threshold that gives `dice`; see `_keys`.
+    `precision` is average precision, and `dice_key` is the key of the threshold of the best `dice`.
     """
 
     def __init__(self, positives: int, negatives: int, regions: int) -> None:
@@ -237,18 +207,10 @@ class _Curve:
         self._true, self._rate, self._overlap, self._area = 0, 0.0, 0.0, 0.0
 
     def add(self, keys: Keys, weights: NDArray[np.float64], normal: Sequence[Keys]) -> None:
-        """Take anomalous pixels in descending order of their keys.
+        """Take anomalous pixels in descending order of their keys (n,), all those of a key at once.
 
-        All pixels of one key must come in one call, and no key may be above those of an earlier
-        call.
-
-        Parameters
-        ----------
-        keys : ndarray of shape (n,), uint32
-        weights : ndarray of shape (n,), float
-            1 / size of each pixel's region.
-        normal : sequence of ndarray
-            Sorted runs of the keys of all normal pixels.
+        `weights` (n,) are 1 / size of each pixel's region; `normal` has sorted runs of all normal
+        keys.
         """
         ends = np.flatnonzero(np.diff(keys, append=keys[-1:] ^ np.uint32(1)))
         keys, held = keys[ends], np.diff(ends, prepend=-1)
@@ -297,12 +259,8 @@ def _descending(
 ) -> Iterator[tuple[Keys, NDArray[np.intp]]]:
     """Merge sorted runs, and yield keys (n,) and regions (n,) from the highest score down.
 
-    Each part has about `RUN` pixels. Pixels of the same score always come in the same part.
-
-    Parameters
-    ----------
-    runs : sequence of (ndarray, uint64)
-        Sorted runs of anomalous pixels, each with what is added to the numbers of its regions.
+    Each part has about `RUN` pixels. Pixels of the same score always come in the same part. Each
+    run comes with what is added to the numbers of its regions.
     """
     step = max(1, RUN // (8 * len(runs)))
     sample = np.sort(np.concatenate([run[::step] for run, _ in runs])) >> _LOW

@@ -1,7 +1,7 @@
 """Set the threshold of a trained model again, without training: by new normal images or labels.
 
-Every change is written into the `history` in the model's metadata. What labels decided is marked
-there.
+Every change is written into the `history` in the model's metadata, and marked there when labels
+decided it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Target:
     Parameters
     ----------
     false_alarm_rate : float in (0, 1), optional
-        The rate itself.
     labels : Path, optional
         CSV of labelled images as for ``anoscan eval``. Its paths are relative to its folder.
     miss_cost : float above 0, optional
@@ -134,27 +133,12 @@ def on_normals(
     runtime: Runtime,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Model, tuple[Skipped, ...]]:
-    """Return the model calibrated on new normal images.
+    """Return the model calibrated on new normal images, and the images that could not be read.
 
     They set the grey levels, scales, weights of terms and the threshold. They also set the size,
     brightness and sharpness of normal images. The networks stay as they are, and so does what the
-    terms learned. Images that the model was trained on must not be among the new ones, because
-    they have lower scores than new images.
-
-    Parameters
-    ----------
-    model : Model
-    files : sequence of ImageFile
-        New normal images.
-    runtime : Runtime
-    on_progress : callable
-        Called with the number of images read and of all.
-
-    Returns
-    -------
-    model : Model
-    skipped : tuple of Skipped
-        Images that could not be read.
+    terms learned. Images that the model was trained on must not be among the new ones, because they
+    have lower scores than new images.
 
     Raises
     ------
@@ -209,14 +193,7 @@ def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtim
 def _by_labels(
     model: Model, target: Target, labels: Path, runtime: Runtime
 ) -> tuple[Decision, tuple[Skipped, ...]]:
-    """Return the rate that labelled images decide, and those of them that could not be read.
-
-    Raises
-    ------
-    InputError
-        When no labelled anomaly can be read, `miss_cost` is given without normal images, or the
-        wanted recall needs a rate of 1.
-    """
+    """Return the rate that labelled images decide, and those of them that could not be read."""
     p, odd, skipped = _labelled(model, labels, runtime)
     if not odd.any():
         raise InputError(f"{labels} names no anomaly that can be read.")
@@ -252,17 +229,7 @@ def _by_labels(
 def _labelled(
     model: Model, labels: Path, runtime: Runtime
 ) -> tuple[np.ndarray, np.ndarray, tuple[Skipped, ...]]:
-    """Measure the labelled images.
-
-    Returns
-    -------
-    p : ndarray of shape (n,)
-        P-values.
-    odd : ndarray of shape (n,), bool
-        True for anomalies.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    """
+    """Return p-values (n,) of labelled images, whether each is anomalous (n,), and skipped ones."""
     given = gather(labels, None, None).images
     truth = {item.image.path: item.anomalous for item in given}
     files = [item.image for item in given]

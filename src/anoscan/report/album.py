@@ -85,12 +85,9 @@ class Album:
         return len(self._ends) - 1
 
     def add(self, draw: Draw) -> int:
-        """Keep the pictures of one image; returns its number, which counts from 0.
+        """Keep the pictures of one image, and return its number, which counts from 0.
 
-        Parameters
-        ----------
-        draw : callable
-            Draws all three views, given their longest side in pixels.
+        `draw` draws all three views, given their longest side in pixels.
         """
         files = self._encoded(draw)
         if self.folder is not None:
@@ -104,7 +101,7 @@ class Album:
         return len(self) - 1
 
     def inline(self, number: int) -> str:
-        """Pictures of one image in base64, separated by spaces; '' for an album with a folder."""
+        """Return the pictures of an image in base64, separated by spaces, or '' with a folder."""
         if self._spool is None:
             return ""
         self._spool.seek(self._ends[number])

@@ -1,8 +1,8 @@
 """Write the HTML report of a scoring: images with reconstruction and anomaly map, by score.
 
-The page is one file that loads nothing. Pictures, style and script are inside, and a
-Content-Security-Policy forbids everything else. The page is made from the JSON document of
-``score``. File names and the contents of a model file only ever appear as text.
+The page is one file that loads nothing, made from the JSON document of ``score``. Pictures, style
+and script are inside, and a Content-Security-Policy forbids everything else. File names and the
+contents of a model file only ever appear as text.
 """
 
 from __future__ import annotations
@@ -39,16 +39,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page needs of one image besides its result.
+    """What the page needs of one image besides its result; sizes are those of the upright image.
 
-    Parameters
-    ----------
-    number : int
-        Number of its pictures in the album, or -1 when it has none.
-    width, height : int
-        Size of the upright image in pixels.
-    boxes : tuple of (left, top, width, height)
-        Boxes of its regions, as shares (0 to 1) of the sides of the upright image.
+    `number` is that of its pictures in the album, or -1 when it has none. `boxes` of its regions
+    are (left, top, width, height), as shares (0 to 1) of the sides.
     """
 
     number: int
@@ -59,14 +53,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class Background:
-    """What a report says about the model.
+    """What a report says about the model; both fields may be empty.
 
-    Parameters
-    ----------
-    metadata : dict
-        Metadata of the model file; empty when the file is not available.
-    calibration : ndarray of shape (n,)
-        Scores of the calibration images; empty when there are none.
+    `metadata` are those of the model file, and `calibration` the scores (n,) of calibration images.
     """
 
     metadata: Mapping[str, Any]
@@ -84,8 +73,7 @@ class HtmlReport:
     images : int
         About how many images will be added.
     assets : bool
-        Whether pictures are kept in a folder ``NAME-files`` beside the page, where they may be
-        larger.
+        Whether pictures are kept, and may be larger, in a folder ``NAME-files`` beside the page.
 
     Raises
     ------
@@ -111,14 +99,7 @@ class HtmlReport:
         self._shown[image.path] = Shown(self._album.add(seen.views), width, height, boxes)
 
     def write(self, document: Mapping[str, Any], background: Background) -> None:
-        """Write the page.
-
-        Parameters
-        ----------
-        document : dict
-            Result of the scoring, as the JSON document ``anoscan.score/1``.
-        background : Background
-            Metadata and calibration scores of the model.
+        """Write the page of a scoring (the JSON document ``anoscan.score/1``) and its model.
 
         Raises
         ------
@@ -168,7 +149,7 @@ class HtmlReport:
             yield number, self._album.inline(number)
 
     def _data(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Data for the script of the page; each image is a list, so that thousands stay small."""
+        """Return data for the script of the page; images are lists, to keep thousands small."""
         rows = document["images"]
         terms = list(rows[0]["terms"]) if rows else []
         folder = self._album.folder
@@ -215,25 +196,12 @@ class HtmlReport:
 
 
 def assets_of(page: Path) -> Path:
-    """Folder beside a page for its pictures, when they are not inside the page."""
+    """Return the folder beside a page for its pictures, when they are not inside the page."""
     return page.with_name(f"{page.stem}-files")
 
 
 def _upright(region: Region, decoded: Decoded) -> Box:
-    """Convert the box of a region to the upright image.
-
-    Parameters
-    ----------
-    region : Region
-        Region with its box in pixels of the image as stored.
-    decoded : Decoded
-        The image.
-
-    Returns
-    -------
-    left, top, width, height : float
-        Box as shares (0 to 1) of the sides of the upright image.
-    """
+    """Convert a region's box to shares (0 to 1) of the upright image: left, top, width, height."""
     turn = decoded.orientation
     size = (decoded.width, decoded.height)
     width, height = size[::-1] if turn >= 5 else size
@@ -254,7 +222,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _embedded(value: Any) -> Markup:
-    """JSON that is safe inside a script element: no file name in it can end the element."""
+    """Return JSON that is safe inside a script element: no file name in it can end the element."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -307,20 +275,10 @@ def _share(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bin of the chart.
+    """One bin of the chart, above or below the threshold.
 
-    Parameters
-    ----------
-    left, width : float
-        Place and width of the bin, in percent of the chart's width.
-    low, high : float
-        Scores at its edges.
-    scored, held_out : int
-        Number of scored images and of calibration images in it.
-    scored_height, held_out_height : float
-        Heights of its two bars, in percent of the tallest bar.
-    anomalous : bool
-        Whether the bin is above the threshold.
+    `left` and `width` are in percent of the chart's width, heights in percent of the tallest bar.
+    `low` and `high` are scores; `scored` and `held_out` count scored and calibration images.
     """
 
     left: float
@@ -361,24 +319,11 @@ class Chart:
 
 
 def chart(scores: Sequence[float], held_out: np.ndarray, threshold: float) -> Chart | None:
-    """Sort scores into bins, one edge of which is the threshold.
+    """Sort scores into bins, one edge of which is the threshold; None when there are no scores.
 
     The chart ends at most three times as far above the threshold as the lowest score is below it.
-    Higher scores are counted in the last bin.
-
-    Parameters
-    ----------
-    scores : sequence of float
-        Anomaly scores of the images.
-    held_out : ndarray of shape (n,)
-        Scores of the calibration images; may be empty.
-    threshold : float
-        Score above which an image is anomalous.
-
-    Returns
-    -------
-    Chart or None
-        None when there are no scores.
+    Higher scores are counted in the last bin. `held_out` (n,) are scores of the calibration images,
+    and may be empty.
     """
     if not scores:
         return None
@@ -431,7 +376,7 @@ def _counts(values: np.ndarray, edges: np.ndarray, threshold: float) -> np.ndarr
 
 
 def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
-    """Choose about five round numbers; returns the place in percent, and the text, of each."""
+    """Choose about five round numbers; return the place in percent, and the text, of each."""
     rough = (high - low) / 5
     unit = 10 ** np.floor(np.log10(rough))
     step = float(unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough)))
@@ -442,7 +387,7 @@ def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
 
 
 def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Facts about the model as pairs of name and text; `metadata` may have any content."""
+    """Return facts about the model as pairs of name and text; `metadata` may have any content."""
     config, rule = _part(metadata, "config"), _part(metadata, "image_rule")
     data, model = _part(metadata, "training_data"), document["model"]
     sees = f"{rule['size']} x {rule['size']}" if "size" in rule else None
@@ -479,7 +424,7 @@ def _version(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _health(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Verdict, name and message of each health check of the training, as text."""
+    """Return verdict, name and message of each health check of the training, as text."""
     checks = _part(metadata, "health").get("checks")
 
     def said(check: Mapping[str, Any], key: str) -> str:

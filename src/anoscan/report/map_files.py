@@ -1,7 +1,7 @@
 """Write anomaly maps as files: pictures for people, arrays for programs.
 
 Files show the upright image and have its resolution; pictures have at most `LARGEST_PICTURE` pixels
-a side. The map of a large image is never in memory as a whole. Its rows wait in a temporary file.
+a side. The rows of the map of a large image wait in a temporary file, never all in memory.
 """
 
 from __future__ import annotations
@@ -59,18 +59,10 @@ class MapFiles:
         return bool({"overlay", "side-by-side"} & set(self._forms))
 
     def spool(self, canvas: Canvas) -> Callable[[int, Floats], None] | None:
-        """Prepare to take the rows of the map of the next image.
+        """Return a function that keeps the rows of the next map, or None where none are needed.
 
-        Parameters
-        ----------
-        canvas : Canvas
-            The next image.
-
-        Returns
-        -------
-        callable or None
-            Function that takes (row number, rows), from the top down, and keeps the rows in a
-            temporary file until `write`. None when `write` needs no rows.
+        It takes (row number, rows), from the top down. A temporary file keeps the rows until
+        `write`.
         """
         # A map that is small enough is given to `write` as a whole.
         if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - {
@@ -89,12 +81,11 @@ class MapFiles:
         level: float,
         scale: MapScale,
     ) -> dict[str, str]:
-        """Write all forms of the map of one image.
+        """Write all forms of the map of one image, and return the path of the file of each form.
 
         Parameters
         ----------
         decoded : Decoded
-            The image.
         canvas : Canvas
             The image as it is drawn.
         anomaly_map : ndarray of shape (h, w)
@@ -104,11 +95,6 @@ class MapFiles:
             Value of the map above which the mask is white.
         scale : MapScale
             Colour scale of all maps of the model.
-
-        Returns
-        -------
-        dict of str to str
-            Path of the file of each form.
 
         Raises
         ------
@@ -157,14 +143,8 @@ class MapFiles:
 class Rows:
     """A map that is resized to its image a few rows at a time.
 
-    Parameters
-    ----------
-    read : callable
-        Function that returns the rows of the map from `top` to `end`, float32.
-    shape : (int, int)
-        Height and width of the map.
-    size : (int, int)
-        Height and width of the upright image.
+    `read` returns the rows from `top` to `end`, float32. `shape` and `size` are height and width of
+    the map and of the upright image.
     """
 
     read: Read
@@ -174,7 +154,7 @@ class Rows:
     def strips(self, most: int | None = None) -> Iterator[tuple[int, Floats]]:
         """Yield all rows in strips, from the top down, each with the number of its first row.
 
-        A strip has `most` rows; without `most`, about `STRIP` pixels.
+        A strip has `most` rows; without `most`, it has about `STRIP` pixels.
         """
         rows = most or max(1, STRIP // self.size[1])
         yield from resampling.strips(self.read, self.shape, self.size, rows)

@@ -72,13 +72,7 @@ def views(
     *,
     side: int | None = None,
 ) -> Views:
-    """Draw query, reconstruction and map; `panel` describes the other arguments.
-
-    Parameters
-    ----------
-    side : int, optional
-        Longest side of a picture in pixels; larger pictures are reduced.
-    """
+    """Draw query, reconstruction and map as for `panel`, with no side over `side` pixels."""
     if side is not None:
         # Each block of the map is replaced by its maximum: a mean would hide a small defect.
         anomaly_map = _blocks(anomaly_map, side).max((-3, -1))
@@ -126,8 +120,7 @@ def panel(
     scale : float
         Value that gets the brightest colour. Panels can be compared only if it is the same.
     shape : (int, int), optional
-        Height and width of the image. The pictures get their ratio; without `shape` they keep
-        their own.
+        Height and width of the image, whose ratio the pictures get; without it they keep their own.
     like : iterable of ndarray, (channels, height, width) float
         Further images with values in [-1, 1], drawn on the right.
     zoom_to : int
@@ -152,17 +145,9 @@ def overlay(
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Draw the query, the map in colours, and the query with the map over it.
 
-    All three have the size of the query.
-
-    Parameters
-    ----------
-    query : ndarray, (channels, height, width) float
-        Image with values in [-1, 1]; values outside are clipped.
-    anomaly_map : ndarray, (h, w) float
-        Map of the same field of view, of any size. Values up to half of `scale` leave the query
-        unchanged.
-    scale : float
-        Value that gets the brightest colour.
+    All three have the size of the query (channels, height, width), with values clipped to [-1, 1].
+    The map (h, w) of the same field of view may have any size. The brightest colour stands for
+    `scale`. Values up to half of `scale` leave the query unchanged.
     """
     image = _rgb(query)
     if max(anomaly_map.shape) > max(image.size):
@@ -190,16 +175,9 @@ def sheet(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) -> Image.Image:
-    """Draw images in rows of `columns`.
+    """Draw images (n, channels, height, width), clipped to [-1, 1], in rows of `columns`.
 
-    Parameters
-    ----------
-    images : ndarray, (n, channels, height, width) float
-        Images with values in [-1, 1]; values outside are clipped.
-    columns : int
-        Number of images in a row, at least 1.
-    zoom_to : int
-        Side in pixels that each image is enlarged to, as nearly as whole factors allow.
+    Each image is enlarged to a side of `zoom_to` pixels, as nearly as whole factors allow.
 
     Raises
     ------
@@ -247,12 +225,12 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:
-    """Path in `folder` of a file that is made of an image; `folder` mirrors the input tree.
+    """Return the path in `folder` of a file made of an image; `folder` mirrors the input tree.
 
-    `inside` is the path of the image in the input tree, with slashes. Different values of `inside`
-    give different paths, and all of them lie in `folder`. Characters that are not safe in a name
-    (of '..', a drive letter, control characters) are written as ``%`` and their hexadecimal code.
-    A name too long for a file system is cut and completed with a hash.
+    `inside` is the path of the image in the input tree, with slashes. Different values give
+    different paths, and all of them lie in `folder`. Characters that are not safe in a name (of
+    '..', a drive letter, control characters) are written as ``%`` and their hexadecimal code. A
+    name too long for a file system is cut and completed with a hash.
 
     >>> output_path(Path("out"), "a/b.png").as_posix()
     'out/a/b.png.residual.png'
@@ -289,13 +267,9 @@ def _rgb(image: NDArray[np.floating[Any]]) -> Image.Image:
 
 
 def _blocks(image: NDArray[np.floating[Any]], side: int) -> NDArray[np.floating[Any]]:
-    """Divide an image (..., height, width) into square blocks.
+    """Divide an image (..., height, width) into blocks, (..., rows, block, columns, block).
 
-    Returns
-    -------
-    ndarray of shape (..., rows, block, columns, block)
-        `rows` and `columns` are at most `side` where possible. What does not fill a block at the
-        right and lower edge is cut off.
+    There are at most `side` rows and columns of them where possible; incomplete blocks are cut off.
     """
     *rest, height, width = image.shape
     block = max(1, min(-(-max(height, width) // side), height, width))

@@ -63,20 +63,9 @@ def check() -> None:
 def write(report: EvalReport, folder: Path) -> list[Path]:
     """Draw an evaluation: curves of all compared models, and further figures of the first one.
 
-    Parameters
-    ----------
-    report : EvalReport
-        Result of the evaluation.
-    folder : Path
-        Folder of the figures. It is created if it does not exist, and files of the same names are
-        replaced.
-
-    Returns
-    -------
-    list of Path
-        A PNG and an SVG of each figure: ``roc``, ``precision-recall``, ``scores`` (histograms by
-        label), ``confusion`` and, where there are classes, ``classes``. A figure that the labels
-        do not define is left out.
+    Returns a PNG and an SVG of each figure: ``roc``, ``precision-recall``, ``scores`` (histograms
+    by label), ``confusion`` and, where there are classes, ``classes``. A figure that the labels do
+    not define is left out. The folder is created, and files of the same names are replaced.
 
     Raises
     ------
@@ -125,7 +114,7 @@ def _axes(
 
 
 def _size(models: Sequence[Drawn]) -> tuple[float, float]:
-    """Width and height, in inches, of a square plot with a legend of all models below it."""
+    """Return the size, in inches, of a square plot with a legend of all models below it."""
     return 5.2, 5.0 + 0.22 * len(models)
 
 

@@ -18,19 +18,9 @@ from anoscan.training import health
 class Ranking:
     """Scores images as a request asks for.
 
-    Parameters
-    ----------
-    judge : Judge
-        Measures and judges images with one model.
-    request : ScoreRequest
-        Score, false-alarm rate and mapping to use.
-    views : ViewFiles, optional
-        Writer of pictures and map files of every image.
-    on_image : callable, optional
-        Function that is called with each result and the views of its image.
-    on_progress : callable
-        Function that is called with a `Progress` after each batch, and between the tiles of a large
-        image.
+    `views` writes pictures and map files of every image. `on_image` is called with each result and
+    the views of its image. `on_progress` is called after each batch, and between the tiles of a
+    large image.
     """
 
     judge: Judge

@@ -2,8 +2,8 @@
 
 The Turing test is that of the AnoGAN and f-AnoGAN papers (Schlegl et al. 2019, doi
 10.1016/j.media.2019.01.010, section 4.3). Experts say of each image of a shuffled sheet whether it
-is real or generated. Real images are shown as the networks see them. In full resolution they would
-be recognised by their sharpness.
+is real or generated. Real images are shown as the networks see them: in full resolution, their
+sharpness would give them away.
 """
 
 from __future__ import annotations
@@ -40,17 +40,7 @@ WALKS = 8  # interpolations on one sheet
 
 
 class Sampler:
-    """Draws images from the generator of a model; the same seed gives the same images.
-
-    Parameters
-    ----------
-    model : Model
-        Model whose generator and encoder are used.
-    runtime : Runtime
-        Device to compute on, and number of threads that decode images.
-    seed : int
-        Seed of all random draws.
-    """
+    """Draws images from the generator of a model; the same `seed` gives the same images."""
 
     def __init__(self, model: Model, runtime: Runtime, seed: int) -> None:
         self.model, self.runtime, self.seed = model, runtime, seed
@@ -64,21 +54,11 @@ class Sampler:
         between: Sequence[str | Path] | None = None,
         turing: str | Path | None = None,
     ) -> SampleReport:
-        """Write the pictures under `output`, replacing those that are there.
+        """Write the pictures into the folder `output`, replacing those that are there.
 
-        Parameters
-        ----------
-        output : Path
-            Folder of the pictures.
-        reference : ModelReference
-            The model as the result names it.
-        n, between, turing
-            As `Detector.sample` describes them.
-
-        Returns
-        -------
-        SampleReport
-            Paths of the pictures, and the files of `turing` that could not be read.
+        `reference` names the model in the result. `n`, `between` and `turing` are those of
+        `Detector.sample`. The result has the paths of the pictures, and the files of `turing` that
+        could not be read.
 
         Raises
         ------
@@ -153,13 +133,10 @@ class Sampler:
     def _turing(
         self, folder: str | Path, n: int
     ) -> tuple[tuple[Floats, list[str | None]], list[Skipped]]:
-        """Draw the images of the Turing test in the order of the sheet.
+        """Draw the images (n, c, s, s) of the Turing test in the order of the sheet.
 
-        Returns
-        -------
-        (images, names), skipped
-            Images (n, c, s, s), the path of each real one (None for generated ones), and the files
-            that could not be read.
+        Returns them with the path of each real one (else None), and the files that could not be
+        read.
         """
         real, skipped = self._real(find(training_paths([folder])[0]), n // 2)
         if not real:
@@ -176,7 +153,7 @@ class Sampler:
         return (both[order], [names[place] for place in order]), skipped
 
     def _seen(self, real: Sequence[Decoded]) -> Floats:
-        """Images (n, c, s, s) as the networks see them: whole, or one random patch of each."""
+        """Return images (n, c, s, s) as the networks see them: whole, or a random patch of each."""
         if self._rule.patch is None:
             return np.stack([decoded.pixels for decoded in real])
         generator = random_stream(self.seed, "sample-patches")
@@ -188,10 +165,7 @@ class Sampler:
     def _real(self, files: Sequence[ImageFile], wanted: int) -> tuple[list[Decoded], list[Skipped]]:
         """Decode at most `wanted` of the files, drawn at random.
 
-        Returns
-        -------
-        decoded, skipped
-            The images, and those of the drawn files that could not be read.
+        Returns the images, and those of the drawn files that could not be read.
         """
         drawn = torch.randperm(
             len(files), generator=random_stream(self.seed, "sample-real")
@@ -212,11 +186,11 @@ class Sampler:
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Latents (steps, d), float32, on the arc from a (d,) to b (d,), including both ends.
+    """Return latents (steps, d), float32, on the arc from a (d,) to b (d,), including both ends.
 
-    A straight line between two samples of N(0, I) passes through shorter latents than the generator
-    was trained on. See White 2016, "Sampling Generative Networks", arXiv 1609.04468.
-    Where `a` and `b` are parallel there is no single arc, and the line is straight.
+    On a straight line between two samples of N(0, I), latents are shorter than those of the
+    training (White 2016, "Sampling Generative Networks", arXiv 1609.04468). Where `a` and `b` are
+    parallel there is no single arc, and the line is straight.
     """
     way = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
     start, end = a.double(), b.double()

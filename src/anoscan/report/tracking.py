@@ -1,8 +1,7 @@
 """Record a training while it runs: losses, generated images, reconstructions.
 
-A `Tracker` does not change the training. Its latents come from a random stream of their own, and
-it puts the networks back into the mode they were in. So the weights are the same with or without
-it.
+A `Tracker` does not change the training. Its latents come from a random stream of their own, and it
+restores the modes of the networks. So the weights are the same with or without it.
 """
 
 from __future__ import annotations
@@ -40,18 +39,15 @@ class Tracker:
     Parameters
     ----------
     record : Record
-        Record of the training.
     resume : bool
-        Whether the training continues the run that the record belongs to. If not, the record is
-        emptied.
+        Whether the training continues the run of the record. If not, the record is emptied.
     tensorboard : Path, optional
         Folder for TensorBoard's event files.
 
     Raises
     ------
     UsageError
-        When `tensorboard` is given and TensorBoard is not installed, or its folder cannot be
-        written.
+        When TensorBoard is wanted and not installed, or its folder cannot be written.
     """
 
     def __init__(self, record: Record, *, resume: bool, tensorboard: Path | None = None) -> None:
@@ -64,18 +60,10 @@ class Tracker:
             record.clear()
 
     def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
-        """Choose the latents and the images that every later picture shows.
+        """Choose the latents and the images that every later picture shows; see `Observer.show`.
 
-        Parameters
-        ----------
-        held_out : ndarray of shape (n, c, s, s), float32 in [-1, 1]
-            Held-out normals; the first few are shown with their reconstructions.
-        latent_dim : int
-            Size of a latent.
-        seed : int
-            Seed of the training.
-        device : torch.device
-            Device of the networks.
+        The first few held-out images (n, c, s, s), in [-1, 1], are shown with their
+        reconstructions.
         """
         self._columns = min(max(SHEET_SIDE // held_out.shape[-1], FEWEST), MOST)
         generator = random_stream(seed, "tracking")
@@ -91,21 +79,10 @@ class Tracker:
         generator: nn.Module | None = None,
         mirror: tuple[nn.Module, nn.Module] | None = None,
     ) -> OnProgress:
-        """Return a callback for the progress of a stage.
+        """Return a callback for the progress of a stage; see `Observer.following`.
 
-        Parameters
-        ----------
-        stage : str
-            Name of the stage.
-        images : int
-            Number of images shown in the stage before; 0 unless a training is resumed.
-        on_progress : callable
-            Function that is called with each report after the report is written.
-        generator : nn.Module, optional
-            Generator, when the stage trains it; its images of the fixed latents are shown.
-        mirror : (nn.Module, nn.Module), optional
-            Encoder and generator, when the stage trains the encoder; their reconstructions of the
-            held-out images are shown.
+        It writes each report before `on_progress` gets it. It shows generated images of the fixed
+        latents, and reconstructions of the held-out images.
         """
         shown = self._rewind(stage, images, on_progress)
 
@@ -128,10 +105,7 @@ class Tracker:
             self._board.close()
 
     def _rewind(self, stage: str, images: int, on_progress: OnProgress) -> int:
-        """Take the record back to `images` of a stage.
-
-        Returns the number of images at which the last picture of the stage was drawn.
-        """
+        """Take the record back to `images` of a stage; return where its last picture was drawn."""
 
         def rewind() -> None:
             self.record.rewind(stage, images)
@@ -197,8 +171,7 @@ class Tracker:
 class _Board:
     """Writes TensorBoard's event files, one folder for each stage, which counts images from 0.
 
-    When a stage resumes, events after its current number of images are marked as purged.
-    TensorBoard then ignores them. Nothing is deleted from the files.
+    When a stage resumes, later events are marked as purged: TensorBoard ignores, but keeps them.
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
@@ -231,13 +204,7 @@ class _Board:
         self._writer = self._make(str(self.folder / stage), purge_step=first)
 
     def write(self, progress: Progress, sheets: dict[str, Image.Image]) -> None:
-        """Write the losses of a report, and the pictures drawn for it, to the current stage.
-
-        Raises
-        ------
-        RuntimeError
-            When `go_on` was not called before.
-        """
+        """Write the losses of a report, and the pictures drawn for it, to the stage of `go_on`."""
         if self._writer is None:
             raise RuntimeError("go_on comes before write")
         for name, loss in progress.losses.items():

@@ -30,7 +30,6 @@ class ImageViews:
     Parameters
     ----------
     decoded : Decoded
-        The image.
     x_hat : ndarray of shape (c, h, w), in [-1, 1]
         Reconstruction.
     anomaly_map : ndarray of shape (h, w)
@@ -72,14 +71,8 @@ OnImage = Callable[[ImageScore, ImageViews], None]
 class ViewFiles:
     """Writes the files of each image: a panel with its residual, and files of its map.
 
-    Parameters
-    ----------
-    model : Model
-        Model that measured the images.
-    residuals : Path, optional
-        Folder for PNGs of query, reconstruction and residual; none are written without it.
-    maps : MapFiles, optional
-        Writer of the map files; none are written without it.
+    `residuals` is the folder for PNGs of query, reconstruction and residual. Without it, or without
+    `maps`, those files are not written.
     """
 
     def __init__(self, model: Model, residuals: Path | None, maps: MapFiles | None) -> None:
@@ -91,24 +84,15 @@ class ViewFiles:
         return self._residuals is not None
 
     def rows_for(self, canvas: Canvas) -> OnRows | None:
-        """Function that takes the rows of the map of a large image; None if none is needed."""
+        """Return what takes the rows of the map of a large image, or None if nothing is needed."""
         return None if self._maps is None else self._maps.spool(canvas)
 
     def write(
         self, image: ImageScore, decoded: Decoded, measured: MeasuredImage, level: float
     ) -> ImageScore:
-        """Write the files of one image; returns its result with their paths.
+        """Write the files of one image, and return its result with their paths.
 
-        Parameters
-        ----------
-        image : ImageScore
-            Result of the image.
-        decoded : Decoded
-            The image.
-        measured : MeasuredImage
-            Its reconstruction, residual and map.
-        level : float
-            Value of the map above which a mask is white.
+        A mask is white where the map is above `level`.
 
         Raises
         ------
@@ -153,7 +137,7 @@ class ViewFiles:
 
 
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
-    """The image at its own resolution, or as the networks see it if it is too small for that."""
+    """Return the image at its own resolution, or as the networks see it if it is too small."""
     if rule.patch is not None or decoded.shape == (rule.size, rule.size):
         return decoded.canvas
     # A rule whose patches are not resized (`patch` equals `size`) keeps the pixels of the file.

@@ -73,7 +73,7 @@ class Learned:
     seconds: dict[str, float]
 
     def report(self, saved: ModelReference, record: Record, runtime: Runtime) -> TrainReport:
-        """Return the report of `anoscan train`, for a saved model and the record of its making."""
+        """Return the report of `anoscan train`; `record` is the folder beside the saved model."""
         config, rule = self.model.config, self.model.rule
         facts = self.model.metadata["training_data"]
         return TrainReport(

@@ -66,7 +66,8 @@ class Observer(Protocol):
         generator : nn.Module, optional
             Makes generated images to show, when the stage trains it.
         mirror : (nn.Module, nn.Module), optional
-            Encoder and generator that reconstruct the held-out images, when the stage trains them.
+            Encoder and generator that reconstruct the held-out images, when the stage trains the
+            encoder.
         """
 
 
@@ -192,7 +193,7 @@ def train_networks(
 
 @torch.no_grad()
 def _certainty(discriminator: Discriminator, batches: Iterable[Tensor]) -> float:
-    """Return the mean certainty about the rotation of images (n, c, s, s), from 0 (none) to 1."""
+    """Return the mean certainty of the rotation of images (n, c, s, s), from 0 (a guess) to 1."""
     discriminator.eval()
     found = [rotation_logits(discriminator, x, discriminator.features(x)) for x in batches]
     return float(certainty(torch.cat(found).cpu()).mean())
