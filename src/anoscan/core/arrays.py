@@ -19,17 +19,9 @@ IN_MEMORY = 1024**3  # bytes of training pixels; larger arrays go to a temporary
 
 
 def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
-    """Return an array for pixels, whose values are not set.
+    """Return a float32 array of a shape, whose values are not set.
 
-    Parameters
-    ----------
-    shape : tuple of int
-    in_memory : int
-        Largest size in bytes that is kept in memory. A larger array lies in a temporary file.
-
-    Returns
-    -------
-    ndarray of that shape, float32
+    An array of more than `in_memory` bytes lies in a temporary file.
 
     Raises
     ------
@@ -51,10 +43,7 @@ def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
 
 
 def evenly(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` of the rows, evenly spread.
-
-    The first rows would be a poor choice, since they may all come from one folder.
-    """
+    """Return at most `most` of the rows, evenly spread: the first may all come from one folder."""
     n = len(rows)
     return rows if n <= most else rows[np.arange(most) * n // most]
 

@@ -37,21 +37,7 @@ IMAGES, MODEL = "Images", "Model"  # sections of ``anoscan train --help``
 def _setting(
     value: Any, help: str, metavar: str = "N", *, default: str | None = None, panel: str = MODEL
 ) -> Any:
-    """Return a field of `TrainConfig` with the text that ``anoscan train --help`` shows for it.
-
-    Parameters
-    ----------
-    value : object
-        Default value of the setting.
-    help : str
-        What the setting does, in one or more sentences.
-    metavar : str
-        Placeholder of the value in the help; empty for a flag.
-    default : str, optional
-        Text that the help shows as the default, where `value` does not describe it.
-    panel : str
-        Section of the help: `IMAGES` or `MODEL`.
-    """
+    """Return a field of `TrainConfig`; ``--help`` shows `default` in place of `value`, if given."""
     shown = value if default is None else default
     metadata = {"help": help, "metavar": metavar, "default": shown, "panel": panel}
     return dataclasses.field(default=value, metadata=metadata)
@@ -61,10 +47,9 @@ def _setting(
 class TrainConfig:
     """All settings that decide which model a folder of images becomes.
 
-    Each field is an option of ``anoscan train`` and is described where it is declared. ``None``
-    means that the value is decided later: from the images, or by `decided`. The model file keeps
-    the values that `training.learn.resolve` filled in. Lengths of stages are counted in images
-    shown, so the batch size does not change their meaning.
+    Each field is an option of ``anoscan train``. ``None`` is decided later, from the images or by
+    `decided`; the model file keeps what `training.learn.resolve` filled in. Lengths of stages are
+    counted in images shown, so the batch size does not change their meaning.
 
     Raises
     ------
@@ -254,12 +239,10 @@ class TrainConfig:
             raise UsageError("--align on does not go with --patches: patches are never aligned.")
 
     def augmentations(self, *, few: bool) -> tuple[str, ...]:
-        """Names of the `AUGMENTATIONS` of the discriminator's images, in the order of that dict.
+        """Return the `AUGMENTATIONS` of the discriminator's images, in the order of that dict.
 
-        Parameters
-        ----------
-        few : bool
-            Whether there are fewer than `FEW_IMAGES` images, which decides what "auto" means.
+        `few` says whether there are fewer than `FEW_IMAGES` images, which decides what "auto"
+        means.
 
         Raises
         ------
@@ -315,15 +298,9 @@ def architecture_for(size: int) -> str:
 
 
 def decided(config: TrainConfig) -> dict[str, Any]:
-    """Lengths of the stages and learning rate that apply where the settings leave them open.
+    """Return the learning rate and the stages' lengths in images, for use where `config` has None.
 
-    The rotation and encoder stages follow the length of the GAN stage, where the settings have it.
-
-    Returns
-    -------
-    dict
-        `images_shown`, `rotation_images_shown`, `encoder_images_shown` (numbers of images) and
-        `learning_rate`, to use for those of them that are None in `config`.
+    The rotation and encoder stages follow the length of the GAN stage, where `config` has it.
     """
     objective = registry.load("objectives", config.objective)
     longer = objective.times_as_long

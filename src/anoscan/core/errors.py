@@ -22,12 +22,8 @@ class ExitCode(IntEnum):
 class AnoscanError(Exception):
     """An expected failure, such as bad input, an unusable model or a training that diverged.
 
-    Parameters
-    ----------
-    message : str
-        One sentence that says what is wrong, and with which file or option.
-    hint : str, optional
-        What the user can do about it.
+    `message` is one sentence that says what is wrong, and with which file or option. `hint` says
+    what the user can do about it.
     """
 
     exit_code = ExitCode.FAILED

@@ -22,16 +22,8 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Open a binary stream whose content becomes the file `path` when the context ends.
 
-    After an error there is no new file, and a file that was there before stays. Missing folders are
-    created.
-
-    Parameters
-    ----------
-    path : Path
-    failure : type
-        Class of the error to raise when the system refuses the write.
-    durable : bool
-        Whether the content must survive a loss of power right afterwards. This takes a moment.
+    Missing folders are created. After an error there is no new file, and an older one stays. With
+    `durable`, which takes a moment, the content survives a loss of power right afterwards.
 
     Raises
     ------
@@ -56,18 +48,10 @@ def replacing(
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
-    """Check before a long job that its result can be written.
+    """Check before a long job that its result can be written; leave nothing behind.
 
-    Nothing is left behind, so a job that fails later leaves no empty folder.
-
-    Parameters
-    ----------
-    path : Path
-        The file to write, or the folder in which to write files.
-    option : str
-        Name of the option that gave the path, for the message.
-    folder : bool
-        Whether `path` is a folder.
+    `path` is the file to write, or with `folder` the folder to write files in. `option` is the name
+    of the option that gave it, for the message.
 
     Raises
     ------
@@ -105,10 +89,7 @@ def encodable(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file name with control characters and broken Unicode escaped.
-
-    A terminal then shows such characters and does not obey them.
-    """
+    """Return a file name with control characters and broken Unicode escaped, for a terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in encodable(name)
     )

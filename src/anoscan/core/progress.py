@@ -16,12 +16,12 @@ class Progress:
     stage : str
         Name of the stage, such as "gan", "reading" or "scoring".
     images, total_images : int
-        Images that are done, and images of the whole stage. The stage "calibration" covers
-        everything after the networks are trained; there they count parts of the work instead.
+        Images that are done, and images of the whole stage. In "calibration", which is all that
+        follows the training of the networks, they count parts of the work instead.
     losses : dict of str to float
         Means of the losses since the last report.
     images_per_second : float
-        Speed of the stage; 0 where it is not known.
+        It is 0 where it is not known.
     note : str, optional
         A message to show to the user.
     tiles : (int, int), optional

@@ -1,10 +1,9 @@
 """The choices that the program offers, found by listing its own folders.
 
-A family is a sub-package (``architectures``, ``objectives``, ``encoders``, ``mappings``,
-``terms``). A choice is one file in it: ``objectives/wgan_gp.py`` is the objective ``wgan-gp``. The
-docstring of the file describes the choice, and ``--help`` prints the first line. The program uses
-the ``ENTRY`` of the file. Names and summaries are read without importing the file, so that
-``--help`` does not wait for torch.
+A family is a sub-package, such as ``objectives``. A choice is one file in it:
+``objectives/wgan_gp.py`` is the objective ``wgan-gp``. The docstring of the file describes the
+choice (``--help`` prints the first line), and the program uses its ``ENTRY``. Names and summaries
+are read without importing the file, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def check(family: str, name: str, *others: str) -> str:
     Raises
     ------
     UsageError
-        When it is neither. The message names the choices.
+        When it is neither; the message names the choices.
     """
     known = (*others, *names(family))
     if name not in known:

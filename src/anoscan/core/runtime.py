@@ -17,20 +17,12 @@ from anoscan.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the precision of training on it, and the threads that decode images.
+    """A device, the precision of training on it, and the number of threads that decode images.
 
-    Scoring always uses float32, because bfloat16 would move scores by more than images differ.
-    Weights and moments of the optimiser are float32 in training too. float16 is never used.
-    bfloat16 has the range of float32, so no loss has to be scaled. A device without bfloat16 trains
-    in float32.
-
-    Parameters
-    ----------
-    device : torch.device
-    precision : {'float32', 'bfloat16'}
-        Precision in which networks train.
-    workers : int
-        Threads that decode images.
+    Networks train in `precision`, 'float32' or 'bfloat16'. Their weights and the optimiser's
+    moments are float32 all the same. bfloat16 has the range of float32, so no loss has to be
+    scaled; float16 is never used. Scoring is in float32: bfloat16 would move scores by more than
+    images differ.
     """
 
     device: torch.device
@@ -50,7 +42,7 @@ class Runtime:
         precision : {'auto', 'float32', 'bfloat16'}
             'auto' takes bfloat16 where the hardware can multiply it, otherwise float32.
         workers : int, optional
-            Threads that decode images. By default there is one for each core, at most 8.
+            By default there is one thread for each core, at most 8.
 
         Raises
         ------
@@ -67,10 +59,9 @@ class Runtime:
         return cls(chosen, precision, workers or min(8, os.cpu_count() or 1))
 
     def measuring(self) -> Runtime:
-        """Return the runtime that fits terms and computes scores.
+        """Return the runtime that fits terms and computes scores: the CPU in place of mps.
 
-        Parts of this work need float64, which mps does not have. With mps the networks train on the
-        device, and everything after the training is done on the CPU.
+        Parts of this work need float64, which mps does not have.
         """
         if self.device.type != "mps":
             return self

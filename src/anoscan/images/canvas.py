@@ -25,7 +25,7 @@ class Canvas:
     channels : int
         Channels that the networks see, 1 or 3. Grey samples are repeated where this is 3.
     window : (low, high) or None
-        Sample values that become -1 and 1. Values beyond them continue linearly to [-3, 3]. None
+        Sample values that become -1 and 1. Values beyond them continue linearly to [-3, 3]. None is
         for 8 bits, where 0 becomes -1 and 255 becomes 1.
     cover : Cover, optional
         Region of interest, and the values that replace everything outside it.
@@ -47,7 +47,7 @@ class Canvas:
         return int(self.samples.shape[1])
 
     def part(self, top: int, left: int, height: int, width: int) -> Floats:
-        """Rectangle of the image as networks see it, (channels, height, width) float32.
+        """Return a rectangle of the image as networks see it, (channels, height, width) float32.
 
         It must lie inside the image. Values are in [-1, 1], or [-3, 3] with a window.
         """
@@ -71,10 +71,7 @@ class Canvas:
         return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
 
     def counted_rows(self, top: int, rows: Floats) -> Floats:
-        """Set rows (h, width) of a map of the image's size to 0 outside the region of interest.
-
-        `top` is the row of the map at which they begin.
-        """
+        """Set rows (h, width) of a full-size map, from row `top` on, to 0 outside the region."""
         if self.cover is None:
             return rows
         inside = self.cover.roi.part((top, 0), rows.shape[:2], (self.height, self.width))
@@ -85,7 +82,7 @@ class Canvas:
         return self.part(0, 0, self.height, self.width)
 
     def reduced(self, side: int) -> Floats:
-        """The image reduced to means of square blocks, (channels, h, w) float32.
+        """Return the image reduced to means of square blocks, (channels, h, w) float32.
 
         Its sides are at most `side`; an image that is no larger is returned whole. Rows are
         converted a few at a time, because a large image would take much memory as floats.
@@ -107,16 +104,11 @@ class Canvas:
         return self.part((self.height - side) // 2, (self.width - side) // 2, side, side)
 
     def crops(self, side: int, draws: NDArray[np.floating[Any]]) -> Floats:
-        """Squares at random places, (n, channels, side, side) float32.
+        """Return squares at random places, (n, channels, side, side) float32.
 
-        Parameters
-        ----------
-        side : int
-            Side of a square in pixels.
-        draws : ndarray of shape (n, TRIES, 2), in [0, 1)
-            Places of each square, which are tried in turn while a square is blank. Blank squares
-            have little to teach. The last place is used in any case, because a network that never
-            saw a blank square would find it anomalous.
+        `draws` (n, TRIES, 2) in [0, 1) are places of each square, tried in turn while it is blank:
+        blank squares have little to teach. The last place is used in any case, because a network
+        that never saw a blank square would find it anomalous.
         """
         room = np.array([self.height - side + 1, self.width - side + 1])
         found = np.empty((len(draws), self.channels, side, side), np.float32)

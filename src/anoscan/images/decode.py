@@ -55,10 +55,10 @@ class ImageRule:
     channels : int
         1 for grey, 3 for RGB.
     window : (low, high) or None
-        Values of deep samples that become -1 and 1. Values beyond them continue linearly to
-        [-3, 3], so that an anomaly brighter than any normal image stays visible. None for a model
-        that learned from 8-bit images only; `Opened.full` then takes its place, for example 0 and
-        65535 for integers. 8-bit samples always map 0..255 to [-1, 1].
+        Values of deep samples that become -1 and 1. Values beyond continue linearly to [-3, 3], so
+        that an anomaly brighter than any normal image stays visible. A model that learned from
+        8-bit images only has None. Then `Opened.full` takes its place, for example 0 and 65535 for
+        integers. 8-bit samples always map 0..255 to [-1, 1].
     patch : int, optional
         Side in pixels of the squares of an image that the networks see. They are reduced to `size`
         where that is less. Without it, a whole image is stretched to the square of `size`.
@@ -130,12 +130,9 @@ class Decoded:
     canvas : Canvas
         The upright image in stored samples. It is size x size, or all of a large image whose
         patches the networks see.
-    width, height : int
-        Size in pixels of the image as stored, before `orientation` is applied.
-    orientation : int
-        EXIF orientation, 1 to 8.
+    width, height, orientation : int
+        Size in pixels of the image as stored, before its EXIF orientation, 1 to 8, is applied.
     look : Look
-        Size, kind, brightness and sharpness of the image.
     digest : bytes
         SHA-256 of the file's bytes; for a page, of its samples.
     """
@@ -155,10 +152,7 @@ class Decoded:
 
     @cached_property
     def pixels(self) -> Floats:
-        """The whole canvas, (channels, height, width) float32, in [-1, 1] or [-3, 3].
-
-        The wider range is that of deep samples.
-        """
+        """The whole canvas, (channels, height, width) float32, in [-1, 1] or, if deep, [-3, 3]."""
         return self.canvas.whole()
 
 
@@ -166,19 +160,12 @@ class Decoded:
 
 
 def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Decoded:
-    """Read one image as `rule` says.
+    """Read one image as `rule` says; `cover` is by default `rule.roi`, filled with mid-grey.
 
-    The image is made upright, and stretched to the square with antialiasing. It is not resampled
-    if it has the size already, or if patches are seen at their own resolution. Transparent pixels
+    The image is made upright, and stretched to the square with antialiasing. It is not resampled if
+    it has the size already, or if patches are seen at their own resolution. Transparent pixels
     become black. Only the first frame of an animation is read. Grey keeps all its levels; colours
     keep more than 8 bits under a rule with a window.
-
-    Parameters
-    ----------
-    image : ImageFile
-    rule : ImageRule
-    cover : Cover, optional
-        Region of interest and its fill. By default it is `rule.roi`, filled with mid-grey.
 
     Raises
     ------
@@ -219,13 +206,9 @@ def decode_all(
 ) -> Iterator[Decoded | Skipped]:
     """Decode `files` in `workers` threads, and yield the results in input order; see `decode`.
 
-    At most ``4 * workers`` files are decoded ahead of the consumer, so `files` may be endless. For
-    a rule with patches it is two, because large images could fill the memory.
-
-    Yields
-    ------
-    Decoded or Skipped
-        One for each file; `Skipped` gives the reason why a file could not be decoded.
+    `Skipped` gives the reason why a file could not be decoded. At most ``4 * workers`` files are
+    decoded ahead of the consumer, so `files` may be endless. For a rule with patches it is two,
+    because large images could fill the memory.
     """
     most = 4 * workers if rule.patch is None else 2
 
@@ -274,10 +257,7 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
 def _covered(
     band: Image.Image, cover: Cover, window: tuple[float, float] | None, turned: int
 ) -> Image.Image:
-    """Cover a band of an image as stored; the mask and the fill of `cover` are upright.
-
-    `turned` is the EXIF orientation that is still to be applied to the band.
-    """
+    """Cover a band of an image as stored, which needs orientation `turned`; `cover` is upright."""
     size = band.size[::-1] if turned >= 5 else band.size
     low, high = window or (0.0, 255.0)
     levels = (cover.fill + 1) / 2 * (high - low) + low
@@ -295,10 +275,7 @@ def _covered(
 def _bands(
     opened: Opened, rule: ImageRule
 ) -> tuple[Sequence[Image.Image | NDArray[Any]], tuple[float, float] | None]:
-    """Bands of an image that can be resized one by one, and their window.
-
-    Deep colours have three bands, other images have one.
-    """
+    """Return bands that can be resized one by one (deep colours have three), and their window."""
     picture = opened.picture
     if isinstance(picture, Image.Image):
         return [shallow_image(picture, rule.channels)], None
@@ -343,20 +320,11 @@ def stored_box(
     height: int,
     orientation: int,
 ) -> tuple[int, int, int, int]:
-    """Convert a box in the upright image to pixels of the image as stored.
+    """Convert a box in the upright image to pixels of the image as stored, as x, y, width, height.
 
-    Parameters
-    ----------
-    x0, y0, x1, y1 : float
-        Opposite corners, as shares of the upright image's sides (0..1).
-    width, height, orientation : int
-        Size in pixels and EXIF orientation of the image as stored, as in `Decoded`.
-
-    Returns
-    -------
-    x, y, box_width, box_height : int
-        The smallest box of whole pixels that holds the given one. It lies inside the image and is
-        at least 1x1.
+    The opposite corners (x0, y0) and (x1, y1) are shares of the upright sides, 0 to 1. `width`,
+    `height` and `orientation` are those of `Decoded`. The result is the smallest box of whole
+    pixels that holds the given one. It lies inside the image and is at least 1x1.
     """
     (ax, ay), (bx, by) = _stored(x0, y0, orientation), _stored(x1, y1, orientation)
     x, box_width = _span(min(ax, bx) * width, max(ax, bx) * width, width)

@@ -20,12 +20,11 @@ class ImageFile:
     Parameters
     ----------
     path : str
-        Name of the image in all results: the path that the user gave, joined with the path inside
-        that folder. It is '/'-separated.
+        Name of the image in results: the path that the user gave, joined with the path inside that
+        folder. It is '/'-separated.
     file : Path
-        File that holds the image.
     inside : str
-        Path relative to the folder that was given; for a single file, its name. '/'-separated.
+        Path relative to the folder that was given, '/'-separated; for a single file, its name.
     page : int, optional
         Number of the page, from 1; None for the only image of a file. It ends `path` and `inside`,
         as if the file were a folder of its pages. No other file can have such a path.
@@ -38,18 +37,11 @@ class ImageFile:
 
 
 def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageFile]:
-    """Find the images of files and folders; files stay in their order, folders are sorted.
+    """Find the images of files, of folders and of pages such as ``scan.tif/3``.
 
-    Folders are searched recursively. Hidden entries, ``__MACOSX``, the folders `apart` and files
-    with other extensions are left out there. A file that is reached twice by the same path is
-    returned once. Links to folders are followed, but no folder is read twice.
-
-    Parameters
-    ----------
-    paths : sequence of str or Path
-        Files, folders, and pages such as ``scan.tif/3``.
-    apart : sequence of Path
-        Folders to leave out.
+    Files stay in their order. Folders are searched recursively and sorted, without hidden entries,
+    ``__MACOSX``, the folders `apart` and files with other extensions. A file that is reached twice
+    by the same path is returned once. Links to folders are followed, but no folder is read twice.
 
     Raises
     ------
@@ -102,10 +94,7 @@ def named(path: str, file: Path, inside: str) -> ImageFile:
 
 
 def page_of(path: Path) -> tuple[Path, int] | None:
-    """Return the file and page number of a path like scan.tif/3; None for other paths.
-
-    In such a path scan.tif is a file and not a folder.
-    """
+    """Return file and page of a path like scan.tif/3, where scan.tif is a file; None for others."""
     try:
         if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
             return path.parent, int(path.name)

@@ -14,28 +14,17 @@ TEST, MASKS = "test", "ground_truth"
 
 
 def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
-    """Folders of normal images to train on.
+    """Return folders of normal images to train on, and a note for the user where one was replaced.
 
     A folder that is laid out like MVTec AD is replaced by its ``train/good``.
-
-    Returns
-    -------
-    paths : list of Path
-    note : str or None
-        A message for the user where a folder was replaced.
     """
     return _narrowed(paths, _TRAIN)
 
 
 def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
-    """Folders of normal images that no training saw.
+    """Return folders of normal images that no training saw, and a note as `training_paths` does.
 
     A folder that is laid out like MVTec AD is replaced by its ``test/good``.
-
-    Returns
-    -------
-    paths, note
-        As `training_paths` returns them.
 
     Raises
     ------
@@ -52,15 +41,9 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
 
 
 def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], str | None]:
-    """Paths of query images; `paths` may be a single path.
+    """Return the paths of query images, and a note as `training_paths` does; one path may be given.
 
     A folder that is laid out like MVTec AD is replaced by its ``test``.
-
-    Returns
-    -------
-    paths : list of str
-    note : str or None
-        As `training_paths` returns it.
 
     Raises
     ------

@@ -39,23 +39,10 @@ UPRIGHT_ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 def chosen(
     roi: str | Path | None, files: Sequence[ImageFile], *, workers: int, seed: int
 ) -> Roi | None:
-    """Region of interest that the option ``--roi`` gives.
+    """Return the region of interest of the option ``--roi``; None without one.
 
-    Parameters
-    ----------
-    roi : str or Path, optional
-        File of a mask, or `AUTO` for what lies inside the common borders of the images.
-    files : sequence of ImageFile
-        Training images, in which borders are found.
-    workers : int
-        Threads that decode images.
-    seed : int
-        Seed of the choice of images.
-
-    Returns
-    -------
-    Roi or None
-        None without `roi`, and for `AUTO` where there is no common border.
+    `roi` is the file of a mask, or `AUTO` for what lies inside the common borders of the images, of
+    which `seed` draws some. Without common borders there is no region either.
 
     Raises
     ------
@@ -68,9 +55,9 @@ def chosen(
 
 
 def read(file: Path) -> Roi:
-    """Region of interest from the file of a mask, made upright.
+    """Return the region of interest of a mask's file, made upright; all but black is inside.
 
-    Anything but black is inside. In a JPEG, grey levels of 128 and more are inside.
+    In a JPEG, grey levels of 128 and more are inside.
 
     Raises
     ------
@@ -94,7 +81,7 @@ def read(file: Path) -> Roi:
 
 
 def stored_mask(file: Path) -> tuple[Opened, int]:
-    """Mask as it is stored, and the lowest grey level that counts as marked.
+    """Return a mask as it is stored, and the lowest grey level that counts as marked.
 
     The level is 1. In a JPEG, which is nowhere exactly black, it is 128.
 
@@ -112,10 +99,10 @@ def stored_mask(file: Path) -> tuple[Opened, int]:
 
 
 def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
-    """Region inside the borders that are constant in all images; None without common borders.
+    """Return the region inside the borders that are constant in all images; None without any.
 
     At most 512 images are examined, drawn by the seed. A border is constant where samples differ by
-    at most 2 of 255 levels. Where images differ in size, borders are compared as shares of their
+    at most 2 of 255 levels. In images of different sizes, borders are compared as shares of the
     sides. There is no region either where less than a quarter of a side would be left.
     """
     some = list(files)
@@ -144,10 +131,7 @@ Sides = tuple[int, int, int, int]  # rows or columns at the top, left, bottom an
 
 
 def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
-    """Upright (height, width) of an image, and its constant borders.
-
-    None where all of it is constant, or it cannot be read.
-    """
+    """Return upright (height, width) and constant borders; None if unreadable or all constant."""
     try:
         opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
     except InputError:
@@ -171,15 +155,11 @@ def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
 
 
 def read_mask(file: Path, decoded: Decoded) -> NDArray[np.bool_]:
-    """Read the mask of the defects of an image, made upright, at the image's own resolution.
+    """Return the mask (height, width) of an image's defects, upright; True where it is anomalous.
 
-    Anything but black is marked; in a JPEG, grey levels of 128 and more are. A mask of the image's
-    stored size without an EXIF orientation is made upright as the image is.
-
-    Returns
-    -------
-    ndarray of bool, shape (height, width)
-        True where the image is anomalous.
+    It has the image's own resolution. Anything but black is marked; in a JPEG, grey levels of 128
+    and more are. A mask of the image's stored size without an EXIF orientation is made upright as
+    the image is.
 
     Raises
     ------

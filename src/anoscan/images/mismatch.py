@@ -1,8 +1,7 @@
 """Size, kind, brightness and sharpness of an image, compared with those of normal images.
 
 Examples of a mismatch are a photograph among X-rays, a picture of another camera, and a blurred
-copy. Their scores say little, and it would be wrong to call them defects. So the mismatch is
-reported beside the score.
+copy. Their scores say little, and they are no defects. So it is reported beside the score.
 """
 
 from __future__ import annotations
@@ -41,9 +40,8 @@ class Look:
     sharpness : float
         Logarithm of the mean squared difference of neighbouring pixels, relative to the variance.
     parts : dict of str to (float, float)
-        Influence of single parts of the image, for "brightness" and "sharpness". The numbers say
-        by how much the value falls, and rises, at most, when a rectangle of three eighths of the
-        sides is left out.
+        For "brightness" and "sharpness": how much the value falls, and rises, at most, when a
+        rectangle of three eighths of the sides is left out.
     """
 
     width: int
@@ -55,17 +53,7 @@ class Look:
 
     @classmethod
     def of(cls, kind: str, canvas: Canvas, size: tuple[int, int]) -> Look:
-        """Measure an image.
-
-        Parameters
-        ----------
-        kind : str
-            Depth and colour, such as "8-bit grey".
-        canvas : Canvas
-            The image as networks will see it.
-        size : (int, int)
-            Upright (width, height) of the image in pixels.
-        """
+        """Measure the canvas of an image; `size` is its upright (width, height) in pixels."""
         values = _measured(_sums(canvas))
         parts = {
             name: (float(column[0] - column.min()), float(column.max() - column[0]))
@@ -137,12 +125,8 @@ def kind(image: Image.Image) -> str:
 class Looks:
     """Sizes, kinds, brightness and sharpness of normal images.
 
-    Parameters
-    ----------
-    values : ndarray of shape (n, 8), float64
-        Width, height, brightness and sharpness, then `Look.parts` of the last two.
-    kinds : tuple of str
-        All kinds that occur, sorted.
+    `values` (n, 8), float64, are width, height, brightness, sharpness, and `Look.parts` of the last
+    two. `kinds` are all that occur, sorted.
     """
 
     values: np.ndarray
@@ -166,12 +150,12 @@ class Looks:
         return cls(np.array(values, dtype=np.float64), tuple(sorted({x.kind for x in looks})))
 
     def reasons(self, look: Look) -> tuple[str, ...] | None:
-        """Sentences that say in what an image differs from all normal images; None without any.
+        """Return sentences that say how an image differs from all normal images; None without any.
 
-        A number differs if it is outside the range of the normal images and also beyond Tukey's
-        outer fence. The fence is three interquartile ranges from the quartiles. It is needed
-        because the range of few images is narrow. A difference that one part of an image causes is
-        left to the score, because it is an anomaly.
+        A number differs if it is outside the range of the normal images and beyond Tukey's outer
+        fence: three interquartile ranges from the quartiles. The fence is needed because the range
+        of few images is narrow. A difference that one part of an image causes is an anomaly, which
+        is left to the score.
         """
         found = []
         sizes = self.values[:, :2]
@@ -195,9 +179,9 @@ class Looks:
     def _due_to_a_part(self, look: Look, name: str) -> bool:
         """Whether one part of an image explains why a value lies outside the fences.
 
-        Without the part, the value must be within the fences. The part must also change the value
-        more than parts of normal images do. This second condition is needed for blurred images:
-        without the object that all normal images show, they are like sharp ones.
+        Without the part the value must be inside. The part must also matter more than parts of
+        normal images do. Else blurred images pass: without the object that all normal images show,
+        they are like sharp ones.
         """
         value, (less, more) = getattr(look, name), look.parts[name]
         (low, high), (usually_less, usually_more) = self._fences[name], self._usual_parts[name]

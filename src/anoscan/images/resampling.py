@@ -36,31 +36,17 @@ def whole(samples: NDArray[np.uint16] | Floats, size: tuple[int, int]) -> NDArra
 def strips(
     read: Read, shape: tuple[int, int], size: tuple[int, int], rows: int
 ) -> Iterator[tuple[int, Floats]]:
-    """Resize a picture, and yield it in strips from the top down.
+    """Resize a picture; yield strips from the top down, after the row at which each begins.
 
-    Parameters
-    ----------
-    read : callable
-        (top, end) -> rows from `top` to `end` of the picture, float32.
-    shape : (int, int)
-        Height and width of the picture.
-    size : (int, int)
-        Height and width of the result.
-    rows : int
-        Rows of a strip.
-
-    Yields
-    ------
-    top : int
-        Row of the result at which the strip begins.
-    strip : ndarray of shape (at most `rows`, width), float32
+    A strip is float32 (at most `rows`, width). `read` maps (top, end) to these rows of the picture,
+    float32. `shape` and `size` are (height, width) of the picture and of the result.
     """
     for top in range(0, size[0], rows):
         yield top, part(read, shape, size, top, min(top + rows, size[0]))
 
 
 def part(read: Read, shape: tuple[int, int], size: tuple[int, int], top: int, end: int) -> Floats:
-    """Rows from `top` to `end` of a picture that is resized (bilinear); see `strips`.
+    """Return rows from `top` to `end` of a picture that is resized (bilinear); see `strips`.
 
     Parts meet without a seam, because each is made of all rows that contribute to it.
     """

@@ -22,12 +22,7 @@ LARGEST = 512  # pixels a side of a kept mask; networks see no more
 class Roi:
     """A region of interest: a mask that is stretched over each image.
 
-    Parameters
-    ----------
-    height, width : int
-        Size of the mask in pixels, 1 to `LARGEST`.
-    bits : bytes
-        Rows of the mask one after the other, eight pixels a byte; 1 is inside.
+    Its sides are 1 to `LARGEST` pixels. `bits` are its rows, eight pixels a byte; 1 is inside.
     """
 
     height: int
@@ -59,16 +54,10 @@ class Roi:
         return flat.reshape(self.height, self.width).astype(np.bool_)
 
     def part(self, corner: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]) -> Bools:
-        """Say which pixels of a rectangle of an image are inside.
+        """Return which pixels of a rectangle of an image are inside, as bools of shape `size`.
 
-        Parameters
-        ----------
-        corner, size, whole : (rows, columns)
-            Top left corner and size of the rectangle, and size of the image, in pixels.
-
-        Returns
-        -------
-        ndarray of bool, of shape `size`
+        `corner` (top left) and `size` of the rectangle, and `whole`, the size of the image, are
+        (rows, columns).
         """
         rows, columns = (
             ((start + np.arange(length) + 0.5) * side / full).astype(np.intp)
@@ -79,7 +68,7 @@ class Roi:
         return self._mask[np.ix_(rows, columns)]
 
     def within(self, other: Roi | None) -> Roi:
-        """Region inside both this and the other one, which is all of the image where it is None.
+        """Return the region inside both this and the other one; None is all of the image.
 
         Raises
         ------
@@ -151,14 +140,9 @@ class Cover:
     def over(
         self, values: NDArray[Any], corner: tuple[int, int], whole: tuple[int, int]
     ) -> NDArray[Any]:
-        """Return a part of an image with the fill outside the region.
+        """Return a part (channels, h, w) of an image as networks see it, with the fill outside.
 
-        Parameters
-        ----------
-        values : ndarray of shape (channels, h, w)
-            The part, as networks see it.
-        corner, whole : (rows, columns)
-            Top left corner of the part, and size of the image, in pixels.
+        `corner` (its top left) and `whole` (the size of the image) are (rows, columns).
         """
         _, height, width = values.shape
         fill = self.fill

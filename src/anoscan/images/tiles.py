@@ -1,8 +1,7 @@
 """Cut large images into tiles, and blend the results of the tiles into one picture.
 
-This module needs only NumPy. Its memory is bounded: an image stays in its stored samples, and tiles
-are cut a few at a time. Rows of the blended picture are returned as soon as no later tile covers
-them.
+Memory is bounded: an image stays in its stored samples, and tiles are cut a few at a time. Rows of
+the blended picture are returned as soon as no later tile covers them.
 """
 
 from __future__ import annotations
@@ -24,18 +23,10 @@ LARGEST_PICTURE = 2048  # pixels along a side of a picture to look at, at most
 
 @dataclass(frozen=True)
 class Grid:
-    """Square tiles that cover an image; neighbours are at most half a side apart.
+    """Square tiles that cover an image, in reading order; neighbours are at most half a side apart.
 
-    Tiles are numbered in reading order.
-
-    Parameters
-    ----------
-    height, width : int
-        Size of the image in pixels.
-    side : int
-        Side of a tile in pixels.
-    tops, lefts : tuple of int
-        Rows and columns of the top left corners of the tiles, rising.
+    `height` and `width` of the image and `side` of a tile are in pixels. `tops` and `lefts` are the
+    rows and columns of the tiles' top left corners, rising.
     """
 
     height: int
@@ -81,17 +72,11 @@ def _starts(length: int, side: int) -> tuple[int, ...]:
 
 
 class Blender:
-    """Blends overlapping tiles into one picture.
+    """Blends overlapping tiles of any number of channels into one picture.
 
     Each pixel is the weighted mean of the tiles that cover it. The weights are squared sines, which
     vanish at the edge of a tile, so that no edge shows. A weight is the product of one number for
     the row and one for the column, so no map of weights is kept.
-
-    Parameters
-    ----------
-    grid : Grid
-    channels : int
-        Number of channels of the tiles; any number is allowed.
     """
 
     def __init__(self, grid: Grid, channels: int) -> None:
@@ -104,13 +89,10 @@ class Blender:
         self._row = self._column = 0
 
     def add(self, tiles: Floats) -> list[tuple[int, Floats]]:
-        """Add the next tiles (n, channels, side, side), in reading order.
+        """Add the next tiles (n, channels, side, side), in reading order; return finished rows.
 
-        Returns
-        -------
-        list of (top, rows (channels, height, width))
-            Rows that are finished, and the row at which they begin. Each row comes exactly once,
-            from the top down.
+        Rows (channels, height, width) come after the row at which they begin. Each row comes
+        exactly once, from the top down.
         """
         finished: list[tuple[int, Floats]] = []
         for tile in tiles:
@@ -141,22 +123,9 @@ def block_side(height: int, width: int, most: int | None = None) -> int:
 class Reduced:
     """Reduces a picture that comes in rows to one cell for each square block of pixels.
 
-    A cell is the highest value of its block, or the mean.
-
-    Parameters
-    ----------
-    channels, height, width : int
-        Size of the picture in pixels.
-    most : int, optional
-        Cells along a side, at most. A picture that is no larger is kept as it is. By default
-        `LARGEST_MAP`.
-    mean : bool
-        Whether cells are means; otherwise they are the highest values.
-
-    Attributes
-    ----------
-    block : int
-        Side of a block in pixels.
+    A cell is the highest value of its block, or with `mean` the mean. There are at most `most`
+    cells along a side (by default `LARGEST_MAP`), and a picture that is no larger is kept as it is.
+    The attribute `block` is the side of a block in pixels.
     """
 
     def __init__(
@@ -177,7 +146,7 @@ class Reduced:
 
     @property
     def picture(self) -> Floats:
-        """The reduced picture so far, (channels, height / block, width / block), float32.
+        """The reduced picture so far, (channels, height / block, width / block) float32.
 
         Its sides are rounded up.
         """

@@ -29,11 +29,7 @@ class ModelReference:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthCheck:
-    """One check of a training run or of the machine.
-
-    `value` is the number that was checked; it is None where there is none. `message` says what
-    follows from the verdict.
-    """
+    """One check of a training run or of the machine; `value` is the number checked, or None."""
 
     name: str
     verdict: Health
@@ -53,10 +49,9 @@ class HealthReport:
 class Threshold:
     """The score above which an image is called anomalous.
 
-    `false_alarm_rate` is the rate that was asked for. `effective_rate` is the rate that can be
-    promised with n = `calibration_images`; it is never below 1 / (n + 1). `warning` says where the
-    two differ. `uses_labels` says whether labelled anomalies decided the rate
-    (``anoscan calibrate --labels``).
+    `false_alarm_rate` was asked for. `effective_rate` is what n = `calibration_images` can promise;
+    it is never below 1 / (n + 1). `warning` says where the two differ. `uses_labels` says whether
+    labelled anomalies decided the rate (``anoscan calibrate --labels``).
     """
 
     score: float
@@ -77,10 +72,9 @@ class Search:
 
 
 def to_json(value: Any) -> Any:
-    """Return a result as plain JSON values.
+    """Return a result as plain JSON values; numbers that JSON lacks (NaN, infinity) become null.
 
-    Dataclasses become objects, which start with their schema where they have one. A number that
-    JSON does not have (NaN, infinity) becomes null.
+    Dataclasses become objects, which start with their schema where they have one.
     """
     if is_dataclass(value) and not isinstance(value, type):
         schema = getattr(value, "schema", None)

@@ -10,11 +10,7 @@ from anoscan.core.results.common import ModelReference, Search, Skipped
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImages:
-    """Numbers of images by label.
-
-    `skipped` are files that could not be read. `unlabelled` counts images without a label, and
-    `missing` counts rows of labels without an image file.
-    """
+    """Numbers of images by label; `missing` counts rows of labels without an image file."""
 
     normal: int
     anomalous: int
@@ -35,10 +31,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class AtThreshold:
-    """Decisions at the model's own threshold.
-
-    The threshold was set without labels, unless the report has `threshold_uses_labels`.
-    """
+    """Decisions at the model's threshold; the report's `threshold_uses_labels` says what set it."""
 
     score: float
     false_alarm_rate: float | None
@@ -50,10 +43,7 @@ class AtThreshold:
 
 @dataclass(frozen=True, kw_only=True)
 class BestDice:
-    """The best Dice coefficient of any one threshold of the anomaly maps.
-
-    The threshold was chosen with the same masks that measure it, so this is no promise.
-    """
+    """The best Dice coefficient of any one threshold; no promise, since the same masks chose it."""
 
     dice: float
     threshold: float
@@ -64,10 +54,10 @@ class BestDice:
 class PixelReport:
     """How well anomaly maps find anomalous pixels, at each image's own resolution.
 
-    `aupro` is normalised: it is integrated up to a false-positive rate of `aupro_limit`, and then
-    divided by that limit. `regions` counts the defects of the masks; pixels of one region are
-    8-connected. `undefined` says why a metric is null. `without_mask` counts anomalous images that
-    were left out because they have no mask. `skipped` are masks that could not be used.
+    `aupro` is integrated up to a false-positive rate of `aupro_limit`, and divided by that limit.
+    `regions` counts the 8-connected defects of the masks. `undefined` says why a metric is null.
+    `without_mask` counts anomalous images that were left out. `skipped` are masks that could not be
+    used.
     """
 
     auroc: float | None
@@ -86,10 +76,7 @@ class PixelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Roc:
-    """Receiver operating characteristic, from the highest threshold down.
-
-    The first threshold lies above all scores, so both rates start at 0.
-    """
+    """Receiver operating characteristic, from a threshold above all scores down."""
 
     false_alarm_rate: tuple[float, ...]
     recall: tuple[float, ...]
@@ -125,9 +112,9 @@ class Curves:
 class ClassReport:
     """Metrics of the images of one class of the labels.
 
-    `auroc` compares the anomalous images of the class with its own normal images. A class without
-    normal images is compared with all normal images; `against` says which. `recall` and
-    `false_alarm_rate` are those of the class alone, at the model's own threshold.
+    `auroc` compares the anomalous images of the class with its own normal images, or where it has
+    none with all; `against` says which. `recall` and `false_alarm_rate` are at the model's own
+    threshold.
     """
 
     name: str | None
@@ -145,9 +132,9 @@ class ClassReport:
 class ComparedModel:
     """One of several models, on the images that all of them could read.
 
-    `difference` is its AUROC minus the AUROC of the first model. `difference_ci95` comes from a
-    bootstrap in which both models score the same resampled images. Where it does not hold 0, the
-    difference is not due to the choice of images.
+    `difference` is its AUROC minus that of the first model. Its interval comes from a bootstrap in
+    which both score the same resampled images. Where it does not hold 0, the difference is not due
+    to the choice of images.
     """
 
     model: ModelReference

@@ -10,11 +10,10 @@ from anoscan.core.results.common import ModelReference, Search, Skipped, Thresho
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """An anomalous region of a query image.
+    """An anomalous region of a query image; its box and area are in pixels of the image as stored.
 
-    The box (`x`, `y`, `width`, `height`) is in pixels of the image as stored. `score` is the peak
-    of the anomaly map inside it. `area` is the number of pixels in the region. `p_value` is
-    (1 + m) / (n + 1), where m of the n held-out normals have at least such a peak in their maps.
+    `score` is the peak of the anomaly map inside it. `p_value` is (1 + m) / (n + 1), where m of the
+    n held-out normals have at least such a peak in their maps.
     """
 
     x: int
@@ -38,13 +37,12 @@ class Neighbour:
 class ImageScore:
     """Score and verdict of one query image.
 
-    `rank` 1 is the most anomalous image; it is null while streaming. `terms` are the terms of the
-    score, standardised unless the score uses them raw. `percentiles` gives for each term the share
-    of the calibration images, in percent, that have a lower value. `residual` is the path of the
-    picture, where one was written. `mismatch` says in what the image differs from all normal images
-    apart from its content, such as its size. It does not decide the verdict. `nearest` are the most
-    similar normal images, and `maps` the files of the anomaly map by their form. Both are null
-    where they were not asked for.
+    `rank` 1 is the most anomalous image; it is null while streaming. `terms` are standardised
+    unless the score uses them raw. `percentiles` gives for each term the percentage of calibration
+    images with a lower value. `residual` is the path of the picture, where one was written.
+    `mismatch` says in what the image differs from all normal images apart from its content, such as
+    its size; it does not decide the verdict. `nearest` are the most similar normal images, and
+    `maps` the files of the anomaly map by their form. Both are null where they were not asked for.
     """
 
     rank: int | None

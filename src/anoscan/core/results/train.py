@@ -26,9 +26,8 @@ class TrainedModel(ModelReference):
 class TrainImages:
     """What the training did with the images of its folder.
 
-    `dropped` counts suspects: the networks saw them, but the statistics of normal images were
-    fitted without them. `patches` counts the parts of images that networks learned from; it is null
-    for whole images.
+    `dropped` counts suspects: the networks saw them, but no statistics of normal images were fitted
+    to them. `patches` counts the parts of images learned from; it is null for whole images.
     """
 
     found: int
@@ -43,8 +42,8 @@ class TrainImages:
 class SelfTestCell:
     """How well synthetic defects of one kind and size are found.
 
-    `size` is in pixels of the images as the networks see them. `images` counts those with such a
-    defect. `auroc` and `pixel_auroc` have a value for ``anoscan`` and one for each baseline.
+    `size` is in pixels of the images as the networks see them. `auroc` and `pixel_auroc` have a
+    value for ``anoscan`` and one for each baseline.
     """
 
     kind: str
@@ -58,11 +57,10 @@ class SelfTestCell:
 class SelfTest:
     """How well a model finds synthetic defects in held-out normals: an estimate without labels.
 
-    `normals` counts the held-out normals. `side` is the side of the images as the networks see
-    them, in pixels. `auroc` and `pixel_auroc` are means over the cells; they are empty when no
-    defect could be made. `whole_auroc` belongs to images that were bent out of shape as a whole.
-    Defects are found from a size of `sees_from` pixels on; it is null when they are not found.
-    `findings` say this in words, and what to do about it.
+    `side` is in pixels of the images as the networks see them. `auroc` and `pixel_auroc` are means
+    over the cells, empty when no defect could be made. `whole_auroc` belongs to images that were
+    bent as a whole. Defects are found from `sees_from` pixels on; it is null when they are not
+    found. `findings` say this in words, and what to do about it.
     """
 
     defects: str = "synthetic"
@@ -78,10 +76,9 @@ class SelfTest:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Result of ``anoscan train``.
+    """Result of ``anoscan train``; `images_shown` and `seconds` give the length of each stage.
 
-    `images_shown` and `seconds` give the length of each stage. `tracking` is the folder with the
-    losses and pictures of the training; it is null where it could not be written.
+    `tracking` is the folder of losses and pictures; it is null where it could not be written.
     """
 
     schema: ClassVar[str] = "anoscan.train/1"

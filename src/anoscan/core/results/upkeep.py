@@ -15,9 +15,9 @@ from anoscan.core.results.train import TrainReport
 class Decision:
     """The false-alarm rate at which a model decides, and the option that set it.
 
-    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost'. The last two come with `wanted`
-    (the value of the option), `labelled` (numbers of images by label), and `recall` (on those same
-    images). Otherwise these are null.
+    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost'. Only the last two have `wanted`
+    (the value of the option), `labelled` (numbers of images by label) and `recall` (on those
+    images).
     """
 
     false_alarm_rate: float
@@ -30,11 +30,10 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
-    """Result of ``anoscan calibrate``.
+    """Result of ``anoscan calibrate``; `previous` is the model before the change.
 
-    `previous` is the model before the change. `images` counts the new calibration images; it is
-    null without new ones. `warning` says what is wrong with these images. `decision` is null where
-    the rate was not changed. `history` lists all changes of the model.
+    `images` counts the new calibration images, if any; `warning` says what is wrong with them.
+    `decision` is null where the rate was not changed. `history` lists all changes of the model.
     """
 
     schema: ClassVar[str] = "anoscan.calibrate/1"
@@ -61,10 +60,7 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True)
 class SuspectsReport:
-    """Result of ``anoscan suspects``: all images, the most suspect first.
-
-    `model` is null where a model was trained for this purpose and not kept.
-    """
+    """Result of ``anoscan suspects``, most suspect first; `model` is null where it was not kept."""
 
     schema: ClassVar[str] = "anoscan.suspects/1"
     model: ModelReference | None
@@ -76,7 +72,7 @@ class SuspectsReport:
 class DriftCheck:
     """Comparison of one quantity between a batch of images and the calibration images.
 
-    `statistic` is the Kolmogorov-Smirnov distance, from 0 to 1. `adjusted_p_value` accounts for the
+    `statistic` is the Kolmogorov-Smirnov distance, 0 to 1. `adjusted_p_value` accounts for the
     number of checks.
     """
 
@@ -91,11 +87,10 @@ class DriftCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftReport:
-    """Result of ``anoscan drift``.
+    """Result of ``anoscan drift``; `fits` says whether the batch fits, and `advice` what to do.
 
     `anomalous_share` is the share of the batch that is anomalous at the model's threshold. For
-    normal images that fit the model it would be about `false_alarm_rate`. `fits` says whether the
-    batch fits, and `advice` what to do.
+    normal images that fit the model it would be about `false_alarm_rate`.
     """
 
     schema: ClassVar[str] = "anoscan.drift/1"
@@ -133,11 +128,10 @@ class TuringTest:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReport:
-    """Result of ``anoscan sample``: the paths of the pictures that were written.
+    """Result of ``anoscan sample``: paths of the pictures written; null where not asked for.
 
-    `grid` shows `n` random samples, and `interpolation` shows steps between samples. `between`
-    shows steps between two given images. `between` and `turing` are null where they were not asked
-    for.
+    `grid` shows `n` random samples, `interpolation` steps between samples, and `between` steps
+    between two given images.
     """
 
     schema: ClassVar[str] = "anoscan.sample/1"
@@ -153,10 +147,9 @@ class SampleReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """One model of ``anoscan models list``.
+    """One model of ``anoscan models list``; `default` marks the one that was trained last.
 
-    `problem` says why a model cannot be read; it is null for a good one. `default` marks the model
-    that was trained last.
+    `problem` says why a model cannot be read.
     """
 
     name: str

@@ -1,8 +1,7 @@
-"""Read image files with one reader for each family of formats.
+"""Read image files with one reader for each family of formats, chosen by the first bytes of a file.
 
-The first bytes of a file choose its reader. A file of several images (a TIFF of many pages, a
-volume, a stack) has pages, which are counted from 1. Whatever a file holds, readers raise only
-`InputError`, with the bare reason.
+A file of several images (a TIFF of many pages, a volume, a stack) has pages, counted from 1.
+Whatever a file holds, readers raise only `InputError`, with the bare reason.
 """
 
 from __future__ import annotations
@@ -60,18 +59,10 @@ def count(file: Path) -> int:
 
 
 def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened:
-    """Decode one image of a file.
+    """Decode one image of a file: page number `page`, from 1, or with None the only image.
 
-    Parameters
-    ----------
-    file : Path
-    page : int, optional
-        Number of the image, from 1; None for the only image of a file.
-    draft_side : int
-        Side in pixels that is needed. A larger JPEG may be decoded at a lower resolution, but not
-        below this side.
-    deep : bool
-        Whether colours keep more than 8 bits, where a reader has the choice.
+    A JPEG may be decoded at a lower resolution, but not below a side of `draft_side` pixels. With
+    `deep`, colours keep more than 8 bits where a reader has the choice.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Read DICOM with pydicom: one image, or one for each frame.
 
 Stored values become real ones, by rescale slope and intercept or a modality table. CT, PET and
-nuclear medicine stay in their unit. Where values have no unit, the window of the file or its VOI
-table brings different exposures to one scale.
+nuclear medicine stay in their unit. Other values have none: the window of the file or its VOI table
+brings different exposures to one scale.
 """
 
 from __future__ import annotations
@@ -124,10 +124,7 @@ def _header_of(file: Path) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _header(file: Path, size: int, changed: int) -> Any:
-    """Read the header of a file: the fields about pixels, without the pixels.
-
-    `size` and `changed` (the time in nanoseconds) keep the cache apart for versions of the file.
-    """
+    """Read the fields about pixels; `size` and `changed` (ns) keep versions of the file apart."""
     try:
         import pydicom
     except ImportError:
@@ -171,14 +168,8 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
 class _Meaning:
     """How the stored values of one frame become real ones.
 
-    Parameters
-    ----------
-    slope, intercept : float
-        Factor and offset of the real values.
-    window : (centre, width, function) or None
-        Window that brings real values to one scale; None where they have a unit, or without one.
-    table : bool
-        Whether the frame has a VOI table and no unit.
+    `window` (centre, width, function) and `table` (a VOI table) bring them to one scale; values
+    that have a unit use neither.
     """
 
     slope: float
@@ -203,10 +194,7 @@ class _Meaning:
 
 
 def _macro(header: Any, index: int, name: str) -> Any:
-    """Part `name` of the header that holds for a frame.
-
-    It is the frame's own, or that of all frames, or the header itself.
-    """
+    """Return part `name` of the header for a frame: its own, that of all frames, or the header."""
     own = header.get("PerFrameFunctionalGroupsSequence", None) or []
     shared = header.get("SharedFunctionalGroupsSequence", None) or []
     for group in (*own[index : index + 1], *shared[:1]):

@@ -60,23 +60,7 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 
 @dataclass(frozen=True)
 class _Volume:
-    """Facts of a header.
-
-    Parameters
-    ----------
-    width, height, slices : int
-        Lengths of the three axes in voxels.
-    kind : dtype
-        Type of the stored voxels.
-    offset : int
-        Byte of the unpacked file at which the voxels begin.
-    slope, intercept : float
-        Factor and offset that turn stored values into real ones.
-    packed : bool
-        Whether the file is a gzip file.
-    changed : int
-        Time of the file's last change in nanoseconds.
-    """
+    """Facts of a header; lengths are in voxels, `offset` in unpacked bytes, `changed` in ns."""
 
     width: int
     height: int
@@ -149,14 +133,8 @@ def _volume(file: Path, size: int, changed: int) -> _Volume:
 def _unpacked(file: Path, whole: int, changed: int) -> NDArray[np.uint8]:
     """Unpack the first `whole` bytes of a gzip file into a temporary file, and map that.
 
-    To read a slice from the packed file, everything before it would be unpacked again. The
-    temporary file is gone after its last use. `changed` keeps the cache apart for versions of the
-    file.
-
-    Raises
-    ------
-    InputError
-        When the file is truncated, needs more than 2 GiB, or the temporary folder has no room.
+    To read a slice from the packed file, everything before it would be unpacked again. `changed`
+    keeps the cache apart for versions of the file.
     """
     if whole > LARGEST_FILE:
         raise InputError("unpacks to more than 2 GiB")

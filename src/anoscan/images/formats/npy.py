@@ -35,14 +35,7 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 
 
 def _stack(file: Path) -> NDArray[Any]:
-    """Images (n, height, width) or (n, height, width, samples), mapped from the file.
-
-    Raises
-    ------
-    InputError
-        When the file is damaged or holds Python objects, or its shape is not that of images or
-        could be read in two ways.
-    """
+    """Map the images of a file, (n, height, width) or (n, height, width, samples)."""
     regular(file)
     with damage(), _header:
         try:

@@ -66,10 +66,8 @@ class Opened:
         Depth of more than 8 bits in words, such as "16-bit grey" or "32-bit float"; else empty.
     full : (low, high)
         Deep sample values that become -1 and 1 in a model that never learned a range.
-    orientation : int
-        EXIF orientation, 1 to 8.
-    pending : int
-        EXIF orientation that is still to be applied to `picture`, 1 to 8.
+    orientation, pending : int
+        EXIF orientation, and the one that is still to be applied to `picture`, both 1 to 8.
     """
 
     picture: Image.Image | Deep
@@ -90,11 +88,11 @@ def of_samples(
 ) -> Opened:
     """Make an image of samples (height, width) or (height, width, n) of any real type.
 
+    They are grey (n = 1), RGB (3), or either with opacity last (2, 4), which is laid over black.
+    Unsigned 8-bit samples and bools run from black to white. Other types keep their values.
+
     Parameters
     ----------
-    samples : ndarray
-        Grey (n = 1), RGB (3), or either with opacity last (2, 4), which is laid over black.
-        Unsigned 8-bit samples and bools run from black to white. Other types keep their values.
     stored : dtype, optional
         Type of the samples in the file, where `samples` are scaled values.
     full : (low, high), optional
@@ -103,8 +101,7 @@ def of_samples(
     Raises
     ------
     InputError
-        When samples are not real numbers or not finite, or an image has a side of less than 2
-        pixels or too many pixels.
+        When samples are not finite real numbers, or `check_size` refuses the size.
     """
     height, width = samples.shape[:2]
     check_size(width, height)
@@ -153,7 +150,7 @@ def finite(samples: NDArray[Any]) -> Deep:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse images that are too small to score, or too large to be decoded (Pillow's limit).
+    """Refuse images that are too small to score, or too large to be decoded.
 
     Raises
     ------

@@ -46,8 +46,7 @@ class Undecodable(InputError):
 def read(file: Path, draft_side: int) -> Opened:
     """Decode the first frame of a file.
 
-    A JPEG that is larger than `draft_side` (pixels) may be decoded at a lower resolution, but not
-    below that side.
+    A JPEG may be decoded at a lower resolution, but not below a side of `draft_side` pixels.
     """
     with open_file(file) as (source, digest):
         return loaded(identified(source), draft_side, digest)

@@ -1,7 +1,6 @@
 """Read TIFFs: one image, or one for each page.
 
-Pillow reads the files that it knows. tifffile reads those that Pillow does not, or not at full
-depth.
+Pillow reads the files that it knows, and tifffile those that it does not, or not at full depth.
 """
 
 from __future__ import annotations
@@ -84,11 +83,7 @@ def _decoded(source: IO[bytes], draft_side: int, deep: bool, digest: bytes) -> O
 
 
 class _Page(io.FileIO):
-    """A page as a TIFF file of its own.
-
-    The head of the file is changed while it is read, so that its first directory is the one at
-    `offset` (in bytes).
-    """
+    """A page as a TIFF file of its own: as read, the head names `offset` as the first directory."""
 
     def __init__(self, file: Path, offset: int) -> None:
         super().__init__(file)
@@ -118,19 +113,9 @@ class _Form:
         return cls("<" if head[:2] == b"II" else ">", 43 in head[2:4], head)
 
     def directory(self, source: IO[bytes], at: int) -> tuple[dict[int, bytes], int]:
-        """Read the directory at an offset.
+        """Return the raw values of a directory by tag, and the offset of the next or 0.
 
-        Returns
-        -------
-        tags : dict of int to bytes
-            Raw values of the tags by their numbers.
-        following : int
-            Offset of the next directory; 0 where this is the last.
-
-        Raises
-        ------
-        struct.error
-            When there is no directory.
+        It raises struct.error where there is no directory.
         """
         source.seek(at)
         block = source.read(struct.calcsize(self.number))
@@ -151,10 +136,9 @@ def _directories(file: Path) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
-    """Offsets of those directories of a file that are images.
+    """Return the offsets of those directories of a file that are images, and always the first.
 
-    The first directory counts, whatever it is. A damaged directory ends the list. `size` and
-    `changed` (the time in nanoseconds) keep the cache apart for versions of the file.
+    A damaged directory ends the list. `size` and `changed` (ns) keep versions of the file apart.
     """
     found: list[int] = []
     seen: set[int] = set()
@@ -235,11 +219,6 @@ def _check_segments(page: Any, size: int) -> None:
     """Refuse strips and tiles that are missing, truncated, or inflate to more than their size.
 
     `size` is the size of the file in bytes.
-
-    Raises
-    ------
-    InputError
-        With the reason.
     """
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(parts) < math.prod(page.chunked):
