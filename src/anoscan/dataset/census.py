@@ -18,18 +18,13 @@ class Census:
 
     Parameters
     ----------
-    images : int
-        Number of readable images.
-    copies : int
-        Number of readable images with the content of another one. The first of each is not counted.
-    views : int
-        Number of images, or of patches of them, that were checked for being blank.
-    blank : int
-        Number of views that are of one grey or colour all over.
-    sizes : dict of str to int
-        Number of inspected images of each size, as 'WIDTHxHEIGHT'.
-    bit_depths : dict of str to int
-        Number of inspected images of each kind, such as '8-bit grey'.
+    images, copies : int
+        Numbers of readable images, and of those with the content of an earlier one.
+    views, blank : int
+        Numbers of images, or of patches of them, that were checked for being of one grey or colour
+        all over, and of those that are.
+    sizes, bit_depths : dict of str to int
+        Numbers of inspected images by 'WIDTHxHEIGHT', and by kind, such as '8-bit grey'.
     patched : bool
         Whether the networks see patches of the images, not whole images made square.
     """

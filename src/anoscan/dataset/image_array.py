@@ -48,26 +48,10 @@ class ImageArray:
         on_progress: Callable[[int, int], None] | None = None,
         in_memory: int = IN_MEMORY,
     ) -> tuple[ImageArray, list[Skipped]]:
-        """Decode `files`; leave out and list those that cannot be read.
+        """Decode `files` in `workers` threads; leave out and list those that cannot be read.
 
-        Parameters
-        ----------
-        files : sequence of ImageFile
-        rule : ImageRule
-            Says how a file becomes pixels.
-        workers : int
-            Number of threads that decode.
-        on_progress : callable, optional
-            Called after each file with the number of files done and the number of all files.
-        in_memory : int
-            Number of bytes of pixels above which a temporary file holds them.
-
-        Returns
-        -------
-        ImageArray
-            The readable images.
-        list of Skipped
-            The other files, with reasons.
+        `on_progress` is called after each file with the number of files done and of all files. More
+        than `in_memory` bytes of pixels are held in a temporary file.
 
         Raises
         ------

@@ -38,10 +38,8 @@ class Inspection:
     ----------
     rule : ImageRule
         How files become what the networks see.
-    sizes : dict of str to int
-        Number of inspected images of each size, as "WIDTHxHEIGHT", upright.
-    bit_depths : dict of str to int
-        Number of inspected images of each kind, such as "8-bit grey".
+    sizes, bit_depths : dict of str to int
+        Numbers of inspected images by upright "WIDTHxHEIGHT", and by kind, such as "8-bit grey".
     inspected : int
         Number of inspected images that could be read and have room for a patch. No other images are
         counted above.
@@ -55,9 +53,9 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Look:
-    """What inspection keeps of one image, upright.
+    """What inspection keeps of one upright image; `samples` is None for 8 bits.
 
-    `samples` is None for 8-bit images. For deep ones it starts with their minimum and maximum.
+    Deep samples start with their minimum and maximum.
     """
 
     width: int
@@ -77,16 +75,6 @@ def inspect(
     a colour, else 3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their
     samples. It goes from the minimum to the maximum instead where that is less than 1.5 times as
     wide, or where the quantiles are equal. Only samples inside `roi` count, where there is one.
-
-    Parameters
-    ----------
-    files : sequence of ImageFile
-    config : TrainConfig
-        Gives size, channels, patch size and seed.
-    workers : int
-        Number of threads that read files.
-    roi : Roi, optional
-        Region of interest of every image.
 
     Raises
     ------

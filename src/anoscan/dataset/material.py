@@ -39,22 +39,16 @@ class Material:
     ----------
     pixels : ndarray of shape (n, c, s, s), float32
         Images, or patches of them, as the networks see them.
-    rows : ndarray of int
-        Rows of `pixels` to train on.
-    unseen : ndarray of int
-        Rows of `pixels` with held-out images, or with random patches of them.
+    rows, unseen : ndarray of int
+        Rows of `pixels` to train on, and those with held-out images, or random patches of them.
     images : list of ImageFile
         All readable images, in the order of the files.
-    digests : list of bytes
-        SHA-256 of each of `images`.
-    looks : list of Look
-        Size, kind, brightness and sharpness of each of `images`.
+    digests, looks : list
+        SHA-256 of each of `images`, and its size, kind, brightness and sharpness.
     trained, held_out : ndarray of int
         Rows of `images` that are trained on, and that are held out.
     skipped : list of Skipped
-        Files that could not be read.
     rule : ImageRule
-        Says how a file becomes pixels.
     workers : int
         Number of threads that decode.
     """
@@ -83,8 +77,8 @@ class Material:
     ) -> Material:
         """Decode the files and split them.
 
-        With `config.patches`, files are read twice. The first time shows which are readable, and
-        these are split. The second time gives the patches, for which the split must be known.
+        With `config.patches`, files are read twice: first to split the readable ones, then to take
+        patches, for which the split must be known.
 
         Raises
         ------
@@ -250,9 +244,8 @@ def _patches(
 ) -> Floats:
     """Random patches (n, c, s, s) of several parts of the images, one part after the other.
 
-    A part is its images and the wanted number of patches. Each image of a part gives the same
-    number of patches, or one more or less. The seed and the content of the image decide their
-    places.
+    Images of a part give the same number of its wanted patches, or one more or less. The seed and
+    the content of the image decide their places.
     """
     total = sum(wanted for _, wanted in parts)
     pixels = allocate((total, rule.channels, rule.size, rule.size))

@@ -22,28 +22,14 @@ LARGEST_STACK = 1 / 8  # share of all images in one file; a file with more is no
 
 
 def split(digests: Sequence[bytes], seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Choose rows to train on and rows to hold out, by the seed and the content of the files.
+    """Choose rows to train on and rows to hold out, both sorted, by the seed and the file contents.
 
-    File names and order do not matter. Files with the same content stay on the same side. Where a
+    File names and order do not matter. Rows with the same digest stay on the same side. Where a
     copy was trained on, a held-out image would not show how new images score.
 
-    Parameters
-    ----------
-    digests : sequence of bytes
-        One for each row. Rows with the same digest stay on the same side.
-    seed : int
-        Seed of the training.
-    share : float
-        Share of the rows to hold out. At least `FEWEST_HELD_OUT` are held out, or a quarter of all
-        where that is less. Fewer are held out where so many are copies that too few rows would be
-        left to train on.
-
-    Returns
-    -------
-    ndarray of int
-        Rows to train on, sorted.
-    ndarray of int
-        Rows to hold out, sorted.
+    A `share` of the rows is held out, but at least `FEWEST_HELD_OUT`, or a quarter of all where
+    that is less. Fewer are held out where so many are copies that too few rows would be left to
+    train on.
 
     Raises
     ------
@@ -116,19 +102,14 @@ def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[byte
 
 
 def check_count(readable: int, skipped: Sequence[Skipped] = ()) -> None:
-    """Refuse to learn from too few images.
+    """Refuse to learn from too few images; the message counts the skipped files.
 
-    Parameters
-    ----------
-    readable : int
-        Number of readable images.
-    skipped : sequence of Skipped
-        Files that could not be read. The message counts them and gives the reason of the first.
+    It also gives the reason of the first of them.
 
     Raises
     ------
     InputError
-        When fewer than `FEWEST_IMAGES` images are readable.
+        When fewer than `FEWEST_IMAGES` images are `readable`.
     """
     if readable < FEWEST_IMAGES:
         first = f"{len(skipped)} were skipped, the first: {skipped[0].reason}." if skipped else None

@@ -2,7 +2,7 @@
 
 A discriminator of few images is shown them augmented, so that it cannot learn them by heart. The
 encoder is given images with pasted rectangles, so that it learns to reconstruct without defects.
-All random numbers come from a CPU generator, so they are the same on every device.
+Random numbers come from a CPU generator, so they are the same on every device.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Set a square at a random place in each image (n, c, s, s) to 0.
-
-    Its side is `share` of the image's, and its centre lies in the image.
-    """
+    """Set to 0 a square of `share` of the side, centred anywhere in each image (n, c, s, s)."""
     n, _, height, width = x.shape
     side = max(1, round(share * height))
     starts = torch.rand(n, 2, generator=generator) * torch.tensor([height, width])
@@ -52,10 +49,7 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def lighten(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Add one random number to each image (n, c, s, s).
-
-    It lies between minus and plus `most` times the range of values, which is 2.
-    """
+    """Add a random number to each image (n, c, s, s), of at most `most` times the range 2."""
     amounts = 2 * most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
     return x + amounts.to(x.device)
 
@@ -78,9 +72,9 @@ VIEWS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 def discriminator_view(x: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
     """Apply the named changes of `VIEWS` to images (n, c, s, s), one after the other.
 
-    A discriminator is shown real and generated images so changed (Zhao et al. 2020, arXiv
-    2006.10738). Otherwise it learns few images by heart. The changes can be differentiated, so the
-    generator does not learn them.
+    A discriminator that is shown real and generated images so changed does not learn few images by
+    heart (Zhao et al. 2020, arXiv 2006.10738). The changes can be differentiated, so the generator
+    does not learn them.
     """
     for name in names:
         x = VIEWS[name](x, generator)
@@ -88,23 +82,11 @@ def discriminator_view(x: Tensor, names: Sequence[str], generator: torch.Generat
 
 
 def cut_paste(x: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:
-    """Replace, in a share of the images, a rectangle by one from another image of the batch.
+    """Return a copy of images (n, c, s, s) in which a share has a rectangle of another image.
 
-    The sides of the rectangle are an eighth to three eighths of the image's. It comes from a random
-    place in the next image of the batch. In CutPaste it comes from the same image (Li et al. 2021,
-    arXiv 2104.04015).
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, c, s, s)
-    generator : torch.Generator
-    share : float in [0, 1]
-        Probability that an image gets a rectangle.
-
-    Returns
-    -------
-    Tensor of the same shape
-        A copy; `x` itself is not changed.
+    `share` is the probability that an image gets one. Its sides are an eighth to three eighths of
+    the image's. It comes from a random place in the next image of the batch. In CutPaste it comes
+    from the same image (Li et al. 2021, arXiv 2104.04015).
     """
     n, _, height, width = x.shape
     draws = torch.rand(n, 7, generator=generator)

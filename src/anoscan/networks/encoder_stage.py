@@ -36,10 +36,6 @@ class EncoderStage:
         Says which images the encoder is given, and which loss it minimises.
     batches : callable
         Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
-    config : TrainConfig
-        Gives the kind of encoder, the seed, the batch size, and the length of the stage.
-    runtime : Runtime
-        Device and precision of the training.
     """
 
     name = "encoder"

@@ -26,17 +26,13 @@ class GanStage:
     networks : Networks
         `generator` and `discriminator` are trained in place. The moving averages of their weights,
         which score, are in the attribute `averages`.
-    objective : Objective
-        Gives the losses and the schedule.
     batches : callable
         Maps a step number to real images (n, c, s, s) in [-1, 1] on the runtime's device.
     config : TrainConfig
         Resolved settings of the training.
-    runtime : Runtime
-        Device and precision of the training.
     few : bool
-        Whether the images are so few that the discriminator must be shown them augmented.
-        `TrainConfig.augment` can say otherwise.
+        Whether the images are so few that the discriminator must be shown them augmented, unless
+        `TrainConfig.augment` says otherwise.
     """
 
     name = "gan"

@@ -35,12 +35,7 @@ CYCLE = 50.0  # weight of the mean (x - G(E(x)))^2 in the loss
 class PairDiscriminator(nn.Module):
     """Gives the realness of pairs, by the trunk of an image discriminator and a small network of z.
 
-    Parameters
-    ----------
-    trunk : Discriminator
-        Its features are used, its own heads are not.
-    channels, latent_dim : int
-        Channels of the images and length of the latents in a pair.
+    Of the trunk only the features are used, not its own heads.
     """
 
     def __init__(self, trunk: Discriminator, channels: int, latent_dim: int) -> None:
@@ -76,8 +71,7 @@ class PairDiscriminator(nn.Module):
 def pack(x: Tensor, z: Tensor) -> Tensor:
     """Pack images (n, c, s, s) and latents (n, d) into one tensor (n, s s c + d, 1, 1).
 
-    So what an objective does with images, such as mix them or differentiate by them, it does with
-    pairs.
+    So an objective can mix pairs, or differentiate by them, as it does with images.
     """
     return torch.cat([flat(x), z], 1)[:, :, None, None]
 
@@ -95,8 +89,8 @@ class JointStage(GanStage):
     """Trains generator, encoder and a discriminator of pairs; `GanStage` has the parameters.
 
     Generator and encoder share an optimiser. Both minimise the generator's loss, the encoder with
-    the sign of the realness flipped. Afterwards only the trunk of the pair discriminator is kept.
-    It is a discriminator of images with trained features and an untrained realness head.
+    the sign of the realness flipped. Afterwards only the trunk of the pair discriminator is kept: a
+    discriminator of images with trained features and an untrained realness head.
     """
 
     def __init__(
@@ -157,8 +151,7 @@ class JointStage(GanStage):
     def _missed(self, x: Tensor, z_hat: Tensor) -> Tensor:
         """Return the mean squared residual of G(E(x)), from which only E learns.
 
-        G normalises by its running statistics here, as it does in scoring. They are not updated and
-        stay those of generated images.
+        G normalises by its running statistics, as in scoring. They stay those of generated images.
         """
         self.generator.eval().requires_grad_(False)
         missed = mse_loss(self.generator(z_hat).float(), x)
@@ -172,7 +165,7 @@ class JointStage(GanStage):
     def _players_step(self, real: Tensor, fake: Tensor, missed: Tensor) -> dict[str, Tensor]:
         """Train G to make its pairs more real for the discriminator, and E to do the opposite.
 
-        E also learns to invert G. Returns the losses by name, as detached scalars.
+        E also learns to invert G. The losses are returned by name, as detached scalars.
         """
         self.pairs.requires_grad_(False)
         with self.runtime.autocast():

@@ -1,8 +1,8 @@
 """The loop that all stages of training share: steps, progress, checkpoints, divergence.
 
-A stage (`gan_stage.GanStage`, `encoder_stage.EncoderStage`) knows one step. This module takes many
-steps so that nothing is lost. A run that is stopped between two steps and resumed ends with the
-same weights. A loss that stops being finite costs a few hundred steps, not the run.
+A stage (`gan_stage.GanStage`, `encoder_stage.EncoderStage`) knows one step. A run that is stopped
+between two steps and resumed ends with the same weights. A loss that stops being finite costs a few
+hundred steps, not the run.
 """
 
 from __future__ import annotations
@@ -53,10 +53,7 @@ class Stage(Protocol):
 
 @dataclass
 class Position:
-    """How far a stage has come.
-
-    Together with the stage's tensors this is all that resuming needs.
-    """
+    """How far a stage has come; resuming needs nothing else but the stage's tensors."""
 
     step: int = 0
     rollbacks: int = 0
@@ -71,12 +68,8 @@ class Batches:
         Images, which may be memory-mapped: only the rows of a batch are read.
     rows : ndarray of int
         Rows of `pixels` to take.
-    batch_size : int
-        Number of images in a batch.
-    seed : int
-        Seed of the training.
     name : str
-        Name of the random stream that decides the order.
+        Name of the random stream that decides the order, together with `seed`.
     device : torch.device
         Device that batches are moved to.
     """
@@ -125,10 +118,8 @@ def run(
     Parameters
     ----------
     stage : Stage
-    steps : int
-        Number of steps of the whole stage.
-    images_per_step : int
-        Number of images that one step uses, for reports of progress.
+    steps, images_per_step : int
+        Number of steps of the whole stage, and of images that one uses (for reports of progress).
     position : Position
         Where the stage stands. It is advanced in place.
     on_progress : callable
@@ -287,11 +278,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop.
+    """Yield a function that says whether a first Ctrl-C (or SIGTERM) asked to stop.
 
-    Yields a function that returns whether a stop was asked for. The second signal raises
-    KeyboardInterrupt. Only the main thread gets signals. In other threads the function always
-    returns False.
+    The second signal raises KeyboardInterrupt. Only the main thread gets signals; in other threads
+    the function always returns False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -28,7 +28,7 @@ class RotationStage:
     """Trains the discriminator alone to predict by which quarter rotation an image was rotated.
 
     Its features are used afterwards, its realness head is not. Chen et al. 2019 (arXiv 1811.11212)
-    train the same task together with the GAN. That gave worse features on the development classes.
+    train the same task together with the GAN, which gave worse features on the development classes.
     Features that distinguish generated from real images, and that are as smooth as the GAN needs,
     say less of what images show. docs/decisions.md has the figures ("Together with the GAN or
     afterwards?").
@@ -38,14 +38,9 @@ class RotationStage:
     discriminator : Discriminator
         Trained in place.
     rotated : callable
-        Maps a step number to real images (n, c, s, s) in [-1, 1], not yet rotated, on the
-        runtime's device.
+        Maps a step number to unrotated images (n, c, s, s) in [-1, 1], on the runtime's device.
     steps : int
         Number of steps of the stage. The learning rate falls to zero over them.
-    config : TrainConfig
-        Gives the seed.
-    runtime : Runtime
-        Device and precision of the training.
     few : bool
         Whether the images are so few that they would be learned by heart. Then weights are not
         shrunk, and the learning rate is `GENTLE_RATE`.
@@ -93,14 +88,9 @@ class RotationStage:
 
 
 def rotate_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor, Tensor]:
-    """Rotate each image (n, c, s, s) by a random number of quarter rotations.
+    """Return images (n, c, s, s) rotated by random quarter rotations, and their numbers.
 
-    Returns
-    -------
-    Tensor of shape (n, c, s, s)
-        The rotated images.
-    Tensor of shape (n,), int64
-        The number of quarter rotations of each image, 0 to 3.
+    The numbers of quarter rotations are (n,) int64, 0 to 3.
     """
     rotations = torch.randint(4, (len(x),), generator=random_stream(seed, name, index)).to(x.device)
     return quarter_turns(x)[rotations, torch.arange(len(x), device=x.device)], rotations

@@ -46,11 +46,9 @@ class Stages:
         Rows of `pixels` to learn from.
     config : TrainConfig
         Resolved settings of the training.
-    runtime : Runtime
-        Device and precision of the training.
     few : bool
-        Whether the images are so few that the discriminator would learn them by heart. Then by
-        default it is shown augmented images, and the rotation stage learns gently.
+        Whether the images are so few that the discriminator would learn them by heart. Then it is
+        shown augmented images by default, and the rotation stage learns gently.
     suffix : str
         Is appended to the names of the random streams that decide the order of images.
     """

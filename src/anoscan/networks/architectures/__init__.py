@@ -3,15 +3,15 @@
 - ``generator(z)`` maps latents (n, d), float32 from N(0, I), to images (n, c, s, s) in [-1, 1].
 - ``discriminator(x)`` maps images to one unbounded number each, (n,); higher is more real. A critic
   (WGAN) is the same network under another objective.
-- ``discriminator.features(x)`` are the outputs of its blocks, from fine to coarse, each
-  (n, c_i, s_i, s_i). Vectors have s_i = 1. The last one is the ``f(x)`` of the f-AnoGAN paper.
+- ``discriminator.features(x)`` are the outputs (n, c_i, s_i, s_i) of its blocks, from fine to
+  coarse. Vectors have s_i = 1. The last one is the ``f(x)`` of the f-AnoGAN paper.
 - ``discriminator.rotation(features)`` gives logits (n, 4) of the number of quarter rotations by
   which an image was rotated.
 - ``encoder(x)`` maps images to latents (n, d), unbounded.
 
 Discriminators have no BatchNorm and no Dropout. Both make the output of one image depend on the
 others of its batch, which a per-image gradient penalty does not survive. Features and rotation
-logits never depend on the other images. In evaluation neither does realness, since scores must not.
+logits never depend on them. In evaluation neither does realness, since scores must not.
 """
 
 from __future__ import annotations
@@ -32,16 +32,9 @@ FEWEST_CHANNELS = 8
 class Shape:
     """What the networks of a model have in common.
 
-    Parameters
-    ----------
-    size : int
-        Side of the square images, in pixels.
-    channels : int
-        Channels of the images: 1 for grey, 3 for RGB.
-    latent_dim : int
-        Length of a latent.
-    width : int
-        Channels of the finest feature maps, unless images are large; see `widths`.
+    Square images have sides of `size` pixels, and 1 (grey) or 3 (RGB) `channels`. `latent_dim` is
+    the length of a latent. The finest feature maps have `width` channels, unless images are large;
+    see `widths`.
     """
 
     size: int
@@ -53,12 +46,7 @@ class Shape:
 class Discriminator(nn.Module):
     """A stack of blocks with two linear heads on the last one: for realness and for rotation.
 
-    Parameters
-    ----------
-    blocks : list of nn.Module
-        Applied one after the other; their outputs are the features.
-    flat : int
-        Number of values in the output of the last block for one image.
+    The outputs of the blocks are the features. The last one has `flat` values for each image.
     """
 
     def __init__(self, blocks: list[nn.Module], flat: int) -> None:
@@ -108,10 +96,7 @@ class Architecture:
 
 @dataclass
 class Networks:
-    """The three networks of one model.
-
-    After the GAN stage `generator` is the moving average, which scores.
-    """
+    """The three networks of one model; after the GAN stage `generator` is its moving average."""
 
     generator: nn.Module
     discriminator: Discriminator
@@ -126,13 +111,8 @@ class Networks:
     def frozen(self, device: torch.device | None = None) -> Networks:
         """Set all three to evaluation mode, freeze their weights, and return self.
 
-        All get channels-last layout, so that a trained and a loaded model compute the same to the
-        last bit.
-
-        Parameters
-        ----------
-        device : torch.device, optional
-            Device that they are moved to. By default they stay where they are.
+        They are moved to `device`, where given. All get channels-last layout, so that a trained and
+        a loaded model compute the same to the last bit.
         """
         for network in (self.generator, self.discriminator, self.encoder):
             network.eval().requires_grad_(False)
@@ -154,8 +134,8 @@ class Growing:
 
     Its inputs and outputs have full size at all times. A generator enlarges what it made, and a
     discriminator first shrinks what it is given. `GanStage` calls `grow` before each step with the
-    share of the stage that is over, so growth needs no state. A network on which `grow` was never
-    called has full size. Such networks also train at equalised learning rates (`equalise`).
+    share of the stage that is over, so growth needs no state. Before the first call a network has
+    full size. Such networks also train at equalised learning rates (`equalise`).
 
     Attributes
     ----------
@@ -265,10 +245,9 @@ def equalise(network: nn.Module) -> nn.Module:
     """Give every layer the same relative learning speed; weights stay as they are.
 
     In Karras et al. 2018 (arXiv 1710.10196), section 4.1, Adam moves the weight divided by He's
-    constant. So its steps are the same share of every weight. Here that constant is relative to a
-    layer of 512 inputs, whose weight is moved as it is. So a learning rate means the same with and
-    without equalisation. `network` itself is reparametrised and returned. `plain_state` gives its
-    weights as those of a network that was not reparametrised.
+    constant. So its steps are the same share of every weight. Here the constant is relative to a
+    layer of 512 inputs, so that a learning rate means the same without equalisation. `network`
+    itself is reparametrised and returned; `plain_state` gives its weights as if it were not.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -387,11 +366,7 @@ class Unflatten(nn.Module):
 def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:
     """Initialise every convolution and linear layer by He, with zero biases; return `network`.
 
-    Parameters
-    ----------
-    network : nn.Module
-    slope : float
-        Slope of the LeakyReLU activations; 0 for ReLU.
+    `slope` is that of the LeakyReLU activations; it is 0 for ReLU.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -14,11 +14,10 @@ normalised, because the encoder has to find all of it. Odd sides are padded. The
 encoder; here it has BatchNorm.
 
 The minibatch standard deviation makes the realness of an image depend on the others of its batch.
-It enters between the last features and the realness head, and only in training. Features and
-rotation logits never see it. In evaluation it is a constant, the mean over batches of real images.
-So no score depends on what else is scored. It is given relative to that constant, while the paper
-gives it as it is. Otherwise it has too little effect in a short training, and the generator makes
-only one image.
+It enters only in training, after the features. In evaluation it is a constant, the mean over
+batches of real images, so no score depends on what else is scored. It is given relative to that
+constant. As the paper gives it, it has too little effect in a short training, and the generator
+makes only one image.
 """
 
 from __future__ import annotations
@@ -124,8 +123,7 @@ class Generator(Growing, nn.Module):
 class GrowingDiscriminator(Growing, Discriminator):
     """Mirrors the generator.
 
-    `usual_spread`, a scalar, is the running mean of the `spread` of the last features over batches
-    of real images.
+    `usual_spread` is the running mean of `spread` of the last features over batches of real images.
     """
 
     usual_spread: Tensor

@@ -36,18 +36,9 @@ def _layer_norm(channels: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Norm, ReLU and 3x3 convolution, all twice, beside a shortcut.
 
-    The shortcut is a 1x1 convolution. It is the identity where neither channels nor sides change.
-
-    Parameters
-    ----------
-    before, after : int
-        Channels of the input and of the output.
-    norm : callable
-        Maps a number of channels to a normalisation layer.
-    up : nn.Module, optional
-        Upsamples both branches before their first convolution.
-    down : nn.Module, optional
-        Downsamples both branches after their last convolution.
+    The shortcut is a 1x1 convolution, or the identity where neither channels nor sides change.
+    `before` and `after` are channels, for which `norm` makes a layer. `up` acts on both branches
+    before their first convolution, and `down` after their last.
     """
 
     def __init__(

@@ -23,14 +23,10 @@ class Encoder:
     outputs : int
         Number of outputs of the trunk for each number of the latent.
     wrap : callable
-        (trunk) -> network E. The trunk maps images to (n, outputs * d), E maps images to latents
-        (n, d).
+        (trunk) -> network E. The trunk maps images to (n, outputs * d), E to latents (n, d).
     encode : callable
         (E, images (n, c, s, s), noise (n, d) from N(0, I)) -> (latents (n, d) to learn with,
-        penalty). The penalty is a scalar that includes its weight. It is added to the mapping's
-        loss.
-    paper : str
-        Paper that the kind comes from.
+        penalty). The penalty is a weighted scalar that is added to the mapping's loss.
     """
 
     outputs: int

@@ -27,10 +27,7 @@ LIMIT = 10.0  # bound of the log-variance, whose exponential must stay finite
 class Gaussian(nn.Module):
     """Gives the mean and the log-variance of a Gaussian; when called, the mean only.
 
-    Parameters
-    ----------
-    trunk : nn.Module
-        Maps images (n, c, s, s) to (n, 2 d): means first, then log-variances.
+    The trunk maps images (n, c, s, s) to (n, 2 d): means first, then log-variances.
     """
 
     def __init__(self, trunk: nn.Module) -> None:

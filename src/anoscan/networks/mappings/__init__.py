@@ -21,12 +21,9 @@ class Mapping:
         (networks, images x (n, c, s, s), latents z (n, d), latents from the encoder (n, d)) ->
         scalar. With None the encoder learns beside the GAN (`joint_stage.JointStage`) and has no
         stage of its own.
-    paper : str
-        Paper that the mapping comes from.
     given : {'images', 'samples'}
-        What the encoder is given. With 'images' it is given images x with pasted rectangles, while
-        the loss compares with the clean ones. With 'samples' it is given x = G(z), and no image is
-        read.
+        With 'images' the encoder is given images x with pasted rectangles, while the loss compares
+        with the clean ones. With 'samples' it is given x = G(z), and no image is read.
     """
 
     loss: Callable[[Networks, Tensor, Tensor, Tensor], Tensor] | None

@@ -30,16 +30,11 @@ class Objective:
         (realness of generated images (n,)) -> scalar.
     discriminator_steps : int
         Number of discriminator steps for each generator step.
-    learning_rate : float
-        Learning rate of Adam, for both networks.
-    betas : (float, float)
-        Betas of Adam, for both networks.
-    paper : str
-        Paper that the objective comes from.
+    learning_rate, betas : float, (float, float)
+        Settings of Adam, for both networks.
     penalty : callable, optional
-        (discriminator, real, fake, alpha) -> scalar that includes its weight. Images are
-        (n, c, s, s), and alpha is (n, 1, 1, 1), uniform in [0, 1). The penalty is always computed
-        in float32.
+        (discriminator, real, fake, alpha) -> scalar that includes its weight. Images are (n, c, s,
+        s), and alpha is (n, 1, 1, 1), uniform in [0, 1). The penalty is always computed in float32.
     penalty_every : int
         Number of discriminator steps from one penalty to the next. The penalty is multiplied by it
         (lazy regularisation, Karras et al. 2020, arXiv 1912.04958, appendix B).
@@ -75,18 +70,9 @@ class Objective:
 
 
 def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
-    """Squared norm of the gradient of realness with respect to each image.
+    """Return the squared norm (n,) of the gradient of realness with respect to each image.
 
-    Parameters
-    ----------
-    network : nn.Module
-        Maps images to realness (n,).
-    x : Tensor of shape (n, c, s, s)
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        It is part of the graph, so it can be minimised.
+    The norm is part of the graph, so it can be minimised.
     """
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
@@ -96,14 +82,10 @@ def squared_gradient_norm(network: nn.Module, x: Tensor) -> Tensor:
 def spread_gap(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Mean over blocks of |log(spread of fake / spread of real)|, scalar; 0 for equal variety.
 
-    The spread is the statistic of minibatch discrimination (Salimans et al. 2016, arXiv 1606.03498,
-    section 3.2, in the form of Karras et al. 2018). The generator matches it as in feature matching
-    (section 3.1). So the discriminator judges each image alone and cannot work against the term.
-
-    Parameters
-    ----------
-    real, fake : list of Tensor
-        Features of real and of generated images. Each entry is a block, (n, c_i, s_i, s_i).
+    `real` and `fake` are features of a discriminator. The spread is the statistic of minibatch
+    discrimination (Salimans et al. 2016, arXiv 1606.03498, section 3.2, in the form of Karras et
+    al. 2018). The generator matches it as in feature matching (section 3.1). So the discriminator
+    judges each image alone and cannot work against the term.
     """
     gaps = [(spread(b) / spread(a).detach()).log().abs() for a, b in zip(real, fake, strict=True)]
     return torch.stack(gaps).mean()

@@ -40,11 +40,10 @@ def generator_loss(fake: Tensor) -> Tensor:
 def constrain(discriminator: nn.Module) -> None:
     """Clip the parameters of all linear and convolutional layers that the GAN stage trains.
 
-    Normalisation layers are not clipped, since their scale is 1 by nature. The bound is `CLIP`. It
-    is scaled by sqrt(`INPUTS` / inputs of the layer) where there are more than `FEW_LAYERS` layers,
-    and where learning rates are equalised. Then an image is as large behind a narrow layer as
-    behind a wide one. In equalised layers the weight that acts is clipped, not the parameter that
-    Adam moves.
+    Normalisation layers are not clipped, since their scale is 1 by nature. The bound is `CLIP`.
+    With more than `FEW_LAYERS` layers, or equalised learning rates, it is scaled by sqrt(`INPUTS` /
+    inputs of the layer). Then an image is as large behind a narrow layer as behind a wide one. In
+    equalised layers the weight that acts is clipped, not the parameter that Adam moves.
     """
     apart = getattr(discriminator, "turn_head", None)
     layers = [

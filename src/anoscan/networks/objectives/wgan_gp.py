@@ -26,12 +26,8 @@ def generator_loss(fake: Tensor) -> Tensor:
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
     """Lambda * E[(|grad D(x')| - 1)^2] at x' = alpha x + (1 - alpha) G(z).
 
-    Parameters
-    ----------
-    real, fake : Tensor of shape (n, c, s, s)
-    alpha : Tensor of shape (n, 1, 1, 1) in [0, 1)
-        Mixing weight. Each image has one, not each channel: otherwise x' leaves the segment from x
-        to G(z).
+    Each image has one alpha (n, 1, 1, 1) in [0, 1), not one for each channel. Otherwise x' leaves
+    the segment from x to G(z).
     """
     mixed = alpha * real + (1 - alpha) * fake
     # The root of an exact zero has no gradient.
