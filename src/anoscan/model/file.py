@@ -1,7 +1,7 @@
 """Read and write model files: safetensors files with the weights, and metadata as JSON.
 
-The JSON stands in the safetensors header under one key. So it can be read without torch and without
-the weights, and equal models are equal files.
+The JSON stands under one key of the header. So it can be read without torch and the weights, and
+equal models are equal files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DAMAGED_HINT = "Copy it again from where it came from, or train it again."
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> str:
-    """Write a model file; if that fails, no incomplete file is left.
+    """Write a model file, completely or not at all, and return its SHA-256 in hexadecimal.
 
     Equal arguments give equal bytes, whatever the order of the tensors.
 
@@ -43,21 +43,14 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
     tensors : dict of str to Tensor
         Tensors of any shape, stride and device; they are copied to dense CPU tensors.
     metadata : dict
-        JSON values. The key ``format`` is added, or replaced where it exists already.
-
-    Returns
-    -------
-    str
-        The SHA-256 of the file, in hexadecimal.
+        JSON values; the key ``format`` is added or replaced.
 
     Raises
     ------
     ModelError
         When the file cannot be written.
-    ValueError
-        When the metadata contain NaN or infinity.
-    TypeError
-        When the metadata are not JSON values.
+    ValueError, TypeError
+        When the metadata contain NaN or infinity, or are not JSON values.
     """
     from safetensors import torch as safetensors_torch
 
@@ -95,21 +88,14 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     from safetensors import torch as safetensors_torch
 
     try:
-        # Beside SafetensorError, torch raises these for entries that are well formed but that it
-        # cannot represent.
+        # Beside SafetensorError, torch raises these for well-formed entries of unknown kinds.
         return safetensors_torch.load(data), metadata
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is damaged: {error}", hint=_DAMAGED_HINT) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a model file, without torch and without the weights.
-
-    Returns
-    -------
-    dict
-        The metadata as saved, with ``format``. Only ``format`` has been checked; every other value
-        is whatever the file contains.
+    """Read a model file's metadata, without torch and the weights; only ``format`` is checked.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Make the calibration of a model: measure normal images that no network saw, just as queries.
 
-At the end of a training these are the held-out images. ``anoscan calibrate`` takes new ones.
+These are the held-out images of a training, or new ones for ``anoscan calibrate``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class HeldOutMeasured:
     Parameters
     ----------
     calibration : Calibration
-        Their terms, the weights of the terms, and the levels.
     missed : float
         The mean squared residual of their reconstructions, divided by that of the mean image.
     large : list of Tiled
@@ -58,11 +57,8 @@ class HeldOut:
     Parameters
     ----------
     measured : Measured
-        Their terms, reconstructions, residuals and maps.
-    error : ndarray of shape (n,)
-        The mean squared residual of each reconstruction.
-    mean_error : ndarray of shape (n,)
-        The mean squared difference of each image from the mean image.
+    error, mean_error : ndarray of shape (n,)
+        The mean squared difference of each image from its reconstruction, and from the mean image.
     level : float
         The 99.9 % quantile of the residual of their pixels.
     tiled : Tiled, optional
@@ -77,10 +73,7 @@ class HeldOut:
 
 
 def measured(measurer: Measurer, baselines: Baselines, material: Material) -> Iterator[HeldOut]:
-    """Measure the held-out images of `material` just as queries, and yield some at a time.
-
-    A large image is yielded alone.
-    """
+    """Measure held-out images just as queries; yield some at a time, and a large one alone."""
     rule, rows, inside = material.rule, material.held_out, material.inside
     if rule.patch is not None:
         for decoded in material.large(rows):
@@ -106,10 +99,7 @@ def measured(measurer: Measurer, baselines: Baselines, material: Material) -> It
 def measure_held_out(
     measurer: Measurer, baselines: Baselines, material: Material, seed: int
 ) -> HeldOutMeasured:
-    """Measure the held-out images of `material`, and set the weights of the terms.
-
-    `seed` draws the patches of the patch test.
-    """
+    """Measure held-out images and set the weights of the terms; `seed` draws the test's patches."""
     terms, own_weights, peaks, levels, errors, mean_errors = [], [], [], [], [], []
     large: list[Tiled] = []
     for held in measured(measurer, baselines, material):
@@ -122,13 +112,11 @@ def measure_held_out(
             peaks.append(held.measured.anomaly_map.max(axis=(1, 2)))
         if held.tiled is not None:
             large.append(held.tiled)
-    # Twice what the brightest residuals of normal images reach, so that normal images have dark
-    # pictures of their residuals.
+    # Twice the brightest residuals of normal images, whose pictures are to be dark.
     scale = max(2 * float(np.mean(levels)), 1e-3)
     clean, some = np.concatenate(terms), evenly(material.unseen, MOST_IMAGES)
     views = np.ascontiguousarray(material.pixels[some])
-    # The patch test changes only some parts of large images, so it needs the terms that these parts
-    # had before.
+    # The patch test changes only some parts of large images and needs their former terms.
     before = clean if not large else measurer.terms(views)
     weights = term_weights(measurer, views, before, np.concatenate(own_weights), seed)
     all_peaks = np.concatenate(peaks) if peaks else np.empty(0)

@@ -44,10 +44,8 @@ class MeasuredImage(NamedTuple):
         The raw terms.
     x_hat : ndarray of shape (c, h, w), float32
         The reconstruction.
-    residual : ndarray of shape (h, w), float32
-        The absolute residual of the pixels.
-    anomaly_map : ndarray of shape (h, w), float32
-        The anomaly map, which may be coarser than a large image.
+    residual, anomaly_map : ndarray of shape (h, w), float32
+        The absolute residual of the pixels, and the map, which may be coarser than a large image.
     finder : Finder or None
         The finder that was given every row of the map, where `anomaly_map` is coarser.
     """
@@ -67,11 +65,8 @@ class Levels:
     Parameters
     ----------
     score : str
-        The name of the score.
-    image : float
-        An image with a higher score is anomalous.
-    region : float
-        The places of a region exceed this value of the anomaly map.
+    image, region : float
+        Images with a higher score, and places with a higher value of the map, are anomalous.
     nearest : int
         How many of the most similar training images are reported beside each image.
     """
@@ -91,19 +86,15 @@ class Wanted:
 
     Parameters
     ----------
-    pictures : bool
-        Whether reconstruction and residual of large images are wanted. Those of other images are
-        always there.
-    mapped : bool
-        Whether anomaly maps are wanted.
+    pictures, mapped : bool
+        Whether reconstruction and residual of large images, and anomaly maps, are wanted. Other
+        images always have a reconstruction and a residual.
     level : float, optional
         The level above which regions of large images are found, in every row of their maps.
     rows_for : callable, optional
-        Takes the canvas of a large image. It returns a function that is called with the finished
-        rows of the map (`scoring.tiled.measure_tiled`), or None.
+        Takes the canvas of a large image, and returns `on_rows` for `measure_tiled`, or None.
     on_tiles : callable, optional
-        It is called with the number of measured tiles of a large image, and the number of all its
-        tiles.
+        See `scoring.tiled.measure_tiled`.
     """
 
     pictures: bool = True
@@ -119,20 +110,14 @@ TERMS_ALONE = Wanted(pictures=False, mapped=False)
 class Judge:
     """Judges images one by one; no result depends on the other images.
 
+    `scorer` turns the terms that `measured` yields into scores.
+
     Parameters
     ----------
     model : Model
-        The model that measures and judges.
     runtime : Runtime
-        The device, and the number of threads that decode files.
     roi : Roi, optional
-        The region of interest. What is outside does not count, nor does what is outside the
-        model's own region.
-
-    Attributes
-    ----------
-    scorer : Scorer
-        Turns the terms that `measured` yields into scores.
+        The region of interest. What is outside it, or outside the model's own, does not count.
     """
 
     def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
@@ -191,9 +176,7 @@ class Judge:
         )
 
     def threshold(self, request: ScoreRequest) -> Threshold:
-        """Return the score above which an image is anomalous, at the rate of `request`.
-
-        Where the request has no false-alarm rate, the model's own is used.
+        """Return the score that anomalous images exceed, at the rate of `request` or the model's.
 
         Raises
         ------
@@ -256,10 +239,8 @@ class Judge:
         batch_size : int
             The number of images that are measured together. Large images are measured singly.
         how : Inversion
-            How images get their latents.
         wanted : Wanted
-            What is wanted beside the terms. Maps, reconstructions and residuals that are not
-            wanted may be empty.
+            Maps, reconstructions and residuals that are not wanted may be empty.
 
         Raises
         ------
@@ -335,10 +316,7 @@ class Judge:
         return MeasuredImage(decoded, found.terms[0], found.x_hat[0], residual, anomaly_map, finder)
 
     def baseline(self, decoded: Decoded) -> np.ndarray:
-        """Return the scores of an image by each baseline, in the order of `baselines.NAMES`.
-
-        The score of a large image is that of its most anomalous tiles (`images.tiles.worst`).
-        """
+        """Return the scores of an image, or of its worst tiles, by each of `baselines.NAMES`."""
         batches = [self.model.baselines.scores(x) for x in views(decoded, self._rule)]
         return np.array([worst(np.concatenate([b[name] for b in batches])) for name in NAMES])
 

@@ -49,7 +49,6 @@ class Calibration:
     region_peaks : ndarray of shape (n,)
         The highest value in the anomaly map of each image.
     looks : Looks
-        The size, brightness, sharpness and kind of the normal images.
     tiles : ndarray of shape (n, 3, k), float64, optional
         The `scoring.calibration.tile_moments` of each image, in a model of patches.
     """
@@ -69,17 +68,13 @@ class Model:
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     fitted : dict of str to dict
         The fitted statistics of each term, by its name.
     calibration : Calibration
-        What was measured on the held-out normals.
     baselines : Baselines
-        The mean image and PCA of the training images.
     metadata : dict
         The JSON values that the model file stores beside the tensors.
     maps : Maps
-        The fitted anomaly maps.
     neighbours : Neighbours, optional
         Some training images, where the training was asked to keep them.
     """
@@ -122,10 +117,9 @@ class Model:
         return dict(self.metadata.get("decision", {}))
 
     def cover(self, roi: Roi) -> Cover | None:
-        """Return the cover that hides, in queries, what is outside a region.
+        """Return the cover that hides what is outside a region in queries; None if that is nothing.
 
-        It shows the mean image, or the mean colour of a model of patches, because these are normal
-        to the model. The result is None where the region leaves out nothing that the model sees.
+        It shows the mean image, or in a model of patches the mean colour: these are normal to it.
 
         Raises
         ------
@@ -143,9 +137,7 @@ class Model:
         return Cover(both, mean if rule.patch is None else mean.mean((1, 2), keepdims=True))
 
     def write(self, path: Path) -> str:
-        """Write the model to a file, and return the SHA-256 of the file.
-
-        The same model gives the same bytes.
+        """Write the model to a file, and return its SHA-256; the same model gives the same bytes.
 
         Raises
         ------
@@ -199,8 +191,7 @@ class Model:
     def _assemble(
         cls, tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime
     ) -> Model:
-        # The meta device allocates nothing. So a file cannot ask for more memory than its own
-        # weights fill.
+        # The meta device allocates nothing, so a file gets only the memory that its weights fill.
         with torch.device("meta"):
             networks = _networks(
                 TrainConfig.from_dict(metadata["config"]),

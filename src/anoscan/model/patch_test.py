@@ -1,8 +1,8 @@
 """The patch test: set the weight of each term of the score without labels.
 
-Rectangles from other images are pasted into held-out normals. A term that does not distinguish
-these images from the unchanged ones gets a low weight. Where normal images differ more among
-themselves than a patch makes them differ, the distance of the term is noise.
+Rectangles from other images are pasted into held-out normals. A term that does not distinguish the
+results from unchanged images gets a low weight. Its distance is noise where normal images differ
+more among themselves than a patch makes them differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ def term_weights(
     Parameters
     ----------
     measurer : Measurer
-        The networks and the fitted terms.
     pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
         Held-out normals, or parts of them.
     clean : ndarray of shape (m, k)
@@ -39,14 +38,10 @@ def term_weights(
     Returns
     -------
     ndarray of shape (k,), float64 in [0, 1]
-        The weights. They are:
-
         - 0 for a term that does not count in images so small (`Term.least_side`);
         - the mean of `own` for a term with its own `Term.weight`;
-        - max(2 AUROC - 1, 0) for a narrow term, where the AUROC is that of the patched images
-          against the unchanged ones;
-        - the square root of that for every other term. A patch is a narrow idea of an anomaly: a
-          term that hardly finds patches may still find an image that is anomalous as a whole.
+        - max(2 AUROC - 1, 0) of patched against unchanged images for a narrow term;
+        - the square root of that for others, which may still find images anomalous as a whole.
     """
     from sklearn.metrics import roc_auc_score
 

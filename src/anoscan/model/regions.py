@@ -18,23 +18,19 @@ from anoscan.scoring import calibration
 def find(
     decoded: Decoded, anomaly_map: Floats, level: float, peaks: NDArray[np.float64]
 ) -> tuple[Region, ...]:
-    """Find the 8-connected parts of a map above a level.
+    """Find the 8-connected parts of a map above a level, highest peak first.
+
+    They are in pixels of the image as stored.
 
     Parameters
     ----------
     decoded : Decoded
-        The image, which gives its size and orientation.
     anomaly_map : ndarray of shape (h, w), float32
         The anomaly map of the upright image, which may be coarser than the image.
     level : float
         Every place of a region exceeds this value.
     peaks : ndarray of shape (n,)
         The highest value in the map of each held-out normal.
-
-    Returns
-    -------
-    tuple of Region
-        The regions in pixels of the image as stored, highest peak first.
     """
     finder = Finder(level)
     finder.add(0, anomaly_map)
@@ -42,16 +38,9 @@ def find(
 
 
 class Finder:
-    """Finds the 8-connected parts of a map that is added in blocks of rows.
+    """Finds the 8-connected parts above `level` of a map whose rows are added from the top down.
 
-    All rows must be added, from the top down.
-
-    A part that crosses from one block to the next is several pieces at first. `found` joins them.
-
-    Parameters
-    ----------
-    level : float
-        Every place of a region exceeds this value.
+    A part that crosses from one block of rows to the next is several pieces, which `found` joins.
     """
 
     def __init__(self, level: float) -> None:
@@ -99,7 +88,6 @@ class Finder:
         Parameters
         ----------
         decoded : Decoded
-            The image, which gives its size and orientation.
         extent : (float, float)
             The number of rows and of columns of the map that cover the image.
         peaks : ndarray of shape (n,)
@@ -146,10 +134,7 @@ class Finder:
 
 
 def _extent(decoded: Decoded, anomaly_map: Floats) -> tuple[float, float]:
-    """Return the number of rows and columns of the map that cover the image.
-
-    They are fractions where the last cells reach beyond the image.
-    """
+    """Return the number of rows and columns, maybe fractions, of the map that cover the image."""
     height, width = decoded.canvas.height, decoded.canvas.width
     block = block_side(height, width)
     if anomaly_map.shape == (-(-height // block), -(-width // block)):

@@ -25,7 +25,6 @@ class Scorer:
     columns : iterable of str
         The names of all measured terms, in the order of their columns.
     calibration : Calibration
-        What the calibration images gave.
     """
 
     def __init__(self, columns: Iterable[str], calibration: Calibration) -> None:
@@ -56,10 +55,7 @@ class Scorer:
         return cross_fitted_scores(terms[:, places], weights)
 
     def named(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """Return the terms of one image as a result shows them, by name.
-
-        They are made from the raw terms (k,): standardised, or raw for a `Score.raw`.
-        """
+        """Return one image's terms (k,) by name: standardised, but raw for a `Score.raw`."""
         how = score_named(score)
         values = terms[self._places(how.name)]
         if not how.raw:
@@ -67,10 +63,7 @@ class Scorer:
         return dict(zip(self.terms(how.name), values.tolist(), strict=True))
 
     def percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """Return which percentage of the calibration images has less of each term than an image.
-
-        `terms` (k,) are the raw terms of that image.
-        """
+        """Return the percentage of calibration images with less of each term (k,) than an image."""
         places = self._places(score)
         below = (self._calibration.terms[:, places] < terms[places]).mean(0)
         return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))

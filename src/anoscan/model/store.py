@@ -72,9 +72,7 @@ def checkpoint_path(name: str) -> Path:
 
 @contextmanager
 def claim(name: str) -> Iterator[None]:
-    """Reserve the checkpoint, the record and the name of a training for one process.
-
-    The system releases the lock when that process ends, even if it is killed.
+    """Reserve a training's checkpoint, record and name; the lock also ends with the process.
 
     Raises
     ------
@@ -109,9 +107,9 @@ def claim(name: str) -> Iterator[None]:
 def check_name(name: str) -> str:
     """Check that every file system accepts a name, and return it in Unicode's composed form (NFC).
 
-    A name may contain letters, marks and digits of any script, ``. _ - + ( )`` and inner spaces. It
-    has at most 100 characters (200 bytes in UTF-8). It may not start with a dot or a hyphen, end in
-    the suffix of model files, or be the name of a Windows device.
+    A name has at most 100 characters (200 bytes in UTF-8): letters, marks and digits of any script,
+    ``. _ - + ( )`` and inner spaces. It may not start with a dot or a hyphen, end in the suffix of
+    model files, or be the name of a Windows device.
 
     Raises
     ------
@@ -151,15 +149,7 @@ def _allowed(character: str) -> bool:
 
 
 def name_for(folder: Path) -> str:
-    """Return a name for a model trained on a folder: that of the folder.
-
-    Characters that are not allowed are replaced by ``-``.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder. It is resolved first, so ``.`` gives the name of the working folder.
-    """
+    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed."""
     return _valid(Path(os.path.realpath(folder)).name)
 
 
@@ -177,19 +167,14 @@ def _valid(text: str) -> str:
 
 
 def resolve(model: str | Path | None) -> Path:
-    """Find a model file.
+    """Find a model file; whether it is a model is checked by `model.file` when it is read.
 
     Parameters
     ----------
     model : str, Path or None
-        A name in the store, or a path. Where both exist, the name in the store is taken; ``./name``
-        is the file in the working folder. None takes the most recently trained model, which is the
-        newest file of the store, and the first by name among equals.
-
-    Returns
-    -------
-    Path
-        A file that exists. Whether it is a model is checked by `model.file` when it is read.
+        A name in the store, or else a path; ``./name`` is the file in the working folder. None
+        takes the most recently trained model: the newest file of the store, the first by name among
+        equals.
 
     Raises
     ------
@@ -224,9 +209,8 @@ def _newest() -> Path | None:
 def dated_like(model: Path, file: Path) -> Iterator[None]:
     """Give `file`, which is written inside this context, the date of `model`.
 
-    The date of a file says when its model was trained, and the newest is the default model. So a
-    model that is only calibrated anew keeps the date of its training. If it gets another name, it
-    is a nanosecond older than the original.
+    The date says when a model was trained, and the newest is the default model. So a model that is
+    only calibrated anew keeps its date. Under another name, it is a nanosecond older.
     """
     date = model.stat().st_mtime_ns if _exists(model) else None
     yield
@@ -254,9 +238,7 @@ def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
 
 
 def models() -> list[ModelSummary]:
-    """Return summaries of the store's models, sorted by name.
-
-    A file that cannot be read is listed too, with its `problem`.
+    """Return summaries of the store's models, by name; an unreadable file has a `problem`.
 
     Raises
     ------
@@ -345,18 +327,11 @@ def remove(name: str) -> None:
 def rename(old: str, new: str, *, force: bool = False) -> None:
     """Give a model of the store, and its record, another name.
 
-    Parameters
-    ----------
-    old, new : str
-        The present name and the new one.
-    force : bool
-        Whether a model that already has the new name is replaced.
-
     Raises
     ------
     ModelError
-        When there is no model `old`, when there is a model `new` and `force` is False, or when the
-        system refuses.
+        When there is no model `old`, a model `new` exists and `force` is False, or the system
+        refuses.
     UsageError
         For a name that `check_name` refuses.
     """
@@ -372,27 +347,20 @@ def rename(old: str, new: str, *, force: bool = False) -> None:
 
 
 def export(name: str, destination: Path, *, force: bool = False) -> Path:
-    """Copy a model out of the store.
+    """Copy a model out of the store, and return the file that was written.
 
     Parameters
     ----------
     name : str
-        The name of a model of the store.
     destination : Path
         The file to write, or an existing folder, in which the file is named like the model.
     force : bool
         Whether a file that exists is replaced.
 
-    Returns
-    -------
-    Path
-        The file that was written.
-
     Raises
     ------
     ModelError
-        When there is no such model, when the file exists and `force` is False, or when it cannot
-        be written.
+        When there is no such model, the file exists and `force` is False, or it cannot be written.
     """
     source = _existing(name)
     target = destination / source.name if destination.is_dir() else destination
@@ -405,27 +373,20 @@ def export(name: str, destination: Path, *, force: bool = False) -> Path:
 
 
 def import_model(file: Path, *, name: str | None = None, force: bool = False) -> str:
-    """Copy a model file into the store.
+    """Copy a model file into the store, and return its name there.
 
     Parameters
     ----------
     file : Path
-        A model file that anoscan wrote.
     name : str, optional
         The name in the store. By default it is made from the name of the file.
     force : bool
         Whether a model that already has this name is replaced.
 
-    Returns
-    -------
-    str
-        The name of the model in the store.
-
     Raises
     ------
     ModelError
-        When the file is not a usable model, or when a model of that name exists and `force` is
-        False.
+        When the file is not a usable model, or a model of that name exists and `force` is False.
     UsageError
         For a name that `check_name` refuses.
     """
@@ -447,8 +408,7 @@ def _copy(source: Path, target: Path) -> None:
     with model_file.opened(source) as reader, model_file.replacing_model(target) as writer:
         shutil.copyfileobj(reader, writer)
         times = os.fstat(reader.fileno())
-    # The newest file counts as the most recently trained model, so a copy keeps the date of the
-    # original.
+    # A copy keeps its date, because the newest file counts as the most recently trained model.
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 

@@ -1,7 +1,7 @@
 """The record of a training: a folder beside the model, with pictures and losses as JSON lines.
 
-The store moves and removes records with their models and must start fast, so nothing here imports
-torch. Only files that a training wrote are ever touched, whatever else is in the folder.
+Nothing here imports torch, because the store moves records and must start fast. Only files that a
+training wrote are ever touched, whatever else is in the folder, which need not exist.
 """
 
 from __future__ import annotations
@@ -20,30 +20,14 @@ _PICTURE = re.compile(r"(samples|reconstructions)-[a-z0-9_-]+-\d{9,}\.png")
 
 
 class Record:
-    """The record that belongs to a model file or to a checkpoint; its folder need not exist.
-
-    Parameters
-    ----------
-    model : Path
-        The model file. ``bolts.safetensors`` has its record in the folder ``bolts.training``.
-    """
+    """The record of a model file; that of ``bolts.safetensors`` is in ``bolts.training``."""
 
     def __init__(self, model: Path) -> None:
         name = model.name.removesuffix(_MODEL_SUFFIX)
         self.folder = model.with_name(name + _SUFFIX)
 
     def picture(self, kind: str, stage: str, images: int) -> Path:
-        """Return the path of a picture.
-
-        Parameters
-        ----------
-        kind : {'samples', 'reconstructions'}
-            What the picture shows.
-        stage : str
-            The name of the training stage.
-        images : int
-            The number of images that this stage was shown so far.
-        """
+        """Return the path of the 'samples' or 'reconstructions' after so many images of a stage."""
         return self.folder / f"{kind}-{stage}-{images:09}.png"
 
     def append(self, line: dict[str, Any]) -> None:
@@ -76,9 +60,7 @@ class Record:
         return found
 
     def rewind(self, stage: str, images: int) -> None:
-        """Remove all lines and pictures that came after `images` of a stage.
-
-        A training that is resumed there will write them again.
+        """Remove lines and pictures after `images` of a stage, which a resumed training repeats.
 
         Raises
         ------
@@ -98,23 +80,14 @@ class Record:
             self.append(line)
 
     def clear(self) -> None:
-        """Remove the files of the record, and the folder if it is empty then.
-
-        Where the system refuses, files are left.
-        """
+        """Remove the record's files, and the folder if empty then, as far as the system allows."""
         with suppress(OSError):
             for file in self._own():
                 file.unlink()
             self.folder.rmdir()
 
     def move(self, other: Record) -> Record:
-        """Move this record to the place of `other`, whose former files are removed.
-
-        Returns
-        -------
-        Record
-            `other`, or this record where the system refuses to move it.
-        """
+        """Move this record over `other`; return that, or this one where the system refuses."""
         if not self.folder.is_dir():
             other.clear()
             return other

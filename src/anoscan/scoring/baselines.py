@@ -1,7 +1,7 @@
 """Simple baselines that a detector must beat: the mean image and PCA. Every model stores them.
 
 Both are fitted on the same training images as the networks. So ``anoscan eval`` needs no training
-images to compare with them, and warns where the networks are not better.
+images to compare, and warns where the networks are not better.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ NAMES = ("mean_image", "pca")
 
 @dataclass(frozen=True)
 class Baselines:
-    """The two fitted baselines.
+    """The mean of the training images, and their orthonormal principal components.
 
     Parameters
     ----------
     mean : ndarray of shape (p,), float32
-        The mean of the training images.
     components : ndarray of shape (k, p), float32
-        Their orthonormal principal components.
     """
 
     mean: np.ndarray

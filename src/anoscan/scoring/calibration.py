@@ -1,8 +1,7 @@
 """Scales of the terms, p-values and the threshold, from the terms of calibration images.
 
 Calibration images are held-out normals: no network learned from them. With folds, the encoder and
-the rotation stage that measured an image did not learn from it. These images put the terms on a
-common scale before the terms are combined, and every p-value and threshold compares with them.
+the rotation stage that measured an image did not learn from it.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ OF_ALL = 0.5
 
 @dataclass(frozen=True)
 class TermScale:
-    """The scale of each term, and how much the term counts.
+    """The scale of each of k terms, and how much the term counts.
 
     Parameters
     ----------
     mean, deviation : ndarray of shape (k,), float64
-        Mean and standard deviation of the logarithm of each term on held-out normals.
+        The mean and standard deviation of the logarithm of each term on held-out normals.
     weights : ndarray of shape (k,), float64, >= 0
-        How much each term counts in the score.
     """
 
     mean: np.ndarray
@@ -55,11 +53,7 @@ class TermScale:
         return cls(mean, deviation, np.asarray(weights, dtype=np.float64))
 
     def of_some(self, every: TermScale) -> TermScale:
-        """Return this scale of some images, with deviations raised to `OF_ALL` times `every`'s.
-
-        `every` is the scale of all images. Where the images of this scale are copies of each
-        other, their own deviation is near 0, and any other image would seem anomalous.
-        """
+        """Return this scale of some images, with deviations of at least `OF_ALL` of `every`'s."""
         deviation = np.maximum(self.deviation, OF_ALL * every.deviation)
         return TermScale(self.mean, deviation, self.weights)
 
@@ -71,9 +65,9 @@ class TermScale:
     def combine(self, terms: np.ndarray) -> np.ndarray:
         """Combine terms (n, k) into anomaly scores (n,).
 
-        The score is the logarithm of the mean exponential of the weighted standardised terms,
-        over the terms with a weight above 0. So the highest of these decides most. A term that
-        finds nothing lowers the score little, and two that agree raise it more than one.
+        The score is the logarithm of the mean exponential of the weighted standardised terms with a
+        weight above 0. So the highest of these decides most. A term that finds nothing lowers the
+        score little, and two that agree raise it more than one.
         """
         counted = self.weights > 0
         weighted = self.standardise(terms)[:, counted] * self.weights[counted]
@@ -82,10 +76,7 @@ class TermScale:
 
 
 def tile_moments(terms: np.ndarray) -> np.ndarray:
-    """Return the moments (3, k) of the terms (t, k) of the t tiles of one image.
-
-    The rows are the number of tiles, and the sum and the sum of squares of the logarithms.
-    """
+    """Return number, sum and sum of squares (3, k) of the logarithms of tiles' terms (t, k)."""
     logs = _logs(terms)
     return np.stack([np.full(logs.shape[1], float(len(logs))), logs.sum(0), np.square(logs).sum(0)])
 
@@ -96,17 +87,10 @@ def _logs(terms: np.ndarray) -> np.ndarray:
 
 
 def cross_fitted_scores(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Compute the scores (n,) of held-out normals, each with a scale that was fitted without it.
+    """Compute scores (n,) of held-out normals' terms (n, k), each on a scale fitted without it.
 
-    A scale is never fitted on a query either. With a scale fitted on all held-out normals, the
-    calibration scores would be a little too low, and p-values a little too small.
-
-    Parameters
-    ----------
-    terms : ndarray of shape (n, k), positive float64
-        The raw terms of the held-out normals.
-    weights : ndarray of shape (k,)
-        How much each term counts.
+    With a scale fitted on all, they would be a little lower than those of queries, on which no
+    scale is fitted. Then p-values would be a little too small.
     """
     n, every = len(terms), TermScale.fit(terms, weights)
     scores = np.empty(n)
@@ -126,11 +110,10 @@ def cross_fitted_tile_scores(
     Parameters
     ----------
     terms : ndarray of shape (n, k), positive float64
-        The terms of each image, which come from its most anomalous tiles (`images.tiles.worst`).
+        The terms of each image's most anomalous tiles (`images.tiles.worst`).
     moments : ndarray of shape (n, 3, k)
         The `tile_moments` of each image.
     weights : ndarray of shape (k,)
-        How much each term counts.
     """
     n, every = len(terms), TermScale.of_tiles(moments, weights)
     scores = np.empty(n)
@@ -162,10 +145,7 @@ def q_values(p: np.ndarray) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Adjust p-values (n,) by Holm 1979.
-
-    Rejecting all p <= a bounds the chance of any false rejection by a.
-    """
+    """Adjust p-values (n,) by Holm 1979: rejecting all <= a has a chance <= a of any error."""
     order = np.argsort(p)
     factors = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -174,14 +154,9 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def rate_for_recall(anomalous: np.ndarray, recall: float) -> float:
-    """Return the lowest false-alarm rate at which the wanted share of anomalies is found.
+    """Return the lowest false-alarm rate at which the share `recall` of anomalies is found.
 
-    Parameters
-    ----------
-    anomalous : ndarray of shape (n,), n >= 1
-        The p-values of labelled anomalies.
-    recall : float in (0, 1]
-        The wanted share.
+    `anomalous` (n,), n >= 1, are the p-values of labelled anomalies.
     """
     needed = math.ceil(recall * len(anomalous) - 1e-9)
     return float(np.sort(anomalous)[needed - 1])
@@ -199,7 +174,7 @@ def rate_for_cost(anomalous: np.ndarray, n: int, share: float, cost: float) -> f
     share : float in (0, 1)
         The expected share of anomalies among future images.
     cost : float
-        The cost of a missed anomaly. A false alarm costs 1.
+        The cost of a missed anomaly; a false alarm costs 1.
     """
     rates = np.arange(1, n + 1) / (n + 1)
     missed = (anomalous[None, :] > rates[:, None] + 1e-9).mean(1)
@@ -223,8 +198,7 @@ def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str |
     effective_rate : float
         `rate`, or 1 / (n + 1) where n images cannot promise so low a rate.
     warning : str or None
-        A sentence that reports the higher rate and how many images would be needed, if it is
-        higher.
+        A sentence that reports a higher effective rate, and how many images `rate` would need.
     """
     n = len(calibration)
     allowed = math.floor(rate * (n + 1) + 1e-9)

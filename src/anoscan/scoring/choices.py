@@ -18,16 +18,13 @@ class Score:
 
     Parameters
     ----------
-    name : str
-        The name that ``--score`` takes.
-    summary : str
-        The description that ``--help`` prints.
+    name, summary : str
+        The name that ``--score`` takes, and the description that ``--help`` prints.
     weights : dict of str to float
-        How much each term counts, by its name. Terms of weight 0 are shown as an explanation and
-        do not change the score.
+        How much each term counts, by its name. Terms of weight 0 are only shown, as an explanation.
     raw : bool
-        Whether the score is the value of its one term, unscaled. Otherwise
-        `calibration.TermScale.combine` makes it.
+        Whether the score is its one term, unscaled, and not made by
+        `calibration.TermScale.combine`.
     """
 
     name: str
@@ -41,7 +38,8 @@ SCORES = {
     for score in (
         Score(
             "calibrated",
-            "the terms that pay, in standard deviations of held-out normals, as odd as the oddest",
+            "the terms that help detection, in standard deviations of held-out normals, combined "
+            "so that the most anomalous one decides",
             {
                 "pixel": 0,
                 "feature": 0,
@@ -53,8 +51,8 @@ SCORES = {
                 "rotation": 1,
             },
         ),
-        Score("paper", "f-AnoGAN's formula, unscaled: for comparison", {"paper": 1}, raw=True),
-        Score("anogan", "AnoGAN's formula, unscaled: for comparison", {"anogan": 1}, raw=True),
+        Score("paper", "the formula of f-AnoGAN, unscaled, for comparison", {"paper": 1}, raw=True),
+        Score("anogan", "the formula of AnoGAN, unscaled, for comparison", {"anogan": 1}, raw=True),
     )
 }
 DEFAULT_SCORE = "calibrated"
@@ -97,25 +95,22 @@ STEPS = {"search": 500, "refine": 50}
 
 @dataclass(frozen=True)
 class Inversion:
-    """How an image gets the latent of its reconstruction.
+    """How an image gets its latent; see `MAPPINGS` and `DISCRIMINATION_LOSSES`.
 
     Parameters
     ----------
     mapping : {'encoder', 'search', 'refine'}
-        The way to the latent; see `MAPPINGS`.
     discrimination_loss : {'feature', 'fool'}
-        The part of a search's loss that the discriminator computes; see `DISCRIMINATION_LOSSES`.
-        The other part is the residual of the pixels.
+        The part of a search's loss that is added to the residual of the pixels.
     steps : int >= 1, optional
-        The number of steps of a search. By default it is 500 for 'search' and 50 for 'refine'.
+        The number of steps of a search; by default 500 for 'search' and 50 for 'refine'.
     seed : int
         The seed of the random latent that 'search' starts from.
 
     Raises
     ------
     UsageError
-        For an unknown name, for fewer than one step, or when an option of a search is given with
-        the mapping 'encoder'.
+        For an unknown name, fewer than one step, or an option of a search with 'encoder'.
     """
 
     mapping: str = "encoder"
@@ -158,14 +153,11 @@ class ScoreRequest:
     Parameters
     ----------
     score : {'calibrated', 'paper', 'anogan'}
-        The name of the score; see `SCORES`.
     inversion : Inversion
-        How an image gets its latent.
     false_alarm_rate : float in (0, 1), optional
         The share of normal images that may be called anomalous. By default it is the model's own.
     nearest : int
-        How many of the most similar training images are reported beside each image. The model
-        must have kept its training images.
+        How many of the most similar training images are reported; the model must have kept them.
     batch_size : int >= 1
         The number of images that are measured in one pass. Scores do not depend on it.
 
@@ -195,7 +187,7 @@ class ScoreRequest:
 
 
 class HowToScore(TypedDict, total=False):
-    """Keywords of `Detector.score` and `Detector.evaluate`; see `ScoreRequest` for what they mean.
+    """Keywords of `Detector.score` and `Detector.evaluate`; see `ScoreRequest`.
 
     `mapping` is an `Inversion`, or the name of one with its defaults.
     """

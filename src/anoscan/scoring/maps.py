@@ -1,24 +1,16 @@
 """Anomaly maps: how anomalous each place of an image is.
 
-The unit is a standard deviation of held-out normals. Every place is described by a few layers.
-Each layer is the logarithm of one of these distances:
-
-- of the discriminator's features at that place from those of normal images, by one Gaussian a
-  block (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own discriminator);
-- of those features from the features of the reconstruction;
-- of the pixels from the pixels of the reconstruction.
-
-Layers are smoothed. Where images are not aligned, they are also smoothed over wider neighbourhoods.
-One more Gaussian, fitted to the layers of held-out normals, makes one number of all layers. So a
-layer counts more where normal images agree in it. Values below those of normal images are anomalous
-too.
+The unit is a standard deviation of held-out normals. Every place is described by layers, which are
+logarithms of distances. These are the distances of the discriminator's features from normal ones,
+by one Gaussian a block (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own
+discriminator). Others are the distances of features and of pixels from the reconstruction's. Layers
+are smoothed, and one more Gaussian, fitted to held-out normals, combines them. So a layer counts
+more where normal images agree in it, and values below normal are anomalous too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
-with all places. The alignment is decided by which Gaussians give the features of held-out normals
-the higher likelihood. Aligned images have one more layer: the residual of the pixels from the
-principal components of normal images (the term ``subspace``). All their layers are relative to the
-least anomalous quarter of the same image. So grain or exposure does not count as a defect all over
-the image.
+with all places. Aligned images have one more layer, the residual of the term ``subspace``. Their
+layers are relative to the least anomalous quarter of the image, so grain or exposure all over it is
+no defect.
 """
 
 from __future__ import annotations
@@ -93,20 +85,16 @@ class Maps:
     Parameters
     ----------
     tensors : dict of str to Tensor, float32 but for the basis of ``subspace/``
-        ``mean{i}`` and ``whiten{i}`` are the Gaussians of the features of block i. Their shapes
-        are (h, w, c) and (h, w, c, c) where every place has its own, (c,) and (c, c) where all
-        places share one.
-        ``subspace/...`` are the tensors of the term ``subspace``, where images are aligned.
-        ``usual{i}`` (c,) and ``usual`` (1,) are the mean squared residuals of normal images: of
-        block i, and of the pixels.
-        ``centre`` and ``spread`` (m, g, g) are the mean and standard deviation of the m layers on
-        a grid of side g; ``whiten`` (m, m) is their whitening matrix.
-        ``place_mean`` and ``place_spread`` (s, s) are the mean and standard deviation of the
-        uncalibrated maps of held-out normals.
+        ``mean{i}`` and ``whiten{i}`` are the Gaussians of the features of block i: (h, w, c) and
+        (h, w, c, c) where images are aligned, otherwise (c,) and (c, c). ``subspace/...`` are the
+        tensors of that term, where images are aligned. ``usual{i}`` (c,) and ``usual`` (1,) are the
+        mean squared residuals of normal images, of block i and of the pixels. ``centre``,
+        ``spread`` (m, g, g) and ``whiten`` (m, m) are the mean, standard deviation and whitening
+        matrix of the m layers on a grid of side g. ``place_mean`` and ``place_spread`` (s, s) are
+        the mean and standard deviation of the uncalibrated maps of held-out normals.
     aligned : bool
         Whether every place has its own Gaussians.
     scale : MapScale
-        The colour scale.
     relative : bool
         Whether layers are relative to the least anomalous quarter of their image.
     peaks : ndarray of shape (n,), float64, optional
@@ -182,15 +170,11 @@ def fit(
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     terms : dict
-        The fitted terms. ``local`` has the Gaussians of every place, and ``subspace`` the
-        principal components of the pixels.
-    training : callable
-        A function that returns batches (n, c, s, s) in [-1, 1] of the training images, or of some
-        of them.
-    held_out : callable
-        A function that returns such batches of normal images that no network learned from.
+        The fitted terms; aligned maps take the tensors of ``local`` and ``subspace``.
+    training, held_out : callable
+        Functions that return batches (n, c, s, s) in [-1, 1]. These are training images, or some of
+        them, and normal images that no network learned from.
     align : bool or None
         Whether every place has its own Gaussians. With None, the likelihood of the features of
         held-out normals decides.
@@ -217,25 +201,17 @@ def calibrated(
 ) -> Maps:
     """Calibrate maps on held-out normals: the scale of layers, of places, and of colours.
 
-    All that was learned from training images stays: the Gaussians of blocks, the mean squared
-    residuals, and whether images are aligned.
+    All that was learned from training images stays. The result has `Maps.peaks`.
 
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     maps : Maps
-        The maps to calibrate.
     held_out : callable
         A function that returns batches (n, c, s, s) in [-1, 1] of normal images that no network
         learned from. It is called twice.
     inside : ndarray of shape (s, s), bool, optional
         The places that count; by default all.
-
-    Returns
-    -------
-    Maps
-        The calibrated maps, with `Maps.peaks`.
     """
     layers, side = _held(networks, maps, held_out)
     n, folds = len(layers), min(FOLDS, len(layers))
@@ -254,10 +230,7 @@ def calibrated(
 
 
 def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
-    """Return the layers (n, m, g, g) of images, and their side in pixels.
-
-    The layers lie in a temporary file where they are large (`core.arrays.allocate`).
-    """
+    """Return the layers (n, m, g, g) of images, on disk where they are large, and their side."""
     kept: Floats | None = None
     done = side = 0
     count = sum(len(x) for x in batches())
@@ -275,16 +248,12 @@ def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int
 
 
 def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
-    """Fit the scales of layers and of places to the layers (m, g, g) of normal images.
-
-    The colour scale stays as it is.
-    """
+    """Fit all scales but that of colours to the layers (m, g, g) of normal images."""
     unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
     gaussian = _fit_layers(layers, maps.aligned)
     bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
     raw = bare._of_layers(layers, side).astype(np.float64)
-    # The place in a tile has an effect too. Left in, it would show as a pattern that repeats from
-    # tile to tile in the blended map of a large image.
+    # Left in, the effect of the place in a tile would repeat from tile to tile in blended maps.
     n = len(raw)
     mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
     spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + 1e-6)
@@ -343,10 +312,7 @@ def _add(total: Tensors, more: Tensors) -> None:
 
 
 def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor]) -> float:
-    """Return the mean log-likelihood of features under the Gaussians of blocks.
-
-    It is a mean over channels, places and images, and a sum over blocks.
-    """
+    """Return the log-likelihood of features, summed over blocks and averaged over all else."""
     likelihoods, images = 0.0, 0
     for batch in batches:
         for i, f in enumerate(_fine(networks.discriminator.features(batch))):
@@ -388,10 +354,7 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Yield the layers (m, g, g) of each image.
-
-    The side g is that of the images. From `HALVED` pixels on it is half of that, if that is even.
-    """
+    """Yield the layers (m, g, g) of each image; g is its side, or half of it from `HALVED` on."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
     pixels = _pixel_squares(evidence) / tensors["usual"].double()
     if side >= HALVED and side % 2 == 0:
@@ -433,10 +396,7 @@ def _without_edge(layer: Tensor) -> Tensor:
 
 
 def _enlarged(layer: Tensor, side: int) -> Floats:
-    """Enlarge a layer (h, h) to (side, side), float32.
-
-    The side of a cell is a power of two, so the last cells may reach beyond the image.
-    """
+    """Enlarge a layer (h, h) to (side, side), float32; the last cells may reach over the edge."""
     cells = layer.shape[-1]
     reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
     grown = torch.nn.functional.interpolate(
@@ -447,10 +407,7 @@ def _enlarged(layer: Tensor, side: int) -> Floats:
 
 
 def _smoothed(layers: Floats, share: float) -> Floats:
-    """Smooth layers (m, s, s) by a Gaussian with a standard deviation of `share` of the side.
-
-    For speed, this is done on a grid as coarse as `COARSENESS` allows.
-    """
+    """Smooth layers (m, s, s) by a Gaussian of `share` of the side, on a coarse grid for speed."""
     side = layers.shape[-1]
     sigma, step = share * side, 1
     while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
@@ -503,10 +460,7 @@ def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[
 
 
 def _combined(layers: Floats, maps: Maps) -> Floats:
-    """Compute the uncalibrated map (g, g) of one image from its layers (m, g, g).
-
-    It is the logarithm of the Mahalanobis distance of the layers at every place, smoothed.
-    """
+    """Return the smoothed logarithm (g, g) of the Mahalanobis distance of the layers (m, g, g)."""
     centre, spread, whiten = (
         maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
     )

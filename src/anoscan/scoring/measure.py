@@ -30,15 +30,14 @@ class Measured:
     Parameters
     ----------
     terms : ndarray of shape (n, k), float64
-        The raw, unscaled terms, one column a term.
+        The raw, unscaled terms.
     x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
-        The reconstructions.
     residual : ndarray of shape (n, s, s), float32 >= 0
         The absolute difference of image and reconstruction, as a mean over channels.
     weights : ndarray of shape (n, k), float64
         The result of `Term.weight` for each image, and 1 for terms without that function.
     anomaly_map : ndarray of shape (n, s, s), float32
-        The anomaly maps; empty where they are not wanted.
+        The maps; empty where they are not wanted.
     """
 
     terms: np.ndarray
@@ -51,9 +50,8 @@ class Measured:
 def terms_of(*, rotated: bool, patches: bool) -> tuple[str, ...]:
     """Return the names of the terms that a model has, sorted.
 
-    These are all terms, with two exceptions: `rotation` where the discriminator did not learn to
-    predict the rotation (`rotated` is False), and terms that are not `Term.of_patches` in a model
-    of patches.
+    `rotation` is left out unless the discriminator learned to predict rotations (`rotated`). Terms
+    that are not `Term.of_patches` are left out of a model of patches.
     """
 
     def has(name: str) -> bool:
@@ -66,21 +64,14 @@ def terms_of(*, rotated: bool, patches: bool) -> tuple[str, ...]:
 def fit_terms(
     networks: Networks, names: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Tensors]:
-    """Fit terms in one pass over normal training images.
+    """Fit terms in one pass over images; return what `Term.measure` needs, by the name of the term.
 
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     names : sequence of str
-        The names of the terms.
     batches : iterable of Tensor of shape (n, c, s, s)
-        The training images, in [-1, 1], on the device of the networks.
-
-    Returns
-    -------
-    dict of str to dict
-        The fitted statistics that `Term.measure` needs, by the name of the term.
+        The normal training images, in [-1, 1], on the device of the networks.
     """
     return fit_sums([term_sums(networks, names, batches)])
 
@@ -132,12 +123,10 @@ class Measurer:
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     fitted : dict of str to dict
-        The fitted statistics that `Term.measure` needs, by the name of the term. The columns of
-        measured terms have this order.
+        What `Term.measure` needs, by the name of the term. Columns of measured terms have this
+        order.
     rule : ImageRule
-        How a file becomes the image that the networks see.
     maps : Maps, optional
         The fitted anomaly maps; without them no maps can be measured.
     """
@@ -185,17 +174,7 @@ def residual(evidence: Evidence) -> Tensor:
 def chunks(
     rows: Sequence[int] | np.ndarray, read: Callable[[np.ndarray], np.ndarray], device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield batches of at most `CHUNK` images on a device.
-
-    Parameters
-    ----------
-    rows : sequence of int
-        The row numbers of the images.
-    read : callable
-        Takes some row numbers and returns their images (n, c, s, s).
-    device : torch.device
-        The device that the batches are moved to.
-    """
+    """Yield at most `CHUNK` images (n, c, s, s) at a time; `read` returns those of some rows."""
     for start in range(0, len(rows), CHUNK):
         block = np.ascontiguousarray(read(np.asarray(rows[start : start + CHUNK])))
         yield torch.from_numpy(block).to(device)

@@ -1,7 +1,6 @@
 """Find the normal training images that are nearest to a query, by their latents E(x).
 
-Training images may be private. So a model keeps their paths and thumbnails only where the training
-was asked to (``train --keep-thumbnails``).
+They may be private, so a model keeps them only on request (``train --keep-thumbnails``).
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ SIDE = 32  # pixels along the side of a thumbnail, at most
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training images: their latents, thumbnails and paths.
+    """Training images: their latents E(x), thumbnails and paths.
 
     Parameters
     ----------
     latents : ndarray of shape (n, d), float32
-        The latents E(x) of the images.
     thumbnails : ndarray of shape (n, c, t, t), uint8
         The images, reduced to at most `SIDE` pixels a side.
     paths : tuple of n str
@@ -52,9 +50,7 @@ class Neighbours:
         Parameters
         ----------
         networks : Networks
-            The networks of the model, whose encoder gives the latents.
         pixels : ndarray of shape (n, c, s, s), float32 in [-1, 1]
-            All images.
         rows : ndarray of shape (m,)
             The rows of `pixels` that hold training images.
         paths : list of n str
@@ -115,10 +111,7 @@ class Neighbours:
 
 
 def latent(networks: Networks, pixels: Floats) -> np.ndarray:
-    """Return the latent E(x) (d,), float32, of one image (c, s, s) in [-1, 1].
-
-    The image is encoded alone, so its latent does not depend on other images.
-    """
+    """Return the latent E(x) (d,), float32, of one image (c, s, s) in [-1, 1], encoded alone."""
     device = next(networks.encoder.parameters()).device
     with exact_float32():
         found: np.ndarray = networks.encoder(torch.from_numpy(pixels[None]).to(device))[0].cpu()

@@ -6,8 +6,7 @@ AnoGAN (arXiv 1703.05921), section 2.2, it minimises over z
     (1 - lambda) sum |x - G(z)| + lambda sum |f(x) - f(G(z))|
 
 with f the discriminator's last block and lambda = 0.1. With ``fool`` (Yeh et al. 2017, arXiv
-1607.07539) the second sum is replaced by softplus(-D(G(z))), the sigmoid cross-entropy of G(z)
-towards "real".
+1607.07539) the second sum is softplus(-D(G(z))), the sigmoid cross-entropy of G(z) towards "real".
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ class Found:
     Parameters
     ----------
     z : Tensor of shape (n, d)
-        The latent of each image.
     residual, discrimination : Tensor of shape (steps + 1, n), float64
-        The two parts of the loss of each image. The first row is from before the first step, and
-        the last row from after the last step.
+        The two parts of the loss of each image. The first row is from before the first step.
     """
 
     z: Tensor
@@ -67,16 +64,11 @@ def latents(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
 def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int | None = None) -> Found:
     """Search latents that bring G(z) near to images, for each image independently.
 
-    The latent of an image does not depend on the other images or on their number:
-
-    - The loss is a sum over images, and Adam works element by element.
-    - The start is E(x), or one random latent for all images.
-    - Networks see `lanes` images at a time. Where there are fewer, the last image is repeated.
-      Products of another shape are rounded differently, and hundreds of steps raise a difference
-      in the last digit to a percent.
-
-    Batches speed up large images little, and a single image takes as long as a full batch. So
-    there are fewer lanes for large images.
+    The loss is a sum over images, Adam works element by element, and the start is E(x) or one
+    random latent for all. Networks always see `lanes` images; where there are fewer, the last is
+    repeated. Products of another shape are rounded differently, and hundreds of steps raise a
+    difference in the last digit to a percent. Large images have fewer lanes: batches speed them up
+    little, and a single image takes as long as a full batch.
 
     ``refine`` returns the best latent of all steps by the loss, so none is worse than E(x).
     ``search`` returns the last one, as in the paper.
@@ -84,14 +76,12 @@ def search(networks: Networks, x: Tensor, how: Inversion, *, lanes: int | None =
     Parameters
     ----------
     networks : Networks
-        The frozen networks.
     x : Tensor of shape (n, c, s, s), n >= 1
         The images, in [-1, 1].
     how : Inversion
-        The mapping, the loss, the number of steps and the seed.
     lanes : int, optional
-        The number of images that networks see at a time. By default it is 32 for images of up to
-        32x32, 16 at 64x64 and 4 at 256x256. Other values change the last digits of the result.
+        By default it is 32 for images of up to 32x32, 16 at 64x64 and 4 at 256x256. Other values
+        change the last digits of the result.
     """
     lanes = lanes or max(1, min(LANES, LANES_WIDE // x.shape[-1]))
     parts = []
@@ -144,10 +134,7 @@ def _start(networks: Networks, x: Tensor, how: Inversion) -> Tensor:
 def _compare(
     networks: Networks, x: Tensor, f: Tensor, how: Inversion
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function from latents (n, d) to residuals and discrimination losses.
-
-    Both are (n,), float64.
-    """
+    """Return a function from latents (n, d) to residuals and discrimination losses (n,) float64."""
     discriminator: Discriminator = networks.discriminator
 
     def losses(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ OnTiles = Callable[[int, int], None]
 def views(decoded: Decoded, rule: ImageRule) -> Iterator[np.ndarray]:
     """Yield what the networks see of an image: arrays (n, c, s, s), float32, n at most `CHUNK`.
 
-    This is the image itself. For a model of patches, it is overlapping tiles in reading order.
+    This is the image itself, or overlapping tiles in reading order for a model of patches.
     """
     if rule.patch is None:
         yield decoded.pixels[None]
@@ -42,9 +42,9 @@ class Tiled:
     ----------
     measured : Measured
         The measurement of the whole image. `terms` (1, k) come from its most anomalous tiles
-        (`images.tiles.worst`), and `weights` (1, k) are the mean over the tiles. `x_hat`
-        (1, c, h, w), `residual` (1, h, w) and `anomaly_map` (1, h, w) are blended from the tiles
-        and reduced (`images.tiles.Reduced`). They are empty where they are not wanted.
+        (`images.tiles.worst`), and `weights` (1, k) are the mean over the tiles. `residual` and
+        `anomaly_map` (1, h, w) and `x_hat` (1, c, h, w) are blended and reduced
+        (`images.tiles.Reduced`). They are empty where they are not wanted.
     terms : ndarray of shape (t, k), float64
         The terms of each tile, in reading order.
     error : float
@@ -76,20 +76,16 @@ def measure_tiled(
     Parameters
     ----------
     measurer : Measurer
-        The networks and the fitted terms and maps.
     decoded : Decoded
-        The image.
     how : Inversion
-        How each tile gets its latent.
     picture : bool
         Whether residual and reconstruction are wanted; they are empty otherwise.
     mapped : bool
         Whether the anomaly map is wanted; the measurer must have fitted maps then.
     on_rows : callable, optional
-        It is called with (top, rows) for the finished rows (h, width) of the anomaly map, from
-        the top down. `top` is the number of the first row.
+        Takes the number `top` and the finished rows (h, width) of the map from there, top down.
     on_tiles : callable, optional
-        It is called with the number of tiles that are measured, and the number of all tiles.
+        Takes the number of tiles that are measured, and the number of all tiles.
     """
     rule, width = measurer.rule, len(measurer.fitted)
     grid = _grid(decoded, rule)
@@ -116,10 +112,7 @@ def measure_tiled(
 
 
 class _Mosaic:
-    """The pictures of a large image, blended from those of its tiles.
-
-    Pictures that are not wanted stay empty.
-    """
+    """The pictures of a large image, blended from those of its tiles; unwanted ones stay empty."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class Evidence:
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
         The outputs of the discriminator's blocks for x and for x_hat, finest first.
     rotations : Tensor of shape (n, 4, 4)
-        The logits of the four rotations. Row k is for the image rotated by k * 90 degrees.
+        The logits of the four rotations; row k is for the image rotated by k * 90 degrees.
     """
 
     x: Tensor
@@ -55,14 +55,7 @@ def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
 def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
     """Compute the logits (n, 4, 4) of the rotation; row k is for x rotated by k * 90 degrees.
 
-    Parameters
-    ----------
-    discriminator : Discriminator
-        The discriminator, with its rotation head.
-    x : Tensor of shape (n, c, s, s)
-        The images, in [-1, 1].
-    features : list of Tensor
-        The features of the unrotated `x`, which are not computed again.
+    `features` are those of the unrotated images `x`, which are not computed again.
     """
     rotated = [discriminator.rotation(discriminator.features(y)) for y in quarter_turns(x)[1:]]
     return torch.stack([discriminator.rotation(features), *rotated], 1)
@@ -85,30 +78,28 @@ class Term:
     Parameters
     ----------
     measure : callable
-        Takes evidence and fitted statistics. It returns a number for each image, (n,) float64,
-        positive, where higher is more anomalous.
+        Takes evidence and fitted statistics, and returns a positive number for each image, (n,)
+        float64.
     paper : str
-        The paper that the term comes from.
     sums : callable
-        Takes evidence of training images and returns sums over those images. The sums of batches
-        are added up, but `ROWS` (n, p) are joined.
+        Takes evidence of training images and returns sums over them. `ROWS` (n, p) are joined where
+        other sums are added up.
     fit : callable
-        Takes the total sums and returns the statistics that `measure` needs. The model stores them.
+        Takes the total sums and returns the statistics that `measure` needs and the model stores.
     weight : callable, optional
-        Takes evidence of normal images and returns (n,). The mean over held-out normals, clipped
-        to [0, 1], is the weight of the term. So a task that was hardly learned counts little.
-        Without this function, the patch test sets the weight; see `model.patch_test`.
+        Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
+        [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
+        this function, the patch test sets the weight; see `model.patch_test`.
     narrow : bool
-        Whether the term can find only small defects. The weight is then exactly what the patch
-        test measures, because that test uses small defects.
+        Whether the term can find only small defects. The weight is then exactly what the patch test
+        measures, because that test uses small defects.
     needs_latent : bool
-        Whether the term depends on z or G(z). Otherwise it depends on the image alone.
+        Whether the term depends on z or G(z), and not on the image alone.
     of_patches : bool
-        Whether models of patches have the term. A term that compares the same place of different
-        images means nothing for patches, which come from anywhere in their images.
+        Whether models of patches have the term. Comparing the same place of different images means
+        nothing for patches, which come from anywhere in their images.
     least_side : int
-        The smallest side of the images, in pixels, at which the term counts. For smaller images
-        it is shown only.
+        The smallest side of images, in pixels, at which the term is not only shown but counts.
     """
 
     measure: Callable[[Evidence, Tensors], Tensor]
@@ -129,17 +120,11 @@ def gaussian_sums(vectors: Tensor) -> Tensors:
 
 
 def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
-    """Fit the mean and the whitening matrix of a Gaussian to `gaussian_sums`.
+    """Fit the mean and the whitening matrix of a Gaussian to the total of `gaussian_sums`.
 
-    The covariance is that of standardised coordinates, shrunk towards the identity. So directions
-    in which the training images hardly differ do not decide the distance.
-
-    Parameters
-    ----------
-    sums : dict
-        The total of `gaussian_sums` over all training images.
-    shrinkage : float in [0, 1]
-        The share of the identity in the shrunk covariance.
+    The covariance of standardised coordinates is shrunk towards the identity, whose share is
+    `shrinkage`, in [0, 1]. So directions in which training images hardly differ do not decide the
+    distance.
 
     Returns
     -------
@@ -159,9 +144,9 @@ def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
 
 
 def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
-    """Return the mean squared whitened coordinate (n,), float64, about 1 for normal images.
+    """Return the squared Mahalanobis distances (n,) of vectors (n, d), divided by d, float64.
 
-    This is the squared Mahalanobis distance of vectors (n, d), divided by d.
+    They are about 1 for normal images.
     """
     centred = vectors.double() - fitted["mean"].double()
     return (centred @ fitted["whiten"].double()).square().mean(1)

@@ -1,12 +1,11 @@
 """AnoGAN's own score, unscaled: sums of absolute residuals, of pixels and of the last block.
 
 Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks" (arXiv
-1703.05921), sections 2.2 and 2.3, with lambda = 0.1:
+1703.05921), sections 2.2 and 2.3, with lambda = 0.1 and images in [-1, 1]:
 
     R(x) = sum |x - G(z)|,  D(x) = sum |f(x) - f(G(z))|,  A(x) = (1 - lambda) R(x) + lambda D(x)
 
-Images have values from -1 to 1. The default score does not contain this term; ``--score anogan``
-asks for it. ``--mapping search`` finds z as the paper does, by minimising the same A.
+Only ``--score anogan`` contains this term. ``--mapping search`` finds z by minimising the same A.
 """
 
 from __future__ import annotations

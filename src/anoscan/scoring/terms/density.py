@@ -1,9 +1,8 @@
 """Mahalanobis distance of the image's discriminator features from those of normal images.
 
-The discriminator learned which features distinguish normal images. An image is described by the
-mean, standard deviation and maximum of every channel of every block. The maximum keeps small
-details, which vanish in a mean. One Gaussian over all these numbers gives the distance (Lee et al.
-2018, arXiv 1807.03888, eq. 2, with the GAN's own discriminator).
+The mean, standard deviation and maximum of every channel of every block describe an image. The
+maximum keeps small details, which vanish in a mean. One Gaussian over all these numbers gives the
+distance (Lee et al. 2018, arXiv 1807.03888, eq. 2, with the GAN's own discriminator).
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ SHRINKAGE = 0.02
 
 
 def pooled(features: list[Tensor]) -> Tensor:
-    """Return the mean, standard deviation and maximum of each channel of all blocks, float64.
+    """Return mean, spread and maximum of each channel of all blocks (n, 3 * sum of c_i), float64.
 
-    The shape is (n, 3 * sum of c_i). A block with a single place, (n, c_i, 1, 1), gives only its
-    c_i values.
+    A block with a single place, (n, c_i, 1, 1), gives only its c_i values.
     """
     flat = [block.flatten(2).double() for block in features]
     means = [block.mean(2) for block in flat]

@@ -1,8 +1,8 @@
 """Squared residual of features of all blocks, each channel relative to normal images.
 
-This is f-AnoGAN's A_D (Schlegl et al. 2019), |f(x) - f(G(E(x)))|^2, with two changes. It uses every
-block instead of the last one alone. The square of every channel is divided by its mean square on
-normal images, plus a tenth of the mean over the channels of the block.
+This is f-AnoGAN's A_D (Schlegl et al. 2019), |f(x) - f(G(E(x)))|^2, but of every block instead of
+the last. The square of every channel is divided by its mean on normal images, plus a tenth of the
+mean over the channels of the block.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Mahalanobis distance of local discriminator features, at the places where it is highest.
 
 Small defects vanish in any mean over the image. So every place of the feature maps of the three
-finest blocks, each at its own resolution, has a Gaussian. It is fitted to that place of all normal
-images, and yields the distance of the features there (PaDiM, Defard et al. 2021, arXiv 2011.08785,
-with the GAN's own discriminator). Where there are few images, the covariance of a place is mixed
-with that of all places of its block. So images that are not aligned lose little.
+finest blocks has a Gaussian, fitted to that place of all normal images (PaDiM, Defard et al. 2021,
+arXiv 2011.08785, with the GAN's own discriminator). The fewer the images, the more its covariance
+is mixed with that of all places, so images that are not aligned lose little.
 
 The value of a block is the mean over the worst hundredth of its places, divided by the square root
-of the mean over all places. The division is there because an image that is anomalous everywhere is
-left to ``density``. The term is the geometric mean over the blocks.
+of the mean over all. An image that is anomalous everywhere is thus left to ``density``. The term is
+the geometric mean over the blocks.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ LARGEST = 2**22  # numbers in the covariances of a block; finer maps are average
 
 
 def places(block: Tensor) -> Tensor:
-    """Return the features (n, c, h, w) of a block as float64 vectors of places, (n, h', w', c).
-
-    Blocks are averaged down until their covariances have at most about `LARGEST` numbers.
-    """
+    """Return a block (n, c, h, w), averaged down to `LARGEST`, as float64 (n, h', w', c)."""
     side = max(1, min(block.shape[-1], int(LARGEST**0.5 / block.shape[1])))
     if side < block.shape[-1]:
         block = adaptive_avg_pool2d(block, side)
@@ -58,17 +54,10 @@ def fit(total: Tensors) -> Tensors:
 
 
 def whitening(covariance: Tensor, count: float) -> Tensor:
-    """Return the whitening matrices (h, w, c, c) of covariances of the same shape.
+    """Return the whitening matrices (h, w, c, c), float64, of covariances of the same shape.
 
-    Each covariance is mixed with the mean over all places. The fewer images there are, the larger
-    is the share of this mean. The result is the transposed inverse of the Cholesky factor.
-
-    Parameters
-    ----------
-    covariance : Tensor of shape (h, w, c, c), float64
-        The covariance of each place.
-    count : float
-        The number of vectors that each covariance was estimated from.
+    They are transposed inverses of Cholesky factors. Each covariance, from `count` vectors, is
+    first mixed with the mean over all places: the fewer vectors, the more.
     """
     channels = covariance.shape[-1]
     shared = covariance.mean((0, 1))
@@ -83,10 +72,7 @@ def whitening(covariance: Tensor, count: float) -> Tensor:
 
 
 def distances(block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
-    """Return the mean squared whitened coordinate at every place of a block (n, c, h, w).
-
-    The result has the shape (n, h', w').
-    """
+    """Return mean squared whitened coordinates (n, h', w') of places of a block (n, c, h, w)."""
     centred = places(block) - mean.double()
     return torch.einsum("nhwc,hwcd->nhwd", centred, whiten.double()).square().mean(3)
 
@@ -101,15 +87,10 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
 
 
 def standing_out(odd: Tensor) -> Tensor:
-    """Return how far the highest squared distances of each image exceed the others, (n,).
+    """Return how far the highest squared distances (n, places) exceed the others, (n,).
 
     It is the logarithm of the mean over the worst hundredth of the places, divided by the square
     root of the mean over all places.
-
-    Parameters
-    ----------
-    odd : Tensor of shape (n, places), >= 0
-        The squared distance at each place.
     """
     worst = odd.topk(max(1, round(WORST * odd.shape[1]))).values.mean(1)
     return (worst + 1e-12).log() - (odd.mean(1) + 1e-12).log() / 2

@@ -1,9 +1,8 @@
 """Squared pixel residual |x - G(E(x))|^2, each pixel relative to normal images.
 
-This is f-AnoGAN's A_R (Schlegl et al. 2019), but the square of every pixel is divided by its mean
-square on normal images. So edges, which have a residual in every image, count less. A tenth of the
-mean over all pixels is added to the divisor, so that pixels that are always empty do not count
-without limit.
+This is f-AnoGAN's A_R (Schlegl et al. 2019), but every square is divided by its mean on normal
+images. So edges, which always have a residual, count less. A tenth of the mean over all pixels is
+added to the divisor, so that pixels that are always empty do not count without limit.
 """
 
 from __future__ import annotations

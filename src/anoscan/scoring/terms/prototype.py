@@ -1,14 +1,12 @@
 """Distance to the nearest of many prototypes of normal images.
 
 Normal images may be of several kinds. One Gaussian takes all that lies between the kinds for
-normal, and one subspace all that mixes them. Prototypes do not. K-means finds one prototype to
-every few normal images, in the largest principal components of coarse pixels. The term is the
-distance of an image from the nearest one (the k-means description of Tax 2001, "One-class
+normal, and one subspace all that mixes them; prototypes do not. K-means finds one prototype to
+every few normal images, in the largest principal components of coarse pixels (Tax 2001, "One-class
 classification").
 
-A model stores no single image for this, because each prototype is the mean of at least three where
-there is any such. So one or two anomalies among the training images do not become a prototype that
-makes similar anomalies seem normal.
+Each prototype is the mean of at least three images where there is any such. So a model stores no
+single image, and one or two anomalies among the training images do not become a prototype.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def fit(total: Tensors) -> Tensors:
     -------
     dict of float32 tensors
         ``mean`` (p,) of the coarse pixels, principal components ``basis`` (p, k), ``prototypes``
-        (m, k), and ``variance`` (), which is the sum of the variances of the components.
+        (m, k), and ``variance`` (), the sum of the variances of the components.
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA

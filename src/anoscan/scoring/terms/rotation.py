@@ -31,8 +31,7 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
 def certainty(rotations: Tensor) -> Tensor:
     """Return 1 - cross-entropy / log 4 for the rotation logits (n, 4, 4) of images, (n,).
 
-    It is 1 where the rotation is predicted with certainty, 0 for guessing, and negative for worse
-    than guessing.
+    It is 1 for certainty, 0 for guessing, and negative for worse than guessing.
     """
     right = rotations.double().log_softmax(2).diagonal(dim1=1, dim2=2)
     return 1 + right.mean(1) / math.log(4)

@@ -1,13 +1,10 @@
 """Residual of the pixels from the principal components of normal images, at its worst places.
 
 Where images show the same thing at the same place, most of a pixel follows from the rest of its
-image, and the residual is small. So it shows a defect of few pixels, which no feature of a network
-and no mean shows. The subspace of the largest principal components is found in one pass, from sums
-that are added up over batches. These are the covariance times a random matrix (Nyström's
-approximation; Halko et al. 2011, arXiv 0909.4061, section 5.5).
-
-As in ``local``, the term is the mean over the worst hundredth of the places, divided by the square
-root of the mean over all places.
+image. So the residual shows a defect of few pixels, which no feature of a network and no mean
+shows. The largest principal components are found in one pass, from the covariance times a random
+matrix (Nyström's approximation; Halko et al. 2011, arXiv 0909.4061, section 5.5). The worst places
+are compared with all places as in ``local``.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ FLOOR = 0.01  # share of the mean: pixels that never differ must not decide alon
 def sums(evidence: Evidence) -> Tensors:
     """Return the sums over images of d samples each, float64.
 
-    ``count`` is the number of images. ``sum`` and ``squares`` (d,) are the sums of samples and of
-    their squares. ``sketch`` (d, l) is the sum of outer products times the random directions.
+    Beside ``count`` there are ``sum`` and ``squares`` (d,) of the samples. ``sketch`` (d, l) is the
+    sum of outer products times the random directions.
     """
     rows = _rows(evidence.x).double()
     return {
@@ -57,8 +54,8 @@ def fit(total: Tensors) -> Tensors:
     -------
     dict of tensors
         ``mean`` (d,), float32, the orthonormal ``basis`` (d, k), float16, and ``expected`` (s, s),
-        float32, the expected squared residuals. d is the number of samples of an image of at most
-        `SIDE` pixels a side.
+        float32, the expected squared residuals. An image of at most `SIDE` pixels a side has d
+        samples.
     """
     count, mean = total["count"], total["sum"] / total["count"]
     directions = _directions(len(mean)).to(mean.device)
@@ -80,8 +77,8 @@ def fit(total: Tensors) -> Tensors:
 def residual(x: Tensor, fitted: Tensors) -> Tensor:
     """Return the squared residual of images (n, c, s, s) from the subspace: (n, s', s'), float64.
 
-    It is the mean over channels, relative to the expected residual of training images, and
-    smoothed. Normal images that were not trained on have a little more than training images.
+    It is the mean over channels, relative to that of training images, and smoothed. Normal images
+    that were not trained on have a little more than training images.
     """
     rows = _rows(x) - fitted["mean"]
     basis = fitted["basis"].float()
@@ -127,22 +124,7 @@ def _directions(samples: int) -> Tensor:
 
 
 def _principal(directions: Tensor, covered: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Find the principal components of a covariance, at most `most`.
-
-    Parameters
-    ----------
-    directions, covered : Tensor of shape (d, l), float64
-        The random directions, and the covariance times them.
-    most : int
-        The largest number of components.
-
-    Returns
-    -------
-    basis : Tensor of shape (d, k)
-        The orthonormal components, largest variance first.
-    variances : Tensor of shape (k,)
-        The variance along each component.
-    """
+    """Return components (d, k) and variances (k,), given a covariance times `directions` (d, l)."""
     core = directions.T @ covered
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
     kept = values > 1e-7 * values[-1].clamp_min(1e-30)
