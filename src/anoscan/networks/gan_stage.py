@@ -76,6 +76,10 @@ class GanStage:
             "discriminator": self.discriminator,
             "discriminator-average": self.averages[1],
         }
+        self._extend()
+
+    def _extend(self) -> None:
+        """Add what a kind of this stage trains beside the two networks."""
 
     def _parametrise(self) -> None:
         # The averages were copied before, so they and all networks that are kept stay plain.

@@ -13,22 +13,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from anoscan.core import registry
-from anoscan.core.config import TrainConfig
-from anoscan.core.runtime import Runtime, random_stream, seeded
-from anoscan.networks.architectures import Discriminator, Networks, flat, initialise
+from anoscan.core.runtime import random_stream, seeded
+from anoscan.networks.architectures import SLOPE, Discriminator, Networks, flat, initialise
 from anoscan.networks.encoders import Encoder
 from anoscan.networks.gan_stage import GanStage
-from anoscan.networks.objectives import Objective
 
 HIDDEN = 256
-SLOPE = 0.2
 CYCLE = 50.0  # weight of the mean (x - G(E(x)))^2 in the loss
 
 
@@ -93,17 +89,8 @@ class JointStage(GanStage):
     discriminator of images with trained features and an untrained realness head.
     """
 
-    def __init__(
-        self,
-        networks: Networks,
-        objective: Objective,
-        batches: Callable[[int], Tensor],
-        config: TrainConfig,
-        runtime: Runtime,
-        *,
-        few: bool,
-    ) -> None:
-        super().__init__(networks, objective, batches, config, runtime, few=few)
+    def _extend(self) -> None:
+        networks, objective, config = self.networks, self.objective, self.config
         self.kind: Encoder = registry.load("encoders", config.encoder)
         self.encoder = networks.encoder
         self.encoder_average = copy.deepcopy(networks.encoder).requires_grad_(False)
@@ -116,7 +103,7 @@ class JointStage(GanStage):
             with seeded(config.seed, "prepare-pairs"):
                 for part in (pairs.latent, pairs.pair):
                     objective.prepare(part)
-        self.opponent = self.pairs = pairs.to(runtime.device)
+        self.opponent = self.pairs = pairs.to(self.runtime.device)
         self.optimizers["generator"].add_param_group({"params": self.encoder.parameters()})
         for part in (self.pairs.latent, self.pairs.pair):
             self.optimizers["discriminator"].add_param_group({"params": part.parameters()})

@@ -120,6 +120,25 @@ class Networks:
         return self
 
 
+SLOPE = 0.2  # of the LeakyReLU in discriminators and encoders
+# From a shape to the blocks of a discriminator, and how many features the last one has.
+Blocks = Callable[[Shape], tuple[list[nn.Module], int]]
+
+
+def discriminator_of(make: Blocks, shape: Shape) -> Discriminator:
+    """Build a discriminator of blocks with LeakyReLU."""
+    network = Discriminator(*make(shape))
+    initialise(network, slope=SLOPE)
+    return network
+
+
+def encoder_of(make: Blocks, shape: Shape) -> nn.Module:
+    """Build an encoder: the blocks of a discriminator, and a linear layer to the latent."""
+    blocks, features = make(shape)
+    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(features, shape.latent_dim))
+    return initialise(trunk, slope=SLOPE)
+
+
 def build(architecture: Architecture, shape: Shape) -> Networks:
     """Build networks with fresh weights, drawn from torch's global generator."""
     return Networks(

@@ -15,24 +15,24 @@ al. 2017, arXiv 1703.05921). There are three departures:
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 from torch import nn
 
 from anoscan.networks.architectures import (
+    SLOPE,
     Architecture,
     Crop,
-    Discriminator,
     Double,
     EvenPad,
-    Flatten,
     Shape,
     Unflatten,
+    discriminator_of,
+    encoder_of,
     initialise,
     pyramid,
     widths,
 )
-
-SLOPE = 0.2
 
 
 def generator(shape: Shape) -> nn.Module:
@@ -78,19 +78,9 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
     return blocks, channels[-1] * sides[-1] ** 2
 
 
-def discriminator(shape: Shape) -> Discriminator:
-    """Build strided convolutions with LeakyReLU; each block halves the sides."""
-    blocks, flat = _blocks(shape)
-    network = Discriminator(blocks, flat)
-    initialise(network, slope=SLOPE)
-    return network
-
-
-def encoder(shape: Shape) -> nn.Module:
-    """Build the trunk of the discriminator and a linear layer to the latent."""
-    blocks, flat = _blocks(shape)
-    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
-    return initialise(trunk, slope=SLOPE)
-
-
-ENTRY = Architecture(generator, discriminator, encoder, paper="Radford et al. 2015")
+ENTRY = Architecture(
+    generator,
+    partial(discriminator_of, _blocks),
+    partial(encoder_of, _blocks),
+    paper="Radford et al. 2015",
+)

@@ -9,19 +9,21 @@ has LeakyReLU and no Dropout. The networks do not know which pixels are neighbou
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 from torch import nn
 
 from anoscan.networks.architectures import (
+    SLOPE,
     Architecture,
-    Discriminator,
     Flatten,
     Shape,
     Unflatten,
+    discriminator_of,
+    encoder_of,
     initialise,
 )
 
-SLOPE = 0.2
 MOST_WEIGHTS = 2**24  # at most, between the pixels and the first hidden layer: 64 MB
 
 
@@ -61,19 +63,9 @@ def _blocks(shape: Shape) -> tuple[list[nn.Module], int]:
     return blocks, sides[-1]
 
 
-def discriminator(shape: Shape) -> Discriminator:
-    """Build three hidden layers with LeakyReLU; each is a block."""
-    blocks, flat = _blocks(shape)
-    network = Discriminator(blocks, flat)
-    initialise(network, slope=SLOPE)
-    return network
-
-
-def encoder(shape: Shape) -> nn.Module:
-    """Build the trunk of the discriminator and a linear layer to the latent."""
-    blocks, flat = _blocks(shape)
-    trunk = nn.Sequential(*blocks, Flatten(), nn.Linear(flat, shape.latent_dim))
-    return initialise(trunk, slope=SLOPE)
-
-
-ENTRY = Architecture(generator, discriminator, encoder, paper="Goodfellow et al. 2014")
+ENTRY = Architecture(
+    generator,
+    partial(discriminator_of, _blocks),
+    partial(encoder_of, _blocks),
+    paper="Goodfellow et al. 2014",
+)

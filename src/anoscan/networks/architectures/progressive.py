@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from anoscan.networks.architectures import (
+    SLOPE,
     Architecture,
     Crop,
     Discriminator,
@@ -47,7 +48,6 @@ from anoscan.networks.architectures import (
     widths,
 )
 
-SLOPE = 0.2
 MEMORY = 0.9  # share of the running mean of the spread that is kept in each step
 
 
