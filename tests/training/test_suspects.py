@@ -18,6 +18,7 @@ from anoscan.detector import Detector
 from anoscan.images.decode import decode
 from anoscan.images.files import ImageFile, find
 from anoscan.model.judge import Judge, Wanted
+from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring.measure import fit_sums, fit_terms, term_sums
 from anoscan.training import suspects
 from tests.conftest import Digits
@@ -163,26 +164,26 @@ def test_of_a_root_like_mvtec_only_train_good_is_suspected(
 def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
     trained: Detector, mixed: Path
 ) -> None:
-    rule = trained.model.rule
-    pixels = np.stack([decode(file, rule).pixels for file in find([mixed])[:30]])
+    model = trained.model
+    scorer = Scorer(model.fitted, model.calibration)
+    pixels = np.stack([decode(file, model.rule).pixels for file in find([mixed])[:30]])
     folds = [np.arange(6 * number, 6 * number + 6) for number in range(5)]
     usual = np.ones(30, dtype=bool)
     usual[folds[2]] = False
     for some in (usual, np.arange(30) < 6):  # of the other folds, one lacks witnesses, or all do
-        terms = suspects._cross_fitted(trained.model, pixels, folds, some)
+        terms = suspects._cross_fitted(trained.model.measurer, pixels, folds, some)
         assert np.isfinite(terms).all()
     with pytest.raises(InputError, match="same picture"):
-        suspects.scores(trained.model, pixels, [b"one"] * 30)
+        suspects.scores(model.measurer, scorer, 0, pixels, [b"one"] * 30)
 
 
 def test_a_copy_does_not_vouch_for_a_stranger(trained: Detector, mixed: Path) -> None:
-    rule = trained.model.rule
-    pixels = np.stack([decode(file, rule).pixels for file in find([mixed])])
+    model, seed = trained.model, trained.model.config.seed
+    scorer = Scorer(model.fitted, model.calibration)
+    pixels = np.stack([decode(file, model.rule).pixels for file in find([mixed])])
     twice, groups = np.concatenate([pixels, pixels]), [b"%d" % row for row in range(len(pixels))]
-    scores = suspects.scores(trained.model, twice, groups + groups)
-    folds = dealt(
-        groups + groups, suspects.FOLDS, random_stream(trained.model.config.seed, "suspects")
-    )
+    scores = suspects.scores(model.measurer, scorer, seed, twice, groups + groups)
+    folds = dealt(groups + groups, suspects.FOLDS, random_stream(seed, "suspects"))
     assert all(set(fold) == {(row + len(groups)) % len(twice) for row in fold} for fold in folds)
     np.testing.assert_allclose(scores[: len(groups)], scores[len(groups) :], atol=1e-4)
 

@@ -23,7 +23,7 @@ from anoscan.images.tiles import block_side, worst
 from anoscan.model import regions
 from anoscan.model.model import Model
 from anoscan.model.regions import Finder
-from anoscan.model.scorer import Scorer
+from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring import calibration
 from anoscan.scoring.baselines import NAMES
 from anoscan.scoring.choices import ENCODER, Inversion, ScoreRequest

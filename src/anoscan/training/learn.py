@@ -36,7 +36,7 @@ from anoscan.images.files import ImageFile
 from anoscan.images.roi import Roi
 from anoscan.model.held_out import measure_held_out
 from anoscan.model.model import Model, describe
-from anoscan.model.scorer import Scorer
+from anoscan.model.score_of_terms import Scorer
 from anoscan.model.training_record import Record
 from anoscan.networks.architectures import Networks
 from anoscan.networks.loop import stop_where_asked

@@ -20,7 +20,7 @@ from anoscan.core.results import SelfTest, SelfTestCell
 from anoscan.core.runtime import random_stream
 from anoscan.dataset.material import Material
 from anoscan.model.model import Model
-from anoscan.model.scorer import Scorer
+from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.scoring.measure import chunks, smooth

@@ -24,7 +24,7 @@ from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import training_paths
 from anoscan.model.judge import nothing_readable
 from anoscan.model.model import Model
-from anoscan.model.scorer import Scorer
+from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring import calibration
 from anoscan.scoring.measure import Measurer, chunks, fit_sums, term_sums
 
