@@ -7,8 +7,8 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from PIL import Image, ImageChops
 from anoscan.core.arrays import Floats
 from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE, TrainConfig
 from anoscan.core.errors import InputError
-from anoscan.images import masks
+from anoscan.images import formats, masks
 from anoscan.images.decode import ImageRule, shallow_image
 from anoscan.images.files import ImageFile
-from anoscan.images.formats import read
-from anoscan.images.formats.picture import DAMAGE, KINDS, Opened
+from anoscan.images.formats.picture import KINDS, Opened, damage
+from anoscan.images.pool import Failed, read_all
 from anoscan.images.roi import Roi
 
 _LARGEST_AUTO_SIZE = 128
@@ -86,8 +86,8 @@ def inspect(
     if len(files) > _INSPECTED:
         drawn = sorted(random.Random(config.seed).sample(range(len(files)), _INSPECTED))
         chosen = [files[index] for index in drawn]
-    with ThreadPoolExecutor(workers, thread_name_prefix="inspect") as pool:
-        results = list(pool.map(lambda image: _look(image, roi), chosen))
+    read = read_all(partial(_look, roi=roi), chosen, workers)
+    results = [found.reason if isinstance(found, Failed) else found for _, found in read]
     large_enough = [_within(look, patch) for look in results]
     looks = [look for look in large_enough if isinstance(look, _Look)]
     if not looks:
@@ -122,8 +122,9 @@ def _within(look: _Look | str, patch: int | None) -> _Look | str:
     return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
 
 
-def _look(image: ImageFile, roi: Roi | None) -> _Look | str:
-    try:
+def _look(image: ImageFile, roi: Roi | None) -> _Look:
+    """Read an image, and keep what inspection needs; raise InputError with the bare reason."""
+    with damage():
         opened = _opened(image)
         width, height = opened.width, opened.height
         if opened.orientation >= 5:
@@ -141,20 +142,14 @@ def _look(image: ImageFile, roi: Roi | None) -> _Look | str:
         differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
         colour = any(difference.getbbox() for difference in differences)
         return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
-    except InputError as error:
-        return error.message
-    except MemoryError:
-        return "needs more memory than there is"
-    except DAMAGE:
-        return "damaged image"
 
 
 def _opened(image: ImageFile) -> Opened:
     try:
-        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
+        return formats.read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
     except InputError:
         # A package that reads it at full depth may be missing. At 8 bits it may still be readable.
-        return read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
+        return formats.read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
 
 
 def _samples(samples: NDArray[Any]) -> Floats:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from anoscan.core.arrays import Floats
 from anoscan.core.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
-from anoscan.images import formats, resampling
+from anoscan.images import formats, pool, resampling
 from anoscan.images.canvas import Canvas
 from anoscan.images.files import ImageFile
 from anoscan.images.formats.picture import DAMAGE, Opened, memory
@@ -145,6 +144,14 @@ class Decoded:
     look: Look
     digest: bytes
 
+    def with_cover(self, cover: Cover | None) -> Decoded:
+        """The same image with another cover."""
+        return dataclasses.replace(self, canvas=dataclasses.replace(self.canvas, cover=cover))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The floats are four times as large as the samples, and soon made again.
+        return {name: value for name, value in vars(self).items() if name != "pixels"}
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the upright image at its own resolution."""
@@ -204,32 +211,34 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
 def decode_all(
     files: Iterable[ImageFile], rule: ImageRule, *, workers: int, cover: Cover | None = None
 ) -> Iterator[Decoded | Skipped]:
-    """Decode `files` in `workers` threads, and yield the results in input order; see `decode`.
+    """Decode `files` with so many `workers`, and yield the results in input order; see `decode`.
 
-    `Skipped` gives the reason why a file could not be decoded. At most ``4 * workers`` files are
-    decoded ahead of the consumer, so `files` may be endless. For a rule with patches it is two,
-    because large images could fill the memory.
+    `Skipped` gives the reason why a file could not be decoded. Only some files are decoded ahead of
+    the consumer, so `files` may be endless. For a rule with patches it is two, because large images
+    could fill the memory.
     """
-    most = 4 * workers if rule.patch is None else 2
+    large = rule.patch is not None
+    read = partial(_bare, rule=rule, cover=cover)
+    if cover is None and rule.roi is not None:
+        cover = Cover.grey(rule.roi, rule.channels)
+    for image, found in pool.read_all(
+        read, files, workers, inside=not large, ahead=2 if large else None
+    ):
+        if isinstance(found, pool.Failed):
+            yield Skipped(path=image.path, reason=found.reason)
+        else:
+            yield found if cover is None else found.with_cover(cover)
 
-    def result(image: ImageFile) -> Decoded | Skipped:
-        try:
-            return decode(image, rule, cover)
-        except InputError as error:
-            return Skipped(path=image.path, reason=error.message)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[Future[Decoded | Skipped]] = deque()
-    try:
-        for image in files:
-            ahead.append(pool.submit(result, image))
-            # Results are yielded as soon as they are done, even if the source of files is slow.
-            while len(ahead) >= most or (ahead and ahead[0].done()):
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def decode_one(image: ImageFile, rule: ImageRule) -> Decoded:
+    """Decode one image as safely as `decode_all` does; see `decode`."""
+    return pool.read_one(partial(decode, rule=rule), image)
+
+
+def _bare(image: ImageFile, rule: ImageRule, cover: Cover | None) -> Decoded:
+    """Decode an image without the cover, which the caller has."""
+    decoded = decode(image, rule, cover)
+    return decoded if decoded.canvas.cover is None else decoded.with_cover(None)
 
 
 def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from anoscan.images import formats
 from anoscan.images.decode import UPRIGHT, Decoded, shallow_image
 from anoscan.images.files import ImageFile, named
 from anoscan.images.formats.picture import Opened
+from anoscan.images.pool import Failed, read_all, read_one
 from anoscan.images.roi import LARGEST, Roi
 
 AUTO = "auto"
@@ -90,7 +90,10 @@ def stored_mask(file: Path) -> tuple[Opened, int]:
     InputError
         When the mask cannot be read. The message is the bare reason, without the path.
     """
-    image = named(str(file), file, file.name)
+    return read_one(_stored_mask, named(str(file), file, file.name))
+
+
+def _stored_mask(image: ImageFile) -> tuple[Opened, int]:
     opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
     return opened, 128 if getattr(opened.picture, "format", None) == "JPEG" else 1
 
@@ -108,8 +111,8 @@ def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Ro
     some = list(files)
     if len(some) > _LOOKED_AT:
         some = random.Random(seed).sample(some, _LOOKED_AT)
-    with ThreadPoolExecutor(workers, thread_name_prefix="borders") as pool:
-        found = [size for size in pool.map(_borders, some) if size is not None]
+    outcomes = (outcome for _, outcome in read_all(_borders, some, workers))
+    found = [size for size in outcomes if size is not None and not isinstance(size, Failed)]
     if not found:
         return None
     sizes = {whole for whole, _ in found}
@@ -131,11 +134,8 @@ Sides = tuple[int, int, int, int]  # rows or columns at the top, left, bottom an
 
 
 def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
-    """Return upright (height, width) and constant borders; None if unreadable or all constant."""
-    try:
-        opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
-    except InputError:
-        return None
+    """Return upright (height, width) and constant borders; None where all is constant."""
+    opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
     picture = opened.picture
     samples = np.asarray(
         shallow_image(picture, 3) if isinstance(picture, Image.Image) else picture, np.float32

@@ -25,7 +25,7 @@ from anoscan.core.files import defused, encodable, replacing
 from anoscan.core.results import ModelReference, SampleReport, Skipped, TuringTest
 from anoscan.core.runtime import Runtime, exact_float32, random_stream
 from anoscan.images.canvas import TRIES
-from anoscan.images.decode import Decoded, ImageRule, decode
+from anoscan.images.decode import Decoded, ImageRule, decode_one
 from anoscan.images.decode import decode_all as decoded_stream
 from anoscan.images.files import ImageFile, find, named
 from anoscan.images.layout import training_paths
@@ -115,7 +115,7 @@ class Sampler:
         ends = []
         for path in paths:
             try:
-                ends.append(decode(named(str(path), Path(path), ""), self._rule))
+                ends.append(decode_one(named(str(path), Path(path), ""), self._rule))
             except InputError as error:
                 raise InputError(f"--between {path}: {error.message}.") from None
         shown = np.stack([end.canvas.centre(self._rule.size) for end in ends])

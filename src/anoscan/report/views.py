@@ -14,7 +14,7 @@ from anoscan.core.config import SMALLEST_SIZE
 from anoscan.core.errors import InputError
 from anoscan.core.results import ImageScore
 from anoscan.images.canvas import Canvas
-from anoscan.images.decode import Decoded, ImageRule, decode
+from anoscan.images.decode import Decoded, ImageRule, decode_one
 from anoscan.images.tiles import LARGEST_PICTURE
 from anoscan.model.judge import MeasuredImage
 from anoscan.model.model import Model
@@ -143,6 +143,6 @@ def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
     # A rule whose patches are not resized (`patch` equals `size`) keeps the pixels of the file.
     own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
     try:
-        return decode(decoded.image, own).canvas
+        return decode_one(decoded.image, own).canvas
     except InputError:  # the image is narrower than a patch, or the file is gone by now
         return decoded.canvas

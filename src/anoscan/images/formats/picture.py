@@ -46,7 +46,7 @@ _LIBRARIES = re.compile(r"(PIL|tifffile|pydicom|nibabel|anoscan\.images\.formats
 _filters_lock = threading.Lock()
 KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, NPY, DICOM or NIfTI"
 DAMAGED = "damaged image"
-_NO_ROOM = "needs more memory than there is"
+NO_ROOM = "needs more memory than there is"
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def memory() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise InputError(_NO_ROOM) from None
+        raise InputError(NO_ROOM) from None
 
 
 @contextmanager
