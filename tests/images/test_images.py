@@ -23,8 +23,9 @@ from anoscan.core.results import Skipped
 from anoscan.dataset import inspection
 from anoscan.dataset.image_array import ImageArray
 from anoscan.dataset.inspection import Inspection, _look, _samples, inspect
+from anoscan.images import decode as decode_module
 from anoscan.images import resampling
-from anoscan.images.decode import Decoded, ImageRule, decode, decode_all, stored_box
+from anoscan.images.decode import Decoded, ImageRule, decode, decode_all, shallow_image, stored_box
 from anoscan.images.files import ImageFile, find
 from anoscan.images.formats import picture, pillow
 from anoscan.images.roi import Roi
@@ -909,3 +910,18 @@ def test_a_folder_without_a_readable_image_gives_an_empty_array(tmp_path: Path) 
     (tmp_path / "bad.png").write_text("bad")
     array, skipped = ImageArray.load([image_file(tmp_path / "bad.png")], GREY, workers=1)
     assert (len(array), array.pixels.shape, len(skipped)) == (0, (0, 1, 32, 32), 1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_large_transparent_images_are_laid_over_black_in_strips(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
+    image = Image.fromarray(rgba).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 5
+    for channels in (1, 3):
+        whole = np.asarray(shallow_image(image, channels))
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_module, "_STRIP", 60)
+            np.testing.assert_array_equal(np.asarray(shallow_image(image, channels)), whole)

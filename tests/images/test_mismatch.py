@@ -13,6 +13,8 @@ from PIL import Image, ImageFilter
 from anoscan.cli.app import main
 from anoscan.core.errors import ModelError
 from anoscan.detector import Detector
+from anoscan.images import mismatch
+from anoscan.images.canvas import Canvas
 from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import ImageFile
 from anoscan.images.mismatch import Look, Looks
@@ -245,3 +247,13 @@ def test_a_bad_list_of_neighbours_is_refused() -> None:
     assert Neighbours.of_tensors(tensors) is not None
     with pytest.raises(ValueError, match="do not agree"):
         Neighbours.of_tensors(tensors | {"neighbours/latents": tensors["neighbours/latents"][:1]})
+
+
+def test_very_long_lines_are_measured_in_stretches_from_all_over() -> None:
+    samples = np.zeros((32, 200_000), np.uint8)
+    samples[:, 100_000:] = 255
+    for canvas in (Canvas(samples, 1, None), Canvas(samples.T, 1, None)):
+        assert max(part.size for part in mismatch._lines(canvas)) <= mismatch.LINES * 2**16
+        assert Look.of("8-bit grey", canvas, (32, 200_000)).brightness == pytest.approx(
+            0.5, abs=0.02
+        )

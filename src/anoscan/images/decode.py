@@ -40,6 +40,7 @@ _GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R
 
 _RULE = {"size", "channels", "window"}
 _OPTIONAL = {"patch", "roi"}
+_STRIP = 2**22  # pixels that are laid over black at a time
 _UNREDUCED = 2**31  # side in pixels; no JPEG is larger, so none is reduced
 
 
@@ -307,13 +308,23 @@ def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
 
 def shallow_image(image: Image.Image, channels: int) -> Image.Image:
     """Convert an 8-bit image to grey (1 channel) or RGB (3); transparent pixels become black."""
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        black.alpha_composite(image.convert("RGBA"))
-        image = black
+    mode = "L" if channels == 1 else "RGB"
+    if not image.has_transparency_data:
+        return _opaque(image, mode)
+    # In strips, for each of the copies would be four times as large as a grey picture.
+    whole, rows = Image.new(mode, image.size), max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
+        black.alpha_composite(strip.convert("RGBA"))
+        whole.paste(_opaque(black, mode), (0, top))
+    return whole
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
     if image.mode not in ("1", "L"):  # LAB can become grey only by way of RGB
         image = image.convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert(mode)
 
 
 # --- back to the file ---------------------------------------------------------------------------

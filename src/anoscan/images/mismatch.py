@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 from anoscan.images.canvas import Canvas
 
 LINES = 64  # rows of an image that are measured, and columns, at most
+_LONGEST, _STRETCH = 2**16, 2**10  # pixels of a line that are measured, and at one place of it
 MOST = 4096  # normal images whose values are kept, at most
 _THIN = 64  # pixels a side in which colour is searched for
 _TILES, _HOLE = 8, 3  # tiles along a side of an image, and along a side of a part of it
@@ -107,9 +108,18 @@ def _lines(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """Some rows (c, n, w) and columns (c, h, n) of an image, evenly spread, float64."""
     rows = np.linspace(0, canvas.height - 1, min(canvas.height, LINES)).round().astype(int)
     columns = np.linspace(0, canvas.width - 1, min(canvas.width, LINES)).round().astype(int)
-    parts = (canvas.samples[rows], canvas.samples[:, columns])
+    along, down_along = _stretches(canvas.width), _stretches(canvas.height)
+    parts = (canvas.samples[rows][:, along], canvas.samples[down_along][:, columns])
     across, down = (Canvas(part, canvas.channels, canvas.window).whole() for part in parts)
     return across.astype(np.float64), down.astype(np.float64)
+
+
+def _stretches(length: int) -> slice | np.ndarray:
+    """Places along a line: all, or of a very long one stretches of neighbours from all over."""
+    if length <= _LONGEST:
+        return slice(None)
+    starts = np.linspace(0, length - _STRETCH, _LONGEST // _STRETCH).astype(int)
+    return (starts[:, None] + np.arange(_STRETCH)).ravel()
 
 
 def kind(image: Image.Image) -> str:
