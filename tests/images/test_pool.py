@@ -76,6 +76,18 @@ def test_what_needs_more_than_its_share_is_read_alone(monkeypatch: pytest.Monkey
     assert found == 2**30
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_large_results_arrive_whether_or_not_shared_memory_has_room(
+    room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_has_room", lambda size: room)
+    results = [np.arange(2**18), "a", np.ones((2**10, 2**10), np.uint8)[::2], np.float32(3)]
+    packed = pool._Packed.of(results)
+    assert (packed.shared is not None) == room
+    for one, other in zip(results, packed.opened(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("text", ["no", "0", "-1", "nan", "inf"])
 def test_limits_that_are_no_numbers_are_wrong_usage(
     text: str, monkeypatch: pytest.MonkeyPatch

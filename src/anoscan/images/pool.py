@@ -384,7 +384,7 @@ class _Packed:
         head = pickle.dumps(results, 5, buffer_callback=buffers.append)
         parts = [buffer.raw() for buffer in buffers]
         sizes = [part.nbytes for part in parts]
-        if sum(sizes) < _SHARED:
+        if sum(sizes) < _SHARED or not _has_room(sum(sizes)):
             return cls(head, [bytes(part) for part in parts], sizes)
         memory = SharedMemory(create=True, size=sum(sizes))
         whole: memoryview[int] = memory.buf  # type: ignore[assignment]
@@ -408,6 +408,15 @@ class _Packed:
             memory.close()
             memory.unlink()
         return list(pickle.loads(self.head, buffers=parts))
+
+
+def _has_room(size: int) -> bool:
+    """Whether shared memory holds so many bytes; what writes more than it holds is killed."""
+    shared = "/dev/shm"
+    if not os.path.isdir(shared):  # on other systems it is not limited so
+        return True
+    status = os.statvfs(shared)
+    return status.f_bavail * status.f_frsize > 2 * size
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
