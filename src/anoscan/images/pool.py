@@ -412,8 +412,8 @@ class _Packed:
 
 def _has_room(size: int) -> bool:
     """Whether shared memory holds so many bytes; what writes more than it holds is killed."""
-    shared = "/dev/shm"
-    if not os.path.isdir(shared):  # on other systems it is not limited so
+    shared = Path("/dev/shm")
+    if not shared.is_dir():  # on other systems it is not limited so
         return True
     status = os.statvfs(shared)
     return status.f_bavail * status.f_frsize > 2 * size
