@@ -14,6 +14,7 @@ from typing import NamedTuple
 from benchmarks import (
     calibration,
     ceiling,
+    decoding,
     family,
     lineage,
     markdown,
@@ -106,9 +107,15 @@ PAGES = {
         "memory",
         memory.table,
     ),
+    "decoding": Page(
+        "How fast are images decoded?",
+        "Images a second in threads of one process, and in processes of their own",
+        "decoding",
+        decoding.table,
+    ),
     "calibration": Page(
         "Do verdicts keep their promises?",
-        "False alarms against what was promised, false discoveries, and strangers found",
+        "False alarms against what was promised, false discoveries, and anomalies found",
         "calibration",
         calibration.tables,
     ),
@@ -131,7 +138,7 @@ PAGES = {
         _selftest,
     ),
     "ceiling": Page(
-        "How well small defects can be told at all",
+        "How well can small defects be detected at all?",
         "AUROC of a classifier that was shown thousands of the very defects",
         "ceiling",
         ceiling.table,

@@ -228,6 +228,7 @@ def decode_all(
         if isinstance(found, pool.Failed):
             yield Skipped(path=image.path, reason=found.reason)
         else:
+            found = found if found.image == image else dataclasses.replace(found, image=image)
             yield found if cover is None else found.with_cover(cover)
 
 

@@ -8,6 +8,7 @@ are read in threads of this process, where starting others would cost more than 
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import itertools
 import math
 import os
@@ -245,14 +246,18 @@ class _Lanes(Generic[T]):
             return _Task(self._threads.submit(_attempts, self._read, files), files, self._alone)
         share = max(_LEAST_SHARE, self._limits.megabytes // self._workers)
         pool = _pool(self._workers, min(share, self._limits.megabytes))
-        future = pool.schedule(_packed_attempts, (self._read, files), timeout=self._limits.seconds)
+        future = pool.schedule(
+            _packed_attempts, (self._read, _found(files)), timeout=self._limits.seconds
+        )
         return _Task(_unpacked(future), files, self._alone)
 
     def _alone(self, image: ImageFile) -> T | Failed:
         """Read a file that killed a process, or that needs more memory than its share."""
         limits = self._limits
         pool = _pool(1, limits.megabytes)
-        future = pool.schedule(_packed_attempts, (self._read, [image]), timeout=limits.seconds)
+        future = pool.schedule(
+            _packed_attempts, (self._read, _found([image])), timeout=limits.seconds
+        )
         try:
             (found,) = _unpacked(future).result()
         except TooSlow:
@@ -266,6 +271,11 @@ class _Lanes(Generic[T]):
     def close(self) -> None:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
+
+
+def _found(files: Sequence[ImageFile]) -> list[ImageFile]:
+    """Files as a process finds them, which may have been started in another working folder."""
+    return [dataclasses.replace(image, file=image.file.absolute()) for image in files]
 
 
 def _attempts(read: Read[T], files: Sequence[ImageFile]) -> list[Any]:
