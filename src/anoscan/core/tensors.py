@@ -31,8 +31,16 @@ class Like:
 
 
 def like(tensors: Mapping[str, Tensor]) -> dict[str, Like]:
-    """Return the shapes and types of tensors, which may be on the meta device."""
-    return {name: Like(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    """Return what tensors of the state of a network are like; variances are not negative.
+
+    The tensors may be on the meta device.
+    """
+    return {
+        name: Like(
+            tuple(value.shape), value.dtype, low=0 if name.endswith("running_var") else -math.inf
+        )
+        for name, value in tensors.items()
+    }
 
 
 def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Like]) -> None:

@@ -22,6 +22,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Level = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
 Rate = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Texts = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
 
 
@@ -31,7 +32,7 @@ class _TrainingData(msgspec.Struct):
     held_out: Count
     dropped: Count
     skipped: Count
-    sha256: Text
+    sha256: Digest
     sizes: dict[str, Count]
     bit_depths: dict[str, Count]
     patches: Count | None = None
@@ -56,7 +57,7 @@ class _Decided(_Decision, tag_field="action", tag="decide"):
 class _Calibrated(msgspec.Struct, tag_field="action", tag="calibrate"):
     images: Count
     skipped: Count
-    sha256: Text
+    sha256: Digest
     uses_labels: bool
     by: Text
 

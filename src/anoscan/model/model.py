@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from anoscan.scoring.measure import Measurer
 from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
+T = TypeVar("T")
 _PARTS = ("generator", "discriminator", "encoder")
 
 
@@ -236,7 +237,7 @@ def _loaded(tensors: dict[str, Tensor], metadata: dict[str, Any], described: Des
     for part, network in _parts(networks):
         weights = under(tensors, f"{part}/")
         try:
-            check(weights, _weights(network))
+            check(_below(part, weights), _below(part, like(network.state_dict())))
         except ValueError as error:
             versions = f"written by anoscan {metadata['anoscan_version']}, this is "
             versions += anoscan.__version__
@@ -245,12 +246,8 @@ def _loaded(tensors: dict[str, Tensor], metadata: dict[str, Any], described: Des
     return networks.frozen()
 
 
-def _weights(network: nn.Module) -> dict[str, Like]:
-    """Return what the state of a network is like; variances are not negative."""
-    return {
-        name: dataclasses.replace(wanted, low=0.0) if name.endswith("running_var") else wanted
-        for name, wanted in like(network.state_dict()).items()
-    }
+def _below(part: str, named: dict[str, T]) -> dict[str, T]:
+    return {f"{part}/{name}": value for name, value in named.items()}
 
 
 def _of_blank(networks: Networks, described: Described) -> Evidence:
@@ -279,11 +276,10 @@ def _forms(described: Described, evidence: Evidence) -> Forms:
         found["calibration/tiles"] = Like(("calibration images", 3, k), torch.float64)
     if config.keep_thumbnails:
         found |= Neighbours.forms(rule.channels, rule.size, config.latent_dim)
-    maps = map_forms(evidence, described.aligned)
-    found |= {f"maps/{key}": form for key, form in maps.items()}
+    found |= _below("maps", map_forms(evidence, described.aligned))
     for name in described.terms:
         term: Term = registry.load("terms", name)
-        found |= {f"terms/{name}/{key}": form for key, form in term.forms(evidence).items()}
+        found |= _below(f"terms/{name}", term.forms(evidence))
     return found
 
 

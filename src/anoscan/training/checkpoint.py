@@ -13,7 +13,7 @@ from anoscan.core.arrays import under
 from anoscan.core.config import TrainConfig
 from anoscan.core.errors import AnoscanError, ModelError
 from anoscan.model import file as model_file
-from anoscan.model.metadata import Count, Text, converted, in_one_line
+from anoscan.model.metadata import Count, Digest, converted, in_one_line
 from anoscan.networks.loop import (
     MOST_ROLLBACKS,
     Position,
@@ -29,7 +29,7 @@ _Rollbacks = Annotated[int, msgspec.Meta(ge=0, le=MOST_ROLLBACKS)]
 
 class _Identity(msgspec.Struct):
     config: dict[str, Any]
-    images: Text
+    images: Digest
     roi: dict[str, Any] | None = None
 
 
@@ -192,6 +192,8 @@ def _checked(metadata: dict[str, Any], tensors: Iterable[str]) -> _Found:
     lengths = (config.images_shown, config.rotation_images_shown, config.encoder_images_shown)
     if found.step > max(length or 0 for length in lengths):
         raise ValueError("its step is beyond the end of every stage")
+    if found.stage in found.finished or "gan" not in {found.stage, *found.finished}:
+        raise ValueError("its stages cannot be those of one training")
     states = {f"finished-{name}" for name in found.finished} | ({"now"} if found.stage else set())
     if unknown := {name.partition("|")[0] for name in tensors} - states:
         raise ValueError(f"its tensors {min(unknown)[:80]!r} are of no stage that it names")
