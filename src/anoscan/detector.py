@@ -37,7 +37,6 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import file as model_file
 from anoscan.model import store
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
@@ -198,9 +197,8 @@ class Detector:
         path = store.resolve(model)
         runtime = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
-        read = Model.read(path, runtime)
+        read, digest = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region))
-        digest = model_file.digest(path)
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         return detector
 

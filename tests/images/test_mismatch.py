@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from anoscan.cli.app import main
@@ -241,12 +242,17 @@ def test_nothing_of_training_images_is_kept_unasked(trained: Detector, digits: D
         trained.score(digits.queries, nearest=1)
 
 
-def test_a_bad_list_of_neighbours_is_refused() -> None:
+@pytest.mark.parametrize(
+    "paths",
+    [b'["a"]', b'{"a": 1, "b": 2}', b'["a", 2]', b'"ab"', b"not json", b"\xff", b"[" * 10**6],
+)
+def test_a_bad_list_of_neighbours_is_refused(paths: bytes) -> None:
     good = Neighbours(np.zeros((2, 3), np.float32), np.zeros((2, 1, 4, 4), np.uint8), ("a", "b"))
     tensors = good.tensors()
-    assert Neighbours.of_tensors(tensors) is not None
-    with pytest.raises(ValueError, match="do not agree"):
-        Neighbours.of_tensors(tensors | {"neighbours/latents": tensors["neighbours/latents"][:1]})
+    assert Neighbours.of_tensors(tensors).paths == ("a", "b")
+    listed = torch.from_numpy(np.frombuffer(paths, np.uint8).copy())
+    with pytest.raises(ValueError, match="do not fit"):
+        Neighbours.of_tensors(tensors | {"neighbours/paths": listed})
 
 
 def test_very_long_lines_are_measured_in_stretches_from_all_over() -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 import anoscan
 from anoscan.core.errors import ModelError
 from anoscan.model import file as modelfile
+from tests.model.damage import sealed, with_header
 
+CHECKSUM = "c7013afbcf5f1898de463ce3c1d3eff9aab6877217f51ccb3d8985c8e793be10"
 METADATA = {"anoscan_version": "0.1.0", "config": {"size": 32, "rate": 0.5}, "names": ["ä", None]}
 
 
@@ -27,10 +30,6 @@ def tensors() -> dict[str, torch.Tensor]:
         "bias": torch.zeros(3, dtype=torch.float64),
         "steps": torch.tensor(7),
     }
-
-
-def with_header(header: bytes, rest: bytes = b"") -> bytes:
-    return struct.pack("<Q", len(header)) + header + rest
 
 
 def with_metadata(text: str) -> bytes:
@@ -51,7 +50,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_model_comes_back_with_its_tensors_and_metadata(model: Path) -> None:
-    loaded, metadata = modelfile.load(model)
+    loaded, metadata, _ = modelfile.load(model)
     assert metadata == {**METADATA, "format": 1}
     assert metadata == modelfile.read_metadata(model)
     assert loaded.keys() == tensors().keys()
@@ -61,7 +60,7 @@ def test_a_model_comes_back_with_its_tensors_and_metadata(model: Path) -> None:
 
 
 def test_loaded_tensors_stay_whole_when_the_file_is_replaced_or_cut(model: Path) -> None:
-    loaded, _ = modelfile.load(model)
+    loaded = modelfile.load(model).tensors
     model.write_bytes(b"")
     assert torch.equal(loaded["weight"], tensors()["weight"])
 
@@ -78,26 +77,111 @@ def test_the_header_holds_one_canonical_json_text(model: Path) -> None:
     data = model.read_bytes()
     header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
     assert header["__metadata__"] == {
-        "anoscan": '{"anoscan_version":"0.1.0","config":{"rate":0.5,"size":32},'
+        "anoscan": f'{{"checksum":"{CHECKSUM}",'
+        '"anoscan_version":"0.1.0","config":{"rate":0.5,"size":32},'
         '"format":1,"names":["\\u00e4",null]}'
     }
 
 
-def test_save_and_digest_give_the_sha256_of_the_file(tmp_path: Path) -> None:
+def test_save_and_load_give_the_sha256_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model"
     saved = modelfile.save(path, tensors(), METADATA)
-    assert saved == modelfile.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert saved == modelfile.load(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_and_hash_are_of_the_same_file_when_it_is_replaced_meanwhile(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, ones = modelfile.load(model).sha256, {"weight": torch.ones(3, 4)}
+    read_head = modelfile._head
+
+    def replacing(*given: Any) -> Any:
+        found = read_head(*given)
+        modelfile.save(model, ones, METADATA)
+        return found
+
+    monkeypatch.setattr(modelfile, "_head", replacing)
+    loaded = modelfile.load(model)
+    assert loaded.sha256 == before
+    assert torch.equal(loaded.tensors["weight"], tensors()["weight"])
+    assert torch.equal(modelfile.load(model).tensors["weight"], ones["weight"])
+
+
+def test_a_file_written_over_while_it_is_read_is_damaged(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, read_head = model.parent / "other", modelfile._head
+    modelfile.save(model, {"weight": torch.zeros(100_000)}, METADATA)
+    modelfile.save(other, {"weight": torch.ones(100_000)}, METADATA)
+
+    def overwriting(*given: Any) -> Any:
+        found = read_head(*given)
+        model.write_bytes(other.read_bytes())  # keeps the file, unlike a replacement
+        return found
+
+    monkeypatch.setattr(modelfile, "_head", overwriting)
+    with pytest.raises(ModelError, match="checksum"):
+        modelfile.load(model)
+
+
+def test_a_change_of_any_byte_is_refused(model: Path) -> None:
+    data = model.read_bytes()
+    for place in range(len(data)):
+        model.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ModelError):
+            modelfile.load(model)
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(model: Path) -> None:
+    data = model.read_bytes()
+    assert sealed(data) == data
+    assert sealed(data.replace(b"rate", b"late")) != data.replace(b"rate", b"late")
+
+
+def test_a_file_of_a_development_version_has_no_checksum_and_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(with_metadata('{"format":1}'))
+    assert "no checksum" in refusal(path).message
+    with pytest.raises(ModelError, match="no checksum"):
+        modelfile.load(path)
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("LARGEST_HEADER", "LARGEST_FILE"):
+        with monkeypatch.context() as patch:
+            patch.setattr(modelfile, limit, 100)
+            with pytest.raises(ModelError, match="too large"):
+                modelfile.save(tmp_path / "m", tensors(), METADATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_larger_than_the_limit_is_refused_unread(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model.open("r+b") as stream:
+        stream.truncate(2 * modelfile.LARGEST_FILE)
+    with pytest.raises(ModelError, match=r"too large for a model: 8\.6 GB, and at most 4\.3"):
+        modelfile.load(model)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "18446744073709551616"])
+def test_numbers_beyond_the_range_are_no_metadata(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(with_metadata(f'{{"format":1,"loss":{number}}}'))
+    assert "not a JSON object" in refusal(path).message
 
 
 def test_saving_what_was_loaded_gives_the_same_file(model: Path, tmp_path: Path) -> None:
-    again = modelfile.save(tmp_path / "again", *modelfile.load(model))
-    assert again == modelfile.digest(model)
+    again = modelfile.save(tmp_path / "again", *modelfile.load(model)[:2])
+    assert again == modelfile.load(model).sha256
 
 
 def test_tensors_that_share_memory_or_have_strides_or_gradients_are_saved(tmp_path: Path) -> None:
     base = torch.arange(6.0).reshape(2, 3).requires_grad_()
     modelfile.save(tmp_path / "m", {"a": base, "b": base, "t": base.T}, {})
-    loaded, _ = modelfile.load(tmp_path / "m")
+    loaded = modelfile.load(tmp_path / "m").tensors
     assert torch.equal(loaded["b"], base)
     assert torch.equal(loaded["t"], base.T)
 
@@ -237,7 +321,7 @@ def test_a_file_cut_short_is_known_without_reading_its_weights(model: Path, kept
 
 def test_weights_that_safetensors_refuses_are_called_damaged(model: Path) -> None:
     data = model.read_bytes().replace(b'"shape":[3,4]', b'"shape":[3,5]')
-    model.write_bytes(data)
+    model.write_bytes(sealed(data))
     assert modelfile.read_metadata(model)["format"] == 1
     with pytest.raises(ModelError, match="is damaged"):
         modelfile.load(model)
@@ -259,13 +343,13 @@ JSON = st.recursive(
 
 
 def survives(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    path.write_bytes(sealed(data))
     for read in (modelfile.read_metadata, modelfile.load):
         try:
             result = read(path)
         except ModelError:
             continue
-        metadata = result[1] if isinstance(result, tuple) else result
+        metadata = result.metadata if isinstance(result, modelfile.Contents) else result
         assert type(metadata["format"]) is int
 
 
@@ -281,7 +365,10 @@ def test_any_json_gives_metadata_or_a_model_error(
     tmp_path: Path, header: object, metadata: object, rest: bytes
 ) -> None:
     if isinstance(header, dict):
-        header["__metadata__"] = {"anoscan": json.dumps(metadata)}
+        if isinstance(metadata, dict):
+            metadata = {"checksum": "0" * 64} | metadata
+        text = json.dumps(metadata, separators=(",", ":"))
+        header["__metadata__"] = {"anoscan": text}
     survives(tmp_path / "m", with_header(json.dumps(header).encode(), rest))
 
 
@@ -304,7 +391,7 @@ def test_an_element_type_that_torch_lacks_is_called_damaged(model: Path) -> None
     data = model.read_bytes()
     header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
     header["w"] = {"dtype": "F6_E2M3", "shape": [32], "data_offsets": [0, 24]}
-    model.write_bytes(with_header(json.dumps(header).encode(), bytes(24)))
+    model.write_bytes(sealed(with_header(json.dumps(header).encode(), bytes(24))))
     with pytest.raises(ModelError, match="is damaged"):
         modelfile.load(model)
 
@@ -331,7 +418,7 @@ def test_a_file_that_may_not_be_read_is_a_model_error(
     monkeypatch.setattr(Path, "open", refuse)
     assert "Permission denied" in refusal(model).message
     with pytest.raises(ModelError, match="Permission denied"):
-        modelfile.digest(model)
+        modelfile.load(model)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

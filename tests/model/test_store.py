@@ -24,7 +24,7 @@ METADATA = {
 
 
 def model_bytes(**metadata: object) -> bytes:
-    text = json.dumps({**METADATA, **metadata})
+    text = json.dumps({"checksum": "0" * 64, **METADATA, **metadata})
     header = json.dumps({"__metadata__": {"anoscan": text}}).encode()
     return struct.pack("<Q", len(header)) + header
 

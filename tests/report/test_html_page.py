@@ -343,7 +343,7 @@ def test_a_page_that_cannot_be_written_fails_before_anything_is_scored(tmp_path:
 def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
     model_file: Path, few: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors, metadata = modelfile.load(model_file)
+    tensors, metadata, _ = modelfile.load(model_file)
     for check in metadata["health"]["checks"]:
         check["verdict"] = "fail" if check["name"] in ("images", "diversity") else "ok"
     modelfile.save(tmp_path / "poor.safetensors", tensors, metadata)

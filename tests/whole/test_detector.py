@@ -371,7 +371,7 @@ def test_every_choice_trains_scores_and_loads(
 def test_a_model_lacking_a_tensor_or_of_a_foreign_shape_is_refused(
     model_file: Path, tmp_path: Path
 ) -> None:
-    tensors, metadata = modelfile.load(model_file)
+    tensors, metadata, _ = modelfile.load(model_file)
     del metadata["format"]
     partial = {key: value for key, value in tensors.items() if key != "baselines/mean"}
     modelfile.save(tmp_path / "partial.safetensors", partial, metadata)

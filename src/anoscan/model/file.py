@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 import struct
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from anoscan.core.errors import ModelError
 from anoscan.core.files import replacing
@@ -26,9 +27,24 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METADATA_KEY = "anoscan"
-LARGEST_HEADER = 100_000_000  # bytes, which is the limit of safetensors itself
+LARGEST_HEADER = 16 * 1024**2  # bytes; reading JSON takes twenty times as many
+LARGEST_FILE = 4 * 1024**3  # bytes; a file is read into memory, and its tensors are copies
+# The first key of the JSON as the header holds it, before the 64 digits.
+_CHECKSUM = b'{\\"checksum\\":\\"'
+_NO_DIGITS = b"0" * 64
 
 _DAMAGED_HINT = "Copy it again from where it came from, or train it again."
+
+
+class Contents(NamedTuple):
+    """What one reading of a model file gave.
+
+    `tensors` are on the CPU. `sha256` is that of the whole file, in hexadecimal.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+    sha256: str
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> str:
@@ -43,55 +59,72 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any])
     tensors : dict of str to Tensor
         Tensors of any shape, stride and device; they are copied to dense CPU tensors.
     metadata : dict
-        JSON values; the key ``format`` is added or replaced.
+        JSON values; the keys ``format`` and ``checksum`` are added or replaced.
 
     Raises
     ------
     ModelError
-        When the file cannot be written.
+        When the file cannot be written, or would be too large to be read again.
     ValueError, TypeError
         When the metadata contain NaN or infinity, or are not JSON values.
     """
     from safetensors import torch as safetensors_torch
 
-    text = json.dumps(
-        {**metadata, "format": FORMAT},
-        sort_keys=True,
-        separators=(",", ":"),
-        allow_nan=False,
-        ensure_ascii=True,
-    )
+    text = _text({**metadata, "format": FORMAT})
     # Dense tensors are cloned too, because safetensors refuses tensors that share memory.
     dense = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    data = safetensors_torch.save(dense, {METADATA_KEY: text})
+    data = bytearray(safetensors_torch.save(dense, {METADATA_KEY: text}))
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    if header > LARGEST_HEADER or len(data) > LARGEST_FILE:
+        raise ModelError(
+            f"{path} would be too large to be read again: {len(data) / 1e9:.1f} GB, of which the "
+            f"header has {header / 1e9:.1f}.",
+            hint="Give a lower --width, or fewer images of different sizes.",
+        )
+    place = _place(data)
+    data[place : place + 64] = _checksum(data, place).encode("ascii")
     with replacing_model(path) as stream:
         stream.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a model file, and return its tensors, on the CPU, and its metadata.
+def load(path: Path) -> Contents:
+    """Read a model file: once, so that tensors, metadata and hash are of the same bytes.
 
     Raises
     ------
     ModelError
-        In the cases of `read_metadata`, and when the weights are damaged.
+        In the cases of `read_metadata`, and when the file is too large, or any byte of it differs
+        from what was written.
     """
     with opened(path) as stream:
-        metadata = _metadata(path, stream)
-        stream.seek(0)
+        head, metadata, checksum = _head(path, stream)
+        size = os.fstat(stream.fileno()).st_size
+        if size > LARGEST_FILE:
+            raise ModelError(
+                f"{path} is too large for a model: {size / 1e9:.1f} GB, and at most "
+                f"{LARGEST_FILE / 1e9:.1f} are read.",
+                hint=_DAMAGED_HINT,
+            )
         # The file is read and not mapped. A mapped file cannot be replaced on Windows. If it is cut
         # short meanwhile, the process crashes.
-        data = stream.read()
+        stream.seek(0)
+        data = stream.read(size)
+    if not data.startswith(head) or _checksum(data, _place(data)) != checksum:
+        raise ModelError(
+            f"{path} is damaged: its content does not fit its checksum.", hint=_DAMAGED_HINT
+        )
 
     from safetensors import SafetensorError
     from safetensors import torch as safetensors_torch
 
     try:
         # Beside SafetensorError, torch raises these for well-formed entries of unknown kinds.
-        return safetensors_torch.load(data), metadata
+        tensors = safetensors_torch.load(data)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path} is damaged: {error}", hint=_DAMAGED_HINT) from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} is damaged: {reason}.", hint=_DAMAGED_HINT) from error
+    return Contents(tensors, metadata, hashlib.sha256(data).hexdigest())
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -101,22 +134,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     ------
     ModelError
         When the file is missing, cannot be read, is damaged or cut short, is not an anoscan model,
-        or was written by a newer anoscan.
+        has no checksum, or was written by a newer anoscan.
     """
     with opened(path) as stream:
-        return _metadata(path, stream)
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a model file in hexadecimal; the file is read in pieces.
-
-    Raises
-    ------
-    ModelError
-        When the file is missing or cannot be read.
-    """
-    with opened(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _head(path, stream)[1]
 
 
 def replacing_model(path: Path) -> AbstractContextManager[BinaryIO]:
@@ -161,8 +182,30 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         ) from error
 
 
-def _metadata(path: Path, stream: BinaryIO) -> dict[str, Any]:
-    header, data_bytes = _header(path, stream)
+def _text(metadata: dict[str, Any]) -> str:
+    """Return the metadata as JSON, with zeros for the checksum that `save` sets."""
+    values = {key: value for key, value in metadata.items() if key != "checksum"}
+    text = json.dumps(
+        values, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+    return f'{{"checksum":"{_NO_DIGITS.decode()}",' + text[1:]
+
+
+def _place(data: bytes | bytearray) -> int:
+    """Return where the digits of the checksum begin in a model file; without any, a wrong place."""
+    return data.find(_CHECKSUM, 0, LARGEST_HEADER) + len(_CHECKSUM)
+
+
+def _checksum(data: bytes | bytearray, place: int) -> str:
+    """Return the SHA-256 of a model file with zeros for the digits of its checksum."""
+    found = hashlib.sha256(data[:place] + _NO_DIGITS)
+    found.update(memoryview(data)[place + len(_NO_DIGITS) :])
+    return found.hexdigest()
+
+
+def _head(path: Path, stream: BinaryIO) -> tuple[bytes, dict[str, Any], str]:
+    """Read the bytes before the weights; return them, the metadata in them, and the checksum."""
+    head, header, data_bytes = _header(path, stream)
     comments = header.pop("__metadata__", None)
     text = comments.get(METADATA_KEY) if isinstance(comments, dict) else None
     if not isinstance(text, str):
@@ -173,29 +216,38 @@ def _metadata(path: Path, stream: BinaryIO) -> dict[str, Any]:
             f"{path} is damaged: its metadata are not a JSON object.", hint=_DAMAGED_HINT
         )
     _check_format(path, metadata.get("format"))
+    checksum = metadata.pop("checksum", None)
+    if not isinstance(checksum, str):
+        raise ModelError(
+            f"{path} has no checksum: a development version of anoscan wrote it.",
+            hint="Train it again.",
+        )
     needed = _bytes_of_tensors(header)
     if needed is None or needed > data_bytes:
         problem = "its list of tensors cannot be read" if needed is None else "it was cut short"
         raise ModelError(f"{path} is damaged: {problem}.", hint=_DAMAGED_HINT)
-    return metadata
+    return head, metadata, checksum
 
 
-def _header(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], int]:
+def _header(path: Path, stream: BinaryIO) -> tuple[bytes, dict[str, Any], int]:
     size = os.fstat(stream.fileno()).st_size
     prefix = stream.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
     if length > min(size - 8, LARGEST_HEADER):
         raise _foreign(path)
-    header = _json_object(stream.read(length))
+    text = stream.read(length)
+    header = _json_object(text)
     if header is None:
         raise _foreign(path)
-    return header, size - 8 - length
+    return prefix + text, header, size - 8 - length
 
 
 def _json_object(text: str | bytes) -> dict[str, Any] | None:
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(decoded, parse_constant=_refuse_constant)
+        value = json.loads(
+            decoded, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+        )
     except (ValueError, RecursionError):  # ValueError covers bad UTF-8 and bad JSON
         return None
     return value if isinstance(value, dict) else None
@@ -203,6 +255,20 @@ def _json_object(text: str | bytes) -> dict[str, Any] | None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse_constant(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError("a whole number has more than 64 bits")
+    return value
 
 
 def _check_format(path: Path, version: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -321,9 +322,20 @@ class Judge:
         return np.array([worst(np.concatenate([b[name] for b in batches])) for name in NAMES])
 
     def judge(self, decoded: Decoded, measured: MeasuredImage, levels: Levels) -> ImageScore:
-        """Return the result of one measured image; it has no rank, q-value or pictures yet."""
+        """Return the result of one measured image; it has no rank, q-value or pictures yet.
+
+        Raises
+        ------
+        ModelError
+            When the score or its level is no finite number: any verdict would be made up.
+        """
         terms, score = measured.terms, levels.score
         value = float(self.scorer.scores(terms[None], score)[0])
+        if not (math.isfinite(value) and math.isfinite(levels.image)):
+            raise ModelError(
+                f"the model gives no score for {decoded.image.path}: its weights are damaged.",
+                hint="Copy the model again from where it came from, or train it again.",
+            )
         reference, looks = self.scorer.calibration_scores(score), self._calibration.looks
         return ImageScore(
             rank=None,

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +20,24 @@ from anoscan.core import registry
 from anoscan.core.arrays import under
 from anoscan.core.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
 from anoscan.core.errors import AnoscanError, InputError, ModelError
-from anoscan.core.runtime import Runtime, seeded
+from anoscan.core.runtime import Runtime, exact_float32, seeded
+from anoscan.core.tensors import Like, check, like
 from anoscan.images.decode import ImageRule
 from anoscan.images.mismatch import Looks
 from anoscan.images.roi import Cover, Roi
 from anoscan.model import file as model_file
+from anoscan.model.metadata import Described, checked, in_one_line
 from anoscan.networks.architectures import Architecture, Networks, Shape, build
 from anoscan.networks.encoders import Encoder
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
+from anoscan.scoring.maps import forms as map_forms
 from anoscan.scoring.measure import Measurer
 from anoscan.scoring.neighbours import Neighbours
-from anoscan.scoring.terms import Tensors
+from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
+
+T = TypeVar("T")
+_PARTS = ("generator", "discriminator", "encoder")
 
 
 @dataclass(frozen=True)
@@ -164,26 +170,27 @@ class Model:
         return model_file.save(path, tensors, self.metadata)
 
     @classmethod
-    def read(cls, path: Path, runtime: Runtime) -> Model:
-        """Read a model from a file, onto the device of `runtime`.
+    def read(cls, path: Path, runtime: Runtime) -> tuple[Model, str]:
+        """Read a model from a file, onto the device of `runtime`, and return its SHA-256 too.
 
         Raises
         ------
         ModelError
             When the file is missing, damaged or incomplete, holds a checkpoint, is no model of
-            anoscan, or was written by a newer version.
+            anoscan, or was written by a newer version. What is returned is valid: every tensor has
+            the shape and type that the settings ask for, and every number is finite.
         """
-        tensors, metadata = model_file.load(path)
-        if metadata.get("kind") != "model":
+        tensors, metadata, sha256 = model_file.load(path)
+        if metadata.get("kind") == "checkpoint":
             raise ModelError(
                 f"{path} is a checkpoint of an unfinished training, not a model.",
                 hint="Finish it with anoscan train ... --resume.",
             )
         try:
-            return cls._assemble(tensors, metadata, runtime)
-        except (KeyError, TypeError, ValueError, RuntimeError, AnoscanError) as error:
+            return cls._assemble(tensors, metadata, runtime), sha256
+        except (ValueError, AnoscanError) as error:
             raise ModelError(
-                f"{path} does not hold a complete anoscan model: {str(error).rstrip('.')}.",
+                f"{path} does not hold a complete anoscan model: {in_one_line(error)}.",
                 hint="Copy it again from where it came from, or train it again.",
             ) from error
 
@@ -191,55 +198,89 @@ class Model:
     def _assemble(
         cls, tensors: dict[str, Tensor], metadata: dict[str, Any], runtime: Runtime
     ) -> Model:
-        # The meta device allocates nothing, so a file gets only the memory that its weights fill.
-        with torch.device("meta"):
-            networks = _networks(
-                TrainConfig.from_dict(metadata["config"]),
-                ImageRule.from_dict(metadata["image_rule"]),
-            )
-        for part, network in _parts(networks):
-            try:
-                network.load_state_dict(under(tensors, f"{part}/"), assign=True)
-            except RuntimeError as error:  # its message has one line for each tensor
-                written = metadata["anoscan_version"]
-                versions = f"written by anoscan {written}, this is {anoscan.__version__}"
-                raise ValueError(f"the {part}'s weights do not fit ({versions})") from error
-            network.to(runtime.device)
+        described = checked(metadata)
+        networks = _loaded(tensors, metadata, described)
+        others = {name: x for name, x in tensors.items() if name.partition("/")[0] not in _PARTS}
+        check(others, _forms(described, _of_blank(networks, described)))
+        networks.to(runtime.device)
         fitted = {
             name: {
                 key: value.to(runtime.device)
                 for key, value in under(tensors, f"terms/{name}/").items()
             }
-            for name in metadata["terms"]
+            for name in described.terms
         }
-        patch = ImageRule.from_dict(metadata["image_rule"]).patch
+        tiles = tensors["calibration/tiles"].numpy() if described.rule.patch else None
+        if tiles is not None and not (tiles[:, 0] >= 1).all():
+            raise ValueError("the tensor calibration/tiles counts fewer than one tile of an image")
         calibration = Calibration(
             tensors["calibration/terms"].numpy(),
             tensors["calibration/trust"].numpy(),
-            float(metadata["picture_scale"]),
+            described.picture_scale,
             tensors["calibration/region_peaks"].numpy(),
-            _looks(tensors, metadata),
-            tensors["calibration/tiles"].numpy() if patch is not None else None,
+            Looks(tensors["calibration/looks"].numpy(), described.kinds),
+            tiles,
         )
-        n, k = len(calibration.terms), len(fitted)
-        shapes = calibration.terms.shape, calibration.weights.shape
-        if not n or shapes != ((n, k), (k,)):
-            raise ValueError("the calibration does not fit the terms")
-        if calibration.tiles is not None and calibration.tiles.shape != (n, 3, k):
-            raise ValueError("the calibration of tiles does not fit the terms")
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
         baselines = Baselines(mean.numpy(), components.numpy())
-        kept = Neighbours.of_tensors(tensors)
+        kept = Neighbours.of_tensors(tensors) if described.config.keep_thumbnails else None
         own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
         maps = Maps.restored(own, metadata["maps"], fitted)
-        return cls(networks.frozen(), fitted, calibration, baselines, metadata, maps, kept)
+        return cls(networks, fitted, calibration, baselines, metadata, maps, kept)
 
 
-def _looks(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Looks:
-    looks = Looks(tensors["calibration/looks"].numpy(), tuple(map(str, metadata["kinds"])))
-    if looks.values.ndim != 2 or looks.values.shape[1] != 8 or not len(looks.values):
-        raise ValueError("the looks of normal images are not (n, 8)")
-    return looks
+def _loaded(tensors: dict[str, Tensor], metadata: dict[str, Any], described: Described) -> Networks:
+    """Return frozen networks on the CPU with the weights of a file, which are checked here."""
+    # The meta device allocates nothing, so a file gets only the memory that its weights fill.
+    with torch.device("meta"):
+        networks = _networks(described.config, described.rule)
+    for part, network in _parts(networks):
+        weights = under(tensors, f"{part}/")
+        try:
+            check(_below(part, weights), _below(part, like(network.state_dict())))
+        except ValueError as error:
+            versions = f"written by anoscan {metadata['anoscan_version']}, this is "
+            versions += anoscan.__version__
+            raise ValueError(f"the {part}'s weights do not fit ({versions}): {error}") from error
+        network.load_state_dict(weights, assign=True)
+    return networks.frozen()
+
+
+def _below(part: str, named: dict[str, T]) -> dict[str, T]:
+    return {f"{part}/{name}": value for name, value in named.items()}
+
+
+def _of_blank(networks: Networks, described: Described) -> Evidence:
+    """Return evidence of a mid-grey image, of which only the shapes and the features are right."""
+    rule = described.rule
+    x = torch.zeros(1, rule.channels, rule.size, rule.size)
+    with exact_float32():
+        features = networks.discriminator.features(x)
+    z, rotations = torch.zeros(1, described.config.latent_dim), torch.zeros(1, 4, 4)
+    return Evidence(x, x, z, features, features, rotations)
+
+
+def _forms(described: Described, evidence: Evidence) -> Forms:
+    """Return what all tensors of a model are like, but those of its networks."""
+    rule, config, k = described.rule, described.config, len(described.terms)
+    p = rule.channels * rule.size**2
+    found = {
+        "calibration/terms": Like(("calibration images", k), torch.float64),
+        "calibration/trust": Like((k,), torch.float64, low=0, high=1),
+        "calibration/region_peaks": Like(("held-out images",)),
+        "calibration/looks": Like(("normal images", 8), torch.float64),
+        "baselines/mean": Like((p,)),
+        "baselines/components": Like(("principal components", p)),
+    }
+    if rule.patch is not None:
+        found["calibration/tiles"] = Like(("calibration images", 3, k), torch.float64)
+    if config.keep_thumbnails:
+        found |= Neighbours.forms(rule.channels, rule.size, config.latent_dim)
+    found |= _below("maps", map_forms(evidence, described.aligned))
+    for name in described.terms:
+        term: Term = registry.load("terms", name)
+        found |= _below(f"terms/{name}", term.forms(evidence))
+    return found
 
 
 def describe(
@@ -275,9 +316,5 @@ def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
     return build(dataclasses.replace(architecture, encoder=around), shape)
 
 
-def _parts(networks: Networks) -> tuple[tuple[str, nn.Module], ...]:
-    return (
-        ("generator", networks.generator),
-        ("discriminator", networks.discriminator),
-        ("encoder", networks.encoder),
-    )
+def _parts(networks: Networks) -> list[tuple[str, nn.Module]]:
+    return [(part, getattr(networks, part)) for part in _PARTS]

@@ -24,6 +24,7 @@ from anoscan.core.arrays import under
 from anoscan.core.errors import TrainingDiverged, TrainingInterrupted
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.runtime import random_stream
+from anoscan.core.tensors import Like, check, like
 
 # Losses are checked every CHECK_EVERY steps only, since each check waits for the device. Where
 # steps take long, losses are checked when LOOK_SECONDS have passed.
@@ -268,6 +269,34 @@ def load_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     stage.slow_down = float(tensors["slow-down"])
+
+
+def check_state_tensors(stage: Stage, tensors: dict[str, Tensor]) -> None:
+    """Check that tensors can be the state of a stage; see `state_tensors`.
+
+    Raises
+    ------
+    ValueError
+        For the first tensor that is missing, unknown, of another shape or type, or not finite.
+    """
+    expected = {"slow-down": Like((), torch.float64, low=4.0**-MOST_ROLLBACKS, high=1.0)}
+    for name, module in stage.modules.items():
+        expected |= {f"{name}/{key}": form for key, form in like(module.state_dict()).items()}
+    having = {key.rpartition("/")[0] for key in tensors}
+    for name, optimizer in stage.optimizers.items():
+        weights = (weight for group in optimizer.param_groups for weight in group["params"])
+        for index, weight in enumerate(weights):
+            moments = f"optimizer-{name}/{index}"
+            if moments in having:  # weights that are not used have no moments
+                expected |= {f"{moments}/{key}": form for key, form in _moments(weight).items()}
+    check(tensors, expected)
+
+
+def _moments(weight: Tensor) -> dict[str, Like]:
+    """Return what the state of Adam for a weight is like; it has taken at least one step."""
+    shape = tuple(weight.shape)
+    squares = Like(shape, weight.dtype, low=0.0)
+    return {"step": Like((), low=1.0), "exp_avg": Like(shape, weight.dtype), "exp_avg_sq": squares}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

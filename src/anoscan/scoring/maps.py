@@ -29,14 +29,17 @@ from torch import Tensor
 
 from anoscan.core.arrays import Floats, allocate
 from anoscan.core.runtime import exact_float32
+from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
-from anoscan.scoring.terms import Evidence, Tensors, gather, gaussian_sums, subspace
+from anoscan.scoring.terms import Evidence, Forms, Tensors, gather, gaussian_sums, subspace
 from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
 Batches = Callable[[], Iterable[Tensor]]
 
 LAYER_SHRINKAGE = 0.01  # share of its diagonal that is added to the covariance of the layers
 CALM = 0.25  # share of an image's places that is taken for normal
+LEAST = 1e-8  # keeps a mean square above zero
+LEAST_PLACE_SPREAD = 1e-3
 LEAST_SPREAD = 0.02  # a layer that hardly differs between images must not decide alone
 FEWEST_PLACES = 8  # along the side of a block: coarser blocks do not locate a defect
 EDGE = 2  # places from the edge that the padding of the convolutions reaches
@@ -140,21 +143,36 @@ class Maps:
 
         Raises
         ------
-        KeyError, TypeError, ValueError
-            When a value is missing or of the wrong type.
+        ValueError
+            When there are no terms that the maps need, or aligned maps are not relative.
         """
-        aligned, level = described["aligned"], float(described["level"])
-        relative = described["relative"]
-        known = isinstance(aligned, bool) and isinstance(relative, bool)
-        if not known or not (np.isfinite(level) and level > 0):
-            raise ValueError("the description of the maps is not one")
-        if not {"centre", "spread", "whiten", "place_mean", "place_spread"} <= set(tensors):
-            raise ValueError("the Gaussian of the maps is missing")
-        if relative and "subspace" not in terms:
-            raise ValueError("the subspace of the maps is missing")
-        return cls(
-            tensors | (_of_terms(terms) if aligned else {}), aligned, MapScale(level), relative
-        )
+        aligned, relative = described["aligned"], described["relative"]
+        if aligned and not {"local", "subspace"} <= terms.keys():
+            raise ValueError("aligned maps need the terms local and subspace")
+        if aligned != relative:
+            raise ValueError("only aligned maps are relative, and all of them are")
+        shared = _of_terms(terms) if aligned else {}
+        return cls(tensors | shared, aligned, MapScale(described["level"]), relative)
+
+
+def forms(evidence: Evidence, aligned: bool) -> Forms:
+    """Return what the tensors of `Maps.stored` are like, given evidence of any one image."""
+    blocks, side = _fine(evidence.features), evidence.x.shape[-1]
+    found: Forms = {"usual": Like((1,), low=LEAST / 2)}
+    for i, block in enumerate(blocks):
+        c = block.shape[1]
+        found[f"usual{i}"] = Like((c,), low=LEAST / 2)
+        if not aligned:
+            found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
+    m = (1 + aligned + 2 * len(blocks)) * len(NEIGHBOURHOODS[aligned])
+    g = side // 2 if _is_halved(side) else side
+    return found | {
+        "centre": Like((m, g, g)),
+        "spread": Like((m, g, g), low=LEAST_SPREAD / 2),
+        "whiten": Like((m, m)),
+        "place_mean": Like((side, side)),
+        "place_spread": Like((side, side), low=LEAST_PLACE_SPREAD / 2),
+    }
 
 
 def fit(
@@ -256,7 +274,9 @@ def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
     # Left in, the effect of the place in a tile would repeat from tile to tile in blended maps.
     n = len(raw)
     mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
-    spread = np.sqrt(_of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + 1e-6)
+    spread = np.sqrt(
+        _of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + LEAST_PLACE_SPREAD**2
+    )
     placed = {
         "place_mean": torch.from_numpy(mean.astype(np.float32)),
         "place_spread": torch.from_numpy(spread.astype(np.float32)),
@@ -302,7 +322,7 @@ def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
             fitted[f"whiten{name[-1]}"] = alone[0, 0].float()
         else:
             mean = total["sum"] / total["count"]
-            fitted[name] = (mean + FLOOR * mean.mean() + 1e-8).float()
+            fitted[name] = (mean + FLOOR * mean.mean() + LEAST).float()
     return fitted
 
 
@@ -357,7 +377,7 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
     """Yield the layers (m, g, g) of each image; g is its side, or half of it from `HALVED` on."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
     pixels = _pixel_squares(evidence) / tensors["usual"].double()
-    if side >= HALVED and side % 2 == 0:
+    if _is_halved(side):
         pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
     found = [list(pixels)]
     if maps.relative:
@@ -376,6 +396,10 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
         smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
         yield smooth - _calm(smooth) if maps.relative else smooth
+
+
+def _is_halved(side: int) -> bool:
+    return side >= HALVED and side % 2 == 0
 
 
 def _calm(layers: Floats) -> Floats:

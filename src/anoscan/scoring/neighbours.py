@@ -17,6 +17,7 @@ from torch.nn import functional
 from anoscan.core.arrays import Floats
 from anoscan.core.results import Neighbour
 from anoscan.core.runtime import exact_float32
+from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
 from anoscan.scoring.measure import chunks
 
@@ -90,24 +91,34 @@ class Neighbours:
             "neighbours/paths": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
         }
 
+    @staticmethod
+    def forms(channels: int, size: int, latent_dim: int) -> dict[str, Like]:
+        """Return what the result of `tensors` is like, for images of a model."""
+        side = min(size, SIDE)
+        return {
+            "neighbours/latents": Like(("neighbours", latent_dim)),
+            "neighbours/thumbnails": Like(("neighbours", channels, side, side), torch.uint8),
+            "neighbours/paths": Like(("bytes of paths",), torch.uint8),
+        }
+
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> Neighbours | None:
-        """Read the training images from the tensors of a model file; None where it holds none.
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> Neighbours:
+        """Read the training images from tensors, whose `forms` were checked.
 
         Raises
         ------
-        KeyError, ValueError
-            When a tensor is missing, or is not as `tensors` writes it.
+        ValueError
+            When the paths are not as `tensors` writes them.
         """
-        if "neighbours/latents" not in tensors:
-            return None
-        paths = json.loads(tensors["neighbours/paths"].numpy().tobytes())
         latents = tensors["neighbours/latents"].numpy()
-        thumbnails = tensors["neighbours/thumbnails"].numpy()
-        fit = latents.ndim == 2 and thumbnails.ndim == 4 and thumbnails.dtype == np.uint8
-        if not fit or not len(latents) == len(thumbnails) == len(paths) > 0:
-            raise ValueError("latents, thumbnails and paths of training images do not agree")
-        return cls(latents, thumbnails, tuple(map(str, paths)))
+        try:
+            paths = json.loads(tensors["neighbours/paths"].numpy().tobytes())
+        except (ValueError, RecursionError):  # ValueError covers bad UTF-8 and bad JSON
+            paths = None
+        listed = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        if not listed or len(paths) != len(latents):
+            raise ValueError("the paths of training images do not fit their latents")
+        return cls(latents, tensors["neighbours/thumbnails"].numpy(), tuple(paths))
 
 
 def latent(networks: Networks, pixels: Floats) -> np.ndarray:

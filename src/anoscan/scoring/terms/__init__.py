@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.networks.augmentation import quarter_turns
 
 Tensors = dict[str, Tensor]
+Forms = dict[str, Like]
 ROWS = "rows"  # name of the sum whose batches are joined, where those of other sums are added up
 
 
@@ -71,6 +73,11 @@ def as_summed(total: Tensors) -> Tensors:
     return total
 
 
+def no_forms(evidence: Evidence) -> Forms:
+    """Return no tensors, for a term that stores none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of the score.
@@ -86,6 +93,9 @@ class Term:
         other sums are added up.
     fit : callable
         Takes the total sums and returns the statistics that `measure` needs and the model stores.
+    forms : callable
+        Takes evidence of any one image and returns what the result of `fit` must be like. Loaded
+        models are checked by it.
     weight : callable, optional
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
@@ -106,6 +116,7 @@ class Term:
     paper: str
     sums: Callable[[Evidence], Tensors] = no_sums
     fit: Callable[[Tensors], Tensors] = as_summed
+    forms: Callable[[Evidence], Forms] = no_forms
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
@@ -141,6 +152,11 @@ def fit_gaussian(sums: Tensors, shrinkage: float) -> Tensors:
     factor = torch.linalg.cholesky((1 - shrinkage) * correlation + shrinkage * eye)
     whiten = torch.linalg.solve_triangular(factor, eye, upper=False).T / scale[:, None]
     return {"mean": mean.float(), "whiten": whiten.float()}
+
+
+def gaussian_forms(length: int) -> Forms:
+    """Return what the result of `fit_gaussian` for vectors of a length is like."""
+    return {"mean": Like((length,)), "whiten": Like((length, length))}
 
 
 def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:

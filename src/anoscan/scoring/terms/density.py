@@ -10,7 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.scoring.terms import Evidence, Tensors, Term, fit_gaussian, gaussian_sums, mahalanobis
+from anoscan.scoring.terms import (
+    Evidence,
+    Forms,
+    Tensors,
+    Term,
+    fit_gaussian,
+    gaussian_forms,
+    gaussian_sums,
+    mahalanobis,
+)
 
 SHRINKAGE = 0.02
 
@@ -38,9 +47,14 @@ def fit(total: Tensors) -> Tensors:
     return fit_gaussian(total, SHRINKAGE)
 
 
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted tensors are like."""
+    return gaussian_forms(pooled(evidence.features).shape[1])
+
+
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return the mean squared whitened coordinate of the pooled features, (n,)."""
     return mahalanobis(pooled(evidence.features), fitted)
 
 
-ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, needs_latent=False)
+ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, forms=forms, needs_latent=False)

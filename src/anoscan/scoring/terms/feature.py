@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.scoring.terms import Evidence, Tensors, Term
+from anoscan.core.tensors import Like
+from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
 FLOOR = 0.1
+LEAST = 1e-8  # keeps a divisor above zero
 
 
 def _squares(evidence: Evidence) -> list[Tensor]:
@@ -32,7 +34,15 @@ def fit(total: Tensors) -> Tensors:
     """Compute the divisor of the square of each channel, (c_i,) for each block."""
     count = total["count"]
     usual = {name: value / count for name, value in total.items() if name != "count"}
-    return {name: (u + FLOOR * u.mean() + 1e-8).float() for name, u in usual.items()}
+    return {name: (u + FLOOR * u.mean() + LEAST).float() for name, u in usual.items()}
+
+
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted divisors are like."""
+    return {
+        f"block{i}": Like((block.shape[1],), low=LEAST / 2)
+        for i, block in enumerate(evidence.features)
+    }
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
@@ -44,4 +54,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return torch.stack(blocks).mean(0)
 
 
-ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit)
+ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit, forms=forms)

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from anoscan.scoring.terms import Evidence, Tensors, Term, fit_gaussian, gaussian_sums, mahalanobis
+from anoscan.scoring.terms import (
+    Evidence,
+    Forms,
+    Tensors,
+    Term,
+    fit_gaussian,
+    gaussian_forms,
+    gaussian_sums,
+    mahalanobis,
+)
 
 SHRINKAGE = 0.01
 
@@ -23,9 +32,14 @@ def fit(total: Tensors) -> Tensors:
     return fit_gaussian(total, SHRINKAGE)
 
 
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted tensors are like."""
+    return gaussian_forms(evidence.z.shape[1])
+
+
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return the mean squared whitened coordinate of the latent, (n,)."""
     return mahalanobis(evidence.z, fitted)
 
 
-ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit)
+ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, forms=forms)

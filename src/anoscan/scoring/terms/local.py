@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan.scoring.terms import Evidence, Tensors, Term
+from anoscan.core.tensors import Like
+from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
 BLOCKS = 3  # the finest ones: a place of a coarser block sees most of the image
 WORST = 0.01  # share of the places that counts
@@ -51,6 +52,15 @@ def fit(total: Tensors) -> Tensors:
         fitted[f"mean{i}"] = mean.float()
         fitted[f"whiten{i}"] = whitening(covariance, float(count)).float()
     return fitted
+
+
+def forms(evidence: Evidence) -> Forms:
+    """Return what the means and whitenings of the places of each block are like."""
+    found: Forms = {}
+    for i, block in enumerate(evidence.features[:BLOCKS]):
+        shape = tuple(places(block).shape[1:])
+        found |= {f"mean{i}": Like(shape), f"whiten{i}": Like((*shape, shape[-1]))}
+    return found
 
 
 def whitening(covariance: Tensor, count: float) -> Tensor:
@@ -97,5 +107,11 @@ def standing_out(odd: Tensor) -> Tensor:
 
 
 ENTRY = Term(
-    measure, paper="Defard et al. 2021", sums=sums, fit=fit, narrow=True, needs_latent=False
+    measure,
+    paper="Defard et al. 2021",
+    sums=sums,
+    fit=fit,
+    forms=forms,
+    narrow=True,
+    needs_latent=False,
 )

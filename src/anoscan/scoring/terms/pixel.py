@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from anoscan.scoring.terms import Evidence, Tensors, Term
+from anoscan.core.tensors import Like
+from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
 FLOOR = 0.1
+LEAST = 1e-8  # keeps a divisor above zero
 
 
 def _squares(evidence: Evidence) -> Tensor:
@@ -27,7 +29,12 @@ def sums(evidence: Evidence) -> Tensors:
 def fit(total: Tensors) -> Tensors:
     """Compute the divisor of the square of each pixel, (c, s, s)."""
     usual = total["squares"] / total["count"]
-    return {"usual": (usual + FLOOR * usual.mean() + 1e-8).float()}
+    return {"usual": (usual + FLOOR * usual.mean() + LEAST).float()}
+
+
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted divisors are like."""
+    return {"usual": Like(tuple(evidence.x.shape[1:]), low=LEAST / 2)}
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
@@ -35,4 +42,4 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return (_squares(evidence) / fitted["usual"].double()).flatten(1).mean(1)
 
 
-ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit)
+ENTRY = Term(measure, paper="Schlegl et al. 2019", sums=sums, fit=fit, forms=forms)

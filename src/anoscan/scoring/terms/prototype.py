@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term
+from anoscan.core.tensors import Like
+from anoscan.scoring.terms import ROWS, Evidence, Forms, Tensors, Term
 
 SIDE = 16  # pixels a side; larger images are averaged down to it
 COMPONENTS = 32
@@ -65,6 +66,17 @@ def fit(total: Tensors) -> Tensors:
     return {name: torch.tensor(value).float().to(device) for name, value in numbers.items()}
 
 
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted tensors are like."""
+    p = _coarse(evidence.x).shape[1]
+    return {
+        "mean": Like((p,)),
+        "basis": Like((p, "components of prototypes")),
+        "prototypes": Like(("prototypes", "components of prototypes")),
+        "variance": Like((), low=0),
+    }
+
+
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return the squared distance to the nearest prototype, relative to the variance, (n,)."""
     centred = _coarse(evidence.x).double() - fitted["mean"].double()
@@ -81,4 +93,12 @@ def _coarse(x: Tensor) -> Tensor:
     return (adaptive_avg_pool2d(x, SIDE) if x.shape[-1] > SIDE else x).flatten(1)
 
 
-ENTRY = Term(measure, paper="Tax 2001", sums=sums, fit=fit, needs_latent=False, of_patches=False)
+ENTRY = Term(
+    measure,
+    paper="Tax 2001",
+    sums=sums,
+    fit=fit,
+    forms=forms,
+    needs_latent=False,
+    of_patches=False,
+)

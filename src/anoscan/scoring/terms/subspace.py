@@ -18,7 +18,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from anoscan.scoring.terms import Evidence, Tensors, Term
+from anoscan.core.tensors import Like
+from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 from anoscan.scoring.terms.local import standing_out
 
 # Pixels a side from which the term counts. In smaller images a defect covers a large part of the
@@ -30,6 +31,7 @@ SKETCH = 2 * COMPONENTS
 IMAGES_A_COMPONENT = 4  # with fewer images a component, PCA would learn the images by heart
 SMOOTHED = 1 / 64  # standard deviation, in sides: squares of single pixels are noise
 FLOOR = 0.01  # share of the mean: pixels that never differ must not decide alone
+LEAST = 1e-8  # keeps a divisor above zero
 
 
 def sums(evidence: Evidence) -> Tensors:
@@ -66,11 +68,22 @@ def fit(total: Tensors) -> Tensors:
     side = _side(len(mean))
     expected = left.clamp_min(0).reshape(-1, side, side).mean(0)
     expected = torch.from_numpy(_smooth(expected.cpu().numpy())).to(mean.device)
-    expected = expected + FLOOR * expected.mean() + 1e-8
+    expected = expected + FLOOR * expected.mean() + LEAST
     return {
         "mean": mean.float(),
         "basis": basis.half(),  # exact enough, and half of what would be the largest tensor
         "expected": expected.float(),
+    }
+
+
+def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted tensors are like."""
+    d = _rows(evidence.x).shape[1]
+    side = min(evidence.x.shape[-1], SIDE)
+    return {
+        "mean": Like((d,)),
+        "basis": Like((d, "components of the subspace?"), torch.float16),
+        "expected": Like((side, side), low=LEAST / 2),
     }
 
 
@@ -142,6 +155,7 @@ ENTRY = Term(
     paper="Halko et al. 2011",
     sums=sums,
     fit=fit,
+    forms=forms,
     needs_latent=False,
     of_patches=False,
     least_side=LEAST_SIDE,
