@@ -26,9 +26,9 @@ from anoscan.images.formats.picture import (
     silence,
 )
 
-SUFFIXES = ".png .jpg .jpeg .bmp .webp .gif .ppm .pgm .pnm .pbm"
+SUFFIXES = ".jpg .jpeg .jpe .jfif .bmp .dib .webp .gif"
 # Pillow decides by content. Some of its other formats run programs: EPS starts Ghostscript.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "DIB")
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _PHOTOMETRIC = 0x0112, 0x0102, 0x0153, 0x0106
 _BAND = 2**22  # pixels that are copied at a time
