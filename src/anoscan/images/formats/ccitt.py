@@ -17,6 +17,7 @@ from anoscan.images.formats.picture import DAMAGED
 
 _RLE, _FAX3 = 2, 3  # values of the compression tag; 4 is T.6
 _PEEK = 13  # bits of the longest code word
+_MASK: int = 2**_PEEK - 1
 _EOL = 11  # zeros before the one that ends a line
 _PASS, _HORIZONTAL = 100, 101
 _MODES = {
@@ -89,12 +90,13 @@ class _Bits:
     """Bits of a strip, and the place of the next one."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.end, self.at = data + bytes(4), 8 * len(data), 0
+        self.data, self.end = data + bytes(4), 8 * len(data)
+        self.at = 0
 
     def peek(self) -> int:
-        byte = self.at >> 3
+        byte: int = self.at >> 3
         word = int.from_bytes(self.data[byte : byte + 4])
-        return word >> (32 - _PEEK - (self.at & 7)) & (2**_PEEK - 1)
+        return word >> (32 - _PEEK - (self.at & 7)) & _MASK
 
     def take(self, length: int) -> int:
         value = self.peek() >> (_PEEK - length)

@@ -71,7 +71,7 @@ class _Stack:
     member: str | None
     shape: tuple[int, ...] = (1, 0, 0)
     by_columns: bool = False
-    kind: np.dtype[Any] = np.dtype(np.uint8)
+    kind: np.dtype[Any] | None = None
     start: int = 0
     refusal: str = ""
 
@@ -80,28 +80,31 @@ class _Stack:
         return self.shape[0]
 
     def image(self, file: Path, index: int) -> NDArray[Any]:
-        if self.refusal:
+        if self.kind is None:
             raise InputError(self.refusal)
         check_size(self.shape[2], self.shape[1])
         numbers, size = math.prod(self.shape[1:]), self.kind.itemsize
         with damage(), _opened(file, self.member) as source:
             if not self.by_columns or self.pages == 1:
                 source.seek(self.start + index * numbers * size)
-                flat = np.frombuffer(_exactly(source, numbers * size), self.kind)
+                flat: NDArray[Any] = np.frombuffer(_exactly(source, numbers * size), self.kind)
             else:
                 source.seek(self.start)
-                flat = self._every(source, index, numbers)
-        order = "F" if self.by_columns else "C"
-        return flat.reshape(self.shape[1:], order=order)
+                flat = self._every(source, index, numbers, self.kind)
+        if self.by_columns:
+            return flat.reshape(self.shape[:0:-1]).T
+        return flat.reshape(self.shape[1:])
 
-    def _every(self, source: IO[bytes], index: int, numbers: int) -> NDArray[Any]:
+    def _every(
+        self, source: IO[bytes], index: int, numbers: int, kind: np.dtype[Any]
+    ) -> NDArray[Any]:
         """Read one number of each column of `pages` numbers; columns lie one after another."""
-        found = np.empty(numbers, self.kind)
-        columns = max(1, _STEP // (self.pages * self.kind.itemsize))
+        found = np.empty(numbers, kind)
+        columns = max(1, _STEP // (self.pages * kind.itemsize))
         for start in range(0, numbers, columns):
             some = min(columns, numbers - start)
-            data = _exactly(source, some * self.pages * self.kind.itemsize)
-            found[start : start + some] = np.frombuffer(data, self.kind)[index :: self.pages]
+            data = _exactly(source, some * self.pages * kind.itemsize)
+            found[start : start + some] = np.frombuffer(data, kind)[index :: self.pages]
         return found
 
 

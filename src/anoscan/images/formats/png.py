@@ -70,7 +70,7 @@ def _without_key(opened: Opened, key: Any, bits: int) -> Opened:
     if isinstance(picture, np.ndarray):
         return dataclasses.replace(opened, picture=np.where(picture == key, 0, picture))
     del picture.info["transparency"]
-    level = key * 255 // (2**bits - 1)
+    level = min(key * 255 // (2**bits - 1), 255)  # of 1 bit, Pillow has scaled the key already
     seen = picture.convert("L").point(lambda value: 0 if value == level else value)
     return dataclasses.replace(opened, picture=seen)
 
@@ -84,7 +84,7 @@ def _decoded(source: IO[bytes]) -> NDArray[np.uint16]:
 
     source.seek(len(_SIGNATURE))
     # libpng prints what it finds strange, so it gets no more than the chunks that it needs.
-    parts = {name: data for name, data in _chunks(source, (b"IHDR", b"tRNS"))}
+    parts = dict(_chunks(source, (b"IHDR", b"tRNS")))
     source.seek(len(_SIGNATURE))
     packed = b"".join(data for _, data in _chunks(source, (b"IDAT",)))
     width, height, _, kind, *_, interlaced = _HEADER.unpack(parts[b"IHDR"])

@@ -16,8 +16,6 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from anoscan.core.errors import InputError
 from anoscan.images.formats import pillow, tiff_samples
 from anoscan.images.formats.picture import (

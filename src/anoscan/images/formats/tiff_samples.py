@@ -26,7 +26,7 @@ _EIGHT_BITS = {CMYK: "CMYK", YCBCR: "YCbCr", LAB: "LAB"}  # colour spaces that P
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _PHOTOMETRIC, _COLOUR_MAP, _INKS = 262, 320, 332
 _EXTRA, _COEFFICIENTS, _REFERENCE = 338, 529, 532
-_ASSOCIATED, _UNASSOCIATED = 1, 2  # opacity: colours were multiplied by it, or were not
+_ASSOCIATED, _UNASSOCIATED = _OPACITIES = 1, 2  # colours were multiplied by it, or were not
 _CCITT = (2, 3, 4)
 _JP2_YCBCR = 33003  # the one codec of images that leaves YCbCr to its reader
 _COPIED = (8, 16, 32, 64)  # bits of samples that are numbers in memory too
@@ -67,35 +67,26 @@ class Layout:
         InputError
             When the page uses a feature that is not read. The message names it.
         """
-        form, bits = page.sampleformat, page.bitspersample
-        if isinstance(bits, tuple) and page.dtype is not None:
-            bits = 8 * page.dtype.itemsize  # tifffile scales colours of different depths, as 5-6-5
-        if not isinstance(bits, int) or form not in (_UNSIGNED, _SIGNED, _FLOAT, 5, 6):
-            raise _not_read(f"samples of {_named(bits)} bits in format {_named(form)}")
-        if not 1 <= bits <= 128 or (page.dtype is None and (form != _SIGNED or bits > 64)):
-            if not (form == _UNSIGNED and 1 <= bits <= 64):
-                raise _not_read(f"samples of {bits} bits in format {_named(form)}")
+        bits = _checked_bits(page)
         count = page.samplesperpixel
         default = RGB if count in (3, 4) else WHITE_IS_ZERO
         photometric = int(page.tags.valueof(_PHOTOMETRIC, default))
         if photometric not in _COLOURS:
             raise _not_read(f"colours as {_named(page.photometric)}")
         colours = _COLOURS[photometric]
-        extra = tuple(int(kind) for kind in page.extrasamples)
         if count < colours or (colours == 1 and count > 2):
             raise InputError(
                 f"is a TIFF of {count} samples a pixel "
                 f"({_named(page.photometric)}): save it as grey or RGB"
             )
-        if photometric in _EIGHT_BITS and (form != _UNSIGNED or bits > 16):
-            raise _not_read(f"{bits} bits of {_EIGHT_BITS[photometric]}")
-        if photometric == CMYK and page.tags.valueof(_INKS, 1) != 1:
-            raise _not_read("inks that are not CMYK")
+        _check_space(page, photometric, bits)
+        extra = tuple(int(kind) for kind in page.extrasamples)[: count - colours]
         if photometric == RGB and count == 4 and page.tags.get(_EXTRA) is None:
             extra = (_UNASSOCIATED,)  # many writers leave the tag out, and mean opacity
-        index = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
+        index = next((i for i, kind in enumerate(extra) if kind in _OPACITIES), None)
+        opacity = None if index is None else colours + index
         associated = index is not None and extra[index] == _ASSOCIATED
-        opacity = None if index is None or colours + index >= count else colours + index
+        form = _UNSIGNED if bits == 1 else int(page.sampleformat)
         return cls(photometric, colours, opacity, associated, form, bits)
 
     @property
@@ -105,6 +96,26 @@ class Layout:
             return 0.0, 1.0
         low = -(2.0 ** (self.bits - 1)) if self.form == _SIGNED else 0.0
         return low, low + 2.0**self.bits - 1
+
+
+def _checked_bits(page: Any) -> int:
+    """Bits of a sample, where they and the sample format are known."""
+    form, bits = page.sampleformat, page.bitspersample
+    if isinstance(bits, tuple) and page.dtype is not None:
+        return 8 * int(page.dtype.itemsize)  # tifffile scales colours of different depths, as 5-6-5
+    whole = form in (_UNSIGNED, _SIGNED) and isinstance(bits, int) and 1 <= bits <= 64
+    if not (whole or (page.dtype is not None and page.dtype.kind in "fc")):
+        raise _not_read(f"samples of {_named(bits)} bits in format {_named(form)}")
+    return int(bits)
+
+
+def _check_space(page: Any, photometric: int, bits: int) -> None:
+    """Refuse those colour spaces that are only read at some depths."""
+    most = {CMYK: 16, YCBCR: 8, LAB: 8}.get(photometric)
+    if most is not None and (page.sampleformat != _UNSIGNED or bits > most):
+        raise _not_read(f"{_EIGHT_BITS[photometric]} of {bits} bits")
+    if photometric == CMYK and page.tags.valueof(_INKS, 1) != 1:
+        raise _not_read("inks that are not CMYK")
 
 
 def _named(value: Any) -> str:
@@ -242,7 +253,7 @@ def _whole(lines: NDArray[np.uint8], count: int, bits: int, signed: bool, order:
             values = (values << kind.type(1)) | ones[..., place]
     if signed:
         spare = 8 * kind.itemsize - bits
-        return (values << kind.type(spare)).view(f"i{kind.itemsize}") >> spare
+        return np.asarray((values << kind.type(spare)).view(f"i{kind.itemsize}") >> spare)
     return values
 
 
@@ -287,7 +298,7 @@ def meaning(samples: Raw, page: Any, layout: Layout, *, deep: bool) -> Opened:
         opacity = samples[..., layout.opacity, None]
     low, high = layout.full
     if layout.photometric == WHITE_IS_ZERO:
-        colours = _inverted(colours, opacity if layout.associated else None, low, high)
+        colours = _inverted(colours, opacity if layout.associated else None, layout)
     if opacity is not None and not layout.associated:
         if samples.dtype == np.uint8:
             return of_samples(np.concatenate([colours, opacity], 2))
@@ -298,21 +309,25 @@ def meaning(samples: Raw, page: Any, layout: Layout, *, deep: bool) -> Opened:
     return of_samples(colours, stored=samples.dtype, full=layout.full)
 
 
-def _inverted(colours: Raw, associated: Raw | None, low: float, high: float) -> Raw:
+def _inverted(colours: Raw, associated: Raw | None, layout: Layout) -> Raw:
     """Invert colours; those that are multiplied by an opacity turn into what it leaves of them."""
     if associated is not None:
+        low, high = layout.full
         left = associated.astype(np.float64) - colours + low
         return np.asarray(left.clip(low, high), colours.dtype)
     if colours.dtype.kind == "f":
         return np.asarray(1 - colours, colours.dtype)
-    return np.asarray(colours.dtype.type(int(low) + int(high)) - colours, colours.dtype)
+    if colours.dtype.kind == "i":
+        return ~colours  # the lowest number becomes the highest
+    return np.asarray(colours.dtype.type(2**layout.bits - 1) - colours)
 
 
 def _reduced(colours: Raw, bits: int, *, chunky: bool) -> NDArray[np.uint8]:
     """Reduce colours of 9 to 16 bits to 8."""
     if chunky and bits == 16 and colours.dtype == np.uint16:
-        return (colours >> 8).astype(np.uint8)  # Pillow does so, and models have learned from that
-    return np.rint(colours * (255 / (2**bits - 1))).astype(np.uint8)
+        # Pillow rounds down, and models have learned from that.
+        return np.asarray(colours >> 8, np.uint8)
+    return np.asarray(np.rint(colours * (255 / (2**bits - 1))), np.uint8)
 
 
 def _of_palette(samples: Raw, page: Any, layout: Layout, deep: bool) -> Opened:
@@ -320,15 +335,14 @@ def _of_palette(samples: Raw, page: Any, layout: Layout, deep: bool) -> Opened:
     if table.shape[1] < 2**layout.bits or layout.form != _UNSIGNED or layout.bits > 16:
         raise InputError(DAMAGED)
     table = table[:, : 2**layout.bits].T
-    if layout.bits > 8 and deep and (table & 0xFF).any():
-        return of_samples(table[samples[..., 0]].astype(np.uint16))
     short = (table >> 8).astype(np.uint8)
     if layout.bits > 8 or layout.opacity is not None:
-        colours = short[samples[..., 0]]
+        wide = layout.bits > 8 and deep and bool((table & 0xFF).any())
+        colours = (table.astype(np.uint16) if wide else short)[samples[..., 0]]
         if layout.opacity is not None and not layout.associated:
-            most = 2**layout.bits - 1
-            opacity = np.rint(samples[..., layout.opacity, None] * (255 / most))
-            colours = np.concatenate([colours, opacity.astype(np.uint8)], 2)
+            most = np.iinfo(colours.dtype).max / (2**layout.bits - 1)
+            opacity = np.rint(samples[..., layout.opacity, None] * most).astype(colours.dtype)
+            colours = np.concatenate([colours, opacity], 2)
         return of_samples(colours)
     picture = Image.fromarray(np.ascontiguousarray(samples[..., 0], np.uint8))
     picture.putpalette(short.tobytes())
@@ -336,17 +350,13 @@ def _of_palette(samples: Raw, page: Any, layout: Layout, deep: bool) -> Opened:
 
 
 def _is_rgb_already(page: Any, layout: Layout) -> bool:
-    return (
-        layout.photometric == YCBCR and _is_image_codec(page) and page.compression != _JP2_YCBCR
-    )
+    return layout.photometric == YCBCR and _is_image_codec(page) and page.compression != _JP2_YCBCR
 
 
 def _converted(samples: Raw, page: Any, layout: Layout) -> Image.Image:
     """Make a picture of a colour space that Pillow converts, reduced to 8 bits."""
     colours = np.ascontiguousarray(samples[..., : layout.colours])
     if layout.bits > 8:
-        if layout.photometric != CMYK:
-            raise _not_read(f"{layout.bits} bits of {_EIGHT_BITS[layout.photometric]}")
         colours = (colours >> (layout.bits - 8)).astype(np.uint8)
     size = colours.shape[1::-1]
     if layout.photometric == YCBCR:
@@ -370,9 +380,7 @@ def _rgb(colours: Raw, weights: tuple[float, ...], reference: tuple[float, ...])
     """Convert YCbCr by the weights and the black and white of its tags (TIFF 6.0, section 21)."""
     red, green, blue = weights
     black, white = np.array(reference[::2]), np.array(reference[1::2])
-    y, cb, cr = np.moveaxis(
-        (colours - black) * np.array([255, 127, 127]) / (white - black), 2, 0
-    )
+    y, cb, cr = np.moveaxis((colours - black) * np.array([255, 127, 127]) / (white - black), 2, 0)
     r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
     rgb = np.stack([r, (y - blue * b - red * r) / green, b], 2)
     return np.asarray(np.rint(rgb).clip(0, 255), np.uint8)
