@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anoscan.core.errors import InputError
-from anoscan.images.formats import dicom, nifti, npy, pillow, png, tiff
+from anoscan.images.formats import dicom, jpeg, nifti, npy, pillow, png, pnm, tiff
 from anoscan.images.formats.picture import Opened, digest_of, reasons, regular
 
 
@@ -32,7 +32,7 @@ class Reader(Protocol):
 
 
 # DICOM comes first, because a DICOM file may begin like a TIFF.
-READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png)
+READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png, jpeg, pnm)
 _HEAD = 352  # bytes that identify a format; the mark of NIfTI is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())

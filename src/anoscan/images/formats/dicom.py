@@ -17,12 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.core.errors import InputError
-from anoscan.images.formats.picture import Opened, check_size, damage, of_samples, reasons, regular
+from anoscan.images.formats.picture import (
+    DAMAGED,
+    Opened,
+    check_pages,
+    check_size,
+    damage,
+    of_samples,
+    reasons,
+    regular,
+)
 
 SUFFIXES = ".dcm .dicom"
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _GROUPS = (b"\x02\x00", b"\x08\x00")  # a file without a preamble begins with one of these
-_MOST_FRAMES = 100_000
 _DEFLATED, _IMPLICIT, _EXPLICIT = (f"1.2.840.10008.1.2{end}" for end in (".1.99", "", ".1"))
 _UNITS = ("CT", "PT", "NM")  # modalities whose values mean the same in every file
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -35,9 +43,11 @@ _TAGS = [
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *(
         f"{colour}PaletteColorLookupTable{part}"
-        for colour in ("Red", "Green", "Blue")
+        for colour in ("Red", "Green", "Blue", "SegmentedRed", "SegmentedGreen", "SegmentedBlue")
         for part in ("Descriptor", "Data")
+        if part == "Data" or not colour.startswith("Segmented")
     ),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
 # Encodings for which pydicom needs more than NumPy and Pillow, by the end of the transfer syntax.
 _PACKAGES = {
@@ -52,6 +62,9 @@ _PACKAGES = {
     "4.202": ("HTJ2K", "pylibjpeg[openjpeg]"),
     "4.203": ("HTJ2K", "pylibjpeg[openjpeg]"),
 }
+_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{end}" for end in ("90", "91", "201", "202", "203"))
+_JP2 = b"\0\0\0\x0cjP  "
+_CODESTREAM = b"jp2c"
 _LACKING = re.compile("missing dependencies|not supported|Unable to de(code|compress)", re.I)
 
 
@@ -83,8 +96,9 @@ def count(file: Path) -> int:
     header = _header_of(file)
     with damage():
         frames = int(header.get("NumberOfFrames", None) or 1)
-    if not 1 <= frames <= _MOST_FRAMES:
+    if frames < 1:
         raise InputError(f"says that it has {frames} frames")
+    check_pages(frames)
     return frames
 
 
@@ -147,10 +161,16 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
         implicit, _ = header.original_encoding
         syntax = _IMPLICIT if implicit else _EXPLICIT
     frames = int(header.get("NumberOfFrames", None) or 1)
+    if syntax in _JPEG_2000:
+        _check_boxes(file, header, index, frames)
     try:
         found: NDArray[Any] = pixel_array(
             str(file), index=index if frames > 1 else None, transfer_syntax_uid=syntax
         )
+    except AttributeError as error:
+        if "no pixel data" not in str(error):
+            raise
+        raise InputError("is DICOM without pixels") from None
     except (RuntimeError, NotImplementedError) as error:
         if not _LACKING.search(str(error)):
             raise
@@ -159,6 +179,28 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
             raise InputError(f"is DICOM in {name}, which needs: pip install '{package}'") from None
         raise InputError("is DICOM in an encoding that is not read") from None
     return found
+
+
+def _check_boxes(file: Path, header: Any, index: int, frames: int) -> None:
+    """Refuse a JPEG 2000 frame with boxes of no length, at which pydicom's parser never ends."""
+    import pydicom
+    from pydicom.encaps import get_frame
+
+    lengths = [header.get(f"ExtendedOffsetTable{part}", None) for part in ("", "Lengths")]
+    with reasons(), file.open("rb") as source, damage():
+        pydicom.dcmread(source, stop_before_pixels=True, force=True, specific_tags=[])
+        if len(source.read(12)) < 12:  # tag, type and length of the pixels
+            raise InputError("is DICOM without pixels")
+        offsets = None if None in lengths else (lengths[0], lengths[1])
+        frame = get_frame(source, index, extended_offsets=offsets, number_of_frames=frames)
+    at = 12
+    while frame.startswith(_JP2) and at < len(frame):
+        length, name = int.from_bytes(frame[at : at + 4]), frame[at + 4 : at + 8]
+        if name == _CODESTREAM:
+            break
+        if length < 8:
+            raise InputError(DAMAGED)
+        at += length
 
 
 # --- meaning of grey values ---------------------------------------------------------------------
@@ -220,7 +262,7 @@ def _first(value: Any) -> float | None:
 
 def _grey(stored: NDArray[Any], header: Any, meaning: _Meaning, *, inverted: bool) -> Opened:
     if stored.dtype.kind in "iu":
-        stored = _without_padding(stored, header)
+        stored = _without_padding(stored, header, highest=inverted != (meaning.slope < 0))
         bits = int(header.get("BitsStored", 0) or 8 * stored.dtype.itemsize)
         low = -(2 ** (bits - 1)) if stored.dtype.kind == "i" else 0
         ends = np.array([low, low + 2**bits - 1], np.float64)
@@ -272,8 +314,11 @@ def _windowed(
     return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
-def _without_padding(stored: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Replace padding, which only fills the frame, by the lowest value of the image."""
+def _without_padding(stored: NDArray[Any], header: Any, *, highest: bool) -> NDArray[Any]:
+    """Replace padding, which only fills the frame, by the lowest stored value of the image.
+
+    With `highest`, it is the highest, because high stored values are dark in this image.
+    """
     ends = [header.get(name, None) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     signed = stored.dtype.kind == "i"
     numbers = [
@@ -286,4 +331,5 @@ def _without_padding(stored: NDArray[Any], header: Any) -> NDArray[Any]:
     padding = (stored >= min(numbers)) & (stored <= max(numbers))
     if not padding.any() or padding.all():
         return stored
-    return np.where(padding, stored[~padding].min(), stored)
+    inside = stored[~padding]
+    return np.where(padding, inside.max() if highest else inside.min(), stored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import shutil
 import tempfile
 import threading
@@ -19,8 +20,10 @@ from anoscan.core.errors import InputError
 from anoscan.images.formats.picture import (
     LARGEST_FILE,
     Opened,
+    check_pages,
     check_size,
     damage,
+    full_range,
     of_samples,
     reasons,
     regular,
@@ -29,6 +32,7 @@ from anoscan.images.formats.picture import (
 SUFFIXES = ".nii .nii.gz"
 _HEADER = 540  # bytes of the longer form, NIfTI-2
 _STEP = 2**20
+_MOST_DEFLATED = 1032  # bytes that one byte of deflate can become, at most
 _lock = threading.Lock()
 
 
@@ -49,13 +53,15 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
     volume = _volume_of(file)
     check_size(volume.width, volume.height)
     with damage():
-        samples = volume.slice(file, (page or 1) - 1)
-        if samples.dtype.fields:  # RGB is stored as three fields of 8 bits
-            samples = samples.view(np.uint8).reshape(*samples.shape, -1)
-        if (volume.slope, volume.intercept) == (1, 0):
-            return of_samples(samples)
-        values = samples.astype(np.float64) * volume.slope + volume.intercept
-        return of_samples(values, stored=samples.dtype)
+        values = volume.slice(file, (page or 1) - 1)
+        if values.dtype.fields:  # RGB is stored as three fields of 8 bits
+            values = np.ascontiguousarray(values).view(np.uint8).reshape(*values.shape, -1)
+            return of_samples(values)
+        full = None
+        if volume.kind.kind in "iu":
+            ends = [end * volume.slope + volume.intercept for end in full_range(volume.kind)]
+            full = (min(ends), max(ends)) if volume.slope else None
+        return of_samples(values, stored=volume.kind, full=full)
 
 
 @dataclass(frozen=True)
@@ -72,21 +78,29 @@ class _Volume:
     packed: bool
     changed: int
 
+    @property
+    def end(self) -> int:
+        """Unpacked bytes up to the end of the voxels."""
+        return self.offset + self.slices * self.width * self.height * self.kind.itemsize
+
     def slice(self, file: Path, index: int) -> NDArray[Any]:
-        voxels = self.width * self.height
-        start = self.offset + index * voxels * self.kind.itemsize
-        whole = self.offset + self.slices * voxels * self.kind.itemsize
-        end = start + voxels * self.kind.itemsize
+        """Read the values of a slice (height, width), in their unit."""
+        from nibabel.arrayproxy import ArrayProxy
+
+        source: Any = file
         if self.packed:
             with _lock:  # otherwise each thread would unpack the file
-                data = _unpacked(file, whole, self.changed)[start:end].tobytes()
-        else:
-            with reasons(), file.open("rb") as source:
-                source.seek(start)
-                data = source.read(end - start)
-        if len(data) < end - start:
-            raise InputError("truncated image")
-        return np.frombuffer(data, self.kind).reshape(self.height, self.width)
+                data = _unpacked(file, self.end, self.changed)
+            if isinstance(data, str):
+                raise InputError(data)
+            size = self.width * self.height * self.kind.itemsize
+            start = self.offset + index * size
+            source = io.BytesIO(data[start : start + size].tobytes())
+        shape = (self.width, self.height, 1 if self.packed else self.slices)
+        offset = 0 if self.packed else self.offset
+        spec = (shape, self.kind, offset, self.slope, self.intercept)
+        voxels = ArrayProxy(source, spec, mmap=False)[..., 0 if self.packed else index]
+        return np.asarray(voxels).T
 
 
 def _volume_of(file: Path) -> _Volume:
@@ -116,7 +130,8 @@ def _volume(file: Path, size: int, changed: int) -> _Volume:
             raise InputError(f"is a volume of {sides}: save one of two or three axes")
         slope, intercept = header.get_slope_inter()
         width, height, slices = (*shape, 1)[:3]
-        return _Volume(
+        check_pages(slices)
+        volume = _Volume(
             width,
             height,
             slices,
@@ -127,27 +142,30 @@ def _volume(file: Path, size: int, changed: int) -> _Volume:
             packed=packed,
             changed=changed,
         )
+        if volume.end > (size * _MOST_DEFLATED if packed else size):
+            raise InputError("truncated image")
+        return volume
 
 
 @functools.lru_cache(maxsize=2)
-def _unpacked(file: Path, whole: int, changed: int) -> NDArray[np.uint8]:
+def _unpacked(file: Path, whole: int, changed: int) -> NDArray[np.uint8] | str:
     """Unpack the first `whole` bytes of a gzip file into a temporary file, and map that.
 
     To read a slice from the packed file, everything before it would be unpacked again. `changed`
-    keeps the cache apart for versions of the file.
+    keeps the cache apart for versions of the file. A reason why it cannot be unpacked is kept too.
     """
     if whole > LARGEST_FILE:
-        raise InputError("unpacks to more than 2 GiB")
+        return "unpacks to more than 2 GiB"
     if shutil.disk_usage(tempfile.gettempdir()).free < whole:
-        raise InputError(f"needs {whole / 1e9:.1f} GB in the temporary folder, which has less")
+        return f"needs {whole / 1e9:.1f} GB in the temporary folder, which has less"
     with tempfile.TemporaryFile() as target:
         try:
             with gzip.open(file) as source:
                 for start in range(0, whole, _STEP):
                     target.write(source.read(min(_STEP, whole - start)))
         except (EOFError, zlib.error):
-            raise InputError("truncated image") from None
+            return "truncated image"
         if target.tell() < whole:
-            raise InputError("truncated image")
+            return "truncated image"
         target.flush()
         return np.memmap(target, np.uint8, mode="r", shape=(whole,))

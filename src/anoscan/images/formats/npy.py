@@ -1,57 +1,197 @@
-"""Read NumPy's ``.npy``: one image, or a stack of them. Nothing is ever unpickled."""
+"""Read NumPy's ``.npy`` and ``.npz``: images, or stacks of them. Nothing is ever unpickled.
+
+Files are read and not mapped, since a mapped file that shrinks would end the process.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.core.errors import InputError
-from anoscan.images.formats.picture import Opened, damage, of_samples, regular
+from anoscan.images.formats.picture import (
+    LARGEST_FILE,
+    Opened,
+    check_pages,
+    check_size,
+    damage,
+    of_samples,
+    reasons,
+    regular,
+)
 
-SUFFIXES = ".npy"
+SUFFIXES = ".npy .npz"
 _COLOURS = (1, 3, 4)  # samples of a pixel: grey, RGB, RGB with opacity
+_MAGIC, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
+_STEP = 2**22  # bytes that are read at a time where others lie between
 # NumPy reads a header with ast.literal_eval, which sometimes fails in two threads at once. Python
 # before 3.11.7 and 3.12.1 counts its depth for all threads together (issue 106905 of CPython).
 _header = threading.Lock()
 
 
 def begins(head: bytes, name: str) -> bool:
-    """Whether these are the first bytes of an ``.npy`` file."""
-    return head.startswith(b"\x93NUMPY")
+    """Whether these are the first bytes of an array, or of a zip file whose first entry is one."""
+    entry = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head.startswith(_MAGIC) or (head.startswith(_ZIP) and entry.endswith(b".npy"))
 
 
 def count(file: Path) -> int:
     """Number of images in a file."""
-    return len(_stack(file))
+    return sum(stack.pages for stack in _stacks_of(file))
 
 
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
     """Read the only image of a file, or the one of a page."""
-    return of_samples(_stack(file)[(page or 1) - 1])
+    index = (page or 1) - 1
+    for stack in _stacks_of(file):
+        if index < stack.pages:
+            return of_samples(stack.image(file, index))
+        index -= stack.pages
+    raise InputError("holds no arrays")
 
 
-def _stack(file: Path) -> NDArray[Any]:
-    """Map the images of a file, (n, height, width) or (n, height, width, samples)."""
-    regular(file)
-    with damage(), _header:
-        try:
-            array = np.lib.format.open_memmap(file, mode="r")
-        except ValueError as error:
-            if "Python objects" not in str(error):
-                raise
-            raise InputError("holds Python objects, which are never read") from None
-    shape = "x".join(map(str, array.shape)) or "one number"
-    if array.ndim == 4 and array.shape[3] in _COLOURS:
+@dataclass(frozen=True)
+class _Stack:
+    """An array of a file: `member` in a zip file, or the file itself.
+
+    `shape` is (n, height, width) or (n, height, width, samples), and `start` the bytes before the
+    numbers. `refusal` says why an array is no image; it counts as one page, which is refused.
+    """
+
+    member: str | None
+    shape: tuple[int, ...] = (1, 0, 0)
+    by_columns: bool = False
+    kind: np.dtype[Any] | None = None
+    start: int = 0
+    refusal: str = ""
+
+    @property
+    def pages(self) -> int:
+        return self.shape[0]
+
+    def image(self, file: Path, index: int) -> NDArray[Any]:
+        if self.kind is None:
+            raise InputError(self.refusal)
+        check_size(self.shape[2], self.shape[1])
+        numbers, size = math.prod(self.shape[1:]), self.kind.itemsize
+        with damage(), _opened(file, self.member) as source:
+            if not self.by_columns or self.pages == 1:
+                source.seek(self.start + index * numbers * size)
+                flat: NDArray[Any] = np.frombuffer(_exactly(source, numbers * size), self.kind)
+            else:
+                source.seek(self.start)
+                flat = self._every(source, index, numbers, self.kind)
+        if self.by_columns:
+            return flat.reshape(self.shape[:0:-1]).T
+        return flat.reshape(self.shape[1:])
+
+    def _every(
+        self, source: IO[bytes], index: int, numbers: int, kind: np.dtype[Any]
+    ) -> NDArray[Any]:
+        """Read one number of each column of `pages` numbers; columns lie one after another."""
+        found = np.empty(numbers, kind)
+        columns = max(1, _STEP // (self.pages * kind.itemsize))
+        for start in range(0, numbers, columns):
+            some = min(columns, numbers - start)
+            data = _exactly(source, some * self.pages * kind.itemsize)
+            found[start : start + some] = np.frombuffer(data, kind)[index :: self.pages]
+        return found
+
+
+def _exactly(source: IO[bytes], length: int) -> bytes:
+    data = source.read(length)
+    if len(data) < length:
+        raise InputError("truncated image")
+    return data
+
+
+@contextmanager
+def _opened(file: Path, member: str | None) -> Iterator[IO[bytes]]:
+    with reasons():
+        source = file.open("rb")
+    with source:
+        if member is None:
+            yield source
+            return
+        with zipfile.ZipFile(source) as archive, archive.open(member) as inner:
+            yield inner
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+def _stacks_of(file: Path) -> tuple[_Stack, ...]:
+    status = regular(file)
+    return _stacks(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _stacks(file: Path, size: int, changed: int) -> tuple[_Stack, ...]:
+    """Read the headers of a file; `size` and `changed` (ns) keep versions of the file apart."""
+    with reasons(), file.open("rb") as source:
+        packed = source.read(len(_ZIP)) == _ZIP
+    with damage():
+        if not packed:
+            found = [_stack(file, None, size)]
+        else:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            found = [_member(file, member) for member in members]
+    check_pages(sum(stack.pages for stack in found))
+    return tuple(found)
+
+
+def _member(file: Path, member: zipfile.ZipInfo) -> _Stack:
+    """Read the header of an array in a zip file; what is wrong with it concerns no other array."""
+    try:
+        if member.flag_bits & 1:
+            raise InputError("is encrypted")
+        if member.compress_type != zipfile.ZIP_STORED and member.file_size > LARGEST_FILE:
+            raise InputError("unpacks to more than 2 GiB")
+        return _stack(file, member.filename, member.file_size)
+    except InputError as error:
+        return _Stack(member.filename, refusal=f"{member.filename}: {error.message}")
+
+
+def _stack(file: Path, member: str | None, size: int) -> _Stack:
+    """Read the header of an array of `size` bytes."""
+    with damage(), _opened(file, member) as source, _header:
+        version = np.lib.format.read_magic(source)
+        read = np.lib.format.read_array_header_1_0
+        if version > (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, by_columns, kind = read(source)
+        start = source.tell()
+    if kind.hasobject:
+        raise InputError("holds Python objects, which are never read")
+    stack = _Stack(member, _as_stack(shape), by_columns, kind, start)
+    if start + math.prod(shape) * kind.itemsize > size:
+        raise InputError("truncated image")
+    return stack
+
+
+def _as_stack(array: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape (n, height, width) or (n, height, width, samples) of an array, which may lack the n."""
+    shape = "x".join(map(str, array)) or "one number"
+    if min(array, default=0) < 0:
+        raise InputError(f"is an array of {shape}")
+    if len(array) == 4 and array[3] in _COLOURS and array[0]:
         return array
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _COLOURS):
-        return array[None]
-    if array.ndim != 3 or array.shape[2] == 2 or not array.size:
+    if len(array) == 2 or (len(array) == 3 and array[2] in _COLOURS):
+        return (1, *array)
+    if len(array) != 3 or array[2] == 2 or not math.prod(array):
         raise InputError(f"is an array of {shape}: an image is HxW or HxWx3, a stack NxHxW")
-    if array.shape[0] in _COLOURS[1:]:
+    if array[0] in _COLOURS[1:]:
         raise InputError(
             f"is an array of {shape}: colours, or a stack? Save it as HxWxC or NxHxWx1"
         )

@@ -29,6 +29,7 @@ from anoscan.core.errors import InputError
 
 Deep = NDArray[np.uint16] | NDArray[np.float32]
 
+MOST_PAGES = 100_000
 LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read at once
 # Errors that decoders raise on damaged files, known from their source and from fuzzing.
 DAMAGE = (
@@ -96,7 +97,8 @@ def of_samples(
     stored : dtype, optional
         Type of the samples in the file, where `samples` are scaled values.
     full : (low, high), optional
-        See `Opened`. By default it is 0 to 1 for floats, and 0 to 65535 for other types.
+        See `Opened`. By default it is 0 to 1 for floats, and all that the stored type can hold
+        for other types.
 
     Raises
     ------
@@ -111,16 +113,24 @@ def of_samples(
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8) * np.uint8(255)
     if samples.dtype == np.uint8:
-        return Opened(Image.fromarray(np.array(samples, order="C")), width, height)
+        return Opened(Image.fromarray(np.ascontiguousarray(samples)), width, height)
     if samples.dtype.kind not in "iuf":
         raise InputError(f"holds {samples.dtype} samples, which are no grey levels")
     if samples.ndim == 3:
         samples = _over_black(samples)
     kind = "float" if stored.kind == "f" else "colour" if samples.ndim == 3 else "grey"
     if full is None:
-        full = (0.0, 1.0) if stored.kind == "f" else (0.0, 65535.0)
+        full = full_range(stored)
     depth = f"{8 * stored.itemsize}-bit {kind}"
     return Opened(finite(samples), width, height, depth=depth, full=full)
+
+
+def full_range(kind: np.dtype[Any]) -> tuple[float, float]:
+    """Values of a type that stand for black and white where no range was learned."""
+    if kind.kind == "f":
+        return 0.0, 1.0
+    limits = np.iinfo(kind)
+    return float(limits.min), float(limits.max)
 
 
 def _over_black(samples: NDArray[Any]) -> NDArray[Any]:
@@ -162,6 +172,12 @@ def check_size(width: int, height: int) -> None:
         raise InputError(f"is {width}x{height} pixels: too small to score")
     if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise InputError("has too many pixels to be decoded safely")
+
+
+def check_pages(number: int) -> None:
+    """Refuse files that claim more than `MOST_PAGES` pages, each of which would take memory."""
+    if number > MOST_PAGES:
+        raise InputError(f"claims {number} slices or frames: at most {MOST_PAGES} are read")
 
 
 def digest_of(picture: Image.Image | Deep) -> bytes:

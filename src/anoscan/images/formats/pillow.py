@@ -1,4 +1,4 @@
-"""Read images with Pillow: PNG, JPEG, BMP, WebP, GIF, PNM, and most TIFFs."""
+"""Read images with Pillow: JPEG, BMP, WebP and GIF, and the plain kinds of PNG, PNM and TIFF."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from anoscan.images.formats.picture import (
     silence,
 )
 
-SUFFIXES = ".png .jpg .jpeg .bmp .webp .gif .ppm .pgm .pnm .pbm"
+SUFFIXES = ".bmp .dib .webp .gif"
 # Pillow decides by content. Some of its other formats run programs: EPS starts Ghostscript.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "DIB")
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _PHOTOMETRIC = 0x0112, 0x0102, 0x0153, 0x0106
 _BAND = 2**22  # pixels that are copied at a time
 _CUT = re.compile("truncated|not enough image data|EOF")
+_UNSUPPORTED = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth|header)")
+_BMP_WORDS = {"bitfields": "layout of bits", "header": "kind of header"}
 
 
 class _Damaged(InputError):
@@ -167,5 +169,8 @@ def _plain_reasons() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise InputError("has too many pixels to be decoded safely") from None
     except DAMAGE as error:
+        if feature := _UNSUPPORTED.search(str(error)):
+            what = _BMP_WORDS.get(feature[1], feature[1])
+            raise InputError(f"is a BMP whose {what} is not read: save it as PNG") from None
         cut = isinstance(error, EOFError) or _CUT.search(str(error))
         raise _Damaged("truncated image" if cut else DAMAGED) from None

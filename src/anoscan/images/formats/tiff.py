@@ -1,6 +1,7 @@
 """Read TIFFs: one image, or one for each page.
 
-Pillow reads the files that it knows, and tifffile those that it does not, or not at full depth.
+Pillow reads the plain kind: uncompressed, 8 bits, one plane. tifffile reads all others, since
+Pillow opens many that it decodes to another picture, and libtiff in it writes to stderr.
 """
 
 from __future__ import annotations
@@ -15,34 +16,31 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from anoscan.core.errors import InputError
-from anoscan.images.formats import pillow
+from anoscan.images.formats import pillow, tiff_samples
 from anoscan.images.formats.picture import (
     DAMAGED,
     LARGEST_FILE,
+    MOST_PAGES,
     Opened,
     check_size,
     damage,
-    of_samples,
     open_file,
     reasons,
     regular,
 )
 
-SUFFIXES = ".tif .tiff"
-MOST_PAGES = 100_000
+SUFFIXES = ".tif .tiff .btf"
 _MOST_TAGS = 4096
 _KIND, _WIDTH, _HEIGHT = 254, 256, 257
 _COPY_OR_MASK = 5  # bits of the kind: a smaller copy of another page, or a mask of it
-_ORIENTATION, _PLANES, _OPACITY = 274, 2, 2
-_DEFLATE = (8, 32946, 50013)
+_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION = 258, 259, 262, 266, 274
+_PLANES, _PREDICTOR, _EXTRA, _SAMPLE_FORMAT = 284, 317, 338, 339
+_PLAIN_COLOURS = (0, 1, 2, 3, 5, 8)  # white is 0, black is 0, RGB, palette, CMYK, LAB
+_DEFLATE, _JPEG = (8, 32946, 50013), 7
 _MOST_DEFLATED = 1032  # bytes that one byte of deflate can become, at most
 _UNCHECKED = 2**28  # bytes that a strip or tile may become without a check before
 _STEP = 2**20  # bytes that such a check inflates at a time
-_COLOURS = {0: 1, 1: 1, 2: 3}  # samples of a pixel by photometric: white is 0, black is 0, RGB
 
 # tifffile logs what is unusual about a file; without a handler the log would go to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -73,10 +71,31 @@ def _decoded(source: IO[bytes], draft_side: int, deep: bool, digest: bytes) -> O
     try:
         image = pillow.identified(source)
     except pillow.Undecodable as refusal:
-        return _by_tifffile(source, refusal, digest)
-    if deep and pillow.loses_depth(image):
-        return _by_tifffile(source, None, digest)
-    return pillow.loaded(image, draft_side, digest)
+        return _by_tifffile(source, deep, digest, refusal)
+    if _is_plain(image, deep):
+        return pillow.loaded(image, draft_side, digest)
+    return _by_tifffile(source, deep, digest)
+
+
+def _is_plain(image: Any, deep: bool) -> bool:
+    """Whether a page is of the kind that Pillow decodes right without libtiff.
+
+    Unless `deep`, that includes colours of 16 bits, which Pillow reduces.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = set(tags.get(_BITS, (1,)))
+    extra = tags.get(_EXTRA, ())
+    colour = tags.get(_PHOTOMETRIC) == 2
+    return (
+        (bits == {8} or (bits == {16} and colour and not deep))
+        and tags.get(_COMPRESSION, 1) == 1
+        and tags.get(_PHOTOMETRIC) in _PLAIN_COLOURS
+        and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+        and tags.get(_PLANES, 1) == 1
+        and tags.get(_FILL_ORDER, 1) == 1
+        and tags.get(_PREDICTOR, 1) == 1
+        and (not extra or (colour and set(extra[:1]) <= {0, 2} and set(extra[1:]) <= {0}))
+    )
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -146,11 +165,11 @@ def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
         head = source.read(16).ljust(16, b"\0")
         form = _Form.of(head)
         (at,) = struct.unpack_from(form.offset, head, len(form.head))
-        while at and at not in seen and len(seen) < MOST_PAGES:
+        while 0 < at < size and at not in seen and len(seen) < MOST_PAGES:
             seen.add(at)
             try:
                 tags, following = form.directory(source, at)
-            except (struct.error, OverflowError):
+            except struct.error:
                 break
             (kind,) = struct.unpack_from(form.value, tags.get(_KIND, bytes(4)))
             if not found or (tags.keys() >= {_WIDTH, _HEIGHT} and not kind & _COPY_OR_MASK):
@@ -162,81 +181,87 @@ def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
 # --- what Pillow cannot read --------------------------------------------------------------------
 
 
-def _by_tifffile(source: IO[bytes], refusal: InputError | None, digest: bytes) -> Opened:
-    """Decode the first page with tifffile; where it is damaged, raise Pillow's `refusal`."""
+def _by_tifffile(
+    source: IO[bytes], deep: bool, digest: bytes, refusal: InputError | None = None
+) -> Opened:
+    """Decode the first page with tifffile; where it is damaged, Pillow's `refusal` may say more."""
     import tifffile
 
     try:
         with damage():
             source.seek(0)
             with tifffile.TiffFile(source) as file:
-                return dataclasses.replace(_first_page(file), digest=digest)
+                return dataclasses.replace(_first_page(file, deep), digest=digest)
     except InputError as error:
-        if refusal is not None and error.message == DAMAGED:
+        if error.message == DAMAGED and refusal and "truncated" in refusal.message:
             raise refusal from None
         raise
 
 
-def _first_page(file: Any) -> Opened:
+def _first_page(file: Any, deep: bool) -> Opened:
     page = file.pages.first
     check_size(page.imagewidth, page.imagelength)
-    colours = _COLOURS.get(page.photometric)
-    extra = page.samplesperpixel - (colours or 0)
-    if colours is None or page.imagedepth != 1 or extra not in (0, 1):
-        raise InputError(
-            f"is a TIFF of {page.samplesperpixel} samples a pixel "
-            f"({getattr(page.photometric, 'name', page.photometric)}): save it as grey or RGB"
-        )
-    _check_segments(page, file.filehandle.size)
-    samples = _samples(page)
-    if page.photometric == 0 and samples.dtype.kind == "u":  # white is 0
-        samples = np.iinfo(samples.dtype).max - samples
-    if extra and tuple(page.extrasamples) != (_OPACITY,):
-        samples = samples[..., :-1]  # no opacity, or one that colours were multiplied by
-    opened = of_samples(samples)
+    if page.imagedepth != 1:
+        raise InputError("is a TIFF of a volume in one page, which is not read: save slices")
+    layout = tiff_samples.Layout.of(page)
+    _check_segments(page, layout.bits, file.filehandle.size)
+    samples = tiff_samples.stored(page, layout)
     turned = page.tags.valueof(_ORIENTATION, 1)
     turned = turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
-    return dataclasses.replace(opened, orientation=turned, pending=turned)
+    opened = tiff_samples.meaning(_upright(samples, turned), page, layout, deep=deep)
+    return dataclasses.replace(
+        opened, width=page.imagewidth, height=page.imagelength, orientation=turned
+    )
 
 
-def _samples(page: Any) -> NDArray[Any]:
-    """Samples (height, width, samples a pixel) of a page that `_check_segments` accepted."""
-    try:
-        samples = page.asarray(maxworkers=1)
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        name = getattr(page.compression, "name", page.compression)
-        raise InputError(
-            f"its {name} compression needs imagecodecs: pip install 'anoscan[tiff]'"
-        ) from None
-    if page.samplesperpixel > 1 and page.planarconfig == _PLANES:
-        samples = np.moveaxis(samples, 0, -1)
-    return np.asarray(samples).reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+def _upright(samples: tiff_samples.Raw, turned: int) -> tiff_samples.Raw:
+    """Turn stored samples (height, width, n) by their orientation, as Pillow does."""
+    samples = samples.swapaxes(0, 1) if turned >= 5 else samples
+    samples = samples[:, ::-1] if turned in (2, 3, 6, 7) else samples
+    return samples[::-1] if turned in (3, 4, 7, 8) else samples
 
 
-def _check_segments(page: Any, size: int) -> None:
+def _check_segments(page: Any, bits: int, size: int) -> None:
     """Refuse strips and tiles that are missing, truncated, or inflate to more than their size.
 
-    `size` is the size of the file in bytes.
+    `size` is the size of the file in bytes. Tiles of no bytes at no place are empty on purpose.
     """
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(parts) < math.prod(page.chunked):
         raise InputError(DAMAGED)
-    if any(offset + length > size for offset, length in parts):
-        raise InputError("truncated image")
-    whole = math.prod(page.chunks) * page.dtype.itemsize
+    samples = math.prod(page.chunks)
+    whole = samples * -(-bits // 8)
     if whole > LARGEST_FILE:
         raise InputError("has too many pixels to be decoded safely")
-    if page.compression not in _DEFLATE:
-        return
+    plain = page.compression == 1 and not page.is_subsampled
+    least = samples // page.chunks[-1] * bits * page.chunks[-1] // 8 if plain else 1
+    for offset, length in parts:
+        if bool(offset) != bool(length):
+            raise InputError(DAMAGED)
+        if offset + (min(length, least) if plain else length) > size:
+            raise InputError("truncated image")
+    if page.compression in _DEFLATE:
+        _check_inflated(page.parent.filehandle, parts, whole)
+    if page.compression == _JPEG:
+        _check_ends(page.parent.filehandle, parts)
+
+
+def _check_inflated(file: Any, parts: list[tuple[int, int]], whole: int) -> None:
     for offset, length in parts:
         if length * _MOST_DEFLATED > _UNCHECKED:
-            page.parent.filehandle.seek(offset)
+            file.seek(offset)
             inflating = zlib.decompressobj()
-            left, rest = whole + 1, page.parent.filehandle.read(length)
+            left, rest = whole + 1, file.read(length)
             while rest and left > 0:
                 left -= len(inflating.decompress(rest, _STEP))
                 rest = inflating.unconsumed_tail
             if left <= 0:
                 raise InputError(DAMAGED)
+
+
+def _check_ends(file: Any, parts: list[tuple[int, int]]) -> None:
+    """Refuse JPEGs without their end; a decoder would fill what is missing with grey."""
+    for offset, length in parts:
+        file.seek(offset)
+        if length and b"\xff\xd9" not in file.read(length):
+            raise InputError("truncated image")
