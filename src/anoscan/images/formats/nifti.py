@@ -127,6 +127,7 @@ def _volume(file: Path, size: int, changed: int) -> _Volume:
             shape = shape[:-1]
         if len(shape) not in (2, 3) or min(shape) < 1:
             sides = "x".join(map(str, shape))
+            sides = sides if len(sides) < 40 else f"{len(shape)} axes"
             raise InputError(f"is a volume of {sides}: save one of two or three axes")
         slope, intercept = header.get_slope_inter()
         width, height, slices = (*shape, 1)[:3]

@@ -160,7 +160,8 @@ def _member(file: Path, member: zipfile.ZipInfo) -> _Stack:
             raise InputError("unpacks to more than 2 GiB")
         return _stack(file, member.filename, member.file_size)
     except InputError as error:
-        return _Stack(member.filename, refusal=f"{member.filename}: {error.message}")
+        name = "".join(c if c.isprintable() else "?" for c in member.filename[:60])
+        return _Stack(member.filename, refusal=f"{name}: {error.message}")
 
 
 def _stack(file: Path, member: str | None, size: int) -> _Stack:

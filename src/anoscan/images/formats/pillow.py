@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,10 @@ _BAND = 2**22  # pixels that are copied at a time
 _CUT = re.compile("truncated|not enough image data|EOF")
 _UNSUPPORTED = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth|header)")
 _BMP_WORDS = {"bitfields": "layout of bits", "header": "kind of header"}
+
+
+# Pillow logs what is unusual about a file; without a handler the log would go to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class _Damaged(InputError):

@@ -22,8 +22,9 @@ from anoscan.images.formats.picture import DAMAGED, Opened, damage, of_samples, 
 SUFFIXES = ".png .apng"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")  # width, height, bits, colour type, two methods, interlacing
-_GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6
-_SAMPLES = {_RGB: 3, _GREY_ALPHA: 2, _RGBA: 4}
+_GREY, _RGB = 0, 2
+_SAMPLES = {_GREY: 1, _RGB: 3, 3: 1, 4: 2, 6: 4}  # samples of a pixel by colour type
+_KIND = 9  # place of the colour type in the header
 # Starts and steps of the seven passes of an interlaced image: column, row, columns, rows.
 _PASSES = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -57,7 +58,7 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
         with damage():
             samples = _decoded(source)
             if not deep:
-                samples = (samples >> 8).astype(np.uint8)  # as Pillow reduces them
+                samples = np.rint(samples / 257).astype(np.uint8)
             opened = of_samples(samples)
     return dataclasses.replace(opened, digest=digest, orientation=orientation, pending=orientation)
 
@@ -82,20 +83,31 @@ def _decoded(source: IO[bytes]) -> NDArray[np.uint16]:
     """Decode a PNG to samples (height, width, n), uint16; a colour key has become an opacity."""
     import imagecodecs
 
-    source.seek(len(_SIGNATURE))
-    # libpng prints what it finds strange, so it gets no more than the chunks that it needs.
-    parts = dict(_chunks(source, (b"IHDR", b"tRNS")))
-    source.seek(len(_SIGNATURE))
-    packed = b"".join(data for _, data in _chunks(source, (b"IDAT",)))
-    width, height, _, kind, *_, interlaced = _HEADER.unpack(parts[b"IHDR"])
-    _check_rows(packed, _rows(width, height, 2 * _SAMPLES[kind], interlaced))
-    key = parts.get(b"tRNS", b"")
-    if key and (kind != _RGB or len(key) != 6):
+    header, key, packed = checked(source)
+    if key and (header[_KIND] != _RGB or len(key) != 6):
         raise InputError(DAMAGED)
-    kept = [(b"IHDR", parts[b"IHDR"]), (b"tRNS", key), (b"IDAT", packed), (b"IEND", b"")]
+    # libpng prints what it finds strange, so it gets no more than the chunks that it needs.
+    kept = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", packed), (b"IEND", b"")]
     whole = b"".join(_chunk(name, data) for name, data in kept if data or name == b"IEND")
     found: NDArray[np.uint16] = imagecodecs.png_decode(_SIGNATURE + whole)
     return found
+
+
+def checked(source: IO[bytes]) -> tuple[bytes, bytes, bytes]:
+    """Return header, colour key and compressed rows of a PNG, whose checksums and lengths fit.
+
+    Raises
+    ------
+    InputError
+        When they do not fit.
+    """
+    source.seek(len(_SIGNATURE))
+    parts = dict(_chunks(source, (b"IHDR", b"tRNS")))
+    source.seek(len(_SIGNATURE))
+    packed = b"".join(data for _, data in _chunks(source, (b"IDAT",)))
+    width, height, bits, kind, *_, interlaced = _HEADER.unpack(parts[b"IHDR"])
+    _check_rows(packed, _rows(width, height, bits * _SAMPLES[kind], interlaced))
+    return parts[b"IHDR"], parts.get(b"tRNS", b""), packed
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -125,12 +137,12 @@ def _chunks(source: IO[bytes], wanted: tuple[bytes, ...]) -> Iterator[tuple[byte
 
 
 def _rows(width: int, height: int, size: int, interlaced: int) -> int:
-    """Bytes of the inflated rows of an image; `size` is the number of bytes of a pixel."""
+    """Bytes of the inflated rows of an image; `size` is the number of bits of a pixel."""
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     total = 0
     for left, top, across, down in passes:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        total += rows * (1 + columns * size) if columns > 0 and rows > 0 else 0
+        total += rows * (1 + -(-columns * size // 8)) if columns > 0 and rows > 0 else 0
     return total
 
 
@@ -140,10 +152,8 @@ def _check_rows(packed: bytes, expected: int) -> None:
     while not inflating.eof and found <= expected:
         data = inflating.decompress(rest, _STEP)
         rest = inflating.unconsumed_tail
-        if not data and not rest:
-            break
         found += len(data)
-    if found < expected and not inflating.eof:
-        raise InputError("truncated image")
+        if not data and not rest:
+            raise InputError("truncated image")
     if found != expected:
         raise InputError(DAMAGED)

@@ -1,4 +1,4 @@
-"""Read grey and colour PNM of other maxima than 255, which Pillow converts pixel by pixel."""
+"""Read PNM that is text or has another maximum than 255; Pillow is slow at these."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def begins(head: bytes, name: str) -> bool:
     found = _HEAD.match(head)
     if found is None:  # comments may be longer than the first bytes: then Pillow reads it
         return False
-    return found[4] != b"255"
+    return found[4] != b"255" or found[1] in b"23"
 
 
 def count(file: Path) -> int:

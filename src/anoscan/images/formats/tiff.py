@@ -16,8 +16,10 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from anoscan.core.errors import InputError
-from anoscan.images.formats import pillow, tiff_samples
+from anoscan.images.formats import pillow, png, tiff_samples
 from anoscan.images.formats.picture import (
     DAMAGED,
     LARGEST_FILE,
@@ -35,9 +37,9 @@ _MOST_TAGS = 4096
 _KIND, _WIDTH, _HEIGHT = 254, 256, 257
 _COPY_OR_MASK = 5  # bits of the kind: a smaller copy of another page, or a mask of it
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION = 258, 259, 262, 266, 274
-_PLANES, _PREDICTOR, _EXTRA, _SAMPLE_FORMAT = 284, 317, 338, 339
+_PLANES, _PREDICTOR, _INKS, _EXTRA, _SAMPLE_FORMAT = 284, 317, 332, 338, 339
 _PLAIN_COLOURS = (0, 1, 2, 3, 5, 8)  # white is 0, black is 0, RGB, palette, CMYK, LAB
-_DEFLATE, _JPEG = (8, 32946, 50013), 7
+_DEFLATE, _JPEG, _PNG = (8, 32946, 50013), 7, 34933
 _MOST_DEFLATED = 1032  # bytes that one byte of deflate can become, at most
 _UNCHECKED = 2**28  # bytes that a strip or tile may become without a check before
 _STEP = 2**20  # bytes that such a check inflates at a time
@@ -90,6 +92,7 @@ def _is_plain(image: Any, deep: bool) -> bool:
         (bits == {8} or (bits == {16} and colour and not deep))
         and tags.get(_COMPRESSION, 1) == 1
         and tags.get(_PHOTOMETRIC) in _PLAIN_COLOURS
+        and tags.get(_INKS, 1) == 1
         and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
         and tags.get(_PLANES, 1) == 1
         and tags.get(_FILL_ORDER, 1) == 1
@@ -208,7 +211,8 @@ def _first_page(file: Any, deep: bool) -> Opened:
     samples = tiff_samples.stored(page, layout)
     turned = page.tags.valueof(_ORIENTATION, 1)
     turned = turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
-    opened = tiff_samples.meaning(_upright(samples, turned), page, layout, deep=deep)
+    with np.errstate(all="ignore"):  # of floats that are not finite, which are refused later
+        opened = tiff_samples.meaning(_upright(samples, turned), page, layout, deep=deep)
     return dataclasses.replace(
         opened, width=page.imagewidth, height=page.imagelength, orientation=turned
     )
@@ -244,6 +248,10 @@ def _check_segments(page: Any, bits: int, size: int) -> None:
         _check_inflated(page.parent.filehandle, parts, whole)
     if page.compression == _JPEG:
         _check_ends(page.parent.filehandle, parts)
+    if page.compression == _PNG:
+        for offset, length in parts:
+            page.parent.filehandle.seek(offset)
+            png.checked(io.BytesIO(page.parent.filehandle.read(length)))
 
 
 def _check_inflated(file: Any, parts: list[tuple[int, int]], whole: int) -> None:

@@ -119,6 +119,8 @@ def _check_space(page: Any, photometric: int, bits: int) -> None:
 
 
 def _named(value: Any) -> str:
+    if not isinstance(value, int):
+        raise InputError(DAMAGED)
     return str(getattr(value, "name", value))
 
 
@@ -143,6 +145,8 @@ def stored(page: Any, layout: Layout) -> Raw:
 def _check_codec(page: Any) -> None:
     from tifffile import TIFF
 
+    if page.compression in _CCITT:
+        return
     try:
         _ = TIFF.DECOMPRESSORS[page.compression]
     except KeyError:
