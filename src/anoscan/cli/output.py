@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from anoscan.cli import tables
+from anoscan.cli.signals import whole_line
 from anoscan.core import results
 from anoscan.core.errors import AnoscanError
 from anoscan.core.files import defused, encodable, printable, replacing
@@ -143,8 +144,9 @@ class Output:
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""
         text = json.dumps(results.to_json(image), allow_nan=False, ensure_ascii=True)
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        with whole_line():
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
     def gallery(self, gallery: Gallery) -> None:
         """Show pictures on a terminal, each below its path."""
@@ -186,14 +188,19 @@ class CsvWriter:
 
     def write(self, image: results.ImageScore) -> None:
         """Write one row; numbers have full precision, and missing values are empty."""
-        if not self._begun:
-            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
-            self._begun = True
         values = [getattr(image, column) for column in CSV_COLUMNS]
         values += [image.terms.get(term) for term in self._terms]
         values.append("; ".join(image.mismatch) if image.mismatch else None)
-        self._writer.writerow([self._cell(value) for value in values])
-        self._stream.flush()
+        with whole_line():
+            self.begin()
+            self._writer.writerow([self._cell(value) for value in values])
+            self._stream.flush()
+
+    def begin(self) -> None:
+        """Write the header, unless it is there."""
+        if not self._begun:
+            self._begun = True
+            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
 
     def _cell(self, value: Any) -> str:
         if value is None:
