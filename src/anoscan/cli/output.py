@@ -6,6 +6,8 @@ File names are printed so that they cannot act as markup, control codes or formu
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -118,7 +120,9 @@ class Output:
     def emit(self, report: Any) -> None:
         """Print a result as its JSON document, or as tables."""
         if self.as_json:
-            self.document(results.to_json(report))
+            for part in json_parts(report):
+                sys.stdout.write(part)
+            sys.stdout.flush()
         else:
             self._show(tables.render(report))
 
@@ -131,15 +135,14 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(_json(value) + "\n")
         sys.stdout.flush()
 
     def save(self, report: Any, file: Path) -> None:
         """Write a result to a file as a JSON document; raise InputError where that fails."""
-        text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
         with replacing(file) as stream:
-            stream.write(text.encode("ascii") + b"\n")
+            for part in json_parts(report):
+                stream.write(part.encode("ascii"))
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""
@@ -169,6 +172,28 @@ class Output:
             lines = [line.rstrip() for line in printed.get().split("\n")]
             self._out.file.write("\n".join(lines))
             self._out.file.flush()
+
+
+def json_parts(report: Any) -> Iterator[str]:
+    """Yield a result as its JSON document, in parts: lists of results are never whole in memory."""
+    head = [("schema", report.schema)]
+    fields = ((field.name, getattr(report, field.name)) for field in dataclasses.fields(report))
+    comma = "{"
+    for name, value in itertools.chain(head, fields):
+        yield f'{comma}\n  "{name}": '
+        comma = ","
+        if isinstance(value, Sequence) and value and dataclasses.is_dataclass(value[0]):
+            for number, item in enumerate(value):
+                yield ",\n    " if number else "[\n    "
+                yield _json(results.to_json(item)).replace("\n", "\n    ")
+            yield "\n  ]"
+        else:
+            yield _json(results.to_json(value)).replace("\n", "\n  ")
+    yield "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
 
 
 def _console(stream: IO[str]) -> Console:

@@ -48,7 +48,11 @@ def prepare() -> None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(_null(os.O_RDONLY, "w")))
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(_null(os.O_WRONLY, "w")))
-    sys.stdout, sys.stderr = _kept(sys.stdout, _Results), _kept(sys.stderr, _Messages)
+    # Python callers may have put other streams there, which are their own concern.
+    if sys.stdout is sys.__stdout__ or sys.__stdout__ is None:
+        sys.stdout = _kept(sys.stdout, _Results)
+    if sys.stderr is sys.__stderr__ or sys.__stderr__ is None:
+        sys.stderr = _kept(sys.stderr, _Messages)
 
 
 def _null(flags: int, mode: str) -> io.FileIO:

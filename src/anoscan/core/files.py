@@ -71,7 +71,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             beside.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(_unfinished(beside, Path.mkdir))
+            folder = stack.enter_context(_unfinished(beside, _make_private))
         except OSError as error:
             raise cannot_write(beside, error) from error
         yield folder
@@ -95,6 +95,10 @@ _remove_leftovers_once = lru_cache(maxsize=4096)(remove_leftovers)  # a folder m
 
 def _touch(path: Path) -> None:
     path.touch(exist_ok=False)
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(0o700)
 
 
 @contextmanager

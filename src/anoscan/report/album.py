@@ -95,7 +95,8 @@ class Album:
             for name, data in zip(NAMES, files, strict=False):
                 file = f"{len(self):06d}-{name}.webp"
                 try:
-                    (self._unfinished / file).write_bytes(data)
+                    with (self._unfinished / file).open("wb") as stream:
+                        stream.write(data)
                 except OSError as error:
                     raise cannot_write(self.folder / file, error) from error
             self._ends.append(0)
