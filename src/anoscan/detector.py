@@ -341,7 +341,7 @@ class Detector:
             For a bad name; for a name that is taken while `force` is False.
         """
         before = self.reference
-        file = store.unused(name, force=force) if name else Path(before.path)
+        file = store.unused(name, force=force) if name else store.writable(Path(before.path))
         normal, narrowed = training_paths(paths)
         normals = find(normal) if normal else []
         notify(on_progress, "reading", narrowed, len(normals))

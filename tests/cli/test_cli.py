@@ -572,6 +572,21 @@ def test_an_empty_list_on_stdin_is_a_failure(run: Run, model_file: Path) -> None
     assert "stdin is empty" in result.err
 
 
+def test_an_empty_list_on_stdin_is_no_failure_where_that_is_allowed(
+    run: Run, model_file: Path, odd_folder: Path
+) -> None:
+    command = ["score", "-", "--model", model_file, "--allow-empty", "-q"]
+    result = run(*command, "--json", stdin=b"")
+    assert result.code == 0
+    assert result.json["images"] == []
+    assert result.json["counts"] == {"scored": 0, "anomalous": 0, "skipped": 0}
+    for more, lines in ([], None), (["--jsonl"], 0), (["--csv"], 1):
+        result = run(*command, *more, stdin=b"\n")
+        assert result.code == 0
+        assert lines is None or len(result.out.splitlines()) == lines
+    assert run(*command, stdin=f"{odd_folder}/zero.png\n".encode()).code == 1
+
+
 def test_top_cuts_the_list_and_not_the_counts(run: Run, model_file: Path, digits: Digits) -> None:
     result = run("score", digits.queries, "--model", model_file, "--top", 3, "--json")
     assert [image["rank"] for image in result.json["images"]] == [1, 2, 3]

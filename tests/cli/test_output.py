@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ from anoscan.core.results import (
     TrainedModel,
     TrainImages,
     TrainReport,
+    to_json,
 )
 
 NAME = "queries/part[bold]x\x1b[31m\n" + "long" * 40 + ".png"
@@ -323,6 +325,14 @@ def test_every_report_is_one_strict_json_document(
     assert json.loads(captured.out)["schema"] == report.schema
     assert captured.out.isascii()
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("report", ALL.values(), ids=ALL)
+def test_a_document_in_parts_is_the_document(report: Any, tmp_path: Path) -> None:
+    whole = json.dumps(to_json(report), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
+    assert "".join(output.json_parts(report)) == whole
+    Output().save(report, tmp_path / "file")
+    assert (tmp_path / "file").read_text(encoding="ascii") == whole
 
 
 @given(st.text())

@@ -336,7 +336,7 @@ def test_a_report_that_is_not_named_as_a_page_is_refused(tmp_path: Path) -> None
 
 def test_a_page_that_cannot_be_written_fails_before_anything_is_scored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write"):
         HtmlReport(tmp_path / "file" / "report.html", 1)
 
 

@@ -5,9 +5,8 @@ Nothing here imports torch or scikit-learn before a command runs, so ``--help`` 
 
 from __future__ import annotations
 
-import io
-import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -15,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import anoscan
+from anoscan.cli import signals, streams
 from anoscan.cli.commands import calibrate, drift, models, sample, suspects, train
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
@@ -88,16 +88,18 @@ for name, command in _MODELS.items():
 
 def main() -> NoReturn:
     """Run the command line; `_run` or `typer.Exit` decides every exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Characters that the terminal's encoding lacks are shown escaped.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(_run())
+    streams.prepare()
+    with signals.end_cleanly():
+        code = _run()
+    streams.flush_stdout()
+    sys.exit(code)
 
 
 def _run() -> int:
     try:
         code = app(standalone_mode=False) or ExitCode.DONE
-        sys.stdout.flush()
+        if lost := streams.flush_stdout():
+            return _unwritten(lost)
     except _WrongUsage as error:
         command = error.ctx.command_path if error.ctx else "anoscan"
         message = error.format_message()
@@ -105,14 +107,8 @@ def _run() -> int:
         return _fail(UsageError(message, hint=f"See {command} --help."))
     except AnoscanError as error:
         return _fail(error)
-    except BrokenPipeError:
-        return _reader_gone()
     except OSError as error:
-        # The system refused, as with a full disk. An error without a number is not the system's.
-        if error.errno is None:
-            return _bug()
-        named = f"{error.filename}: " if error.filename else ""
-        return _fail(AnoscanError(f"{named}{error.strerror}."))
+        return _refused(error)
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except Exception:
@@ -133,7 +129,23 @@ def _bug() -> int:
     return ExitCode.BUG
 
 
-def _reader_gone() -> int:
-    # The reader of the pipe ended, such as head. Python must not flush stdout again at its exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _refused(error: OSError) -> int:
+    """Report that the system refused, as with a full disk."""
+    if error.filename == streams.STDOUT or isinstance(error, BrokenPipeError):
+        return _unwritten(error)
+    if error.errno is None:  # not an error of the system
+        return _bug()
+    if error.filename:
+        return _fail(AnoscanError(f"{error.filename}: {error.strerror}."))
+    return _fail(
+        AnoscanError(
+            f"the system refused to read or write: {error.strerror}.",
+            hint=f"Temporary files are in {tempfile.gettempdir()}: see that it has room.",
+        )
+    )
+
+
+def _unwritten(error: OSError) -> int:
+    if not isinstance(error, BrokenPipeError):  # a reader that went away, such as head, knows it
+        _fail(AnoscanError(f"cannot write to stdout: {streams.reason(error)}."))
     return ExitCode.FAILED

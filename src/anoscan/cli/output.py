@@ -6,6 +6,8 @@ File names are printed so that they cannot act as markup, control codes or formu
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -19,6 +21,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from anoscan.cli import tables
+from anoscan.cli.signals import whole_line
 from anoscan.core import results
 from anoscan.core.errors import AnoscanError
 from anoscan.core.files import defused, encodable, printable, replacing
@@ -117,7 +120,9 @@ class Output:
     def emit(self, report: Any) -> None:
         """Print a result as its JSON document, or as tables."""
         if self.as_json:
-            self.document(results.to_json(report))
+            for part in json_parts(report):
+                sys.stdout.write(part)
+            sys.stdout.flush()
         else:
             self._show(tables.render(report))
 
@@ -130,21 +135,21 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(_json(value) + "\n")
         sys.stdout.flush()
 
     def save(self, report: Any, file: Path) -> None:
         """Write a result to a file as a JSON document; raise InputError where that fails."""
-        text = json.dumps(results.to_json(report), indent=2, allow_nan=False, ensure_ascii=True)
         with replacing(file) as stream:
-            stream.write(text.encode("ascii") + b"\n")
+            for part in json_parts(report):
+                stream.write(part.encode("ascii"))
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""
         text = json.dumps(results.to_json(image), allow_nan=False, ensure_ascii=True)
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        with whole_line():
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
     def gallery(self, gallery: Gallery) -> None:
         """Show pictures on a terminal, each below its path."""
@@ -169,6 +174,28 @@ class Output:
             self._out.file.flush()
 
 
+def json_parts(report: Any) -> Iterator[str]:
+    """Yield a result as its JSON document, in parts: lists of results are never whole in memory."""
+    head = [("schema", report.schema)]
+    fields = ((field.name, getattr(report, field.name)) for field in dataclasses.fields(report))
+    comma = "{"
+    for name, value in itertools.chain(head, fields):
+        yield f'{comma}\n  "{name}": '
+        comma = ","
+        if isinstance(value, Sequence) and value and dataclasses.is_dataclass(value[0]):
+            for number, item in enumerate(value):
+                yield ",\n    " if number else "[\n    "
+                yield _json(results.to_json(item)).replace("\n", "\n    ")
+            yield "\n  ]"
+        else:
+            yield _json(results.to_json(value)).replace("\n", "\n  ")
+    yield "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
+
+
 def _console(stream: IO[str]) -> Console:
     width = None if stream.isatty() or "COLUMNS" in os.environ else _NEVER_WRAP
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
@@ -186,14 +213,19 @@ class CsvWriter:
 
     def write(self, image: results.ImageScore) -> None:
         """Write one row; numbers have full precision, and missing values are empty."""
-        if not self._begun:
-            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
-            self._begun = True
         values = [getattr(image, column) for column in CSV_COLUMNS]
         values += [image.terms.get(term) for term in self._terms]
         values.append("; ".join(image.mismatch) if image.mismatch else None)
-        self._writer.writerow([self._cell(value) for value in values])
-        self._stream.flush()
+        with whole_line():
+            self.begin()
+            self._writer.writerow([self._cell(value) for value in values])
+            self._stream.flush()
+
+    def begin(self) -> None:
+        """Write the header, unless it is there."""
+        if not self._begun:
+            self._begun = True
+            self._writer.writerow([*CSV_COLUMNS, *self._terms, "mismatch"])
 
     def _cell(self, value: Any) -> str:
         if value is None:

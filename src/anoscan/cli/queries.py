@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anoscan.cli import streams
 from anoscan.core.errors import InputError
 
 if TYPE_CHECKING:
     from anoscan.images.files import ImageFile
 
 
-def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[ImageFile], list[str]]:
+def gather(
+    paths: Sequence[str], written: Sequence[Path] = (), *, allow_empty: bool = False
+) -> tuple[list[ImageFile], list[str]]:
     """Find the images of the arguments; ``-`` stands for the list on stdin.
 
     In a folder laid out like MVTec AD, only ``test`` is read. Training images have lower scores
@@ -27,6 +30,8 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
     written : sequence of path
         Folders that the same command writes pictures to. Where they are inside a folder of
         `paths`, they are not searched.
+    allow_empty : bool
+        Whether the list on stdin may be empty.
 
     Returns
     -------
@@ -37,7 +42,7 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
     Raises
     ------
     InputError
-        When a path does not exist, there is no image, or a folder cannot be read.
+        When a path does not exist, there is no image, or a folder or stdin cannot be read.
     """
     from anoscan.images.files import find, in_file
     from anoscan.images.layout import query_paths
@@ -56,8 +61,10 @@ def gather(paths: Sequence[str], written: Sequence[Path] = ()) -> tuple[list[Ima
             found += in_file(path, Path(path), path)
     if given:
         found += find(given, written)
-    if not found:
-        raise InputError("the list of images on stdin is empty.")
+    if not found and not allow_empty:
+        raise InputError(
+            "the list of images on stdin is empty.", hint="Where that is no fault: --allow-empty."
+        )
     return found, notes
 
 
@@ -74,7 +81,10 @@ def _notes(written: Sequence[Path], paths: Sequence[str]) -> Iterator[str]:
 
 def _listed() -> list[str]:
     """Read paths from stdin; names with newlines need the form of ``find -print0``."""
-    data = sys.stdin.buffer.read()
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"cannot read the list on stdin: {streams.reason(error)}.") from error
     if b"\0" in data:
         names = data.split(b"\0")
     else:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from anoscan.core.errors import AnoscanError, InputError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    _flock = None
+else:
+
+    def _flock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 _HINT = "Choose a folder that can be written to and has room."
+_UNFINISHED = re.compile(r"\.anoscan-[0-9a-f]{16}\.tmp")
+_OLD = 24 * 60 * 60  # seconds; where there are no locks, an older unfinished file is left over
 
 
 @contextmanager
@@ -30,21 +46,123 @@ def replacing(
     AnoscanError
         When the file cannot be written; an instance of `failure`.
     """
-    # The name of the file with a suffix could be too long for the file system.
-    temporary = path.parent / f".anoscan-{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            yield stream
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(path)
+        with _unfinished(path.parent) as temporary:
+            with temporary.open("wb") as stream:
+                yield stream
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            temporary.replace(path)
     except OSError as error:
-        raise failure(f"cannot write {path}: {_reason(error)}.", hint=_HINT) from error
+        raise cannot_write(path, error, failure) from error
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """Make a folder in the folder `beside`, and remove it with its content when the context ends.
+
+    Raises
+    ------
+    InputError
+        When it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            beside.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(_unfinished(beside, _make_private))
+        except OSError as error:
+            raise cannot_write(beside, error) from error
+        yield folder
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed left unfinished in `folder`, as far as that can be.
+
+    A process locks what it writes, so nothing of a living process is removed. The folder need not
+    exist.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _UNFINISHED.fullmatch(entry.name):
+                with suppress(OSError):
+                    _remove_if_left(Path(entry.path))
+
+
+_remove_leftovers_once = lru_cache(maxsize=4096)(remove_leftovers)  # a folder may hold a million
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(0o700)
+
+
+@contextmanager
+def _unfinished(folder: Path, make: Callable[[Path], None] = _touch) -> Iterator[Path]:
+    """Make a file or folder of a new name, locked until the context ends; remove it then."""
+    _remove_leftovers_once(folder)
+    while True:
+        # The name of the final file with a suffix could be too long for the file system.
+        temporary = folder / f".anoscan-{secrets.token_hex(8)}.tmp"
+        make(temporary)
+        try:
+            lock = _locked(temporary)
+        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked
+            continue
+        break
+    try:
+        yield temporary
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """Lock a file or folder until the descriptor is closed; return None where no locks are.
+
+    Raises
+    ------
+    BlockingIOError, FileNotFoundError
+        When another process holds the lock, or the file is gone.
+    """
+    if _flock is None:
+        return None
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    descriptor = os.open(path, flags | os.O_NOFOLLOW)
+    try:
+        _flock(descriptor)
+        path.lstat()  # another process may have removed it just before
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_if_left(path: Path) -> None:
+    lock = _locked(path)
+    if lock is None and time.time() - path.lstat().st_mtime < _OLD:
+        return
+    try:
+        _remove(path)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
@@ -58,6 +176,15 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
     UsageError
         When the file, or files in the folder, cannot be written.
     """
+    if problem := why_unwritable(path, folder=folder):
+        raise UsageError(f"{option} {path} cannot be written: {problem}.", hint=_HINT)
+
+
+def why_unwritable(path: Path, *, folder: bool = False) -> str | None:
+    """Return why the file `path`, or files in that `folder`, cannot be written; None if they can.
+
+    Nothing is left behind.
+    """
     place = path if folder else path.parent
     made = [part for part in (place, *place.parents) if not os.path.lexists(part)]
     try:
@@ -67,14 +194,23 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        reason = _reason(error)
-        raise UsageError(f"{option} {path} cannot be written: {reason}.", hint=_HINT) from None
-    for part in made:
-        with suppress(OSError):
-            part.rmdir()
+        return reason_of(error)
+    finally:
+        for part in made:
+            with suppress(OSError):
+                part.rmdir()
+    return None
 
 
-def _reason(error: OSError) -> str:
+def cannot_write(
+    path: Path | str, error: OSError, failure: type[AnoscanError] = InputError
+) -> AnoscanError:
+    """Make the error that says why the system did not let `path` be written."""
+    return failure(f"cannot write {path}: {reason_of(error)}.", hint=_HINT)
+
+
+def reason_of(error: OSError) -> str:
+    """Return in a few words why the system refused."""
     if isinstance(error, FileExistsError):  # mkdir accepts an existing folder: this is a file
         return f"{error.filename} is no folder"
     return error.strerror or str(error)

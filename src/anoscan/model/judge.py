@@ -368,16 +368,6 @@ class Judge:
         return kept.nearest(latent(self.model.networks, decoded.pixels), levels.nearest)
 
 
-def ranked(scored: Sequence[ImageScore]) -> list[ImageScore]:
-    """Return images with ranks and q-values, most anomalous first; ties are sorted by path."""
-    ordered = sorted(scored, key=lambda image: (-image.score, image.path))
-    q = calibration.q_values(np.array([image.p_value for image in ordered]))
-    return [
-        dataclasses.replace(image, rank=rank, q_value=float(value))
-        for rank, (image, value) in enumerate(zip(ordered, q, strict=True), start=1)
-    ]
-
-
 def nothing_readable(skipped: Sequence[Skipped]) -> InputError:
     """Make the error for a run in which no image could be read."""
     return InputError(

@@ -11,7 +11,7 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from anoscan.core.errors import ModelError, UsageError
+from anoscan.core.files import reason_of, remove_leftovers, why_unwritable
 from anoscan.core.results import ModelSummary
 from anoscan.model import file as model_file
 from anoscan.model.training_record import Record
 
 SUFFIX = ".safetensors"
 
+_RUNNING = ".running"  # ends the name of the mark of a training that runs
 _LONGEST = 100  # characters
 _MOST_BYTES = 200  # in UTF-8; file systems allow 255 for name and suffix together
 _PUNCTUATION = frozenset("._- +()")
@@ -34,6 +36,7 @@ _DEVICES = frozenset(
 )
 _LIST_HINT = "anoscan models list shows the models."
 _FORCE_HINT = "Choose another name, or replace it with --force."
+_HOME_HINT = "Set ANOSCAN_HOME to a folder of your own that has room."
 
 
 def home() -> Path:
@@ -81,10 +84,9 @@ def claim(name: str) -> Iterator[None]:
     UsageError
         For a name that `check_name` refuses.
     """
-    file = home() / "locks" / f"{check_name(name)}.lock"
-    lock = FileLock(file)
+    lock, running = _lock(name), _locks() / f"{check_name(name)}{_RUNNING}"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _locks().mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ModelError(
@@ -95,13 +97,45 @@ def claim(name: str) -> Iterator[None]:
         pass  # a file system without locks cannot keep other processes out
     except OSError as error:
         raise ModelError(
-            f"cannot write to {home()}: {error.strerror or error}.",
-            hint="Set ANOSCAN_HOME to a folder of your own.",
+            f"cannot write to {home()}: {reason_of(error)}.", hint=_HOME_HINT
         ) from error
     try:
+        writable(checkpoint_path(name))
+        _clean_up(name)
+        with suppress(OSError):
+            running.touch()
         yield
     finally:
+        with suppress(OSError):
+            running.unlink(missing_ok=True)
         lock.release()
+
+
+def _locks() -> Path:
+    return home() / "locks"
+
+
+def _lock(name: str) -> FileLock:
+    return FileLock(_locks() / f"{check_name(name)}.lock")
+
+
+def _clean_up(name: str) -> None:
+    """Remove what trainings that were killed left behind; this process holds the lock of `name`.
+
+    A training marks that it runs. A mark whose lock is free is of one that was killed. Its record
+    is of no use without a checkpoint to go on from.
+    """
+    for folder in (models_folder(), home() / "checkpoints"):
+        remove_leftovers(folder)
+    for mark in list(_locks().glob(f"*{_RUNNING}")):
+        killed = mark.name.removesuffix(_RUNNING)
+        with (
+            suppress(OSError, Timeout, NotImplementedError, UsageError),
+            nullcontext() if killed == name else _lock(killed).acquire(timeout=0),
+        ):
+            if not checkpoint_path(killed).exists():
+                Record(checkpoint_path(killed)).clear()
+            mark.unlink()
 
 
 def check_name(name: str) -> str:
@@ -224,7 +258,7 @@ def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
     Raises
     ------
     ModelError
-        When that file exists and `force` is False.
+        When that file exists and `force` is False, or it cannot be written.
     UsageError
         For a name that `check_name` refuses.
     """
@@ -234,7 +268,20 @@ def unused(name: str, path: Path | None = None, *, force: bool) -> Path:
             f"a model {name!r} exists already.",
             hint="Give another --name, or --force to replace it.",
         )
-    return target
+    return writable(target)
+
+
+def writable(model: Path) -> Path:
+    """Return the path of a model after a check, before long work, that it can be written.
+
+    Raises
+    ------
+    ModelError
+        When it cannot.
+    """
+    if problem := why_unwritable(model):
+        raise ModelError(f"cannot write {model}: {problem}.", hint=_HOME_HINT)
+    return model
 
 
 def models() -> list[ModelSummary]:
@@ -245,6 +292,7 @@ def models() -> list[ModelSummary]:
     ModelError
         When the folder of the store cannot be read.
     """
+    remove_leftovers(models_folder())
     newest = _newest()
     return [dataclasses.replace(_summary(path), default=path == newest) for path in _files()]
 

@@ -7,12 +7,15 @@ training wrote are ever touched, whatever else is in the folder, which need not 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from anoscan.core.files import remove_leftovers, replacing
 
 LOSSES = "losses.jsonl"
 _SUFFIX, _MODEL_SUFFIX = ".training", ".safetensors"
@@ -31,7 +34,7 @@ class Record:
         return self.folder / f"{kind}-{stage}-{images:09}.png"
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add a line of JSON values to the losses.
+        """Add a line of JSON values to the losses; on a full disk no half of it stays.
 
         Raises
         ------
@@ -39,8 +42,15 @@ class Record:
             When the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOSSES).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        losses = self.folder / LOSSES
+        size = losses.stat().st_size if losses.exists() else 0
+        try:
+            with losses.open("a", encoding="utf-8") as stream:
+                stream.write(_text(line))
+        except OSError:
+            with suppress(OSError):
+                os.truncate(losses, size)
+            raise
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines of the losses, up to the first that is cut short or malformed."""
@@ -64,23 +74,28 @@ class Record:
 
         Raises
         ------
-        OSError
+        OSError, InputError
             When the folder cannot be written.
         """
+        remove_leftovers(self.folder)
+        if not self.folder.exists():
+            return
         kept = []
         for line in self.lines():
             if line["stage"] == stage and line["images"] > images:
                 break
             kept.append(line)
+        # The losses are replaced at once, so a process killed meanwhile leaves a whole record.
+        with replacing(self.folder / LOSSES) as stream:
+            stream.write("".join(map(_text, kept)).encode("utf-8"))
         shown = {name for line in kept for name in line["pictures"]}
         for file in self._own():
-            if file.name not in shown:
+            if file.name not in shown and file.name != LOSSES:
                 file.unlink()
-        for line in kept:
-            self.append(line)
 
     def clear(self) -> None:
         """Remove the record's files, and the folder if empty then, as far as the system allows."""
+        remove_leftovers(self.folder)
         with suppress(OSError):
             for file in self._own():
                 file.unlink()
@@ -96,6 +111,11 @@ class Record:
                 self.folder.rename(other.folder)
                 return other
             other.clear()
+            if not other.folder.exists() and {*self._own()} == {*self.folder.iterdir()}:
+                # One step: a process killed meanwhile leaves a whole record.
+                with suppress(OSError):  # another file system, where each file is copied below
+                    self.folder.rename(other.folder)
+                    return other
             other.folder.mkdir(parents=True, exist_ok=True)
             for file in self._own():
                 shutil.move(file, other.folder / file.name)
@@ -105,7 +125,12 @@ class Record:
         return other
 
     def _own(self) -> Iterator[Path]:
+        """Yield the files that a training wrote."""
         if self.folder.is_dir():
             for file in sorted(self.folder.iterdir()):
                 if file.name == LOSSES or _PICTURE.fullmatch(file.name):
                     yield file
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"

@@ -307,10 +307,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether a first Ctrl-C (or SIGTERM) asked to stop.
+    """Yield a function that says whether Ctrl-C, SIGTERM or SIGHUP asked to stop.
 
-    The second signal raises KeyboardInterrupt. Only the main thread gets signals; in other threads
-    the function always returns False.
+    The second Ctrl-C raises KeyboardInterrupt. A terminal that closes may send SIGHUP twice, and
+    systems that shut down SIGTERM too: these do not disturb the checkpoint. A SIGHUP that is
+    ignored, as under nohup, stays ignored. Only the main thread gets signals; in other threads the
+    function always returns False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -318,11 +320,15 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         return
 
     def ask(signum: int, frame: object) -> None:
-        if asked.is_set():
+        if asked.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked.is_set
     finally:

@@ -8,12 +8,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
 from PIL import Image
 
-from anoscan.core.errors import InputError
+from anoscan.core.files import cannot_write, temporary_folder
 from anoscan.report.pictures import Views
 
 # All pictures inside one file have about this many bytes, before base64 makes a third more of them.
@@ -50,8 +51,8 @@ class Album:
     beside : Path
         Folder for the temporary file, which has no name there.
     folder : Path, optional
-        When given, every picture is a file of its own in this folder, and may be larger. Pictures
-        of an earlier album in it are removed.
+        When given, every picture is a file of its own, and may be larger. `finish` puts the files
+        into this folder. Before that, they are in a temporary folder beside it.
 
     Raises
     ------
@@ -64,22 +65,17 @@ class Album:
         self._budget = min(_MOST, max(_LEAST, INLINE_BYTES // max(1, images)))
         self._rung = 0
         self._ends = [0]
+        self._stack, self._spooled = ExitStack(), f"the pictures to a temporary file in {beside}"
         self._spool: IO[bytes] | None = None
+        if folder is not None:
+            self._budget = 4 * _MOST
+            self._unfinished = self._stack.enter_context(temporary_folder(folder.parent))
+            return
         try:
-            if folder is None:
-                beside.mkdir(parents=True, exist_ok=True)
-                self._spool = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115 - see close
-            else:
-                self._budget = 4 * _MOST
-                folder.mkdir(parents=True, exist_ok=True)
-                for file in folder.iterdir():
-                    if _FILE.fullmatch(file.name):
-                        file.unlink()
+            beside.mkdir(parents=True, exist_ok=True)
+            self._spool = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115 - see close
         except OSError as error:
-            raise InputError(
-                f"{folder or beside} cannot be written to: {error.strerror or error}.",
-                hint="Choose a folder that can be written to and has room.",
-            ) from None
+            raise cannot_write(self._spooled, error) from error
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -88,17 +84,51 @@ class Album:
         """Keep the pictures of one image, and return its number, which counts from 0.
 
         `draw` draws all three views, given their longest side in pixels.
+
+        Raises
+        ------
+        InputError
+            When the pictures cannot be written.
         """
         files = self._encoded(draw)
         if self.folder is not None:
             for name, data in zip(NAMES, files, strict=False):
-                (self.folder / f"{len(self):06d}-{name}.webp").write_bytes(data)
+                file = f"{len(self):06d}-{name}.webp"
+                try:
+                    with (self._unfinished / file).open("wb") as stream:
+                        stream.write(data)
+                except OSError as error:
+                    raise cannot_write(self.folder / file, error) from error
             self._ends.append(0)
         elif self._spool is not None:
-            self._spool.seek(0, os.SEEK_END)
-            self._spool.write(b" ".join(base64.b64encode(data) for data in files))
+            try:
+                self._spool.seek(0, os.SEEK_END)
+                self._spool.write(b" ".join(base64.b64encode(data) for data in files))
+                self._spool.flush()
+            except OSError as error:
+                raise cannot_write(self._spooled, error) from error
             self._ends.append(self._spool.tell())
         return len(self) - 1
+
+    def finish(self) -> None:
+        """Replace the pictures of an earlier album in the folder by those of this one.
+
+        Raises
+        ------
+        InputError
+            When the system refuses.
+        """
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.iterdir():
+                if _FILE.fullmatch(file.name) and not (self._unfinished / file.name).exists():
+                    file.unlink()
+            for file in self._unfinished.iterdir():
+                file.replace(self.folder / file.name)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
     def inline(self, number: int) -> str:
         """Return the pictures of an image in base64, separated by spaces, or '' with a folder."""
@@ -122,9 +152,11 @@ class Album:
         return files
 
     def close(self) -> None:
-        """Close the temporary file, which deletes it."""
+        """Remove the temporary file or folder."""
+        self._stack.close()
         if self._spool is not None:
-            self._spool.close()
+            with suppress(OSError):  # what a full disk did not take cannot be written now either
+                self._spool.close()
 
     def __enter__(self) -> Self:
         return self

@@ -143,6 +143,8 @@ class HtmlReport:
         with replacing(self.path) as stream:
             for chunk in _render(context):
                 stream.write(chunk.encode("utf-8"))
+            stream.flush()  # a full disk shows now, while the older page still has its pictures
+            self._album.finish()
 
     def _pictures(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
         for number in numbers:
@@ -185,7 +187,7 @@ class HtmlReport:
         ]
 
     def close(self) -> None:
-        """Close the album, which deletes its temporary file."""
+        """Close the album, which removes its temporary file or folder."""
         self._album.close()
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,7 @@ from PIL import Image
 
 from anoscan.core.arrays import Floats
 from anoscan.core.errors import UsageError
-from anoscan.core.files import replacing
+from anoscan.core.files import cannot_write, replacing
 from anoscan.images import resampling
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded
@@ -63,15 +64,34 @@ class MapFiles:
 
         It takes (row number, rows), from the top down. A temporary file keeps the rows until
         `write`.
+
+        Raises
+        ------
+        InputError
+            When the temporary file cannot be written; the function raises it too.
         """
+        self._forget()  # the rows of an image that was given up before `write`
         # A map that is small enough is given to `write` as a whole.
         if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - {
             "overlay",
             "side-by-side",
         }:
             return None
-        spool = self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see write
-        return lambda top, rows: rows.tofile(spool)
+        where = f"the rows of a map to a temporary file in {tempfile.gettempdir()}"
+        try:
+            spool = self._spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see write
+        except OSError as error:
+            raise cannot_write(where, error) from error
+
+        def keep(top: int, rows: Floats) -> None:
+            data = np.ascontiguousarray(rows, np.float32).data.cast("B")
+            try:
+                while data:
+                    data = data[spool.write(data) :]
+            except OSError as error:
+                raise cannot_write(where, error) from error
+
+        return keep
 
     def write(
         self,
@@ -111,7 +131,13 @@ class MapFiles:
                 pictures.save_png(drawn[2], targets["overlay"])
             if "side-by-side" in targets:
                 pictures.save_png(pictures.row(drawn), targets["side-by-side"])
-        rows = self._rows(decoded, anomaly_map)
+        try:
+            self._write_rows(targets, self._rows(decoded, anomaly_map), level)
+        finally:
+            self._forget()
+        return {form: target.as_posix() for form, target in targets.items()}
+
+    def _write_rows(self, targets: dict[str, Path], rows: Rows, level: float) -> None:
         if "npy" in targets:
             with replacing(targets["npy"]) as file:
                 _write_npy(file, rows)
@@ -120,10 +146,12 @@ class MapFiles:
                 _write_tiff(file, rows)
         if "mask" in targets:
             pictures.save_png(_mask(rows, level), targets["mask"])
+
+    def _forget(self) -> None:
         if self._spool is not None:
-            self._spool.close()
+            with suppress(OSError):
+                self._spool.close()
             self._spool = None
-        return {form: target.as_posix() for form, target in targets.items()}
 
     def _rows(self, decoded: Decoded, anomaly_map: Floats) -> Rows:
         size = decoded.shape

@@ -75,7 +75,6 @@ def write(report: EvalReport, folder: Path) -> list[Path]:
     from matplotlib import rc_context
 
     written = []
-    folder.mkdir(parents=True, exist_ok=True)
     with rc_context(_STYLE), warnings.catch_warnings():
         # The PNG shows a box for a letter that the font lacks. The SVG is right all the same.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

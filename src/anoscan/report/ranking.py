@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from anoscan.core.progress import OnProgress, Progress
-from anoscan.core.results import ImageScore, ModelReference, ScoreReport, Skipped
+from anoscan.core.results import (
+    ImageScore,
+    ModelReference,
+    Neighbour,
+    Region,
+    ScoreReport,
+    Skipped,
+)
 from anoscan.images.files import ImageFile
-from anoscan.model.judge import Judge, Wanted, nothing_readable, ranked, searched
+from anoscan.model.judge import Judge, Wanted, nothing_readable, searched
 from anoscan.report.views import ImageViews, OnImage, ViewFiles
+from anoscan.scoring import calibration
 from anoscan.scoring.choices import ScoreRequest
 from anoscan.training import health
 
@@ -60,32 +72,113 @@ class Ranking:
             self.on_progress(Progress("scoring", done, total))
 
     def report(self, files: Sequence[ImageFile], model: ModelReference) -> ScoreReport:
-        """Score and rank images, the most anomalous first.
+        """Score and rank images, the most anomalous first; without files, the report is empty.
 
         Raises
         ------
         InputError
             When none of the images can be read.
         """
-        scored: list[ImageScore] = []
+        images = RankedImages()
         skipped: list[Skipped] = []
+        anomalous = 0
         for outcome in self.stream(files):
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
             else:
-                scored.append(outcome)
-        if not scored:
+                images.add(outcome)
+                anomalous += outcome.verdict == "anomalous"
+        if files and not images:
             raise nothing_readable(skipped)
-        ordered, request = ranked(scored), self.request
-        anomalous = sum(image.verdict == "anomalous" for image in ordered)
+        images.rank()
+        request = self.request
         return ScoreReport(
             model=model,
             score=request.score,
             mapping=request.inversion.mapping,
             search=searched(request.inversion),
             threshold=self.judge.threshold(request),
-            counts={"scored": len(ordered), "anomalous": anomalous, "skipped": len(skipped)},
-            images=tuple(ordered),
+            counts={"scored": len(images), "anomalous": anomalous, "skipped": len(skipped)},
+            images=images,
             skipped=tuple(skipped),
-            warning=health.of_scores(len(ordered), anomalous),
+            warning=health.of_scores(len(images), anomalous),
         )
+
+
+class _Extras(NamedTuple):
+    """The fields of an image that most images do not have."""
+
+    regions: tuple[Region, ...] = ()
+    residual: str | None = None
+    mismatch: tuple[str, ...] | None = None
+    nearest: tuple[Neighbour, ...] | None = None
+    maps: dict[str, str] | None = None
+
+
+class RankedImages(Sequence[ImageScore]):
+    """Results of many images in little memory: each is made anew when it is read.
+
+    An image takes about 190 bytes beside its path. Regions, files and the like take more, in those
+    images that have some.
+    """
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._numbers = array("d")  # of each image: score, p-value, terms, percentiles
+        self._anomalous = bytearray()
+        self._extras: dict[int, _Extras] = {}
+        self._terms: tuple[str, ...] = ()
+        self._order, self._q = np.empty(0, np.intp), np.empty(0)
+
+    def add(self, image: ImageScore) -> None:
+        """Add an image; all have the same terms, and percentiles of all of them."""
+        self._terms = tuple(image.terms)
+        percentiles = [image.percentiles[term] for term in self._terms]
+        self._numbers.extend([image.score, image.p_value, *image.terms.values(), *percentiles])
+        self._anomalous.append(image.verdict == "anomalous")
+        extras = _Extras(*(getattr(image, name) for name in _Extras._fields))
+        if extras != _Extras():
+            self._extras[len(self._paths)] = extras
+        self._paths.append(image.path)
+
+    def rank(self) -> None:
+        """Sort the images, the most anomalous first and ties by path; give ranks and q-values."""
+        by_path = np.array(sorted(range(len(self._paths)), key=self._paths.__getitem__), np.intp)
+        table = np.frombuffer(self._numbers).reshape(len(by_path), 2 + 2 * len(self._terms))
+        self._order = by_path[np.argsort(-table[by_path, 0], kind="stable")]
+        self._q = calibration.q_values(table[self._order, 1])
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageScore: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageScore]: ...
+    def __getitem__(self, index: int | slice) -> ImageScore | Sequence[ImageScore]:
+        """Return the image of rank `index` + 1, or several; all of them are this object."""
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return self if places == range(len(self)) else tuple(self[place] for place in places)
+        found, terms = int(self._order[places]), self._terms
+        first = found * (2 + 2 * len(terms))
+        score, p_value, *values = self._numbers[first : first + 2 + 2 * len(terms)]
+        return ImageScore(
+            rank=places + 1,
+            path=self._paths[found],
+            score=score,
+            p_value=p_value,
+            q_value=float(self._q[places]),
+            verdict="anomalous" if self._anomalous[found] else "normal",
+            terms=dict(zip(terms, values, strict=False)),
+            percentiles=dict(zip(terms, values[len(terms) :], strict=True)),
+            **self._extras.get(found, _Extras())._asdict(),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} ranked images>"

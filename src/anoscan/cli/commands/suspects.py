@@ -13,6 +13,7 @@ import typer
 from anoscan.cli.options import Device, Json, Quiet, Workers, finish, option
 from anoscan.core import config
 from anoscan.core.errors import UsageError
+from anoscan.core.files import temporary_folder
 
 if TYPE_CHECKING:
     from anoscan.core.progress import OnProgress
@@ -58,13 +59,14 @@ def suspects(
     from anoscan.training import suspects as job
 
     output = Output(as_json=as_json, quiet=quiet)
-    with output.progress() as on_progress, tempfile.TemporaryDirectory() as folder:
+    beside = Path(tempfile.gettempdir())
+    with output.progress() as on_progress, temporary_folder(beside) as folder:
         if model is None:
             _, report = train_and_rank(
                 images,
                 drop=False,
                 on_progress=on_progress,
-                path=Path(folder) / "suspects.safetensors",
+                path=folder / "suspects.safetensors",
                 images_shown=images_shown,
                 seed=seed,
                 device=device,

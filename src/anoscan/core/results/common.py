@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ Verdict = Literal["normal", "anomalous"]
 Health = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
     """A file that could not be read, and the reason in a few words."""
 
@@ -82,7 +83,7 @@ def to_json(value: Any) -> Any:
         return head | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from anoscan.core.results.common import ModelReference, Search, Skipped, Threshold, Verdict
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Region:
     """An anomalous region of a query image; its box and area are in pixels of the image as stored.
 
@@ -25,7 +26,7 @@ class Region:
     p_value: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbour:
     """A normal training image, and its Euclidean distance in the latent space of the encoder."""
 
@@ -33,7 +34,7 @@ class Neighbour:
     distance: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageScore:
     """Score and verdict of one query image.
 
@@ -74,7 +75,7 @@ class ScoreReport:
     mapping: str
     threshold: Threshold
     counts: dict[str, int]
-    images: tuple[ImageScore, ...]
+    images: Sequence[ImageScore]
     skipped: tuple[Skipped, ...]
     warning: str | None = None
     search: Search | None = None
