@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.faults import campaign, images
-
+from benchmarks.faults import campaign, images, models
+P={'images':images.part,'models':models.models,'checkpoints':models.checkpoints}
 if __name__ == "__main__":
-    tally = campaign.run("images", images.part, int(sys.argv[1]), jobs=2)
+    tally = campaign.run(sys.argv[1], P[sys.argv[1]], int(sys.argv[2]), jobs=2)
     print(tally.line(), tally.facts)
     for f in tally.failures:
         print(f.case, f.what, f.detail)

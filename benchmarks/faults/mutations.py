@@ -117,7 +117,8 @@ _BYTES: tuple[Change, ...] = (
 )  # fmt: skip
 
 
-def _any_bytes(data: bytes, rng: Rng) -> bytes:
+def any_bytes(data: bytes, rng: Rng) -> bytes:
+    """Change bytes wherever they are."""
     return _BYTES[int(rng.integers(len(_BYTES)))](data, rng)
 
 
@@ -157,11 +158,11 @@ def png_chunks(data: bytes, rng: Rng) -> bytes:
         found[0] = (found[0][0], bytes(head))
     elif what == 4:
         body = zlib.decompress(b"".join(body for kind, body in found if kind == b"IDAT"))
-        pixels = (b"IDAT", zlib.compress(_any_bytes(body, rng)))
+        pixels = (b"IDAT", zlib.compress(any_bytes(body, rng)))
         rest = [part for part in found if part[0] != b"IDAT"]
         found = [*rest[:-1], pixels, rest[-1]]
     else:
-        found[at] = (kind, _any_bytes(body, rng))
+        found[at] = (kind, any_bytes(body, rng))
     return data[:8] + b"".join(chunk(bytes(kind), body) for kind, body in found)
 
 
@@ -193,7 +194,7 @@ def jpeg_segments(data: bytes, rng: Rng) -> bytes:
         lambda: b"",
         lambda: segment * 2,
         lambda: segment[:1] + bytes([int(rng.integers(0xC0, 0xFF))]) + segment[2:],
-        lambda: segment[:2] + _any_bytes(segment[2:], rng),
+        lambda: segment[:2] + any_bytes(segment[2:], rng),
     )[int(rng.integers(4))]()
     return data[:start] + made + data[start + len(segment) :]
 
