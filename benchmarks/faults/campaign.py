@@ -135,7 +135,7 @@ def attempt_all(
     pool = ProcessPool(plan.jobs, initializer=_begin, context=get_context("spawn"))
     numbers = plan.cases
     groups = deque(numbers[at : at + together] for at in range(0, len(numbers), together))
-    running: deque[tuple[Sequence[int], Future[list[Outcome] | None]]] = deque()
+    running: deque[tuple[Sequence[int], Future[Any]]] = deque()
     shown = time.monotonic()
     try:
         while groups or running:

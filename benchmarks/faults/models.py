@@ -193,10 +193,7 @@ def _header(original: Path, target: Path, rng: np.random.Generator) -> str:
 def _content(original: Path, target: Path, rng: np.random.Generator) -> str:
     tensors, metadata, *_ = model_file.load(original)
     for _ in range(100):
-        if rng.random() < 0.5:
-            done = _changed(metadata, rng)
-        else:
-            done = _changed_tensor(tensors, rng)
+        done = _changed(metadata, rng) if rng.random() < 0.5 else _changed_tensor(tensors, rng)
         try:
             model_file.save(target, tensors, metadata)
             return done

@@ -107,7 +107,7 @@ def joined_with_another(data: bytes, rng: Rng) -> bytes:
 
 def _number(rng: Rng, size: int, near: int = 0) -> bytes:
     some = [*_NUMBERS, near, near + 1, 2**62, 2**63]
-    value = some[int(rng.integers(len(some)))] % 256**size
+    value: int = some[int(rng.integers(len(some)))] % 256**size
     return value.to_bytes(size, "little" if rng.random() < 0.5 else "big")
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 120.0  # after which a run hangs
 NAME = "m"
 # Settings of a training of about a second.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "images_shown": 128, "encoder_images_shown": 64, "rotation_images_shown": 64, "batch_size": 16,
     "width": 4, "latent_dim": 8,
 }  # fmt: skip

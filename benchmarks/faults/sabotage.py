@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 # Operations after which other files are there than before, and the place of their path.
 _CHANGES = {
@@ -61,7 +61,7 @@ class Sabotage:
         if self.below:
             hook = _Hook(self)
             sys.addaudithook(hook)
-            os.fsync = hook.before_fsync(os.fsync)
+            os.fsync = hook.before_fsync(os.fsync)  # type: ignore[assignment]
 
 
 class _Hook:
@@ -112,14 +112,13 @@ class _Hook:
 
 # --- no network ---------------------------------------------------------------------------------
 
-Found = Literal["socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"]
-
 
 def forbid_network(log: str) -> None:
     """Refuse this process every socket but those within this machine's file system.
 
     `log` is a file that gets a line each time, because a library may go on after the refusal.
     """
+    Path(log).touch()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if not event.startswith("socket."):
@@ -135,7 +134,7 @@ def forbid_network(log: str) -> None:
     sys.addaudithook(hook)
 
 
-def site(folder: Path, log: Path) -> Path:
+def forbidding(folder: Path, log: Path) -> Path:
     """Write a module that forbids the network to every Python with `folder` on its path."""
     folder.mkdir(parents=True, exist_ok=True)
     text = f"from benchmarks.faults.sabotage import forbid_network\nforbid_network({str(log)!r})\n"

@@ -86,7 +86,9 @@ def png(bits: int, colour: int, *extra: bytes, interlaced: bool = False) -> byte
 def _pngs() -> Iterator[Sample]:
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
     key = {0: b"\0\1", 2: b"\0\1\0\1\0\1", 3: b"\0\x80"}
-    for colour, bits in ((colour, bits) for colour, all_bits in depths.items() for bits in all_bits):
+    for colour, bits in (
+        (colour, bits) for colour, all_bits in depths.items() for bits in all_bits
+    ):
         name = f"PNG {_COLOURS[colour]} {bits}"
         yield Sample(name, ".png", png(bits, colour))
         yield Sample(f"{name} interlaced", ".png", png(bits, colour, interlaced=True))
@@ -202,7 +204,7 @@ def _lab(image: Image.Image) -> Image.Image:
 # --- DICOM, NIfTI, NPY --------------------------------------------------------------------------
 
 
-def _dicom(pixels: Array, syntax: str = "", coded: bytes = b"", **fields: Any) -> bytes:
+def _dicom(pixels: Array, syntax: str = "", coded: bytes | bytearray = b"", **fields: Any) -> bytes:
     colours = 3 if pixels.shape[-1] == 3 else 1
     shape = pixels.shape[:-1] if colours == 3 else pixels.shape
     bits = 8 * pixels.dtype.itemsize
@@ -224,7 +226,7 @@ def _dicom(pixels: Array, syntax: str = "", coded: bytes = b"", **fields: Any) -
     made.PixelData = pixels.tobytes()
     made["PixelData"].VR = "OB" if coded or bits == 8 else "OW"
     if coded:
-        made.PixelData = encapsulate([coded])
+        made.PixelData = encapsulate([bytes(coded)])
         made.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     if syntax == "rle":
         made.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
@@ -239,8 +241,13 @@ def _dicoms() -> Iterator[Sample]:
     for colour in ("Red", "Green", "Blue"):
         lut[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
         lut[f"{colour}PaletteColorLookupTableData"] = bytes(range(256))
-    scaled = {"Modality": "CT", "RescaleSlope": 2, "RescaleIntercept": -1024, "WindowCenter": 40}
-    ycc = {"PhotometricInterpretation": "YBR_FULL_422"}
+    scaled: dict[str, Any] = {
+        "Modality": "CT",
+        "RescaleSlope": 2,
+        "RescaleIntercept": -1024,
+        "WindowCenter": 40,
+    }
+    ycc: dict[str, Any] = {"PhotometricInterpretation": "YBR_FULL_422"}
     uid = "1.2.840.10008.1.2.4."
     made: dict[str, bytes] = {
         "8": _dicom(grey),
