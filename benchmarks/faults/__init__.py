@@ -1,0 +1,1 @@
+"""Try to break the program, and count what held: ``python -m benchmarks.faults PART``."""
