@@ -429,4 +429,5 @@ def test_every_kind_of_png_is_read_as_its_numbers_say(
     found = read(tmp_path / "x.png", png(whole, bits, colour, between, laced=laced), deep=deep)
     cut = bits == 16 and colour != 0 and not deep
     found = found[..., :1] if right.shape[2] == 1 else found
-    assert np.abs(found - right).max() <= (2.01 / 255 if cut else EIGHT_BITS)
+    # Colour and opacity are each cut by up to one step, and their product is rounded.
+    assert np.abs(found - right).max() <= (2.51 / 255 if cut else EIGHT_BITS)
