@@ -138,7 +138,7 @@ def test_every_tensor_that_is_damaged_is_refused_by_name(
 ) -> None:
     kinds = itertools.count()
     assert len(contents.tensors) > 150
-    for name in contents.tensors:
+    for name in sorted(contents.tensors):
         damages = list(tensor_damages(contents.tensors, name))
         kind, tensors = damages[next(kinds) % len(damages)]
         # Nothing says which weights have moments. But none has some of its moments only.
@@ -149,7 +149,7 @@ def test_every_tensor_that_is_damaged_is_refused_by_name(
 def test_every_kind_of_damage_of_a_tensor_is_refused(
     contents: Contents, refusal: Refusal, part: str
 ) -> None:
-    name = next(name for name in contents.tensors if name.startswith(part))
+    name = min(name for name in contents.tensors if name.startswith(part))
     for kind, tensors in tensor_damages(contents.tensors, name):
         assert refusal(tensors=tensors), kind
 
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_ends_the_command_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, (tensors, metadata, _) = store.checkpoint_path("run"), contents
-    first = next(name for name in tensors if name.startswith("finished-gan|generator/"))
+    first = "finished-gan|generator/0.weight"
     if what == "tensor":
         tensors = {name: value for name, value in tensors.items() if name != first}
     elif what == "not a number":
