@@ -113,7 +113,7 @@ Workers = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Decode images in so many threads. [default: one a core, at most 8]",
+        help="Decode so many images at a time. [default: one a core, at most 8]",
         rich_help_panel=MACHINE,
     ),
 ]
