@@ -1,7 +1,7 @@
 """Read TIFFs: one image, or one for each page.
 
-Pillow reads the plain kind: uncompressed, 8 bits (grey also 16), one plane. tifffile reads all others, since
-Pillow opens many that it decodes to another picture, and libtiff in it writes to stderr.
+Pillow reads the plain kind: uncompressed, 8 bits (grey also 16), one plane. tifffile reads all
+others: Pillow opens many that it decodes to another picture, and its libtiff writes to stderr.
 """
 
 from __future__ import annotations
