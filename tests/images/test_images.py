@@ -364,8 +364,9 @@ def test_the_window_does_not_touch_eight_bit_images(tmp_path: Path) -> None:
 
 
 def test_without_a_window_deep_queries_use_the_range_of_their_type(tmp_path: Path) -> None:
-    whole = ramp().astype(np.int32) * 257
-    for samples in [whole.astype(np.uint16), whole, (ramp() / 255).astype(np.float32)]:
+    whole = ramp().astype(np.int64) * 257
+    signed = (whole * 65537 - 2**31).astype(np.int32)
+    for samples in [whole.astype(np.uint16), signed, (ramp() / 255).astype(np.float32)]:
         decoded = decode(saved(tmp_path / "x.tif", samples), GREY)
         np.testing.assert_allclose((decoded.pixels[0] + 1) * 127.5, ramp(), atol=1e-3)
 

@@ -35,7 +35,7 @@ _DEFLATED, _IMPLICIT, _EXPLICIT = (f"1.2.840.10008.1.2{end}" for end in (".1.99"
 _UNITS = ("CT", "PT", "NM")  # modalities whose values mean the same in every file
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _TAGS = [
-    *("Modality", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"),
+    *("Modality", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
@@ -161,11 +161,12 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
         implicit, _ = header.original_encoding
         syntax = _IMPLICIT if implicit else _EXPLICIT
     frames = int(header.get("NumberOfFrames", None) or 1)
+    source: Any = str(file)
     if syntax in _JPEG_2000:
-        _check_boxes(file, header, index, frames)
+        source, frames = _checked_frame(file, header, index, frames), 1
     try:
         found: NDArray[Any] = pixel_array(
-            str(file), index=index if frames > 1 else None, transfer_syntax_uid=syntax
+            source, index=index if frames > 1 else None, transfer_syntax_uid=syntax
         )
     except AttributeError as error:
         if "no pixel data" not in str(error):
@@ -181,10 +182,13 @@ def _decoded(file: Path, header: Any, index: int) -> NDArray[Any]:
     return found
 
 
-def _check_boxes(file: Path, header: Any, index: int, frames: int) -> None:
-    """Refuse a JPEG 2000 frame with boxes of no length, at which pydicom's parser never ends."""
+def _checked_frame(file: Path, header: Any, index: int, frames: int) -> Any:
+    """Return a JPEG 2000 frame as a dataset of its own, once its boxes are known to have a length.
+
+    pydicom's parser of boxes never ends at one without.
+    """
     import pydicom
-    from pydicom.encaps import get_frame
+    from pydicom.encaps import encapsulate, get_frame
 
     lengths = [header.get(f"ExtendedOffsetTable{part}", None) for part in ("", "Lengths")]
     with reasons(), file.open("rb") as source, damage():
@@ -201,6 +205,12 @@ def _check_boxes(file: Path, header: Any, index: int, frames: int) -> None:
         if length < 8:
             raise InputError(DAMAGED)
         at += length
+    alone = header.group_dataset(0x28)
+    alone.file_meta = header.file_meta
+    alone.add_new("NumberOfFrames", "IS", 1)  # assigning would change the shared element
+    alone.PixelData = encapsulate([frame])
+    alone["PixelData"].VR = "OB"
+    return alone
 
 
 # --- meaning of grey values ---------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Read TIFFs: one image, or one for each page.
 
-Pillow reads the plain kind: uncompressed, 8 bits, one plane. tifffile reads all others, since
-Pillow opens many that it decodes to another picture, and libtiff in it writes to stderr.
+Pillow reads the plain kind: uncompressed, 8 bits (grey also 16), one plane. tifffile reads all
+others: Pillow opens many that it decodes to another picture, and its libtiff writes to stderr.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def _decoded(source: IO[bytes], draft_side: int, deep: bool, digest: bytes) -> O
 def _is_plain(image: Any, deep: bool) -> bool:
     """Whether a page is of the kind that Pillow decodes right without libtiff.
 
-    Unless `deep`, that includes colours of 16 bits, which Pillow reduces.
+    That is 8 bits, grey of 16 bits, and unless `deep` colours of 16 bits, which Pillow reduces.
     """
     tags = getattr(image, "tag_v2", {})
     bits = set(tags.get(_BITS, (1,)))
     extra = tags.get(_EXTRA, ())
-    colour = tags.get(_PHOTOMETRIC) == 2
+    colour, grey = tags.get(_PHOTOMETRIC) == 2, tags.get(_PHOTOMETRIC) == 1
     return (
-        (bits == {8} or (bits == {16} and colour and not deep))
+        (bits == {8} or (bits == {16} and (grey or (colour and not deep))))
         and tags.get(_COMPRESSION, 1) == 1
         and tags.get(_PHOTOMETRIC) in _PLAIN_COLOURS
         and tags.get(_INKS, 1) == 1
