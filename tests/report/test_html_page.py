@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -67,7 +68,7 @@ def document(scored: list[ImageScore]) -> dict[str, Any]:
             "q_value": 0.05,
             "verdict": image.verdict,
             "terms": image.terms,
-            "regions": [vars(region) for region in image.regions],
+            "regions": [dataclasses.asdict(region) for region in image.regions],
             "residual": None,
         }
         for rank, image in enumerate(ordered, start=1)

@@ -34,7 +34,7 @@ class Neighbour:
     distance: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageScore:
     """Score and verdict of one query image.
 
