@@ -101,7 +101,7 @@ for number, image in enumerate(sys.argv[2].split("|")):
     atlas = MapFiles(Path(sys.argv[3]) / str(number), tuple(sys.argv[4].split(",")))
     report = detector.score([image], maps=atlas)
     peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
-    boxes = [vars(region) for region in report.images[0].regions]
+    boxes = [dataclasses.asdict(region) for region in report.images[0].regions]
     shown = [{k: box[k] for k in ("x", "y", "width", "height", "area")} for box in boxes]
     found.append((int(peak[1]) * 1024, shown))
 print(json.dumps(found))
