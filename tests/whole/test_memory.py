@@ -84,6 +84,7 @@ def test_loading_a_model_loads_no_compiler_and_nothing_of_training(patches_model
 # Networks are left out: what they need is the same for every image, and they would take minutes.
 SCORING = """
 import json, re, sys
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 from anoscan import Detector, MapFiles
@@ -101,7 +102,7 @@ for number, image in enumerate(sys.argv[2].split("|")):
     atlas = MapFiles(Path(sys.argv[3]) / str(number), tuple(sys.argv[4].split(",")))
     report = detector.score([image], maps=atlas)
     peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
-    boxes = [vars(region) for region in report.images[0].regions]
+    boxes = [asdict(region) for region in report.images[0].regions]
     shown = [{k: box[k] for k in ("x", "y", "width", "height", "area")} for box in boxes]
     found.append((int(peak[1]) * 1024, shown))
 print(json.dumps(found))
