@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
 
-from benchmarks.faults import campaign, images, interrupted, models, results, streams, together
+from benchmarks.faults import campaign, results
 
-# Parts with the number of cases that a release is tried with.
-PARTS: dict[str, tuple[campaign.Part, int]] = {
-    "kill": (interrupted.kill, 200),
-    "disk": (interrupted.disk, 200),
-    "streams": (streams.streams, len(streams.REDIRECTED) * len(streams.COMMANDS)),
-    "images": (images.part, 50_000),
-    "models": (models.models, 20_000),
-    "checkpoints": (models.checkpoints, 2_000),
-    "concurrency": (together.concurrency, 20),
-    "load": (together.load, 100_000),
-    "network": (streams.network, len(streams.OFFLINE)),
+# Module and function of each part, and the number of cases that a release is tried with. Only the
+# modules of parts that run are imported, here and in the processes that they start.
+PARTS = {
+    "kill": ("interrupted", "kill", 200),
+    "disk": ("interrupted", "disk", 200),
+    "streams": ("streams", "streams", 132),
+    "images": ("images", "images", 50_000),
+    "models": ("models", "models", 20_000),
+    "checkpoints": ("models", "checkpoints", 2_000),
+    "concurrency": ("together", "concurrency", 20),
+    "load": ("together", "load", 100_000),
+    "network": ("streams", "network", 11),
 }
+
+
+def part_of(name: str) -> campaign.Part:
+    """Import the function of a part."""
+    module, function, _ = PARTS[name]
+    part: campaign.Part = getattr(import_module(f"benchmarks.faults.{module}"), function)
+    return part
 
 
 def main() -> None:
@@ -42,20 +53,23 @@ def main() -> None:
     if not chosen or set(chosen) - PARTS.keys():
         parser.error(f"name parts: {', '.join(PARTS)}, or all")
     failed = 0
-    for name in chosen:
-        part, count = PARTS[name]
-        tally = campaign.run(
-            name, part, options.count or count,
-            seed=options.seed, jobs=options.jobs, only=options.case,
-        )  # fmt: skip
-        lines = [tally.line(), *(f"  {name}: {value}" for name, value in tally.facts.items())]
-        lines += [f"  case {f.case}: {f.what}: {f.detail}" for f in tally.failures]
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
-        if options.case is None:
-            results.keep(tally, options.seed)
-        failed += len(tally.failures)
+    with tempfile.TemporaryDirectory(prefix="anoscan-faults-") as prepared:
+        for name in chosen:
+            failed += _try(name, options, Path(prepared))
     sys.exit(1 if failed else 0)
+
+
+def _try(name: str, options: argparse.Namespace, prepared: Path) -> int:
+    """Try a part, print and keep its result, and return how many cases failed."""
+    own = {"seed": options.seed, "jobs": options.jobs, "only": options.case}
+    tally = campaign.run(name, part_of(name), prepared, options.count or PARTS[name][2], **own)
+    lines = [tally.line(), *(f"  {fact}: {value}" for fact, value in tally.facts.items())]
+    lines += [f"  case {f.case}: {f.what}: {f.detail}" for f in tally.failures]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    if options.case is None:
+        results.keep(tally, options.seed)
+    return len(tally.failures)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases of a part to try, in how many processes, and in which empty folder."""
+    """Which cases of a part to try, in how many processes, and in which empty folder.
+
+    `prepared` is the folder of the images and the model of `runs.prepare`, which parts share.
+    """
 
     count: int
     seed: int
     jobs: int
     folder: Path
+    prepared: Path
     only: int | None = None  # number of a case that is repeated alone
 
     @property
@@ -100,14 +104,16 @@ class Tally:
 Part = Callable[[Plan, Tally], None]
 
 
-def run(name: str, part: Part, count: int, *, seed: int = 0, jobs: int = 1,
-        only: int | None = None) -> Tally:  # fmt: skip
+def run(
+    name: str, part: Part, prepared: Path, count: int, *, seed: int = 0, jobs: int = 1,
+    only: int | None = None,
+) -> Tally:  # fmt: skip
     """Try a part in a folder of its own; a process that took too much memory is a failure."""
     tally, begun = Tally(name), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="anoscan-faults-"))
     try:
         with Watch() as watch:
-            part(Plan(count, seed, jobs, folder, only), tally)
+            part(Plan(count, seed, jobs, folder, prepared, only), tally)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     tally.seconds = time.monotonic() - begun
@@ -119,30 +125,28 @@ def run(name: str, part: Part, count: int, *, seed: int = 0, jobs: int = 1,
 
 # --- warm processes -----------------------------------------------------------------------------
 
-# Tries cases by number, given a seed; None when one of them disturbed the others.
-Attempt = Callable[[int, Sequence[int]], list[Outcome] | None]
+# Tries cases by number, given a seed and more; None when one of them disturbed the others.
+Attempt = Callable[..., list[Outcome] | None]
 
 
 def attempt_all(
-    attempt: Attempt, plan: Plan, tally: Tally, *, together: int, setup: tuple[str, ...] = ()
+    attempt: Attempt, plan: Plan, tally: Tally, *, together: int, given: tuple[Path, ...] = ()
 ) -> None:
     """Give groups of cases to warm processes; the cases of a group that fails are tried alone.
 
-    A process that ends or hangs is replaced. `setup` is what `attempt` gets from the environment:
-    the variable ``ANOSCAN_FAULTS_SETUP`` holds its parts, one a line.
+    A process that ends or hangs is replaced. `attempt` gets the seed, the numbers, and `given`.
     """
-    os.environ["ANOSCAN_FAULTS_SETUP"] = "\n".join(setup)
     pool = ProcessPool(plan.jobs, initializer=_begin, context=get_context("spawn"))
     numbers = plan.cases
     groups = deque(numbers[at : at + together] for at in range(0, len(numbers), together))
-    running: deque[tuple[Sequence[int], Future[Any]]] = deque()
+    running: deque[tuple[Sequence[int], Any]] = deque()  # with futures of pebble
     shown = time.monotonic()
     try:
         while groups or running:
             while groups and len(running) < 2 * plan.jobs:
                 group = groups.popleft()
                 seconds = _CASE_SECONDS if len(group) == 1 else _GROUP_SECONDS
-                future = pool.schedule(attempt, (plan.seed, group), timeout=seconds)
+                future = pool.schedule(attempt, (plan.seed, group, *given), timeout=seconds)
                 running.append((group, future))
             group, future = running.popleft()
             found = _found(group, future)
@@ -157,11 +161,6 @@ def attempt_all(
     finally:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
-
-
-def setup() -> list[str]:
-    """Return what the part that started this process gave it."""
-    return os.environ["ANOSCAN_FAULTS_SETUP"].split("\n")
 
 
 def _found(group: Sequence[int], future: Future[list[Outcome] | None]) -> list[Outcome] | None:

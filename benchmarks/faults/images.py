@@ -34,7 +34,7 @@ _ISOLATED = re.compile(r"ends its decoder|within [\d.]+ seconds|needs more than 
 Read = Callable[[ImageFile], Decoded]
 
 
-def part(plan: Plan, tally: Tally) -> None:
+def images(plan: Plan, tally: Tally) -> None:
     """Try damaged images."""
     os.environ.update(LIMITS)
     attempt_all(attempt, plan, tally, together=TOGETHER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -108,8 +108,8 @@ def without_date(file: Path, folder: Path) -> bytes:
     return _DATE.sub(b"", data.replace(str(folder).encode(), b""))
 
 
-def _jobs(material: Material, folder: Path) -> dict[str, Job]:
-    """Return the commands, after a run of each without fault."""
+def _jobs(material: Material, folder: Path, names: Collection[str]) -> dict[str, Job]:
+    """Return the commands of these names, after a run of each without fault."""
     store = f"home/models/{runs.NAME}.safetensors"
     model, old = str(material.file), {store: material.model}
 
@@ -137,7 +137,7 @@ def _jobs(material: Material, folder: Path) -> dict[str, Job]:
         Job("calibrate", material, calibrate, old, {}),
         Job("export", material, export, old, {}),
     ]
-    return {job.name: _measured(job, folder / job.name) for job in made}
+    return {job.name: _measured(job, folder / job.name) for job in made if job.name in names}
 
 
 def _measured(job: Job, folder: Path) -> Job:
@@ -232,8 +232,8 @@ def _after_full(job: Job, folder: Path, ended: Ended) -> str:
 
 
 def _each(plan: Plan, tally: Tally, names: tuple[str, ...], attempt: Try) -> None:
-    material = runs.prepare(plan.folder / "prepared")
-    jobs = _jobs(material, plan.folder / "without-fault")
+    chosen = {names[number % len(names)] for number in plan.cases}
+    jobs = _jobs(runs.prepare(plan.prepared), plan.folder / "without-fault", chosen)
 
     def one(number: int) -> Outcome:
         rounds, place = divmod(number, len(names))

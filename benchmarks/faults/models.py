@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import random
+import shutil
 import struct
 import tempfile
 import warnings
@@ -23,7 +25,7 @@ from anoscan.detector import Detector
 from anoscan.model import file as model_file
 from anoscan.model import store
 from benchmarks.faults import runs
-from benchmarks.faults.campaign import Outcome, Plan, Tally, attempt_all, setup
+from benchmarks.faults.campaign import Outcome, Plan, Tally, attempt_all
 from benchmarks.faults.mutations import any_bytes
 from benchmarks.faults.sabotage import Sabotage
 
@@ -41,38 +43,41 @@ _VALUES: tuple[Any, ...] = (
 
 def models(plan: Plan, tally: Tally) -> None:
     """Try damaged models: each is refused with a reason, or gives finite scores."""
-    made = runs.prepare(plan.folder)
-    given = (str(made.file), str(made.queries / "000100.png"))
-    attempt_all(attempt_models, plan, tally, together=32, setup=given)
+    made = runs.prepare(plan.prepared)
+    attempt_all(attempt_models, plan, tally, together=32, given=(made.file, made.query))
 
 
 def checkpoints(plan: Plan, tally: Tally) -> None:
-    """Try damaged checkpoints: each is refused with a reason, or trained on from."""
-    made = runs.prepare(plan.folder)
-    log, kept = plan.folder / "operations", []
-    home = plan.folder / "logged"
-    logged = Sabotage(below=str(home), log=str(log))
-    runs.call(made.train(), plan.folder / "out", home, sabotage=logged, often=True)
-    done = log.read_text().splitlines()
-    saved = next(number for number, line in enumerate(done) if "/models/" in line)
-    for number, kill_at in enumerate((len(done) // 4, saved)):
-        home = plan.folder / f"killed-{number}"
-        killed = Sabotage(below=str(home), kill_at=kill_at)
+    """Try damaged checkpoints: each is refused with a reason, or trained on from.
+
+    One is of the first stage of a training, and one of the moment before the model is saved.
+    """
+    made, kept = runs.prepare(plan.prepared), []
+    for folder, kill_at in (("checkpoints", 50), ("models", 0)):
+        home = plan.folder / f"killed-{folder}"
+        killed = Sabotage(below=str(home / folder), kill_at=kill_at)
         runs.call(made.train(), plan.folder / "out", home, sabotage=killed, often=True)
-        kept.append(str(home / "checkpoints" / f"{runs.NAME}.safetensors"))
-    given = (str(made.normal), str(made.queries / "000100.png"), *kept)
-    attempt_all(attempt_checkpoints, plan, tally, together=8, setup=given)
+        kept.append(home / "checkpoints" / f"{runs.NAME}.safetensors")
+    given = (made.normal, made.query, *kept)
+    attempt_all(attempt_checkpoints, plan, tally, together=8, given=given)
 
 
 # --- in warm processes --------------------------------------------------------------------------
 
 
+def load(file: Path) -> Detector:
+    """Load a model as ``score`` does."""
+    return Detector.load(file, device="cpu", workers=1)
+
+
 def attempt_models(
-    seed: int, numbers: Sequence[int], load: Callable[[Path], Detector] | None = None
+    seed: int,
+    numbers: Sequence[int],
+    original: Path,
+    query: Path,
+    load: Callable[[Path], Detector] = load,
 ) -> list[Outcome]:
-    """Load and score with models of the cases."""
-    original, query = map(Path, setup())
-    load = load or (lambda file: Detector.load(file, device="cpu", workers=1))
+    """Load models of the cases, and score an image with them."""
     file = _own_folder() / "m.safetensors"
 
     def score() -> str:
@@ -81,9 +86,10 @@ def attempt_models(
     return [_tried(number, damaged(seed, number, original, file), score) for number in numbers]
 
 
-def attempt_checkpoints(seed: int, numbers: Sequence[int]) -> list[Outcome]:
+def attempt_checkpoints(
+    seed: int, numbers: Sequence[int], normal: Path, query: Path, *originals: Path
+) -> list[Outcome]:
     """Go on with trainings from checkpoints of the cases."""
-    normal, query, *originals = map(Path, setup())
     folder = _own_folder()
     os.environ["ANOSCAN_HOME"] = str(folder)
     found = []
@@ -150,7 +156,9 @@ def _own_folder() -> Path:
     """Return a folder of this process, which is set up for many models."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    return Path(tempfile.mkdtemp(prefix="anoscan-models-", dir=Path(setup()[0]).parent))
+    folder = tempfile.mkdtemp(prefix="anoscan-models-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 # --- damage -------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def tiff_tags(data: bytes, rng: Rng) -> bytes:
     word = 8 if big else 4
     place, length = ((0, 2), (2, 2), (4, word), (4 + word, word))[what]
     value = int(rng.choice([*_NUMBERS, *range(20), len(data)])) % 256**length
-    made = value.to_bytes(length, "little" if order == "<" else "big")
+    made: bytes = value.to_bytes(length, "little" if order == "<" else "big")
     if what == 3 and rng.random() < 0.5:  # a short value stands at the start of its field
         made = (value % 2**16).to_bytes(2, "little" if order == "<" else "big") + made[2:]
     return data[: entry + place] + made + data[entry + place + length :]

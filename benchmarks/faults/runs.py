@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,10 @@ class Ended:
         if self.code is None:
             return f"hangs for {SECONDS:g} seconds"
         if "Traceback" in self.out + self.err:
-            *_, last = (self.err.strip() or self.out.strip()).splitlines()
-            return f"prints a traceback: {last[:120]}"
+            errors = re.findall(
+                r"^[\w.]*(?:Error|Exception)\b.*", self.out + self.err, re.MULTILINE
+            )
+            return f"prints a traceback: {errors[-1] if errors else ''}"
         return "" if self.code in range(6) else f"exit code {self.code}: {self.err[-150:]!r}"
 
     def is_one_line(self) -> bool:
@@ -176,6 +179,11 @@ class Material:
         """The model file."""
         return self.home / "models" / f"{NAME}.safetensors"
 
+    @property
+    def query(self) -> Path:
+        """One of the query images."""
+        return min(self.queries.iterdir())
+
     def train(self, *more: str) -> list[str]:
         """Return the arguments of the training that made the model."""
         own = ["--name", NAME, "--device", "cpu", "--workers", "1", "-q"]
@@ -192,17 +200,18 @@ def digits(folder: Path, count: int, first: int = 0) -> Path:
 
 
 def prepare(folder: Path) -> Material:
-    """Write images, and train a small model.
+    """Write images and train a small model, unless they are there.
 
     Raises
     ------
     RuntimeError
         When the training fails, without any fault.
     """
-    made = Material(
-        digits(folder / "normal", 60), digits(folder / "queries", 12, 100), folder / "home", b""
-    )
-    done = call(made.train(), folder / "trained", made.home)
-    if done.code:
-        raise RuntimeError(f"cannot train: {done.err}")
-    return Material(made.normal, made.queries, made.home, made.file.read_bytes())
+    made = Material(folder / "normal", folder / "queries", folder / "home", b"")
+    if not made.file.exists():
+        digits(made.normal, 60)
+        digits(made.queries, 12, 100)
+        done = call(made.train(), folder / "trained", made.home)
+        if done.code:
+            raise RuntimeError(f"cannot train: {done.err}")
+    return replace(made, model=made.file.read_bytes())

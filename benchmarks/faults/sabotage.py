@@ -86,7 +86,10 @@ class _Hook:
 
     def before_fsync(self, fsync: Callable[[Any], None]) -> Callable[[Any], None]:
         def counted(descriptor: Any) -> None:
-            self._act("os.fsync", "")
+            number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+            path = str(Path(f"/proc/self/fd/{number}").readlink())
+            if self._is_below(path, None):
+                self._act("os.fsync", path)
             fsync(descriptor)
 
         return counted
@@ -107,7 +110,9 @@ class _Hook:
             os.kill(os.getpid(), signal.SIGKILL)
         full = self._sabotage.full_at
         if full is not None and number >= full and event in _NEEDS_ROOM:
-            raise OSError(ENOSPC, os.strerror(ENOSPC), path or None)
+            # As from the system, an error of `os.fsync` names no file.
+            named = None if event == "os.fsync" else path
+            raise OSError(ENOSPC, os.strerror(ENOSPC), named)
 
 
 # --- no network ---------------------------------------------------------------------------------

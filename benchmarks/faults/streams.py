@@ -26,8 +26,7 @@ REDIRECTED = {
     "both full": "> /dev/full 2> /dev/full",
     "stdout and stderr closed": ">&- 2>&-",
 }
-# Streams whose text is lost; where stdout is full, a line on stderr says so.
-_STDERR_LOST = ("stderr", "both", "all")
+_MAY_END_EARLY = ("stderr full", "both full", "reader of stderr gone")
 
 Arguments = Callable[[Material, Path], list[str]]
 
@@ -54,7 +53,7 @@ COMMANDS: dict[str, Arguments] = {
 
 def streams(plan: Plan, tally: Tally) -> None:
     """Run each command with each kind of broken streams."""
-    material = runs.prepare(plan.folder / "prepared")
+    material = runs.prepare(plan.prepared)
     cases = list(itertools.product(REDIRECTED, COMMANDS))
 
     def one(number: int) -> Outcome:
@@ -73,25 +72,21 @@ def streams(plan: Plan, tally: Tally) -> None:
 def judged(name: str, how: str, ended: Ended, home: Path, material: Material) -> str:
     """Return what is wrong with a run whose streams were broken; empty when it held."""
     fails = name in ("wrong usage", "missing") or (name == "score -" and "<" in REDIRECTED[how])
-    if how in ("stdout full", "reader of stdout gone") and not fails and ended.code == 0:
-        # A training prints its result last, and may have ended before its reader was gone.
-        return "exit code 0 though its output is lost" if how == "stdout full" else ""
+    if how == "stdout full" and ended.code == 0:
+        return "exit code 0 though its output is lost"
     if how == "stdout full" and not ended.err.strip():
         return "says nothing of the full disk"
-    if how == "stdin closed" and not fails and ended.code:
-        return f"exit code {ended.code} for want of a stdin that it does not need: {ended.err!r}"
+    if how in ("stdin closed", "stderr closed") and not fails and ended.code:
+        return f"exit code {ended.code} for want of what it does not need: {ended.err!r}"
     if fails and ended.code == 0:
         return "exit code 0"
     file = home / "models" / f"{runs.NAME}.safetensors"
     if name == "train" and file.exists() and file.read_bytes() != material.model:
         return "the model is not what it is otherwise"
-    if name == "train" and not file.exists() and not _is_lost(how):
+    # A training prints its result last; only its warnings, on stderr, can end it before.
+    if name == "train" and not file.exists() and how not in _MAY_END_EARLY:
         return f"there is no model: {ended.err[-200:]!r}"
     return ""
-
-
-def _is_lost(how: str) -> bool:
-    return how.startswith(_STDERR_LOST) or "stdout" in how
 
 
 # --- no network ---------------------------------------------------------------------------------
@@ -119,7 +114,7 @@ OFFLINE: dict[str, Arguments] = {
 
 def network(plan: Plan, tally: Tally) -> None:
     """Run commands whose Python refuses every socket, and count those that asked for one."""
-    material = runs.prepare(plan.folder / "prepared")
+    material = runs.prepare(plan.prepared)
     names = list(OFFLINE)
 
     def one(number: int) -> Outcome:

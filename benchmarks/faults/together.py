@@ -26,7 +26,7 @@ _DIFFERENT = 500  # images of the part `load`; the others are links to them
 
 def concurrency(plan: Plan, tally: Tally) -> None:
     """Let processes write and read the same files at the same time."""
-    material = runs.prepare(plan.folder / "prepared")
+    material = runs.prepare(plan.prepared)
     kinds = (_two_trainings, _score_and_calibrate, _load_while_replaced, _two_writers)
     for number in plan.cases:
         kind = kinds[number % len(kinds)]
@@ -162,7 +162,7 @@ def _store(material: Material, folder: Path) -> Path:
 
 def load(plan: Plan, tally: Tally) -> None:
     """Score very many small images as lines of JSON, and compare memory early and late."""
-    material = runs.prepare(plan.folder / "prepared")
+    material = runs.prepare(plan.prepared)
     many = _linked(plan.folder / "many", plan.count)
     given = ["score", many, "--model", material.file, "--jsonl", "-q"]
     run = Run(given, plan.folder / "said", material.home)
@@ -179,10 +179,10 @@ def load(plan: Plan, tally: Tally) -> None:
         tally.add(Outcome(-1, "failed", "run", problem))
     first = next((at for size, _, at in seen if size), begun)
     tally.facts["images_per_second"] = round(plan.count / max(time.monotonic() - first, 0.1))
-    _compare(tally, [(size / max(len(ended.out), 1), mb) for size, mb, _ in seen])
+    compare(tally, [(size / max(len(ended.out), 1), mb) for size, mb, _ in seen])
 
 
-def _compare(tally: Tally, seen: list[tuple[float, float]]) -> None:
+def compare(tally: Tally, seen: list[tuple[float, float]]) -> None:
     """Compare the most memory in the second and in the last quarter of the images."""
     early, late = (
         max((mb for share, mb in seen if low <= share <= high), default=math.nan)
