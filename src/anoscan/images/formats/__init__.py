@@ -13,7 +13,7 @@ from typing import Protocol
 
 from anoscan.core.errors import InputError
 from anoscan.images.formats import dicom, jpeg, nifti, npy, pillow, png, pnm, tiff
-from anoscan.images.formats.picture import Opened, digest_of, reasons, regular
+from anoscan.images.formats.picture import Opened, damage, digest_of, reasons, regular
 
 
 class Reader(Protocol):
@@ -52,8 +52,9 @@ def is_named_like_one(path: Path) -> bool:
 def count(file: Path) -> int:
     """Number of images in a file; 1 where it cannot be read, since `read` will give the reason."""
     try:
-        reader = _reader(file)
-        return reader.count(file) if reader else 1
+        with damage():
+            reader = _reader(file)
+            return reader.count(file) if reader else 1
     except InputError:
         return 1
 
@@ -69,6 +70,14 @@ def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened
     InputError
         When there is no such image, or it cannot be decoded. The message is the bare reason.
     """
+    with damage():  # of kinds that no reader knows yet
+        opened = _read(file, page, draft_side, deep=deep)
+        if opened.digest:
+            return opened
+        return dataclasses.replace(opened, digest=_digest(file, page, opened))
+
+
+def _read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
     reader = _reader(file)
     pages = reader.count(file) if reader else 1
     if page is None and pages > 1:
@@ -77,10 +86,7 @@ def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened
         raise InputError(f"has no page {page}: it has {pages}")
     if reader is None:
         return pillow.read(file, draft_side)
-    opened = reader.read(file, page, draft_side, deep=deep)
-    if opened.digest:
-        return opened
-    return dataclasses.replace(opened, digest=_digest(file, page, opened))
+    return reader.read(file, page, draft_side, deep=deep)
 
 
 def _digest(file: Path, page: int | None, opened: Opened) -> bytes:

@@ -40,6 +40,7 @@ DAMAGE = (
     LookupError,
     ArithmeticError,
     EOFError,
+    AssertionError,
     struct.error,
     zlib.error,
 )
