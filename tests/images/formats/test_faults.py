@@ -234,6 +234,25 @@ def test_folders_give_images_of_rarer_endings(tmp_path: Path) -> None:
 # --- NumPy arrays -------------------------------------------------------------------------------
 
 
+def test_an_array_whose_numbers_are_arrays_is_damage(tmp_path: Path) -> None:
+    header = b"{'descr': '8f8', 'fortran_order': True, 'shape': (2, 2), }\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(256)
+    assert reason(tmp_path / "x.npy", content) == "damaged image"
+
+
+def test_an_error_that_no_reader_expects_costs_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("of a library")
+
+    monkeypatch.setattr(formats.png, "read", broken)
+    monkeypatch.setattr(formats.png, "count", broken)
+    file = tmp_path / "x.png"
+    assert reason(file, saved(GREY, "PNG")) == "damaged image"
+    assert formats.count(file) == 1
+
+
 def test_a_truncated_array_is_refused_and_one_that_shrinks_ends_no_process(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", RNG.random((64, 64)))
     whole = (tmp_path / "x.npy").read_bytes()
