@@ -1,7 +1,7 @@
 """Try to break the program: ``python -m benchmarks.faults PART``.
 
 Each part prints one line, and the cases that failed; the exit code is 1 when one did. Its result is
-kept in ``benchmarks/results/faults``. ``--check`` compares the table in ``docs/reliability.md``.
+kept in ``benchmarks/results/faults``, and the table in ``docs/reliability.md`` is written anew.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ def part_of(name: str) -> campaign.Part:
 
 
 def main() -> None:
-    """Run parts, or write the table of their last results."""
+    """Run parts, or check the table of their last results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
     parser.add_argument("--count", type=int, help="cases of each part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--case", type=int, help="repeat one case, and keep no result")
-    parser.add_argument("--table", action="store_true", help="write the table into the document")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if it is out of date")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the table is old")
     options = parser.parse_args()
-    if options.table or options.check:
-        sys.exit(results.table(check=options.check))
+    if options.check:
+        sys.exit(results.table(check=True))
     chosen = list(PARTS) if options.parts == ["all"] else options.parts
     if not chosen or set(chosen) - PARTS.keys():
         parser.error(f"name parts: {', '.join(PARTS)}, or all")
@@ -69,6 +68,7 @@ def _try(name: str, options: argparse.Namespace, prepared: Path) -> int:
     sys.stdout.flush()
     if options.case is None:
         results.keep(tally, options.seed)
+        results.table()
     return len(tally.failures)
 
 

@@ -82,6 +82,8 @@ class Tally:
             self.held += 1
         else:
             self.isolated += 1
+            reasons = self.facts.setdefault("isolated", {})
+            reasons[outcome.detail] = reasons.get(outcome.detail, 0) + 1
 
     def line(self) -> str:
         """Return the line that a part prints."""
@@ -223,7 +225,8 @@ class Watch:
 
     def _look(self) -> None:
         while not self._ended.wait(0.5):
-            self.peak = max(self.peak, *map(resident, descendants(os.getpid())))
+            below = [pid for pid in descendants(os.getpid()) if pid != os.getpid()]
+            self.peak = max([self.peak, *map(resident, below)])
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -53,11 +53,13 @@ def checkpoints(plan: Plan, tally: Tally) -> None:
     One is of the first stage of a training, and one of the moment before the model is saved.
     """
     made, kept = runs.prepare(plan.prepared), []
-    for folder, kill_at in (("checkpoints", 50), ("models", 0)):
+    for folder, kill_at in (("checkpoints", 9), ("models", 0)):
         home = plan.folder / f"killed-{folder}"
-        killed = Sabotage(below=str(home / folder), kill_at=kill_at)
+        killed = Sabotage(below=str(home / folder), kill_at=kill_at, only="os.rename")
         runs.call(made.train(), plan.folder / "out", home, sabotage=killed, often=True)
         kept.append(home / "checkpoints" / f"{runs.NAME}.safetensors")
+        if not kept[-1].exists():
+            raise RuntimeError(f"a training that was killed in {folder} left no checkpoint")
     given = (made.normal, made.query, *kept)
     attempt_all(attempt_checkpoints, plan, tally, together=8, given=given)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +20,11 @@ Change = Callable[[bytes, Rng], bytes]
 
 # Numbers at which arithmetic of lengths, counts and offsets goes wrong.
 _NUMBERS = (0, 1, 2, 3, 7, 255, 256, 4095, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+# What a change raises where a file is damaged already.
+_NO_SUCH_PART = (
+    struct.error, ValueError, IndexError, zlib.error, OSError, EOFError, zipfile.BadZipFile,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
 _HEAD = 160  # bytes at the start of a file, which half of the changes go to
 
 
@@ -30,8 +37,8 @@ def mutated(seed: int, number: int) -> tuple[Sample, str]:
     for _ in range(int(rng.integers(1, 4))):
         known = _OF_FORMAT.get(sample.suffix)
         change = known if known and rng.random() < 0.6 else _BYTES[int(rng.integers(len(_BYTES)))]
-        with suppress(struct.error, ValueError, IndexError, zlib.error, OSError, EOFError):
-            data = change(data, rng)  # a file that is damaged already may have no such part
+        with suppress(*_NO_SUCH_PART):
+            data = change(data, rng)
             done.append(change.__name__.strip("_").replace("_", " "))
     if not done:
         data, done = flipped_bits(data, rng), ["flipped bits"]
@@ -238,6 +245,20 @@ def npy_header(data: bytes, rng: Rng) -> bytes:
     return data[:8] + struct.pack("<H", len(head)) + head + data[length:]
 
 
+def npz_members(data: bytes, rng: Rng) -> bytes:
+    """Change an array within an archive, whose checksums are right afterwards."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as found, zipfile.ZipFile(stream, "w") as made:
+        members = found.infolist()
+        chosen = members[int(rng.integers(len(members)))]
+        for member in members:
+            inner = found.read(member)
+            if member is chosen:
+                inner = (npy_header if rng.random() < 0.5 else any_bytes)(inner, rng)
+            made.writestr(member, inner)
+    return stream.getvalue()
+
+
 def first_numbers(data: bytes, rng: Rng) -> bytes:
     """Change a number in the first bytes, where sizes, depths and lengths stand."""
     start, size = int(rng.integers(4, 64)), int(rng.choice([1, 2, 4]))
@@ -261,6 +282,7 @@ _OF_FORMAT: dict[str, Change] = {
     ".nii": nifti_fields,
     ".nii.gz": nifti_fields,
     ".npy": npy_header,
+    ".npz": npz_members,
     ".bmp": first_numbers,
     ".gif": first_numbers,
     ".webp": first_numbers,

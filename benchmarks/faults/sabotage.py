@@ -37,6 +37,8 @@ class Sabotage:
     kill_at, full_at : int, optional
         Number of the operation, from 0, before which the process is killed, or from which on the
         disk is full.
+    only : str, optional
+        Event of the only operations that count, such as ``os.rename``.
     log : str, optional
         File that gets a line an operation.
     most_bytes : int, optional
@@ -48,6 +50,7 @@ class Sabotage:
     below: str = ""
     kill_at: int | None = None
     full_at: int | None = None
+    only: str | None = None
     log: str | None = None
     most_bytes: int | None = None
     killed_by_size: bool = False
@@ -101,7 +104,7 @@ class _Hook:
         )
 
     def _act(self, event: str, path: str) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._sabotage.only not in (None, event):
             return
         number, self._done = self._done, self._done + 1
         if self._log is not None:

@@ -295,3 +295,7 @@ def _arrays() -> Iterator[Sample]:
                 stream = io.BytesIO()
                 np.save(stream, np.asarray(samples, order=order))
                 yield Sample(f"NPY {shape} {kind} {order}", ".npy", stream.getvalue())
+    for name, save in (("stored", np.savez), ("compressed", np.savez_compressed)):
+        stream = io.BytesIO()
+        save(stream, a=_noise(SIDE, SIDE), b=_noise(SIDE, SIDE, kind="float32"))
+        yield Sample(f"NPZ {name}", ".npz", stream.getvalue())

@@ -67,7 +67,7 @@ SINGLE = [
     ("kill", 10),  # a training, at an operation
     ("kill", 12),  # a scoring, at an operation
     ("disk", 10),  # a calibration, at a size
-    ("disk", 13),  # a training over an older model, at an operation
+    ("disk", 14),  # a scoring, at an operation
     ("streams", list(streams.COMMANDS).index("score")),  # a full stdout
     ("streams", len(streams.COMMANDS)),  # a closed stdout
     ("concurrency", 0),  # two trainings
@@ -82,7 +82,7 @@ def test_a_few_cases_hold(
 ) -> None:
     for variable, value in images.LIMITS.items():  # which `images` sets for its processes
         monkeypatch.setenv(variable, value)
-    tally = campaign.run(name, part_of(name), prepared, count, seed=1, jobs=2)
+    tally = campaign.run(name, part_of(name), prepared, count, seed=1)
     assert tally.failures == []
     assert tally.tried == count
     assert tally.facts["peak_mb"] > 20
