@@ -125,8 +125,8 @@ _BYTES: tuple[Change, ...] = (
 
 
 def any_bytes(data: bytes, rng: Rng) -> bytes:
-    """Change bytes wherever they are."""
-    return _BYTES[int(rng.integers(len(_BYTES)))](data, rng)
+    """Change bytes wherever they are, if there are any."""
+    return data and _BYTES[int(rng.integers(len(_BYTES)))](data, rng)
 
 
 # --- parts of formats ---------------------------------------------------------------------------
