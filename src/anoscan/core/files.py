@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shutil
 import tempfile
 import time
@@ -107,7 +106,7 @@ def _unfinished(folder: Path, make: Callable[[Path], None] = _touch) -> Iterator
     _remove_leftovers_once(folder)
     while True:
         # The name of the final file with a suffix could be too long for the file system.
-        temporary = folder / f".anoscan-{secrets.token_hex(8)}.tmp"
+        temporary = folder / f".anoscan-{os.urandom(8).hex()}.tmp"
         make(temporary)
         try:
             lock = _locked(temporary)

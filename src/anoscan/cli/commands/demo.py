@@ -25,13 +25,12 @@ from anoscan.cli.options import (
     output_of,
 )
 from anoscan.core.errors import InputError, TrainingInterrupted
-from anoscan.core.results import DemoReport
-from anoscan.model.training_record import Record
 
 if TYPE_CHECKING:
     import numpy as np
 
     from anoscan.core.progress import OnProgress
+    from anoscan.core.results import DemoReport
     from anoscan.detector import Detector
 
 
@@ -78,8 +77,10 @@ def run(
     InputError
         When `output` exists and is neither empty nor the folder of a demo.
     """
+    from anoscan.core.results import DemoReport
     from anoscan.detector import Detector
     from anoscan.model import store
+    from anoscan.model.training_record import Record
 
     folders = Folders.under(output)
     if output.exists() and not _is_ours(output, folders):
