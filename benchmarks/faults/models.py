@@ -180,7 +180,7 @@ def damaged(seed: int, number: int, original: Path, target: Path) -> str:
 def _bytes(original: Path, target: Path, rng: np.random.Generator) -> str:
     data = original.read_bytes()
     for _ in range(int(rng.integers(1, 4))):
-        data = any_bytes(data, rng)
+        data = any_bytes(data, rng) if data else data
     target.write_bytes(data)
     return f"{len(data)} bytes"
 

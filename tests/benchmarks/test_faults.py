@@ -68,7 +68,7 @@ SINGLE = [
     ("kill", 12),  # a scoring, at an operation
     ("disk", 10),  # a calibration, at a size
     ("disk", 14),  # a scoring, at an operation
-    ("streams", list(streams.COMMANDS).index("score")),  # a full stdout
+    ("streams", list(streams.COMMANDS).index("list")),  # a full stdout
     ("streams", len(streams.COMMANDS)),  # a closed stdout
     ("concurrency", 0),  # two trainings
     ("concurrency", 3),  # two writers
