@@ -7,10 +7,10 @@ are read in threads of this process, where starting others would cost more than 
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -24,6 +24,7 @@ from concurrent.futures import TimeoutError as TooSlow
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -318,6 +319,19 @@ class _Process(SpawnProcess):
 
     _starting = threading.Lock()
 
+    def start(self) -> None:
+        """Start, in a daemonic process too: those of `multiprocessing.Pool` may have no children.
+
+        A process that reads files ends when the one that started it does, so none is left behind.
+        """
+        config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        daemon = config.pop("daemon", None)
+        try:
+            super().start()
+        finally:
+            if daemon is not None:
+                config["daemon"] = daemon
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         with _Process._starting:
@@ -333,25 +347,26 @@ class _Context(SpawnContext):
     Process = _Process
 
 
-_started: dict[tuple[int, int], ProcessPool] = {}
+_started: dict[tuple[int, int, int], ProcessPool] = {}  # by the process that started them
 _lock = threading.Lock()
 
 
 def _pool(workers: int, megabytes: int) -> ProcessPool:
     with _lock:
-        key = (workers, megabytes)
+        key = (os.getpid(), workers, megabytes)
         if key not in _started:
+            # A process of `multiprocessing` waits for its children, and calls no `atexit` before.
+            Finalize(None, stop, exitpriority=1)
             _started[key] = ProcessPool(
                 workers, initializer=_begin, initargs=(megabytes,), context=_Context()
             )
         return _started[key]
 
 
-@atexit.register
 def stop() -> None:
     """End all processes; files that are read later start new ones."""
     with _lock:
-        pools = list(_started.values())
+        pools = [pool for (owner, *_), pool in _started.items() if owner == os.getpid()]
         _started.clear()
     for pool in pools:
         pool.stop()  # type: ignore[no-untyped-call]
