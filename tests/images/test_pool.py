@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from PIL import Image
 
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images import pool
-from anoscan.images.decode import ImageRule, decode, decode_all
-from anoscan.images.files import ImageFile
+from anoscan.images.decode import Decoded, ImageRule, decode, decode_all
+from anoscan.images.files import ImageFile, find
 from anoscan.images.pool import Failed, is_plain, read_all, read_one
 
 
@@ -191,3 +192,21 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail("processes are left behind")
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_process_of_multiprocessing_reads_and_ends(tmp_path: Path, daemon: bool) -> None:
+    for number in range(3):
+        Image.new("L", (16, 16)).save(tmp_path / f"{number}.tif", compression="tiff_lzw")
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_read_all_of, args=(tmp_path,), daemon=daemon)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
+
+
+def _read_all_of(folder: Path) -> None:
+    rule = ImageRule(size=16, channels=1, window=None)
+    assert all(isinstance(one, Decoded) for one in decode_all(find([folder]), rule, workers=2))
