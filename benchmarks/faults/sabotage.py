@@ -22,7 +22,7 @@ _CHANGES = {
     "os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1,
     "os.symlink": 1, "os.utime": 0,
 }  # fmt: skip
-_NEEDS_ROOM = {"open", "os.mkdir", "os.fsync", "os.link", "os.symlink"}
+_NEEDS_ROOM = {"os.mkdir", "os.fsync", "os.link", "os.symlink"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -76,23 +76,25 @@ class _Hook:
         self._log = os.open(sabotage.log, flags) if sabotage.log else None
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        needs_room = event in _NEEDS_ROOM
         if event == "open":
             path, _, flags = arguments
             if not flags & _WRITES:
                 return
+            needs_room = bool(flags & os.O_CREAT)
         elif event in _CHANGES:
             path = arguments[_CHANGES[event]]
         else:
             return
         if isinstance(path, str | bytes) and self._is_below(os.fsdecode(path), arguments[-1]):
-            self._act(event, os.fsdecode(path))
+            self._act(event, os.fsdecode(path), needs_room)
 
     def before_fsync(self, fsync: Callable[[Any], None]) -> Callable[[Any], None]:
         def counted(descriptor: Any) -> None:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
             path = str(Path(f"/proc/self/fd/{number}").readlink())
             if self._is_below(path, None):
-                self._act("os.fsync", path)
+                self._act("os.fsync", path, True)
             fsync(descriptor)
 
         return counted
@@ -103,7 +105,7 @@ class _Hook:
             not path.startswith("/") and isinstance(folder, int) and folder > 2
         )
 
-    def _act(self, event: str, path: str) -> None:
+    def _act(self, event: str, path: str, needs_room: bool) -> None:
         if os.getpid() != self._pid or self._sabotage.only not in (None, event):
             return
         number, self._done = self._done, self._done + 1
@@ -112,7 +114,7 @@ class _Hook:
         if self._sabotage.kill_at == number:
             os.kill(os.getpid(), signal.SIGKILL)
         full = self._sabotage.full_at
-        if full is not None and number >= full and event in _NEEDS_ROOM:
+        if full is not None and number >= full and needs_room:
             # As from the system, an error of `os.fsync` names no file.
             named = None if event == "os.fsync" else path
             raise OSError(ENOSPC, os.strerror(ENOSPC), named)
