@@ -138,7 +138,10 @@ def attempt_all(
 
     A process that ends or hangs is replaced. `attempt` gets the seed, the numbers, and `given`.
     """
-    pool = ProcessPool(plan.jobs, initializer=_begin, context=get_context("spawn"))
+    own = (str(plan.folder),)
+    pool = ProcessPool(
+        plan.jobs, initializer=_begin, initargs=own, context=get_context("spawn")
+    )  # fmt: skip
     numbers = plan.cases
     groups = deque(numbers[at : at + together] for at in range(0, len(numbers), together))
     running: deque[tuple[Sequence[int], Any]] = deque()  # with futures of pebble
@@ -181,8 +184,9 @@ def _found(group: Sequence[int], future: Future[list[Outcome] | None]) -> list[O
     return [Outcome(group[0], "failed", "alone", reason)] if len(group) == 1 else None
 
 
-def _begin() -> None:
-    """Limit the memory of this process, and of those that it starts."""
+def _begin(folder: str) -> None:
+    """Limit the memory of this process and of those that it starts; keep its files in a folder."""
+    tempfile.tempdir = folder
     status = Path("/proc/self/statm").read_text()
     most = int(status.split()[0]) * resource.getpagesize() + _ROOM
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
 import os
 import random
-import shutil
 import struct
 import tempfile
 import warnings
@@ -158,9 +156,7 @@ def _own_folder() -> Path:
     """Return a folder of this process, which is set up for many models."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    folder = tempfile.mkdtemp(prefix="anoscan-models-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    return Path(tempfile.mkdtemp(prefix="anoscan-models-"))
 
 
 # --- damage -------------------------------------------------------------------------------------
