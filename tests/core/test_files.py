@@ -108,3 +108,15 @@ def test_checking_whether_a_place_can_be_written_leaves_nothing_behind(tmp_path:
     assert why_unwritable(tmp_path) == "it is a folder"
     with pytest.raises(UsageError, match=r"--plots .* cannot be written"):
         check_writable(tmp_path / "file", "--plots", folder=True)
+
+
+def test_a_file_that_cannot_be_locked_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("anoscan.core.files._locked", refused)
+    with pytest.raises((OSError, InputError)), replacing(tmp_path / "x.csv"):
+        pytest.fail("is written without a lock")
+    assert not list(tmp_path.iterdir())

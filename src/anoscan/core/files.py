@@ -112,6 +112,10 @@ def _unfinished(folder: Path, make: Callable[[Path], None] = _touch) -> Iterator
             lock = _locked(temporary)
         except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked
             continue
+        except OSError:
+            with suppress(OSError):
+                _remove(temporary)
+            raise
         break
     try:
         yield temporary
