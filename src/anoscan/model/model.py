@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -112,6 +112,13 @@ class Model:
     def false_alarm_rate(self) -> float:
         """False-alarm rate of verdicts where none is asked for; see `evaluation.recalibrate`."""
         return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
+
+    @property
+    def reconstructions(self) -> Literal["ok", "unusable"]:
+        """Whether G(E(x)) shows the healthy twin of an image; the training has checked it."""
+        checks = self.metadata["health"]["checks"]
+        failed = any((c["name"], c["verdict"]) == ("reconstruction", "fail") for c in checks)
+        return "unusable" if failed else "ok"
 
     @property
     def uses_labels(self) -> bool:
