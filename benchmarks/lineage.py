@@ -231,7 +231,7 @@ def _clock(networks: Networks, x: Tensor) -> dict[str, float]:
     how = SEARCHES["search"]
 
     def encoded(images: Tensor) -> None:
-        x_hat = networks.generator(networks.encoder(images))
+        x_hat = networks.reconstruct(images)
         networks.discriminator.features(images)
         networks.discriminator.features(x_hat)
 

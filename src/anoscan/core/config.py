@@ -104,6 +104,11 @@ class TrainConfig:
         "Length of the encoder stage, in images.",
         default="two fifths of --rotation-images-shown's default",
     )
+    reconstruction_images_shown: int | None = _setting(
+        None,
+        "Length of the reconstruction stage, in images; 0 leaves it out, as the papers do.",
+        default="three fifths of --rotation-images-shown's default; 0 for ziz and bigan",
+    )
     batch_size: int = _setting(32, "Images that one step is shown.")
     learning_rate: float | None = _setting(
         None, "Learning rate of the GAN.", "RATE", default="the objective's"
@@ -156,6 +161,7 @@ class TrainConfig:
             raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
         _optional_int("--images-shown", self.images_shown, 1, None)
         _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
+        _optional_int("--reconstruction-images-shown", self.reconstruction_images_shown, 0, None)
         self.augmentations(few=True)
         self._check_mapping()
         _optional_int("--batch-size", self.batch_size, 2, None)
@@ -261,6 +267,15 @@ class TrainConfig:
             )
         return tuple(name for name in AUGMENTATIONS if name in asked)
 
+    def lengths(self) -> dict[str, int]:
+        """Return the length of each stage in images shown, by its name; 0 where not decided."""
+        return {
+            "gan": self.images_shown or 0,
+            "rotation": self.rotation_images_shown or 0,
+            "encoder": self.encoder_images_shown or 0,
+            "reconstruction": self.reconstruction_images_shown or 0,
+        }
+
     @property
     def patch(self) -> int | None:
         """Side of a patch in pixels of the images; None for a model of whole images."""
@@ -300,17 +315,19 @@ def architecture_for(size: int) -> str:
 def decided(config: TrainConfig) -> dict[str, Any]:
     """Return the learning rate and the stages' lengths in images, for use where `config` has None.
 
-    The rotation and encoder stages follow the length of the GAN stage, where `config` has it.
+    The stages after the GAN stage follow the length of the GAN stage, where `config` has it.
     """
     objective = registry.load("objectives", config.objective)
     longer = objective.times_as_long
     game = config.images_shown or longer * IMAGES_SHOWN
     shown = math.ceil(game / longer)
-    joint = registry.load("mappings", config.mapping).loss is None
+    mapping = registry.load("mappings", config.mapping)
+    joint, of_images = mapping.loss is None, mapping.loss and mapping.given == "images"
     return {
         "images_shown": game,
         "rotation_images_shown": shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
+        "reconstruction_images_shown": math.ceil(shown * 0.6) if of_images else 0,
         "learning_rate": objective.learning_rate,
     }
 

@@ -137,7 +137,8 @@ def in_one_line(error: Exception) -> str:
 
 def _check_resolved(config: TrainConfig) -> None:
     """Refuse settings that a training decides, and has not."""
-    decided = ("images_shown", "rotation_images_shown", "encoder_images_shown", "learning_rate")
+    stages = ("", "rotation_", "encoder_", "reconstruction_")
+    decided = (*(f"{stage}images_shown" for stage in stages), "learning_rate")
     left = [name for name in decided if getattr(config, name) is None]
     left += ["architecture"] * (config.architecture == "auto")
     if left:

@@ -5,6 +5,7 @@ docs/model-file.md describes the file. Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import anoscan
 from anoscan.core import registry
@@ -29,6 +30,7 @@ from anoscan.model import file as model_file
 from anoscan.model.metadata import Described, checked, in_one_line
 from anoscan.networks.architectures import Architecture, Networks, Shape, build
 from anoscan.networks.encoders import Encoder
+from anoscan.networks.low_rank import LowRank
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.maps import forms as map_forms
@@ -37,7 +39,6 @@ from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
 T = TypeVar("T")
-_PARTS = ("generator", "discriminator", "encoder")
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Model:
             tensors["calibration/tiles"] = torch.from_numpy(self.calibration.tiles)
         if self.neighbours is not None:
             tensors |= self.neighbours.tensors()
-        for part, network in _parts(self.networks):
+        for part, network in self.networks.parts().items():
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
         for term, stats in self.fitted.items():
             tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
@@ -207,7 +208,8 @@ class Model:
     ) -> Model:
         described = checked(metadata)
         networks = _loaded(tensors, metadata, described)
-        others = {name: x for name, x in tensors.items() if name.partition("/")[0] not in _PARTS}
+        parts = networks.parts()
+        others = {name: x for name, x in tensors.items() if name.partition("/")[0] not in parts}
         check(others, _forms(described, _of_blank(networks, described)))
         networks.to(runtime.device)
         fitted = {
@@ -241,7 +243,10 @@ def _loaded(tensors: dict[str, Tensor], metadata: dict[str, Any], described: Des
     # The meta device allocates nothing, so a file gets only the memory that its weights fill.
     with torch.device("meta"):
         networks = _networks(described.config, described.rule)
-    for part, network in _parts(networks):
+        if described.config.reconstruction_images_shown:
+            networks.decoder = copy.deepcopy(networks.generator)
+            networks.correction = LowRank(described.rule.channels, described.rule.size)
+    for part, network in networks.parts().items():
         weights = under(tensors, f"{part}/")
         try:
             check(_below(part, weights), _below(part, like(network.state_dict())))
@@ -307,9 +312,9 @@ def describe(
     }
 
 
-def fresh_networks(config: TrainConfig, rule: ImageRule) -> Networks:
-    """Build untrained networks, with random weights from the seed."""
-    with seeded(config.seed, "weights"):
+def fresh_networks(config: TrainConfig, rule: ImageRule, name: str = "weights") -> Networks:
+    """Build untrained networks, with random weights from the seed and the stream `name`."""
+    with seeded(config.seed, name):
         return _networks(config, rule)
 
 
@@ -321,7 +326,3 @@ def _networks(config: TrainConfig, rule: ImageRule) -> Networks:
     encoder: Encoder = registry.load("encoders", config.encoder)
     around = functools.partial(encoder.build, architecture.encoder)
     return build(dataclasses.replace(architecture, encoder=around), shape)
-
-
-def _parts(networks: Networks) -> list[tuple[str, nn.Module]]:
-    return [(part, getattr(networks, part)) for part in _PARTS]

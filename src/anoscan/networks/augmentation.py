@@ -7,6 +7,7 @@ Random numbers come from a CPU generator, so they are the same on every device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -103,3 +104,43 @@ def cut_paste(x: Tensor, generator: torch.Generator, *, share: float = 0.5) -> T
             :, from_top : from_top + h, from_left : from_left + w
         ]
     return given
+
+
+def with_defects(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a copy of images (n, c, s, s) in which most have one or two synthetic defects.
+
+    A defect is a rectangle of another image, a line, or a disc that is filled, noisy, brighter or
+    darker. Its size is 5 to 40 % of the side, and small ones are more frequent.
+    """
+    return _with_a_defect(_with_a_defect(x, 0.8, generator), 0.4, generator)
+
+
+def _with_a_defect(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Put a defect of a random kind into each of a share of images (n, c, s, s)."""
+    n, channels, side, _ = x.shape
+    draws = torch.rand(n, 11 + channels, 1, 1, generator=generator).to(x.device)
+    chosen, kind, scale, row, column, a, b, angle, strength, sign, shade = draws[:, :11].unbind(1)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    places = torch.arange(side, device=x.device)
+    size = side * (0.05 + 0.35 * scale**1.5)
+    down, across = places[:, None] - row * side, places - column * side
+    rectangle = (down.abs() <= size * (1 + a) / 4) & (across.abs() <= size * (1 + b) / 4)
+    along = down * (angle * math.pi).sin() + across * (angle * math.pi).cos()
+    beside = down * (angle * math.pi).cos() - across * (angle * math.pi).sin()
+    width = (size * b / 4).clamp_min(1)
+    line = (width / 2 + 0.5 - beside.abs()).clamp(0, 1) * (along.abs() <= size * 0.75)
+    disc = (size / 2 + 0.5 - torch.hypot(down, across)).clamp(0, 1)
+    which = (kind * 5).long()
+    cover = torch.where(which == 0, rectangle.float(), torch.where(which == 1, line, disc))
+    contrast = x.std()
+    change = (contrast * (1 + strength) * torch.where(sign < 0.5, -1.0, 1.0))[:, None]
+    if channels > 1:
+        change = change * (0.5 + 0.5 * draws[:, 11:])
+    images = (torch.arange(n, device=x.device) + 1)[:, None, None] % n
+    from_row = (places[:, None] + (shade * side).long()) % side
+    from_column = (places + (strength * side).long()) % side
+    donor = x.permute(0, 2, 3, 1)[images, from_row, from_column].permute(0, 3, 1, 2)
+    filled = (x.mean((2, 3), keepdim=True) + 1.5 * change).expand_as(x)
+    fills = (donor, x + change, filled, x + contrast * noise, x + 0.7 * change)
+    drawn = torch.stack(fills)[which[:, 0, 0], torch.arange(n, device=x.device)].clamp(-1, 1)
+    return torch.lerp(x, drawn, cover[:, None] * (chosen[:, None] < share))

@@ -6,7 +6,6 @@ space with hundreds of steps of back-propagation for each image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -18,11 +17,14 @@ from anoscan.core.runtime import Runtime, random_stream
 from anoscan.networks.architectures import Networks
 from anoscan.networks.augmentation import cut_paste
 from anoscan.networks.encoders import Encoder
-from anoscan.networks.loop import set_rate
+from anoscan.networks.loop import half_wave, set_rate
 from anoscan.networks.mappings import Mapping
 
 LEARNING_RATE = 1e-3
-LAST_RATE = 0.02  # share of LEARNING_RATE that is left at the end of the stage
+LAST_RATE = 0.02  # share of the learning rate that is left at the end of the stage
+# An encoder that failed is trained again from new weights, for longer and at a lower rate.
+ATTEMPTS = ("encoder", "encoder-2", "encoder-3")  # names of the stage, by attempt
+SLOWER, LONGER = 0.3, 2  # factors of the rate, per attempt, and of the length of later attempts
 
 
 class EncoderStage:
@@ -36,19 +38,24 @@ class EncoderStage:
         Says which images the encoder is given, and which loss it minimises.
     batches : callable
         Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
+    steps : int
+        Number of steps of the whole stage, over which the learning rate falls.
+    attempt : int
+        How many times the stage has failed before; see `ATTEMPTS`.
     """
-
-    name = "encoder"
 
     def __init__(
         self,
         networks: Networks,
         mapping: Mapping,
         batches: Callable[[int], Tensor],
+        steps: int,
         config: TrainConfig,
         runtime: Runtime,
+        attempt: int = 0,
     ) -> None:
-        self.networks, self.mapping, self.batches = networks, mapping, batches
+        self.name, self.rate = ATTEMPTS[attempt], LEARNING_RATE * SLOWER**attempt
+        self.networks, self.mapping, self.batches, self.steps = networks, mapping, batches, steps
         self.config, self.runtime = config, runtime
         self.kind: Encoder = registry.load("encoders", config.encoder)
         networks.generator.eval().requires_grad_(False)
@@ -99,6 +106,4 @@ class EncoderStage:
 
     def _rate(self, index: int) -> float:
         """Return the learning rate of a step, which falls along half a cosine wave."""
-        steps = math.ceil((self.config.encoder_images_shown or 1) / self.config.batch_size)
-        half_wave = 0.5 * (1 + math.cos(math.pi * min(index / steps, 1)))
-        return LEARNING_RATE * self.slow_down * (LAST_RATE + (1 - LAST_RATE) * half_wave)
+        return self.rate * self.slow_down * half_wave(index / self.steps, LAST_RATE)

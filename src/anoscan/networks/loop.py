@@ -299,6 +299,14 @@ def _moments(weight: Tensor) -> dict[str, Like]:
     return {"step": Like((), low=1.0), "exp_avg": Like(shape, weight.dtype), "exp_avg_sq": squares}
 
 
+def half_wave(share: float, last: float) -> float:
+    """Return a factor of a learning rate that falls from 1 to `last` along half a cosine wave.
+
+    `share` says how much of the stage is over, from 0 to 1.
+    """
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters of an optimiser."""
     for group in optimizer.param_groups:

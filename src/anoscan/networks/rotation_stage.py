@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,7 +12,7 @@ from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.networks.architectures import Discriminator
 from anoscan.networks.augmentation import quarter_turns
-from anoscan.networks.loop import set_rate
+from anoscan.networks.loop import half_wave, set_rate
 
 # ROTATION_RATE is the learning rate at the start. Weights are multiplied by SHRINK before it.
 # Smaller weights learn anew more readily, while the GAN stage needs them larger. Ash and Adams 2020
@@ -79,8 +78,7 @@ class RotationStage:
             logits = self.discriminator.rotation(self.discriminator.features(rotated))
         loss = cross_entropy(logits, rotations)
         optimizer = self.optimizers["discriminator"]
-        half_wave = 0.5 * (1 + math.cos(math.pi * min(index / self.steps, 1)))
-        set_rate(optimizer, self.rate * half_wave * self.slow_down)
+        set_rate(optimizer, self.rate * half_wave(index / self.steps, 0) * self.slow_down)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -13,12 +13,13 @@ from anoscan.core.arrays import Floats
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime
 from anoscan.networks.architectures import Discriminator, Networks
-from anoscan.networks.encoder_stage import EncoderStage
+from anoscan.networks.encoder_stage import LONGER, EncoderStage
 from anoscan.networks.gan_stage import GanStage
 from anoscan.networks.joint_stage import JointStage
 from anoscan.networks.loop import Batches, Stage
 from anoscan.networks.mappings import Mapping
 from anoscan.networks.objectives import Objective
+from anoscan.networks.reconstruction_stage import ReconstructionStage
 from anoscan.networks.rotation_stage import RotationStage
 
 S = TypeVar("S", bound=Stage)
@@ -94,14 +95,30 @@ class Stages:
         )
         return self._planned(stage, shown, size)
 
-    def encoder(self, networks: Networks) -> Planned[EncoderStage] | None:
-        """Return the encoder stage; None where the GAN stage trains the encoder."""
+    def encoder(self, networks: Networks, attempt: int = 0) -> Planned[EncoderStage] | None:
+        """Return the encoder stage; None where the GAN stage trains the encoder.
+
+        `attempt` counts the encoder stages of this training that failed.
+        """
         if self.joint:
             return None
         size, config = self.config.batch_size, self.config
-        batches = self._batches("encoder", size)
-        stage = EncoderStage(networks, self._mapping, batches, config, self.runtime)
-        return self._planned(stage, config.encoder_images_shown, size)
+        shown = (config.encoder_images_shown or 0) * (LONGER if attempt else 1)
+        steps, batches = math.ceil(shown / size), self._batches("encoder", size)
+        stage = EncoderStage(networks, self._mapping, batches, steps, config, self.runtime, attempt)
+        return self._planned(stage, shown, size)
+
+    def reconstruction(self, networks: Networks) -> Planned[ReconstructionStage] | None:
+        """Return the reconstruction stage; None where the settings leave it out.
+
+        `networks` get a decoder, which is a copy of their generator at first.
+        """
+        shown, size = self.config.reconstruction_images_shown, self.config.batch_size
+        if not shown:
+            return None
+        steps, batches = math.ceil(shown / size), self._batches("reconstruction", size)
+        stage = ReconstructionStage(networks, batches, steps, self.config, self.runtime)
+        return self._planned(stage, shown, size)
 
     def _batches(self, name: str, size: int) -> Batches:
         seed, device = self.config.seed, self.runtime.device

@@ -136,9 +136,10 @@ def _compare(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function from latents (n, d) to residuals and discrimination losses (n,) float64."""
     discriminator: Discriminator = networks.discriminator
+    decoder = networks.mirror[1]
 
     def losses(z: Tensor) -> tuple[Tensor, Tensor]:
-        x_hat = networks.generator(z)
+        x_hat = decoder(z)
         features = discriminator.features(x_hat)
         if how.discrimination_loss == "fool":
             discrimination = softplus(-discriminator.realness(features)).double()

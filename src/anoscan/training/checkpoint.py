@@ -23,7 +23,8 @@ from anoscan.networks.loop import (
     state_tensors,
 )
 
-_Name = Annotated[str, msgspec.Meta(pattern=r"\A(gan|rotation|encoder)\Z")]  # of a stage
+_STAGES = r"\A(gan|rotation|encoder(-[23])?|reconstruction)\Z"
+_Name = Annotated[str, msgspec.Meta(pattern=_STAGES)]
 _Rollbacks = Annotated[int, msgspec.Meta(ge=0, le=MOST_ROLLBACKS)]
 
 
@@ -189,8 +190,7 @@ def _checked(metadata: dict[str, Any], tensors: Iterable[str]) -> _Found:
     """
     found = converted(metadata, _Found)
     config = TrainConfig.from_dict(found.identity.config)
-    lengths = (config.images_shown, config.rotation_images_shown, config.encoder_images_shown)
-    if found.step > max(length or 0 for length in lengths):
+    if found.step > 3 * max(length or 0 for length in config.lengths().values()):
         raise ValueError("its step is beyond the end of every stage")
     if found.stage in found.finished or "gan" not in {found.stage, *found.finished}:
         raise ValueError("its stages cannot be those of one training")

@@ -86,6 +86,9 @@ class Folds:
             self._run(rotation)
         if encoder := stages.encoder(networks):
             self._run(encoder)
+        if reconstruction := stages.reconstruction(networks):
+            self._run(reconstruction)
+            reconstruction.stage.correct()
         return networks.frozen(self.runtime.measuring().device)
 
     def _run(self, planned: Planned[Stage]) -> None:

@@ -22,6 +22,7 @@ WATCHED_FROM = 4000  # images shown in all: a shorter GAN stage ends before a us
 OVERPOWERED = 0.999
 COLLAPSED, VARIED, TOO_VARIED = 0.1, 0.4, 2.0
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
+UNUSABLE = 0.5  # error of reconstructions, relative to the mean image, from which they fail
 FEWEST_QUERIES, MOST_ODD = 10, 0.8  # fewest queries that are judged, and share of anomalous ones
 
 _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}

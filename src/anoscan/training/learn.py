@@ -96,11 +96,7 @@ class Learned:
                 patches=config.patches,
                 skipped=self.skipped,
             ),
-            images_shown={
-                "gan": config.images_shown or 0,
-                "rotation": config.rotation_images_shown or 0,
-                "encoder": config.encoder_images_shown or 0,
-            },
+            images_shown=config.lengths(),
             seconds=self.seconds,
             health=self.health,
             self_test=self.self_test,

@@ -221,11 +221,22 @@ def _realness(discriminator: nn.Module, images: Floats) -> np.ndarray:
         return np.concatenate([discriminator(batch).cpu().numpy() for batch in batches])
 
 
+def reconstruction_error(networks: Networks, material: Material, config: TrainConfig) -> float:
+    """Return the mean squared residual of training images, relative to that of the mean image.
+
+    The modes of the networks are restored afterwards.
+    """
+    rows = _some(material.rows, in_full(SAMPLES, material.pixels.shape[-1]), config.seed)
+    images = material.pixels[rows]
+    at_rest = copy.deepcopy(networks).frozen()
+    return _missed(at_rest, images) / max(float(images.var(0).mean()), 1e-12)
+
+
 def _missed(networks: Networks, images: Floats) -> float:
     device = next(networks.generator.parameters()).device
     total = 0.0
     with exact_float32():
         for x in chunks(np.arange(len(images)), images.__getitem__, device):
-            x_hat = networks.generator(networks.encoder(x))
+            x_hat = networks.reconstruct(x)
             total += float((x_hat - x).square().mean((1, 2, 3)).sum())
     return total / len(images)

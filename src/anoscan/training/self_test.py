@@ -113,10 +113,7 @@ def smallest_seen(cells: Sequence[SelfTestCell]) -> float | None:
 
 
 def _wanted(config: TrainConfig, conditions: int, most: int) -> int:
-    shown = sum(
-        n or 0
-        for n in (config.images_shown, config.rotation_images_shown, config.encoder_images_shown)
-    )
+    shown = sum(config.lengths().values())
     return min(max(shown // SHARE // conditions, FEWEST), MOST, most)
 
 

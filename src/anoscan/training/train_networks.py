@@ -18,6 +18,7 @@ from anoscan.core.runtime import Runtime
 from anoscan.dataset.material import Material
 from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Discriminator, Networks
+from anoscan.networks.encoder_stage import ATTEMPTS
 from anoscan.networks.loop import Stage, run
 from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.measure import chunks
@@ -26,7 +27,7 @@ from anoscan.scoring.terms.rotation import certainty
 from anoscan.training import network_checks
 from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.folds import Folds
-from anoscan.training.health import GameWatch
+from anoscan.training.health import UNUSABLE, GameWatch
 from anoscan.training.network_checks import Game
 
 # The rotation stage is undone when the certainty of the rotation of held-out normals is below this.
@@ -164,7 +165,6 @@ def train_networks(
     stages = Stages(material.pixels, material.rows, config, runtime, few)
     gan = stages.gan(networks)
     trained = gan.stage.trained()
-    mirror = (trained.encoder, trained.generator)
     discriminator = None if stages.joint else trained.discriminator
 
     def snapshot(images: int) -> Game:
@@ -173,7 +173,7 @@ def train_networks(
 
     notify(training.on_progress, "gan", stages.objective.note, config.images_shown or 0)
     watch = GameWatch(training.on_progress, snapshot)
-    pairs = {"mirror": mirror} if stages.joint else {}
+    pairs = {"mirror": trained.mirror} if stages.joint else {}
     training.go(gan, watch, generator=trained.generator, **pairs)
     game, after_gan = snapshot(network_checks.SAMPLES), copy.deepcopy(trained)
     rotated = False
@@ -184,11 +184,32 @@ def train_networks(
         rotated = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
         if rotated:
             trained.discriminator = pupil
-    if encoder := stages.encoder(trained):
-        training.go(encoder, mirror=mirror)
+    _train_encoder(trained, stages, material, training)
+    if reconstruction := stages.reconstruction(trained):
+        training.go(reconstruction, mirror=trained.mirror)
+        reconstruction.stage.correct()
     notified, stopping = training.on_progress, training.stopping
     folds = Folds(after_gan, rotated, few, material, config, runtime, notified, stopping)
     return TrainedNetworks(trained.frozen(runtime.measuring().device), game, folds)
+
+
+def _train_encoder(
+    trained: Networks, stages: Stages, material: Material, training: TrainingRun
+) -> None:
+    """Run the encoder stage, and again from new weights while it fails, at most twice."""
+    for attempt in range(len(ATTEMPTS)):
+        if attempt:
+            fresh = fresh_networks(stages.config, material.rule, f"weights-{ATTEMPTS[attempt]}")
+            trained.encoder = fresh.encoder.to(stages.runtime.device)
+        if (encoder := stages.encoder(trained, attempt)) is None:
+            return
+        training.go(encoder, mirror=trained.mirror)
+        missed = network_checks.reconstruction_error(trained, material, stages.config)
+        if not missed > UNUSABLE:
+            return
+        note = f"reconstructions miss {missed:.0%} of what the mean image misses"
+        again = ": the encoder is trained again" if attempt + 1 < len(ATTEMPTS) else ""
+        notify(training.on_progress, encoder.stage.name, note + again)
 
 
 @torch.no_grad()

@@ -98,8 +98,11 @@ def _stages(
             network.grow(1.0)  # later stages use these networks at full size
     if rotation := stages.rotation(gan.stage.trained().discriminator):
         yield rotation, 1
-    if encoder := stages.encoder(gan.stage.trained()):
+    after_gan = gan.stage.trained()
+    if encoder := stages.encoder(after_gan):
         yield encoder, 1
+    if reconstruction := stages.reconstruction(after_gan):
+        yield reconstruction, 1
 
 
 def _expected(planned: Planned[Stage], cycle: int, runtime: Runtime) -> float:

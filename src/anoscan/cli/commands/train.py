@@ -209,6 +209,7 @@ def _merged(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": {"objective"},
         "rotation_images_shown": {"images_shown", "objective"},
         "encoder_images_shown": {"images_shown", "objective", "mapping"},
+        "reconstruction_images_shown": {"images_shown", "objective", "mapping"},
     }
     was = decided(before)
     was["images_shown"] = decided(dataclasses.replace(before, images_shown=None))["images_shown"]

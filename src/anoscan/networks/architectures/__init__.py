@@ -16,6 +16,7 @@ logits never depend on them. In evaluation neither does realness, since scores m
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,25 +97,48 @@ class Architecture:
 
 @dataclass
 class Networks:
-    """The three networks of one model; after the GAN stage `generator` is its moving average."""
+    """The networks of one model; after the GAN stage `generator` is its moving average.
+
+    `decoder` is a copy of the generator that was tuned to make reconstructions, and `correction`
+    adds what the decoder misses. Without them the generator alone makes reconstructions, as in the
+    papers.
+    """
 
     generator: nn.Module
     discriminator: Discriminator
     encoder: nn.Module
+    decoder: nn.Module | None = None
+    correction: nn.Module | None = None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the networks by their names."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: network for name, network in found.items() if network is not None}
+
+    @property
+    def mirror(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and the network that makes reconstructions of its latents."""
+        return self.encoder, self.generator if self.decoder is None else self.decoder
+
+    def reconstruct(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """Return reconstructions (n, c, s, s) of images, by their latents (n, d) or those of E."""
+        encoder, decoder = self.mirror
+        x_hat: Tensor = decoder(encoder(x) if z is None else z)
+        return x_hat if self.correction is None else self.correction(x, x_hat)
 
     def to(self, device: torch.device) -> Networks:
-        """Move all three to a device, in channels-last layout, and return self."""
-        for network in (self.generator, self.discriminator, self.encoder):
+        """Move all networks to a device, in channels-last layout, and return self."""
+        for network in self.parts().values():
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def frozen(self, device: torch.device | None = None) -> Networks:
-        """Set all three to evaluation mode, freeze their weights, and return self.
+        """Set all networks to evaluation mode, freeze their weights, and return self.
 
         They are moved to `device`, where given. All get channels-last layout, so that a trained and
         a loaded model compute the same to the last bit.
         """
-        for network in (self.generator, self.discriminator, self.encoder):
+        for network in self.parts().values():
             network.eval().requires_grad_(False)
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self

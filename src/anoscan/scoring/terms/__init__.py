@@ -28,7 +28,7 @@ class Evidence:
     Parameters
     ----------
     x, x_hat : Tensor of shape (n, c, s, s)
-        The images, in [-1, 1], and their reconstructions G(z).
+        The images, in [-1, 1], and their reconstructions (`Networks.reconstruct`).
     z : Tensor of shape (n, d)
         The latents, which are E(x) or the result of a search.
     features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
@@ -47,7 +47,7 @@ class Evidence:
 
 def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
     """Run the networks on images (n, c, s, s) in [-1, 1] and their latents (n, d)."""
-    x_hat = networks.generator(z)
+    x_hat = networks.reconstruct(x, z)
     discriminator = networks.discriminator
     features = discriminator.features(x)
     rotations = rotation_logits(discriminator, x, features)
