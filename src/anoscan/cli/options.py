@@ -91,7 +91,13 @@ def listed(choices: dict[str, str]) -> str:
 
 Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[
-    bool, option("--quiet", "-q", help="Write no notes, show no progress.", panel=OUTPUT)
+    bool,
+    option(
+        "--quiet",
+        "-q",
+        help="Write no notes, no warnings about the model, and no progress.",
+        panel=OUTPUT,
+    ),
 ]
 Force = Annotated[bool, option("--force", help="Replace what is there.")]
 Device = Annotated[
