@@ -152,12 +152,12 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
 
 def _of_mismatches(images: Sequence[results.ImageScore]) -> str:
     """Explain the column of mismatches; a defect with a place is not doubted for having one."""
-    parts = ["mismatch: as a whole unlike every normal image in this; --json has the reasons"]
+    parts = ["mismatch: as a whole unlike every normal image in this; --json has the reasons."]
     if any(image.verdict == "normal" for image in images):
-        parts.append("the model knows no such image, so a normal verdict on it says little")
+        parts.append("The model knows no such image, so a normal verdict on it says little.")
     if any(image.verdict == "anomalous" and not image.located for image in images):
-        parts.append("where no region stands out, it may be why the image is anomalous")
-    return "; ".join(parts)
+        parts.append("Where no region stands out, it may be why the image is anomalous.")
+    return " ".join(parts)
 
 
 def _at(threshold: results.Threshold) -> str:

@@ -172,8 +172,8 @@ class Judge:
         if how.mapping == "encoder" or self.scorer.needs_latent(score):
             return None
         return (
-            f"--mapping {how.mapping} changes the reconstructions and what the terms say of them, "
-            f"not the {score} score, which is made of other terms: --score paper or anogan is."
+            f"--mapping {how.mapping} changes the reconstructions and what the terms say of them. "
+            f"The {score} score is made of other terms; --score paper and anogan are made of these."
         )
 
     def threshold(self, request: ScoreRequest) -> Threshold:
