@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from anoscan.core.config import TrainConfig
-    from anoscan.core.errors import AnoscanError
+    from anoscan.core.errors import AnoscanError, AnoscanWarning
     from anoscan.core.results import to_json
     from anoscan.detector import Detector
     from anoscan.evaluation.pixels import PixelScores
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnoscanError",
+    "AnoscanWarning",
     "Detector",
     "HtmlReport",
     "Inversion",
@@ -41,6 +42,7 @@ __all__ = [
 # For each public name: the module that defines it, and its name in that module.
 _HOMES = {
     "AnoscanError": ("anoscan.core.errors", "AnoscanError"),
+    "AnoscanWarning": ("anoscan.core.errors", "AnoscanWarning"),
     "Detector": ("anoscan.detector", "Detector"),
     "HtmlReport": ("anoscan.report.html_page", "HtmlReport"),
     "Inversion": ("anoscan.scoring.choices", "Inversion"),

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from anoscan.core.config import TrainConfig
+from anoscan.core.errors import AnoscanWarning
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.results import (
     CalibrateReport,
@@ -48,6 +50,7 @@ from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.tracking import Tracker
 from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
+from anoscan.training import health
 from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.learn import TrainRequest, learn
 from anoscan.training.suspects import Suspicion
@@ -186,6 +189,7 @@ class Detector:
         """Read a model by name or path; None takes the model trained last.
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
+        Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
 
         Raises
         ------
@@ -200,6 +204,8 @@ class Detector:
         read, digest = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region))
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+        for message in health.warnings_of(path.stem, read.metadata):
+            warnings.warn(message, AnoscanWarning, stacklevel=2)
         return detector
 
     def score(

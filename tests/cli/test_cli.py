@@ -129,10 +129,11 @@ TRAINED_MODEL = REFERENCE | {
 }  # fmt: skip
 SCORE = {
     "schema", "model", "score", "mapping", "search", "threshold", "counts", "images", "skipped",
-    "warning",
+    "warning", "health",
 }  # fmt: skip
 THRESHOLD = {
-    "score", "false_alarm_rate", "effective_rate", "calibration_images", "uses_labels", "warning",
+    "score", "false_alarm_rate", "effective_rate", "calibration_images", "uncertainty",
+    "uses_labels", "warning",
 }  # fmt: skip
 IMAGE = {
     "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "percentiles", "mismatch",
@@ -140,8 +141,8 @@ IMAGE = {
 }  # fmt: skip
 EVAL = {
     "schema", "model", "images", "auroc", "auroc_ci95", "average_precision", "undefined",
-    "at_threshold", "threshold_uses_labels", "baselines", "terms", "pixel", "classes", "curves",
-    "comparison", "mapping", "search", "warning",
+    "threshold", "at_threshold", "threshold_uses_labels", "baselines", "terms", "pixel",
+    "classes", "curves", "comparison", "mapping", "search", "warning",
 }  # fmt: skip
 
 
@@ -165,6 +166,11 @@ def check_score(document: Any) -> None:
     assert set(document) == SCORE
     assert set(document["model"]) == REFERENCE
     assert set(document["threshold"]) == THRESHOLD
+    low, high = document["threshold"]["uncertainty"]
+    assert 0 < low < document["threshold"]["effective_rate"] < high < 1
+    assert set(document["health"]) == {"verdict", "reconstructions", "messages"}
+    assert document["health"]["verdict"] in ("ok", "warn", "fail")
+    assert document["health"]["reconstructions"] in ("ok", "unusable")
     assert set(document["counts"]) == {"scored", "anomalous", "skipped"}
     for image in document["images"]:
         assert set(image) == IMAGE
@@ -183,6 +189,7 @@ def check_eval(document: Any) -> None:
     assert set(document) == EVAL
     assert set(document["model"]) == REFERENCE
     assert set(document["images"]) == {"normal", "anomalous", "skipped", "unlabelled", "missing"}
+    assert set(document["threshold"]) == THRESHOLD
     at = document["at_threshold"]
     assert set(at) == {"score", "false_alarm_rate", "recall", "precision", "f1", "confusion"}
     assert set(document["baselines"]) == {"mean_image", "pca"}
@@ -527,7 +534,8 @@ def test_jsonl_has_an_object_an_image_in_input_order(
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert [line["path"] for line in lines] == [str(file) for file in files]
     for line in lines:
-        assert set(line) == IMAGE
+        assert set(line) == IMAGE | {"schema"}
+        assert line["schema"] == "anoscan.image/1"
         assert line["rank"] is None
         assert line["q_value"] is None
 

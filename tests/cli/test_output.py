@@ -33,6 +33,7 @@ from anoscan.core.results import (
     HealthCheck,
     HealthReport,
     ImageScore,
+    ModelHealth,
     ModelReference,
     ModelsReport,
     ModelSummary,
@@ -86,20 +87,23 @@ IMAGE = ImageScore(
     regions=(Region(x=1, y=2, width=3, height=4, score=5.0, area=20, p_value=0.01),),
     residual=None,
 )
+THRESHOLD = Threshold(
+    score=3.0,
+    false_alarm_rate=0.01,
+    effective_rate=0.0123,
+    calibration_images=12_345,
+    uncertainty=(0.008, 0.012),
+    warning=None,
+)
 SCORE = ScoreReport(
     model=REFERENCE,
     score="calibrated",
     mapping="encoder",
-    threshold=Threshold(
-        score=3.0,
-        false_alarm_rate=0.01,
-        effective_rate=0.0123,
-        calibration_images=12_345,
-        warning=None,
-    ),
+    threshold=THRESHOLD,
     counts={"scored": 12_345, "anomalous": 1234, "skipped": 123},
     images=(IMAGE,),
     skipped=(),
+    health=ModelHealth(verdict="ok", reconstructions="ok", messages=()),
 )
 AT = AtThreshold(
     score=3.0,
@@ -131,6 +135,7 @@ EVAL = EvalReport(
     auroc_ci95=(0.9, 0.99),
     average_precision=0.5,
     undefined=None,
+    threshold=THRESHOLD,
     at_threshold=AT,
     baselines={"mean_image": {"auroc": 0.5}, "pca": {"auroc": None}},
     terms={"pixel": {"auroc": 0.9}},
@@ -386,9 +391,12 @@ def test_errors_warnings_and_notes_go_to_stderr_in_one_line_each(
     ]
 
 
-def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_leaves_warnings_and_errors_but_says_nothing_of_the_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     quiet = Output(quiet=True)
     quiet.note("note")
+    quiet.caution("of the model")
     quiet.warn("warning")
     with quiet.progress() as report:
         report(Progress("gan", 5, 10, {}, 1.0, "went back"))

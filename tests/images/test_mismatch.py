@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from skimage import data
 
+from anoscan.cli import tables
 from anoscan.cli.app import main
 from anoscan.core.errors import ModelError
+from anoscan.core.results import ImageScore, Region, Verdict
 from anoscan.detector import Detector
 from anoscan.images import mismatch
 from anoscan.images.canvas import Canvas
@@ -161,7 +164,105 @@ def test_score_names_a_mismatch_beside_the_score_and_judges_as_before(
     assert list(in_csv.values()).count("") >= 58
     table = run(capsys, monkeypatch, "score", str(tmp_path / "large.png"), "--model", model)
     assert "size" in table.splitlines()[1]
-    assert "mismatch: unlike every normal image" in table
+    assert "mismatch: as a whole unlike every normal image" in table
+
+
+@pytest.fixture(scope="module")
+def gravel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of gravel: normal ones, some with defects, and blurred ones; and their model."""
+    folder, rng = tmp_path_factory.mktemp("gravel"), np.random.default_rng(0)
+
+    def crop() -> np.ndarray:
+        top, left = rng.integers(0, 512 - 64, 2)
+        found: np.ndarray = data.gravel()[top : top + 64, left : left + 64].copy()
+        return found
+
+    def scratched() -> np.ndarray:
+        image = crop()
+        image[rng.integers(4, 60, 3)] = 255
+        return image
+
+    def splashed() -> np.ndarray:
+        image = crop()
+        for row, column in rng.integers(0, 62, (40, 2)):
+            image[row : row + 2, column : column + 2] = 255
+        return image
+
+    for kind, make, n in (
+        ("normal", crop, 240),
+        ("scratch", scratched, 8),
+        ("splash", splashed, 8),
+    ):
+        (folder / kind).mkdir()
+        for index in range(n):
+            Image.fromarray(make()).save(folder / kind / f"{index}.png")
+    (folder / "blurred").mkdir()
+    for index in range(4):
+        blurred = Image.fromarray(crop()).filter(ImageFilter.GaussianBlur(2))
+        blurred.save(folder / "blurred" / f"{index}.png")
+    sizes = {"images_shown": 640, "encoder_images_shown": 320, "batch_size": 32, "width": 8}
+    Detector.train(folder / "normal", path=folder / "m.safetensors", workers=1, **sizes)
+    return folder
+
+
+def test_a_defect_with_a_place_is_not_doubted_for_being_sharp(
+    gravel: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = gravel / "m.safetensors"
+    how: Any = {"false_alarm_rate": 0.05}
+    detector = Detector.load(model)
+    found = detector.score([gravel / "scratch", gravel / "splash"], **how).images
+    sharp = [image for image in found if "sharpness" in words(image.mismatch)]
+    placed = [image for image in sharp if image.located]
+    assert len(placed) >= 5
+    for image in placed:
+        assert image.mismatch == (
+            "sharpness: more than any normal image has; its anomalous region may be why",
+        )
+    for image in detector.score(gravel / "blurred", **how).images:
+        assert image.verdict == "normal"
+        assert image.mismatch == (
+            "sharpness: less than any normal image has, as if blurred or empty",
+        )
+    rate = ["--false-alarm-rate", "0.05", "--model", str(model)]
+    table = run(capsys, monkeypatch, "score", *(image.path for image in placed), *rate)
+    assert "mismatch: as a whole unlike every normal image in this" in table
+    for doubt in ("says little", "may be why the image is anomalous", "as if"):
+        assert doubt not in table
+    table = run(capsys, monkeypatch, "score", str(gravel / "blurred"), *rate)
+    assert "a normal verdict on it says little" in table
+    assert "may be why the image is anomalous" not in table
+
+
+def test_only_an_anomalous_image_without_a_place_may_owe_its_verdict_to_a_mismatch() -> None:
+    region = Region(x=0, y=0, width=1, height=1, score=9.0, area=1, p_value=0.1)
+
+    def image(verdict: Verdict, *regions: Region) -> ImageScore:
+        return ImageScore(
+            rank=1, path="a.png", score=1.0, p_value=0.1, q_value=0.1, verdict=verdict,
+            terms={}, regions=regions, residual=None, mismatch=("size: 2x2",),
+        )  # fmt: skip
+
+    assert image("anomalous", region).located
+    assert not image("anomalous").located
+    assert not image("normal", region).located
+    may = "it may be why the image is anomalous"
+    assert may in tables._of_mismatches([image("anomalous", region), image("anomalous")])
+    assert may not in tables._of_mismatches([image("anomalous", region), image("normal")])
+
+
+def test_a_mismatch_that_a_region_cannot_cause_is_named_as_it_is(
+    normals: Looks, tmp_path: Path
+) -> None:
+    large = look(picture(100, side=40), tmp_path)
+    assert normals.reasons(large, located=True) == normals.reasons(large) is not None
+    bright = look(picture(100).point(lambda value: min(255, value + 100)), tmp_path)
+    (reason,) = normals.reasons(bright, located=True) or ()
+    assert reason.startswith("brightness: 0.")
+    assert reason.endswith("; its anomalous region may be why")
 
 
 def test_percentiles_count_the_calibration_images_below(trained: Detector, digits: Digits) -> None:

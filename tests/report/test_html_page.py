@@ -28,7 +28,7 @@ from anoscan.report.album import Album
 from anoscan.report.html_page import Background, HtmlReport, chart
 from anoscan.report.pictures import Views
 from anoscan.report.views import ImageViews
-from anoscan.training.health import of_model
+from anoscan.training.health import warnings_of
 from tests.conftest import Digits
 
 HOSTILE = (
@@ -346,13 +346,13 @@ def test_scoring_with_a_model_that_failed_a_check_begins_with_that(
 ) -> None:
     tensors, metadata, _ = modelfile.load(model_file)
     for check in metadata["health"]["checks"]:
-        check["verdict"] = "fail" if check["name"] in ("images", "diversity") else "ok"
+        check["verdict"] = "fail" if check["name"] in ("images", "constant") else "ok"
     modelfile.save(tmp_path / "poor.safetensors", tensors, metadata)
     page = tmp_path / "page.html"
     query = str(next(few.queries.iterdir()))
     code = run("score", query, "--model", str(tmp_path / "poor.safetensors"),
-               "--quiet", "--report", str(page))  # fmt: skip
-    warning = "failed the check of images and diversity: its scores may mean little"
+               "--report", str(page))  # fmt: skip
+    warning = "failed the checks of images and constant: its scores and verdicts may mean little"
     assert code == 0
     assert warning in capsys.readouterr().err
     assert warning in page.read_text()
@@ -366,7 +366,7 @@ def test_the_model_card_survives_metadata_that_nobody_checked() -> None:
 
 @pytest.mark.parametrize("health", [None, 3, {"checks": 3}, {"checks": [1, {"verdict": "ok"}]}])
 def test_only_a_model_that_failed_a_check_is_warned_of(health: Any) -> None:
-    assert of_model("cells", {"health": health}) is None
+    assert warnings_of("cells", {"health": health}) == ()
 
 
 def run(*arguments: str) -> int:

@@ -10,11 +10,26 @@ import pytest
 from PIL import Image
 
 from anoscan.core.errors import UsageError
-from anoscan.core.results import ClassReport, ComparedModel, EvalImages, EvalReport, ModelReference
+from anoscan.core.results import (
+    ClassReport,
+    ComparedModel,
+    EvalImages,
+    EvalReport,
+    ModelReference,
+    Threshold,
+)
 from anoscan.evaluation import metrics
 from anoscan.report import plots
 
 HOSTILE = "$\\frac{1$ 字 <b>&\x1b\n" + "x" * 60
+THRESHOLD = Threshold(
+    score=2.0,
+    false_alarm_rate=0.02,
+    effective_rate=0.02,
+    calibration_images=99,
+    uncertainty=(0.002, 0.055),
+    warning=None,
+)
 NAMES = ("roc", "precision-recall", "scores", "confusion", "classes")
 
 
@@ -61,6 +76,7 @@ def report(models: int = 1, only: bool | None = None, **other: Any) -> EvalRepor
             "model": named("bolts"),
             "images": EvalImages(normal=300, anomalous=100, skipped=(), unlabelled=0, missing=0),
             "undefined": None,
+            "threshold": THRESHOLD,
             "baselines": {},
             "terms": {},
             "classes": (row("hole", 0.93), row("scratch", 0.71), row(None, 0.4), row("good", None)),

@@ -116,3 +116,22 @@ def test_cross_fitted_scores_leave_their_image_out_of_the_scale() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_very_few_calibration_images_still_give_numbers(n: int) -> None:
     assert np.isfinite(calibration.cross_fitted_scores(np.full((n, 2), 3.0), np.ones(2))).all()
+
+
+@pytest.mark.parametrize(("n", "rate"), [(60, 0.01), (199, 0.01), (199, 0.05)])
+def test_the_uncertainty_of_a_threshold_covers_the_true_rate_as_often_as_it_says(
+    n: int, rate: float
+) -> None:
+    rng = np.random.default_rng(0)
+    # Scores are uniform, so the true false-alarm rate of a threshold is 1 minus the threshold.
+    levels = [calibration.threshold(rng.uniform(size=n), rate)[0] for _ in range(4000)]
+    true = 1 - np.array(levels)
+    low, high = calibration.rate_interval(n, rate)
+    assert np.mean(true < low) == pytest.approx(0.025, abs=0.008)
+    assert np.mean(true > high) == pytest.approx(0.025, abs=0.008)
+
+
+def test_more_calibration_images_make_a_threshold_more_certain() -> None:
+    widths = [np.ptp(calibration.rate_interval(n, 0.05)) for n in (20, 100, 1000, 10_000)]
+    assert widths == sorted(widths, reverse=True)
+    assert calibration.rate_interval(1, 0.5) == pytest.approx((0.025, 0.975))

@@ -281,7 +281,7 @@ def test_the_command_line_searches_and_warns(
     app([command, *target, *options[:3], *searching], standalone_mode=False)
     out, err = capsys.readouterr()
     # A search that no part of the score asks for is not done without a word.
-    assert "not the calibrated score, which is made of other terms" in err
+    assert "The calibrated score is made of other terms" in err
 
 
 def test_evaluation_by_search_measures_searched_residuals(plain: Detector, few: Digits) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from anoscan.core.config import TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.core.progress import Progress
-from anoscan.core.results import Health, HealthReport
+from anoscan.core.results import Health, HealthReport, ModelHealth
 from anoscan.dataset import census
 from anoscan.dataset.census import Census
 from anoscan.detector import Detector
@@ -101,6 +102,8 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
         ({"game": Game(0.9, 0.5, 0.1, still=True)}, "discriminator", "fail", "wgan-gp"),
         ({"game": Game(0.9, 0.9, 0.8)}, "memorisation", "warn", "by heart"),
         ({"reconstruction": 1.2}, "reconstruction", "fail", "--images-shown"),
+        ({"reconstruction": 0.51}, "reconstruction", "fail", "pictures do not show them"),
+        ({"reconstruction": float("nan")}, "reconstruction", "fail", "unusable"),
         (
             {"reconstruction": 1.2, "networks": NetworkChecks(0.2, 0.1, 0.0, 1.1, inversion=1.0)},
             "reconstruction",
@@ -137,6 +140,94 @@ def test_only_a_batch_that_is_nearly_all_odd_is_doubted(
     scored: int, odd: int, doubted: bool
 ) -> None:
     assert (health.of_scores(scored, odd) is not None) == doubted
+
+
+def test_reconstructions_are_usable_up_to_half_of_what_the_mean_image_misses() -> None:
+    assert health.UNUSABLE == 0.5
+    usable = dataclasses.replace(GOOD, reconstruction=health.UNUSABLE)
+    assert of(findings=usable).verdict == "ok"
+
+
+def stored(*checks: tuple[str, Health], rotated: bool = True) -> dict[str, Any]:
+    """Return metadata of a model with these checks."""
+    found = [{"name": name, "verdict": v, "value": 0, "message": f"{name}!"} for name, v in checks]
+    return {"health": {"checks": found}, "terms": ["density", *["rotation"] * rotated]}
+
+
+LITTLE = "its scores and verdicts may mean little"
+
+
+@pytest.mark.parametrize(
+    ("failed", "rotated", "words", "others"),
+    [
+        ("images", True, LITTLE, "default score"),
+        ("duplicates", True, LITTLE, "default score"),
+        ("constant", True, LITTLE, "default score"),
+        ("reconstruction", True, "The default score uses none of these", LITTLE),
+        ("reconstruction", False, "The default score uses none of these", LITTLE),
+        ("diversity", True, "its generated images may mean little. The default score", LITTLE),
+        ("discriminator", True, "its generated images may mean little. The default score", LITTLE),
+        # Without a rotation stage, scores use the discriminator as the GAN stage left it.
+        ("diversity", False, LITTLE, "default score"),
+        ("discriminator", False, LITTLE, "default score"),
+    ],
+)
+def test_a_failed_check_says_what_it_affects_and_no_more(
+    failed: str, rotated: bool, words: str, others: str
+) -> None:
+    metadata = stored((failed, "fail"), ("sizes", "ok"), rotated=rotated)
+    (warning,) = health.warnings_of("cells", metadata)
+    assert "cells" in warning
+    assert words in warning
+    assert others not in warning
+    found = health.of_model("cells", metadata)
+    assert found.verdict == "fail"
+    assert found.messages == (warning,)
+    assert found.reconstructions == ("unusable" if failed == "reconstruction" else "ok")
+
+
+def test_each_thing_that_failed_checks_affect_has_a_warning_of_its_own() -> None:
+    failed: list[tuple[str, Health]] = [
+        (name, "fail") for name in ("images", "reconstruction", "constant", "diversity")
+    ]
+    scores, pictures, generated = health.warnings_of("cells", stored(*failed))
+    assert "the checks of images and constant" in scores
+    assert "reconstructions of cells are unusable" in pictures
+    assert "the check of diversity" in generated
+
+
+def test_the_health_of_a_model_tells_of_warnings_which_nobody_is_warned_of() -> None:
+    metadata = stored(("images", "warn"), ("sizes", "ok"))
+    assert health.warnings_of("cells", metadata) == ()
+    found = health.of_model("cells", metadata)
+    assert found == ModelHealth(verdict="warn", reconstructions="ok", messages=("images: images!",))
+    sound = health.of_model("cells", stored(("sizes", "ok")))
+    assert sound == ModelHealth(verdict="ok", reconstructions="ok", messages=())
+
+
+def test_no_sentence_of_the_health_report_is_long() -> None:
+    bad = dataclasses.replace(
+        GOOD, rollbacks=2, reconstruction=1.2, networks=NetworkChecks(0.2, 0.9, 0.3, 1.1, 0.2)
+    )
+    odd = {"sizes": {"28x28": 90, "56x28": 10}, "bit_depths": {"8-bit grey": 9, "16-bit grey": 1}}
+    folder = dataclasses.replace(GOOD_FOLDER, copies=300, blank=300, **odd)  # type: ignore[arg-type]
+    games = [Game(0.02, 0.9, 0.1), Game(0.3, 1.0, 0.1), Game(9.0, 0.9, 0.8), Game(0.9, 0, 0, True)]
+    copying = dataclasses.replace(bad, networks=NetworkChecks(0.2, 0.1, 0.3, 1.1, 1.0))
+    reports = [
+        health.examine(
+            health.of_folder(folder, n, 20, "images"), dataclasses.replace(findings, game=game)
+        )
+        for game in games
+        for findings in (bad, copying)
+        for n in (20, 200)
+    ]
+    messages = [check.message for report in reports for check in report.checks]
+    can_fail = ("images", "duplicates", "constant", "diversity", "discriminator", "reconstruction")
+    failed = stored(*((name, "fail") for name in can_fail), rotated=False)
+    messages += [*health.warnings_of("cells", failed), str(health.of_scores(50, 50))]
+    sentences = [part for message in messages for part in re.split(r"[.?] ", message)]
+    assert len(set(sentences)) > 40
+    assert [s for s in sentences if len(s.split()) > 25] == []
 
 
 def test_a_discriminator_that_has_won_is_only_bad_when_the_generator_does_not_follow() -> None:

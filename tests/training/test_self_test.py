@@ -17,9 +17,10 @@ from anoscan.cli import tables
 from anoscan.core.results import SelfTest, SelfTestCell, to_json
 from anoscan.detector import Detector
 from anoscan.model import file as modelfile
+from anoscan.model.model import Model
 from anoscan.scoring.measure import Measured, Measurer
 from anoscan.training.defects import KINDS, bent, defect
-from anoscan.training.self_test import _findings, run_self_test, sizes_for, smallest_seen
+from anoscan.training.self_test import _Counts, _findings, run_self_test, sizes_for, smallest_seen
 from tests.conftest import Digits
 
 
@@ -210,10 +211,60 @@ def test_a_few_coloured_images_are_enough_for_a_self_test(
     assert report_of(detector).cells
 
 
+def sound(model: Model, *failed: str, rotated: bool = True) -> Model:
+    """Return the model as if its training had failed these checks alone."""
+    checks = [{"name": name, "verdict": "fail", "value": 0.0, "message": ""} for name in failed]
+    terms = [term for term in model.metadata["terms"] if term != "rotation"]
+    changed = {"health": {"checks": checks}, "terms": [*terms, *["rotation"] * rotated]}
+    return dataclasses.replace(model, metadata=model.metadata | changed)
+
+
+GOOD = {"anoscan": 0.9, "pca": 0.8, "mean_image": 0.7}
+
+
+@pytest.mark.parametrize("sees_from", [3.0, None])
+def test_of_too_few_held_out_images_no_size_is_named(
+    tested: Detector, sees_from: float | None
+) -> None:
+    model = sound(tested.model)
+    few, enough = (_findings(model, GOOD, sees_from, 4, _Counts(70, n))[0] for n in (49, 50))
+    assert "not said: 49 held-out images are too few. It takes 50" in few
+    assert "--held-out" in few
+    assert "see" in enough
+    assert "not said" not in enough
+
+
+@pytest.mark.parametrize(
+    ("failed", "rotated", "said"),
+    [
+        (("images",), True, False),
+        (("constant", "reconstruction"), True, False),
+        (("diversity",), False, False),
+        (("diversity",), True, True),
+        (("reconstruction",), True, True),
+    ],
+)
+def test_after_a_failed_check_of_scores_no_size_is_named(
+    tested: Detector, failed: tuple[str, ...], rotated: bool, said: bool
+) -> None:
+    model = sound(tested.model, *failed, rotated=rotated)
+    first = _findings(model, GOOD, 3.0, 4, _Counts(1000, 100))[0]
+    assert ("can see defects from" in first) == said
+    assert (f"failed a check of its scores ({failed[0]})" in first) != said
+
+
+def test_fifteen_images_get_no_promise(few: Digits, tmp_path: Path, quick: dict[str, int]) -> None:
+    some = sorted(few.normal.iterdir())[:15]
+    found = report_of(Detector.train(some, path=tmp_path / "m.safetensors", workers=1, **quick))
+    assert "can see defects" not in " ".join(found.findings)
+    assert "failed a check of its scores (images)" in found.findings[0]
+
+
 def test_better_baselines_are_named_with_what_may_help(tested: Detector) -> None:
+    model = sound(tested.model)
+
     def say(sees_from: float | None, **auroc: float) -> str:
-        model = tested.model
-        return " ".join(_findings(model, auroc, sees_from, 4, 70))
+        return " ".join(_findings(model, auroc, sees_from, 4, _Counts(trained=70, held_out=50)))
 
     good = say(3.0, anoscan=0.9, pca=0.8, mean_image=0.7)
     assert "about 3 px of the 16" in good

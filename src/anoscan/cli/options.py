@@ -7,6 +7,7 @@ Help is plain text in sections. Rich's boxes take longer to import than everythi
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from typer.core import TyperCommand
 
 from anoscan.core import config
 from anoscan.core.config import DEVICES, FALSE_ALARM_RATE, IMAGES, PRECISIONS
-from anoscan.core.errors import ExitCode, UsageError
+from anoscan.core.errors import AnoscanWarning, ExitCode, UsageError
 from anoscan.scoring.choices import (
     DEFAULT_MAP_FORMS,
     DEFAULT_SCORE,
@@ -90,7 +91,13 @@ def listed(choices: dict[str, str]) -> str:
 
 Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[
-    bool, option("--quiet", "-q", help="Write no notes, show no progress.", panel=OUTPUT)
+    bool,
+    option(
+        "--quiet",
+        "-q",
+        help="Write no notes, no warnings about the model, and no progress.",
+        panel=OUTPUT,
+    ),
 ]
 Force = Annotated[bool, option("--force", help="Replace what is there.")]
 Device = Annotated[
@@ -239,15 +246,17 @@ def load(
     roi: Path | None,
     output: Output,
 ) -> Detector:
-    """Load the model; note its name if `model` is None, and warn if its health check failed."""
+    """Load the model; note its name if `model` is None, and say what failed checks affect."""
     from anoscan.detector import Detector
     from anoscan.training import health
 
-    detector = Detector.load(model, device=device, workers=workers, roi=roi)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AnoscanWarning)  # they are printed below
+        detector = Detector.load(model, device=device, workers=workers, roi=roi)
     if model is None:
         output.note(f"using the model trained last: {detector.reference.name}")
-    if failed := health.of_model(detector.reference.name, detector.model.metadata):
-        output.warn(failed)
+    for warning in health.warnings_of(detector.reference.name, detector.model.metadata):
+        output.caution(warning)
     return detector
 
 

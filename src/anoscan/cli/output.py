@@ -58,8 +58,8 @@ _NEVER_WRAP = 32_767
 class Output:
     """Both streams of one command, stdout and stderr.
 
-    With `as_json`, results are printed as one JSON document instead of tables. With `quiet`, notes
-    and progress are left out; warnings and errors stay.
+    With `as_json`, results are printed as one JSON document instead of tables. With `quiet`, notes,
+    cautions and progress are left out; other warnings and errors stay.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -73,6 +73,11 @@ class Output:
         """Print a message that a user may want to know; quiet leaves it out."""
         if not self.quiet:
             self._err.print(printable(message), soft_wrap=True)
+
+    def caution(self, message: str) -> None:
+        """Warn of the model or of its results, which say it too; quiet leaves it out."""
+        if not self.quiet:
+            self.warn(message)
 
     def warn(self, message: str) -> None:
         """Print a warning."""
@@ -146,7 +151,8 @@ class Output:
 
     def line(self, image: results.ImageScore) -> None:
         """Print one image as a line of JSON."""
-        text = json.dumps(results.to_json(image), allow_nan=False, ensure_ascii=True)
+        value = {"schema": results.IMAGE_SCHEMA} | results.to_json(image)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=True)
         with whole_line():
             sys.stdout.write(text + "\n")
             sys.stdout.flush()

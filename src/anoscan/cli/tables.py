@@ -140,10 +140,7 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
             table.add_row("", "", "", "", *([""] * unlike), like)
     yield table
     if unlike:
-        yield Text(
-            "mismatch: unlike every normal image in this, apart from its content; the score of "
-            "such an image says little, and --json has the reasons"
-        )
+        yield Text(_of_mismatches([image for image in report.images if image.mismatch]))
     counts, threshold = report.counts, report.threshold
     hidden = counts["scored"] - len(report.images)
     yield Text(
@@ -151,6 +148,16 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
         f"{counts['anomalous']:,} anomalous, {counts['skipped']:,} skipped; anomalous is a score "
         f"above {_at(threshold)}"
     )
+
+
+def _of_mismatches(images: Sequence[results.ImageScore]) -> str:
+    """Explain the column of mismatches; a defect with a place is not doubted for having one."""
+    parts = ["mismatch: as a whole unlike every normal image in this; --json has the reasons."]
+    if any(image.verdict == "normal" for image in images):
+        parts.append("The model knows no such image, so a normal verdict on it says little.")
+    if any(image.verdict == "anomalous" and not image.located for image in images):
+        parts.append("Where no region stands out, it may be why the image is anomalous.")
+    return " ".join(parts)
 
 
 def _at(threshold: results.Threshold) -> str:

@@ -1,4 +1,4 @@
-"""Errors that a user may meet, and the exit code that each gives the command."""
+"""Errors and warnings that a user may meet, and the exit code that each gives the command."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class AnoscanError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class AnoscanWarning(UserWarning):
+    """Something about a model or a result that its user should know, such as a failed check."""
 
 
 class UsageError(AnoscanError):

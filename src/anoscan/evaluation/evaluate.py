@@ -163,6 +163,7 @@ class _Measured:
             auroc_ci95=found.auroc_ci95,
             average_precision=found.average_precision,
             undefined=found.undefined,
+            threshold=threshold,
             at_threshold=metrics.at_threshold(scores, anomalous, level),
             baselines=self._aurocs(BASELINE_NAMES, self.baselines),
             terms=self._aurocs(judge.scorer.columns, self.values),

@@ -1,7 +1,9 @@
 """Size, kind, brightness and sharpness of an image, compared with those of normal images.
 
 Examples of a mismatch are a photograph among X-rays, a picture of another camera, and a blurred
-copy. Their scores say little, and they are no defects. So it is reported beside the score.
+copy. The model has seen no such image, so it is reported beside the score. A defect may also change
+the brightness or the sharpness of its image. So where there is an anomalous region, nothing is
+said against the score.
 """
 
 from __future__ import annotations
@@ -159,8 +161,11 @@ class Looks:
         ]
         return cls(np.array(values, dtype=np.float64), tuple(sorted({x.kind for x in looks})))
 
-    def reasons(self, look: Look) -> tuple[str, ...] | None:
+    def reasons(self, look: Look, *, located: bool = False) -> tuple[str, ...] | None:
         """Return sentences that say how an image differs from all normal images; None without any.
+
+        `located` says whether the image is anomalous and has an anomalous region, which may be the
+        reason for another brightness or sharpness.
 
         A number differs if it is outside the range of the normal images and beyond Tukey's outer
         fence: three interquartile ranges from the quartiles. The fence is needed because the range
@@ -183,7 +188,7 @@ class Looks:
             low, high = self._fences[name]
             value = getattr(look, name)
             if not low <= value <= high and not self._due_to_a_part(look, name):
-                found.append(_beyond(name, value, low, high))
+                found.append(_beyond(name, value, low, high, located=located))
         return tuple(found) or None
 
     def _due_to_a_part(self, look: Look, name: str) -> bool:
@@ -232,9 +237,13 @@ def _fence(values: np.ndarray, least: float) -> tuple[float, float]:
     return float(min(values.min(), low - reach)), float(max(values.max(), high + reach))
 
 
-def _beyond(name: str, value: float, low: float, high: float) -> str:
+def _beyond(name: str, value: float, low: float, high: float, *, located: bool) -> str:
     if name == "brightness":
-        return f"brightness: {value:.2f} of white, normal images have {low:.2f} to {high:.2f}"
-    if value < low:
-        return "sharpness: less than any normal image has, as if blurred or empty"
-    return "sharpness: more than any normal image has, as if noisy or of another scale"
+        found = f"{value:.2f} of white, normal images have {low:.2f} to {high:.2f}"
+        guess = ""
+    elif value < low:
+        found, guess = "less than any normal image has", ", as if blurred or empty"
+    else:
+        found, guess = "more than any normal image has", ", as if noisy or of another scale"
+    # An anomalous region is a better guess than another camera, and needs no other.
+    return f"{name}: {found}{'; its anomalous region may be why' if located else guess}"

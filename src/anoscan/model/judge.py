@@ -172,8 +172,8 @@ class Judge:
         if how.mapping == "encoder" or self.scorer.needs_latent(score):
             return None
         return (
-            f"--mapping {how.mapping} changes the reconstructions and what the terms say of them, "
-            f"not the {score} score, which is made of other terms: --score paper or anogan is."
+            f"--mapping {how.mapping} changes the reconstructions and what the terms say of them. "
+            f"The {score} score is made of other terms; --score paper and anogan are made of these."
         )
 
     def threshold(self, request: ScoreRequest) -> Threshold:
@@ -196,6 +196,7 @@ class Judge:
             false_alarm_rate=rate,
             effective_rate=effective,
             calibration_images=len(scores),
+            uncertainty=calibration.rate_interval(len(scores), rate),
             warning=" ".join(filter(None, (warning, self.caveat(score, request.inversion))))
             or None,
             uses_labels=asked is None and self.model.uses_labels,
@@ -337,7 +338,7 @@ class Judge:
                 hint="Copy the model again from where it came from, or train it again.",
             )
         reference, looks = self.scorer.calibration_scores(score), self._calibration.looks
-        return ImageScore(
+        found = ImageScore(
             rank=None,
             path=decoded.image.path,
             score=value,
@@ -348,9 +349,10 @@ class Judge:
             regions=self._regions(decoded, measured, levels.region),
             residual=None,
             percentiles=self.scorer.percentiles(terms, score),
-            mismatch=looks.reasons(decoded.look),
             nearest=self._nearest(decoded, levels),
         )
+        mismatch = looks.reasons(decoded.look, located=found.located)
+        return found if mismatch is None else dataclasses.replace(found, mismatch=mismatch)
 
     def _regions(
         self, decoded: Decoded, measured: MeasuredImage, level: float

@@ -118,7 +118,7 @@ class HtmlReport:
             "warnings": [
                 printable(str(warning))
                 for warning in (
-                    health.of_model(model, background.metadata),
+                    *health.warnings_of(model, background.metadata),
                     document["threshold"]["warning"],
                     document.get("warning"),
                 )

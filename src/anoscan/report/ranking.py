@@ -102,6 +102,7 @@ class Ranking:
             images=images,
             skipped=tuple(skipped),
             warning=health.of_scores(len(images), anomalous),
+            health=health.of_model(model.name, self.judge.model.metadata),
         )
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import betaincinv, logsumexp
 from scipy.stats import false_discovery_control
 
 FOLDS = 10
@@ -201,7 +201,7 @@ def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str |
         A sentence that reports a higher effective rate, and how many images `rate` would need.
     """
     n = len(calibration)
-    allowed = math.floor(rate * (n + 1) + 1e-9)
+    allowed = _allowed(n, rate)
     warning = None
     if allowed < 1:
         needed = math.ceil(1 / rate - 1e-9) - 1
@@ -212,3 +212,24 @@ def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str |
     descending = np.sort(calibration)[::-1]
     score = float(descending[max(allowed, 1) - 1])
     return score, max(rate, 1 / (n + 1)), warning
+
+
+def rate_interval(n: int, rate: float) -> tuple[float, float]:
+    """Return the central 95 % interval of the true false-alarm rate of a `threshold`.
+
+    The threshold is the j-th highest of n calibration scores. If these are independent draws from
+    the scores of normal images, the share of normal images above it follows Beta(j, n + 1 - j),
+    the law of the j-th smallest of n uniform numbers. With ties the share is lower.
+
+    >>> low, high = rate_interval(199, 0.01)
+    >>> round(low, 4), round(high, 4)
+    (0.0012, 0.0277)
+    """
+    j = max(_allowed(n, rate), 1)
+    low, high = betaincinv(j, n + 1 - j, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _allowed(n: int, rate: float) -> int:
+    """Return how many of n calibration images may be called anomalous."""
+    return math.floor(rate * (n + 1) + 1e-9)

@@ -1,16 +1,20 @@
 """Training health in plain words: checks of a folder and of a training, with advice.
 
 The checks of `of_folder` need no training; `examine` adds those that need a finished one.
+
+Some checks concern the default score, which is made of pixels and of the discriminator's features.
+Others concern the generator and the encoder alone. These draw pictures, and no default score uses
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from anoscan.core.progress import OnProgress, Progress
-from anoscan.core.results import Health, HealthCheck, HealthReport
+from anoscan.core.results import Health, HealthCheck, HealthReport, ModelHealth
 from anoscan.dataset.census import Census, odd_depths, odd_sizes
 from anoscan.training.network_checks import Game, NetworkChecks
 
@@ -22,10 +26,20 @@ WATCHED_FROM = 4000  # images shown in all: a shorter GAN stage ends before a us
 OVERPOWERED = 0.999
 COLLAPSED, VARIED, TOO_VARIED = 0.1, 0.4, 2.0
 COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
-UNUSABLE = 0.5  # error of reconstructions, relative to the mean image, from which they fail
+# Ratio of `Findings.reconstruction` above which reconstructions are unusable. They still miss half
+# of what the mean image misses, so most of what they show is no trait of the image.
+UNUSABLE = 0.5
 FEWEST_QUERIES, MOST_ODD = 10, 0.8  # fewest queries that are judged, and share of anomalous ones
 
+_GENERATOR = (
+    "Generated images and reconstructions may be worse for it; the default score does not use them."
+)
+_WHY = "`anoscan models show` says why."
 _RANK: dict[Health, int] = {"ok": 0, "warn": 1, "fail": 2}
+_PICTURES = frozenset({"reconstruction"})  # checks that never concern the default score
+# Checks of the GAN stage. They concern the default score where no rotation stage followed: it
+# teaches the discriminator anew.
+_GAN_STAGE = frozenset({"diversity", "discriminator"})
 
 
 @dataclass(frozen=True)
@@ -110,27 +124,75 @@ def of_scores(scored: int, anomalous: int) -> str | None:
         return None
     return (
         f"{anomalous:,} of {scored:,} images are called anomalous. Unless they were picked for "
-        f"that, this is the wrong model or the wrong folder, or the images are made otherwise than "
-        f"the training images were (another camera, crop, size or brightness, or a --roi that "
-        f"was not there in training)."
+        f"that, this is the wrong model or the wrong folder. Or the images are made otherwise than "
+        f"the training images: another camera, crop, size or brightness, or a new --roi."
     )
 
 
-def of_model(name: str, metadata: Mapping[str, Any]) -> str | None:
-    """Return a warning when the metadata of a model hold a failed training check, else None."""
-    found = metadata.get("health")
-    checks = found.get("checks") if isinstance(found, Mapping) else None
-    failed = [
-        str(check.get("name"))
-        for check in (checks if isinstance(checks, list) else [])
-        if isinstance(check, Mapping) and check.get("verdict") == "fail"
+def of_model(name: str, metadata: Mapping[str, Any]) -> ModelHealth:
+    """Return the health of a model, in words, from its metadata, which may be malformed."""
+    checks = _stored(metadata)
+    given = [verdict for _, verdict, _ in checks]
+    failed = [check for check, verdict, _ in checks if verdict == "fail"]
+    return ModelHealth(
+        verdict=next((verdict for verdict in reversed(_RANK) if verdict in given), "ok"),
+        reconstructions="unusable" if "reconstruction" in failed else "ok",
+        messages=(
+            *warnings_of(name, metadata),
+            *(f"{check}: {message}" for check, verdict, message in checks if verdict == "warn"),
+        ),
+    )
+
+
+def warnings_of(name: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence about each thing that failed checks of a model's training affect."""
+    failed = [check for check, verdict, _ in _stored(metadata) if verdict == "fail"]
+    scores = failed_of_scores(metadata)
+    drawing = [check for check in failed if check not in (*scores, "reconstruction")]
+    found = []
+    if scores:
+        found.append(
+            f"The training of {name} failed {_named(scores)}: its scores and verdicts may mean "
+            f"little. {_WHY}"
+        )
+    if "reconstruction" in failed:
+        found.append(
+            f"The reconstructions of {name} are unusable: its pictures do not show them. Nor do "
+            f"the terms pixel, feature and latent, or the scores paper and anogan, mean much. "
+            f"The default score uses none of these. {_WHY}"
+        )
+    if drawing:
+        found.append(
+            f"The training of {name} failed {_named(drawing)}: its generated images may mean "
+            f"little. The default score does not use them. {_WHY}"
+        )
+    return tuple(found)
+
+
+def failed_of_scores(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the names of failed checks that concern the default score of a model."""
+    terms = metadata.get("terms")
+    rotated = isinstance(terms, list) and "rotation" in terms
+    others = _PICTURES | _GAN_STAGE if rotated else _PICTURES
+    return [
+        name for name, verdict, _ in _stored(metadata) if verdict == "fail" and name not in others
     ]
-    if not failed:
-        return None
-    return (
-        f"the training of {name} failed the check of {' and '.join(failed)}: its scores may mean "
-        f"little (`anoscan models show` says why)."
-    )
+
+
+def _stored(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, verdict and message of the well-formed checks in a model's metadata."""
+    health = metadata.get("health")
+    checks = health.get("checks") if isinstance(health, Mapping) else None
+    return [
+        (str(check.get("name")), str(check.get("verdict")), str(check.get("message")))
+        for check in (checks if isinstance(checks, list) else [])
+        if isinstance(check, Mapping)
+    ]
+
+
+def _named(checks: Sequence[str]) -> str:
+    *others, last = checks
+    return f"the checks of {', '.join(others)} and {last}" if others else f"the check of {last}"
 
 
 def worst(checks: tuple[HealthCheck, ...]) -> Health:
@@ -144,10 +206,16 @@ def _check(name: str, verdict: Health, value: float, message: str) -> HealthChec
 
 def _images(n: int, of: str) -> HealthCheck:
     if n < 50:
-        advice = f"{n} training {of}: far too few for a GAN; trust the PCA baseline more."
+        advice = (
+            f"{n} training {of} are far too few for a GAN: scores may mean little. Go by the PCA "
+            f"baseline of anoscan eval."
+        )
         return _check("images", "fail", n, advice)
     if n < 500:
-        advice = f"{n} training {of} are few: the networks may memorise them. 1,000 are better."
+        advice = (
+            f"{n} training {of} are few: the networks may memorise them, and scores are less sure. "
+            f"1,000 are better."
+        )
         return _check("images", "warn", n, advice)
     return _check("images", "ok", n, f"{n:,} training {of}.")
 
@@ -169,9 +237,8 @@ def _duplicates(census: Census) -> HealthCheck:
     if share < 0.05:
         return _check("duplicates", "ok", share, f"{different:,} different images.")
     advice = (
-        f"{census.copies:,} of {census.images:,} images ({share:.0%}) are copies of others: they "
-        f"count several times over, and promises about false alarms hold for fewer images than "
-        f"it seems. Remove them."
+        f"{census.copies:,} of {census.images:,} images ({share:.0%}) are copies of others. Scores "
+        f"and promises about false alarms rest on fewer images than it seems. Remove them."
     )
     return _check("duplicates", "warn" if share < 0.5 else "fail", share, advice)
 
@@ -184,7 +251,8 @@ def _blank(census: Census) -> HealthCheck:
     of = "patches" if census.patched else "images"
     advice = (
         f"{census.blank:,} of {census.views:,} {of} ({share:.0%}) are of one grey or colour all "
-        f"over: there is nothing to learn from them. Remove them, and look at how they were made."
+        f"over. There is nothing to learn from them, and scores mean less. Remove them, and look "
+        f"at how they were made."
     )
     return _check("constant", "warn" if share < 0.5 else "fail", share, advice)
 
@@ -197,7 +265,7 @@ def _sizes(census: Census) -> HealthCheck:
         return _check("sizes", "ok", share, f"{n:,} sizes, most of them alike.")
     advice = (
         f"{n:,} sizes; {share:.0%} of the images differ from most in shape or scale. All are "
-        f"stretched to one square, so that size itself will look odd. Crop them alike, or learn "
+        f"stretched to one square, so an unusual size raises the score. Crop them alike, or learn "
         f"from parts of them (--patches)."
     )
     return _check("sizes", "warn", share, advice)
@@ -211,8 +279,8 @@ def _bit_depths(census: Census) -> HealthCheck:
     share = 1 - max(mixed.values()) / sum(mixed.values())
     counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.items())
     advice = (
-        f"Mixed kinds of image ({counts}): how a file was stored will look odd. Convert them all "
-        f"to one kind, or train a model for each."
+        f"Mixed kinds of image ({counts}): scores depend on how a file was stored. Convert them "
+        f"all to one kind, or train a model for each."
     )
     return _check("bit_depths", "warn", share, advice)
 
@@ -222,7 +290,8 @@ def _stability(rollbacks: int) -> HealthCheck:
         times = "once" if rollbacks == 1 else f"{rollbacks} times"
         advice = (
             f"Losses were not finite {times}: training went back and on at a quarter of the "
-            f"learning rate. Give a lower --learning-rate, or --precision float32."
+            f"learning rate. Scores and pictures may be worse for it. Give a lower "
+            f"--learning-rate, or --precision float32."
         )
         return _check("stability", "warn", rollbacks, advice)
     return _check("stability", "ok", 0, "All losses stayed finite.")
@@ -232,15 +301,18 @@ def _diversity(ratio: float) -> HealthCheck:
     facts = f"Generated images vary {ratio:.0%} as much as the training images"
     if not ratio > COLLAPSED:
         advice = (
-            f"{facts}: mode collapse, or too short a training. Raise --images-shown first, then "
-            f"lower --learning-rate."
+            f"{facts}: mode collapse, or too short a training. {_GENERATOR} Raise --images-shown "
+            f"first, then lower --learning-rate."
         )
         return _check("diversity", "fail", ratio, advice)
     if ratio < VARIED:
-        advice = f"{facts}: the generator covers part of what is normal. Train longer."
+        advice = (
+            f"{facts}: the generator covers part of what is normal. {_GENERATOR} Train longer "
+            f"(--images-shown)."
+        )
         return _check("diversity", "warn", ratio, advice)
     if ratio > TOO_VARIED:
-        advice = f"{facts}: they are noise still. Train longer (--images-shown)."
+        advice = f"{facts}: they are noise still. {_GENERATOR} Train longer (--images-shown)."
         return _check("diversity", "warn", ratio, advice)
     return _check("diversity", "ok", ratio, f"{facts}.")
 
@@ -251,7 +323,8 @@ def _discriminator(game: Game) -> list[HealthCheck]:
     if game.still:
         advice = (
             "The discriminator gives all images the same realness: its gradients vanished, and the "
-            "generator learned nothing. Use --objective wgan-gp, or a smaller --size."
+            "generator learned nothing. Pictures mean little. Scores do too, unless a rotation "
+            "stage taught the discriminator anew. Use --objective wgan-gp, or a smaller --size."
         )
         return [_check("discriminator", "fail", game.separated, advice)]
     facts = (
@@ -261,8 +334,8 @@ def _discriminator(game: Game) -> list[HealthCheck]:
     if game.separated < OVERPOWERED or game.diversity > VARIED:
         return [_check("discriminator", "ok", game.separated, f"{facts}.")]
     advice = (
-        f"{facts}, and the generator does not follow: it is overpowered. Use more images, a lower "
-        f"--learning-rate, or --objective wgan-gp."
+        f"{facts}, and the generator does not follow: it is overpowered. {_GENERATOR} Use more "
+        f"images, a lower --learning-rate, or --objective wgan-gp."
     )
     return [_check("discriminator", "warn", game.separated, advice)]
 
@@ -273,7 +346,7 @@ def _reconstruction(findings: Findings) -> HealthCheck:
         f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses "
         f"(PCA: {networks.pca:.0%})"
     )
-    if ratio <= 0.9:
+    if ratio <= UNUSABLE:
         return _check("reconstruction", "ok", ratio, f"{facts}.")
     # An encoder inverts generated images most easily. If it misses those too, it has failed.
     if networks.inversion > 0.9:
@@ -281,30 +354,37 @@ def _reconstruction(findings: Findings) -> HealthCheck:
         cause = f"The encoder failed: train it longer ({length})."
     else:
         cause = "The generator does not know them: train longer (--images-shown)."
-    if not ratio < 1:
-        message = f"{facts}: pictures are worthless. {cause}"
-        return _check("reconstruction", "fail", ratio, message)
-    return _check("reconstruction", "warn", ratio, f"{facts}: pictures say little. {cause}")
+    message = (
+        f"{facts}. Above {UNUSABLE:.0%} they are unusable, and pictures do not show them. The "
+        f"default score does not use them. {cause}"
+    )
+    return _check("reconstruction", "fail", ratio, message)
 
 
 def _memorisation(networks: NetworkChecks, game: Game) -> HealthCheck:
     by_heart = game.by_heart or 0.0
+    pictures = (
+        "Reconstructions of other images may be worse for it; the default score does not use them."
+    )
     # A collapsed generator makes one image, whose nearest neighbour says nothing about copies.
     if networks.copied > COPIED and game.diversity > COLLAPSED:
         found = f"About {networks.copied:.0%} of the generated images are copies of training images"
+        affected = pictures
     elif networks.gap > GAP:
         found = (
             f"Reconstructions of held-out normals miss {networks.gap:.1f} times as much as those "
             f"of training images"
         )
+        affected = pictures
     elif by_heart > BY_HEART:
         found = "The discriminator takes held-out normals for generated ones"
+        affected = "Scores of other normal images may be higher for it, and find fewer anomalies."
     else:
         message = "Training images were not learned by heart."
         return _check("memorisation", "ok", networks.copied, message)
     advice = (
-        f"{found}: these were learned by heart, and other normal images may look odd. Use more "
-        f"images, or a shorter training (--images-shown)."
+        f"{found}: these were learned by heart. {affected} Use more images, or a shorter training "
+        f"(--images-shown)."
     )
     return _check("memorisation", "warn", networks.copied, advice)
 
@@ -313,9 +393,8 @@ def _near_copies(share: float) -> HealthCheck:
     if share < 0.05:
         return _check("near_copies", "ok", share, "Held-out normals differ from training images.")
     advice = (
-        f"{share:.0%} of the held-out normals are all but copies of training images. Where these "
-        f"are frames of a video or files saved twice, false alarms will be more frequent than "
-        f"promised: keep one of each. Images of one simple shape are that much alike by nature, "
-        f"and need nothing."
+        f"{share:.0%} of the held-out normals are all but copies of training images. Frames of a "
+        f"video and files saved twice cause more false alarms than promised: keep one of each. "
+        f"Images of one simple shape are similar by nature, and need nothing."
     )
     return _check("near_copies", "warn", share, advice)

@@ -25,6 +25,7 @@ from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.choices import DEFAULT_SCORE
 from anoscan.scoring.measure import chunks, smooth
 from anoscan.training.defects import KINDS, Mask, bent, defect
+from anoscan.training.health import failed_of_scores
 
 FRACTIONS = (32, 16, 8, 4, 2)  # a defect has the side of an image divided by one of these
 SMALLEST = 2  # pixels: least size of a defect
@@ -34,6 +35,7 @@ BENT = 4  # images bent as a whole, for each image with a defect of one kind and
 SHARE = 24  # images that the training was shown, for each image with a defect
 BACKGROUND = 10_000  # pixels without a defect, about, that a pixel AUROC is measured on
 SEEN = 0.75  # AUROC from which defects count as seen
+FEWEST_NORMALS = 50  # held-out images, at least: with fewer, no size is named as seen
 MARGIN = 0.02  # difference in AUROC from which a baseline counts as better
 SHOWN_ENOUGH = 200_000  # images shown from which on the advice is not to train longer
 OWN = "anoscan"
@@ -46,6 +48,18 @@ class _Scored:
 
     scores: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of training images or patches, and of held-out images, which hold all patches."""
+
+    trained: int
+    held_out: int
+
+    @classmethod
+    def of(cls, material: Material) -> _Counts:
+        return cls(len(material.rows), len(material.held_out))
 
 
 def run_self_test(model: Model, material: Material, *, wanted: int | None = None) -> SelfTest:
@@ -79,7 +93,7 @@ def run_self_test(model: Model, material: Material, *, wanted: int | None = None
         pixel_auroc=pixel_auroc,
         whole_auroc=_aurocs(clean, _scored(model, whole, mapped=False).scores),
         sees_from=sees_from,
-        findings=_findings(model, auroc, sees_from, max(sizes), len(material.rows)),
+        findings=_findings(model, auroc, sees_from, max(sizes), _Counts.of(material)),
         cells=tuple(cells),
     )
 
@@ -208,23 +222,40 @@ def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _findings(
-    model: Model, auroc: dict[str, float], sees_from: float | None, largest: int, trained: int
+    model: Model, auroc: dict[str, float], sees_from: float | None, largest: int, counts: _Counts
 ) -> tuple[str, ...]:
     if not auroc:
         return ("The images are too few or too plain for synthetic defects to show in them.",)
     scale = _native_side(model) / model.rule.size
-    found = [_sight(sees_from, largest, model.rule.size, scale)]
+    sight = _sight(sees_from, largest, model.rule.size, scale)
+    found = [_unsure(model, counts.held_out) or sight]
     best = max(_NAMES, key=auroc.__getitem__)
     beaten = auroc[best] > auroc[OWN] + MARGIN
     if beaten:
         found.append(
             f"{_NAMES[best]} does better on your data where defects are small: a mean AUROC of "
             f"{auroc[best]:.2f} on the synthetic ones, against {auroc[OWN]:.2f}. That says nothing "
-            f"of images that are odd as a whole."
+            f"of images that are anomalous as a whole."
         )
     if beaten or sees_from is None:
-        found.append(_advice(model, trained, scale))
+        found.append(_advice(model, counts.trained, scale))
     return tuple(found)
+
+
+def _unsure(model: Model, held_out: int) -> str | None:
+    """Say what is needed to name the size of defects that a model sees; None if nothing is."""
+    if failed := failed_of_scores(model.metadata):
+        return (
+            f"From which size on this model sees defects is not said, because its training failed "
+            f"a check of its scores ({', '.join(failed)}). Mend that first."
+        )
+    if held_out < FEWEST_NORMALS:
+        return (
+            f"From which size on this model sees defects is not said: {held_out} held-out images "
+            f"are too few. It takes {FEWEST_NORMALS}: train on {4 * FEWEST_NORMALS} images or "
+            f"more, or hold out more of them (--held-out)."
+        )
+    return None
 
 
 def _sight(sees_from: float | None, largest: int, side: int, scale: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anoscan.cli.options import Device, Force, Json, Named, Quiet, Workers, finish, option
+from anoscan.cli.options import Device, Force, Json, Named, Quiet, Workers, finish, load, option
 from anoscan.core.errors import UsageError
 
 
@@ -72,17 +72,18 @@ def calibrate(
             raise UsageError("calibrate needs IMAGES, --labels or --false-alarm-rate.")
         raise UsageError("--miss-cost and --target-recall need --labels FILE.")
     from anoscan.cli.output import Output
-    from anoscan.detector import Detector
     from anoscan.evaluation.recalibrate import Target
 
     target = Target(false_alarm_rate, labels, miss_cost, target_recall)
     output = Output(as_json=as_json, quiet=quiet)
-    detector = Detector.load(model, device=device, workers=workers)
+    detector = load(model, device, workers, None, output)
     with output.progress() as on_progress:
         report = detector.calibrate(
             images or [], target, name=name, force=force, on_progress=on_progress
         )
-    for warning in filter(None, (report.warning, report.threshold.warning)):
-        output.warn(warning)
+    if report.warning:
+        output.warn(report.warning)
+    if report.threshold.warning:
+        output.caution(report.threshold.warning)
     output.emit(report)
     finish(output, report.skipped)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anoscan.cli.options import Device, Json, Named, Quiet, Workers, finish
+from anoscan.cli.options import Device, Json, Named, Quiet, Workers, finish, load
 from anoscan.core.errors import ExitCode
 
 
@@ -27,12 +27,11 @@ def drift(
     Example: anoscan drift bolts ./yesterday
     """
     from anoscan.cli.output import Output
-    from anoscan.detector import Detector
     from anoscan.evaluation import drift as job
     from anoscan.model.judge import Judge
 
     output = Output(as_json=as_json, quiet=quiet)
-    detector = Detector.load(model, device=device, workers=workers)
+    detector = load(model, device, workers, None, output)
     with output.progress() as on_progress:
         judge = Judge(detector.model, detector.runtime)
         report = job.compare(judge, detector.reference, images, on_progress)

@@ -100,7 +100,7 @@ def evaluate(
             **how,
         )
     if report.warning:
-        output.warn(report.warning)
+        output.caution(report.warning)
     output.emit(report)
     if plots is not None:
         drawing.write(report, plots)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anoscan.cli.options import OUTPUT, Device, Json, Quiet, Workers, finish, option
+from anoscan.cli.options import OUTPUT, Device, Json, Quiet, Workers, finish, load, option
 
 FOLDER = "anoscan-samples"
 
@@ -54,12 +54,9 @@ def sample(
     Example: anoscan sample bolts --turing ./normal_imgs
     """
     from anoscan.cli.output import Output
-    from anoscan.detector import Detector
 
     output = Output(as_json=as_json, quiet=quiet)
-    detector = Detector.load(model, device=device, workers=workers)
-    if model is None:
-        output.note(f"using the model trained last: {detector.reference.name}")
+    detector = load(model, device, workers, None, output)
     report = detector.sample(folder, n=n, seed=seed, between=between, turing=turing)
     output.emit(report)
     finish(output, report.skipped)

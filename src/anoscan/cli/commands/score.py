@@ -138,7 +138,7 @@ def score(
         output.note(note)
     detector = load(model, device, workers, roi, output)
     if warning := detector.threshold(request).warning:
-        output.warn(warning)
+        output.caution(warning)
     if hint := detector.hint(request):
         output.note(hint)
     views = detector.view_files(residuals, wanted_maps)
@@ -160,7 +160,7 @@ def score(
     if not streams:
         output.emit(first_images(report, top, None if as_json else TABLE_ROWS))
         if report.warning:
-            output.warn(report.warning)
+            output.caution(report.warning)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
     viewers.show(output)

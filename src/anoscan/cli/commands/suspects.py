@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anoscan.cli.options import Device, Json, Quiet, Workers, finish, option
+from anoscan.cli.options import Device, Json, Quiet, Workers, finish, load, option
 from anoscan.core import config
 from anoscan.core.errors import UsageError
 from anoscan.core.files import temporary_folder
@@ -55,7 +55,6 @@ def suspects(
     if model is not None and images_shown is not None:
         raise UsageError("--images-shown is for a training: not with --model.")
     from anoscan.cli.output import Output
-    from anoscan.detector import Detector
     from anoscan.training import suspects as job
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -73,7 +72,7 @@ def suspects(
                 workers=workers,
             )
         else:
-            detector = Detector.load(model, device=device, workers=workers)
+            detector = load(model, device, workers, None, output)
             report = job.rank(
                 detector.model, detector.reference, detector.runtime, images, on_progress
             )

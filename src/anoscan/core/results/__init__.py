@@ -6,7 +6,9 @@ from anoscan.core.results.common import (
     Health,
     HealthCheck,
     HealthReport,
+    ModelHealth,
     ModelReference,
+    Reconstructions,
     Search,
     Skipped,
     Threshold,
@@ -27,7 +29,13 @@ from anoscan.core.results.evaluate import (
     PrecisionRecall,
     Roc,
 )
-from anoscan.core.results.score import ImageScore, Neighbour, Region, ScoreReport
+from anoscan.core.results.score import (
+    IMAGE_SCHEMA,
+    ImageScore,
+    Neighbour,
+    Region,
+    ScoreReport,
+)
 from anoscan.core.results.train import (
     DoctorReport,
     SelfTest,
@@ -51,6 +59,7 @@ from anoscan.core.results.upkeep import (
 )
 
 __all__ = [
+    "IMAGE_SCHEMA",
     "AtThreshold",
     "BestDice",
     "CalibrateReport",
@@ -70,12 +79,14 @@ __all__ = [
     "HealthReport",
     "Histogram",
     "ImageScore",
+    "ModelHealth",
     "ModelReference",
     "ModelSummary",
     "ModelsReport",
     "Neighbour",
     "PixelReport",
     "PrecisionRecall",
+    "Reconstructions",
     "Region",
     "Roc",
     "SampleReport",

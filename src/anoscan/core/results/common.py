@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Verdict = Literal["normal", "anomalous"]
 Health = Literal["ok", "warn", "fail"]
+Reconstructions = Literal["ok", "unusable"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,18 +48,34 @@ class HealthReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelHealth:
+    """Health of the model that gave a result, from the checks of its training.
+
+    `verdict` is the worst of the checks, and `messages` say why it is not 'ok', and what it
+    affects. `reconstructions` says whether pictures of reconstructions can be used.
+    """
+
+    verdict: Health
+    reconstructions: Reconstructions
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """The score above which an image is called anomalous.
 
     `false_alarm_rate` was asked for. `effective_rate` is what n = `calibration_images` can promise;
-    it is never below 1 / (n + 1). `warning` says where the two differ. `uses_labels` says whether
-    labelled anomalies decided the rate (``anoscan calibrate --labels``).
+    it is never below 1 / (n + 1). `uncertainty` is the central 95 % interval (low, high) of the
+    true false-alarm rate; see `scoring.calibration.rate_interval`. `warning` says where the first
+    two differ. `uses_labels` says whether labelled anomalies decided the rate
+    (``anoscan calibrate --labels``).
     """
 
     score: float
     false_alarm_rate: float
     effective_rate: float
     calibration_images: int
+    uncertainty: tuple[float, float]
     warning: str | None
     uses_labels: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from anoscan.core.results.common import ModelReference, Search, Skipped
+from anoscan.core.results.common import ModelReference, Search, Skipped, Threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,10 @@ class ComparedModel:
 class EvalReport:
     """Result of ``anoscan eval``; metrics without a value are null, and `undefined` says why.
 
-    `warning` says why the threshold may not fit, for example with another mapping. `pixel` is null
-    without masks, `classes` without classes, `comparison` with one model, and `search` where the
-    encoder gave the latents.
+    `warning` says why the threshold may not fit, for example with another mapping. `threshold` has
+    what the model promises, and `at_threshold` what was measured. `pixel` is null without masks,
+    `classes` without classes, `comparison` with one model, and `search` where the encoder gave the
+    latents.
     """
 
     schema: ClassVar[str] = "anoscan.eval/1"
@@ -165,6 +166,7 @@ class EvalReport:
     auroc_ci95: tuple[float, float] | None
     average_precision: float | None
     undefined: str | None
+    threshold: Threshold
     at_threshold: AtThreshold
     baselines: dict[str, dict[str, float | None]]
     terms: dict[str, dict[str, float | None]]

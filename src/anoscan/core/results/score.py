@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from anoscan.core.results.common import ModelReference, Search, Skipped, Threshold, Verdict
+from anoscan.core.results.common import (
+    ModelHealth,
+    ModelReference,
+    Search,
+    Skipped,
+    Threshold,
+    Verdict,
+)
+
+IMAGE_SCHEMA = "anoscan.image/1"  # of a line of ``score --jsonl``, which is an `ImageScore`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +50,9 @@ class ImageScore:
     `rank` 1 is the most anomalous image; it is null while streaming. `terms` are standardised
     unless the score uses them raw. `percentiles` gives for each term the percentage of calibration
     images with a lower value. `residual` is the path of the picture, where one was written.
-    `mismatch` says in what the image differs from all normal images apart from its content, such as
-    its size; it does not decide the verdict. `nearest` are the most similar normal images, and
-    `maps` the files of the anomaly map by their form. Both are null where they were not asked for.
+    `mismatch` says in what the image as a whole differs from all normal images, such as its size.
+    It does not decide the verdict. `nearest` are the most similar normal images, and `maps` the
+    files of the anomaly map by their form. Both are null where they were not asked for.
     """
 
     rank: int | None
@@ -60,13 +69,18 @@ class ImageScore:
     nearest: tuple[Neighbour, ...] | None = None
     maps: dict[str, str] | None = None
 
+    @property
+    def located(self) -> bool:
+        """Whether the image is anomalous, and a region in it is above the level of regions."""
+        return self.verdict == "anomalous" and bool(self.regions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
     """Result of ``anoscan score``; `score` and `mapping` say how images were scored.
 
     `search` is null where the encoder gave the latents. `warning` is set when nearly all images are
-    anomalous, which is hardly ever true.
+    anomalous, which is hardly ever true. `health` is that of the model.
     """
 
     schema: ClassVar[str] = "anoscan.score/1"
@@ -79,3 +93,4 @@ class ScoreReport:
     skipped: tuple[Skipped, ...]
     warning: str | None = None
     search: Search | None = None
+    health: ModelHealth
