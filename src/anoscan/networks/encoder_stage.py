@@ -38,10 +38,13 @@ class EncoderStage:
         Says which images the encoder is given, and which loss it minimises.
     batches : callable
         Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
-    steps : int
-        Number of steps of the whole stage, over which the learning rate falls.
     attempt : int
         How many times the stage has failed before; see `ATTEMPTS`.
+
+    Attributes
+    ----------
+    shown : int
+        Length of the stage in images.
     """
 
     def __init__(
@@ -49,13 +52,13 @@ class EncoderStage:
         networks: Networks,
         mapping: Mapping,
         batches: Callable[[int], Tensor],
-        steps: int,
         config: TrainConfig,
         runtime: Runtime,
         attempt: int = 0,
     ) -> None:
         self.name, self.rate = ATTEMPTS[attempt], LEARNING_RATE * SLOWER**attempt
-        self.networks, self.mapping, self.batches, self.steps = networks, mapping, batches, steps
+        self.networks, self.mapping, self.batches = networks, mapping, batches
+        self.shown = (config.encoder_images_shown or 0) * (LONGER if attempt else 1)
         self.config, self.runtime = config, runtime
         self.kind: Encoder = registry.load("encoders", config.encoder)
         networks.generator.eval().requires_grad_(False)
@@ -106,4 +109,5 @@ class EncoderStage:
 
     def _rate(self, index: int) -> float:
         """Return the learning rate of a step, which falls along half a cosine wave."""
-        return self.rate * self.slow_down * half_wave(index / self.steps, LAST_RATE)
+        over = index * self.config.batch_size / max(self.shown, 1)
+        return self.rate * self.slow_down * half_wave(over, LAST_RATE)

@@ -13,7 +13,7 @@ from anoscan.core.arrays import Floats
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime
 from anoscan.networks.architectures import Discriminator, Networks
-from anoscan.networks.encoder_stage import LONGER, EncoderStage
+from anoscan.networks.encoder_stage import EncoderStage
 from anoscan.networks.gan_stage import GanStage
 from anoscan.networks.joint_stage import JointStage
 from anoscan.networks.loop import Batches, Stage
@@ -103,10 +103,9 @@ class Stages:
         if self.joint:
             return None
         size, config = self.config.batch_size, self.config
-        shown = (config.encoder_images_shown or 0) * (LONGER if attempt else 1)
-        steps, batches = math.ceil(shown / size), self._batches("encoder", size)
-        stage = EncoderStage(networks, self._mapping, batches, steps, config, self.runtime, attempt)
-        return self._planned(stage, shown, size)
+        batches = self._batches("encoder", size)
+        stage = EncoderStage(networks, self._mapping, batches, config, self.runtime, attempt)
+        return self._planned(stage, stage.shown, size)
 
     def reconstruction(self, networks: Networks) -> Planned[ReconstructionStage] | None:
         """Return the reconstruction stage; None where the settings leave it out.
