@@ -14,7 +14,8 @@ class Region:
     """An anomalous region of a query image; its box and area are in pixels of the image as stored.
 
     `score` is the peak of the anomaly map inside it. `p_value` is (1 + m) / (n + 1), where m of the
-    n held-out normals have at least such a peak in their maps.
+    n held-out normals have at least such a peak in their maps. `below_level` marks the hottest
+    place of an anomalous image of which no place exceeds the level of normal images.
     """
 
     x: int
@@ -24,6 +25,7 @@ class Region:
     score: float
     area: int
     p_value: float
+    below_level: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
