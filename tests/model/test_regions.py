@@ -125,23 +125,27 @@ def test_regions_above_the_level_are_not_marked_and_keep_the_hottest_place_away(
         assert marked == [True] or not any(marked)
 
 
+@pytest.fixture(scope="module")
+def of_patches(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
+    """A detector of patches, and the folder of noise that it learned."""
+    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for number in range(20):
+        noise = rng.integers(0, 256, (96, 128)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:02}.png")
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    return Detector.train(
+        folder, path=path, patches=40, patch_size=16, images_shown=64, encoder_images_shown=32,
+        rotation_images_shown=32, batch_size=16, width=4, latent_dim=4,
+    ), folder  # fmt: skip
+
+
 @pytest.mark.parametrize("largest", [4096, 40])
 def test_large_images_measured_in_tiles_show_where_too(
-    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    largest: int, of_patches: tuple[Detector, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, folder = np.random.default_rng(0), tmp_path / "noise"
-    folder.mkdir()
-    for number in range(20):
-        Image.fromarray(rng.integers(0, 256, (96, 128)).astype(np.uint8)).save(
-            folder / f"{number:02}.png"
-        )
-    detector = Detector.train(
-        folder, path=tmp_path / "m.safetensors", patches=40, patch_size=16, images_shown=64,
-        encoder_images_shown=32, rotation_images_shown=32, batch_size=16, width=4, latent_dim=4,
-    )  # fmt: skip
     monkeypatch.setattr(tiles, "LARGEST_MAP", largest)
     every_image_is(True, monkeypatch)
-    for image in scored(detector, folder):
+    for image in scored(*of_patches):
         (region,) = image.regions
         assert region.below_level
         assert region.width <= 66

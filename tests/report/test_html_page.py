@@ -227,7 +227,7 @@ def test_pictures_belong_to_their_images_and_are_as_tall_as_they_were(tmp_path: 
         for encoded, size in (
             (query, (40, 20)),
             (reconstruction, (16, 16)),
-            (anomaly_map, (16, 16)),
+            (anomaly_map, (200, 100)),  # enlarged: the map over the query
         ):
             file = tmp_path / "decoded.webp"
             file.write_bytes(base64.b64decode(encoded, validate=True))
@@ -259,7 +259,7 @@ def test_regions_turn_with_the_image(
 
     row = Page((tmp_path / "r.html").read_text(encoding="utf-8")).data["images"][0]
     assert row[7:9] == ([20, 40] if orientation >= 5 else [40, 20])
-    np.testing.assert_allclose(row[10], [box], atol=1e-4)
+    np.testing.assert_allclose(row[10], [[*box, 0]], atol=1e-4)
 
 
 def test_pictures_beside_the_page_are_files_and_old_ones_go(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ MAP_FORMS = {
     "tiff": "the map as a 32-bit TIFF",
     "mask": "PNG that is white inside the regions",
 }
-DEFAULT_MAP_FORMS = "overlay,npy"
+DEFAULT_MAP_FORMS = "overlay"
 
 MAPPINGS = {
     "encoder": "one pass",
