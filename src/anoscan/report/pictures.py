@@ -255,8 +255,8 @@ def _resized(
     for axis, side in enumerate(reversed(size)):
         length = anomaly_map.shape[axis]
         if length > side:
-            # Each block is replaced by its maximum: a mean would hide a small defect.
-            starts = np.arange(0, length, -(-length // side))
+            # Places that share a pixel become their maximum: a mean would hide a small defect.
+            starts = np.arange(side) * length // side
             anomaly_map = np.maximum.reduceat(anomaly_map, starts, axis=axis)
     return np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, how))
 
