@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -284,7 +285,7 @@ def test_a_row_is_one_line_in_a_pipe(
     monkeypatch.delenv("COLUMNS", raising=False)
     Output().emit(SCORE)
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split()[3:] == ["anomalous", printable(NAME)] for line in lines)
+    assert any(line.split()[3:] == ["anomalous", "2,4", printable(NAME)] for line in lines)
 
 
 def test_no_line_in_a_pipe_ends_in_spaces(
@@ -309,6 +310,19 @@ def test_figures_of_an_evaluation_are_shown() -> None:
 
 def test_hidden_rows_are_counted() -> None:
     assert "12,344 not listed" in rendered(SCORE)
+
+
+def test_the_table_says_where_and_marks_what_is_below_the_level() -> None:
+    text = rendered(SCORE)
+    assert re.search(r"anomalous +2,4 ", text)
+    assert "~" not in text
+    below = dataclasses.replace(IMAGE.regions[0], below_level=True)
+    normal = dataclasses.replace(IMAGE, verdict="normal", regions=())
+    images = (dataclasses.replace(IMAGE, regions=(below,)), normal)
+    text = rendered(dataclasses.replace(SCORE, images=images))
+    assert re.search(r"anomalous +~2,4 ", text)
+    assert "~ is the hottest place" in " ".join(text.split())
+    assert "where" not in rendered(dataclasses.replace(SCORE, images=(normal,)))
 
 
 def test_commands_of_the_demo_can_be_copied() -> None:

@@ -227,7 +227,7 @@ def test_pictures_belong_to_their_images_and_are_as_tall_as_they_were(tmp_path: 
         for encoded, size in (
             (query, (40, 20)),
             (reconstruction, (16, 16)),
-            (anomaly_map, (16, 16)),
+            (anomaly_map, (200, 100)),  # enlarged: the map over the query
         ):
             file = tmp_path / "decoded.webp"
             file.write_bytes(base64.b64decode(encoded, validate=True))
@@ -259,7 +259,55 @@ def test_regions_turn_with_the_image(
 
     row = Page((tmp_path / "r.html").read_text(encoding="utf-8")).data["images"][0]
     assert row[7:9] == ([20, 40] if orientation >= 5 else [40, 20])
-    np.testing.assert_allclose(row[10], [box], atol=1e-4)
+    np.testing.assert_allclose(row[10], [[*box, 0]], atol=1e-4)
+
+
+def page_of_regions(folder: Path, *, reconstructs: bool) -> Path:
+    """A page of an image with a region above the level, of one below it, and of one with none."""
+    above = Region(x=10, y=5, width=10, height=5, score=1.0, area=20, p_value=0.01)
+    below = dataclasses.replace(above, below_level=True)
+    scored = [
+        result(name, score, found)
+        for name, score, found in (
+            ("above.png", 4.0, (above,)),
+            ("below.png", 3.0, (below,)),
+            ("none.png", 1.0, ()),
+        )
+    ]
+    path = folder / "regions.html"
+    with HtmlReport(path, 3) as page:
+        for image in scored:
+            views = dataclasses.replace(seen(image.path, folder), reconstructs=reconstructs)
+            page.add(image, views)
+        page.write(document(scored), Background({}, np.empty(0)))
+    return path
+
+
+def test_the_page_says_which_regions_are_below_the_level_and_what_colours_mean(
+    tmp_path: Path,
+) -> None:
+    text = page_of_regions(tmp_path, reconstructs=True).read_text(encoding="utf-8")
+    page = Page(text)
+    box = [0.25, 0.25, 0.25, 0.25]
+    assert [row[10] for row in page.data["images"]] == [[[*box, 0]], [[*box, 1]], []]
+    assert page.data["reconstructs"] is True
+    words = " ".join(part for _, part in page.texts)
+    assert "1 and more, in standard deviations of normal images" in words
+    assert "below the level of normal images" in words
+    stops = [attributes for tag, attributes in page.elements if tag == "stop"]
+    assert [stops[0]["stop-color"], stops[-1]["stop-color"]] == ["rgb(0 0 4)", "rgb(249 203 53)"]
+
+
+def test_the_page_of_a_model_that_cannot_reconstruct_has_placards(tmp_path: Path) -> None:
+    path = page_of_regions(tmp_path, reconstructs=False)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.data["reconstructs"] is False
+    for _, (_, reconstruction, _) in page.images():
+        file = tmp_path / "decoded.webp"
+        file.write_bytes(base64.b64decode(reconstruction))
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert (np.abs(pixels - 96).max(-1) < 10).mean() > 0.5
 
 
 def test_pictures_beside_the_page_are_files_and_old_ones_go(tmp_path: Path) -> None:

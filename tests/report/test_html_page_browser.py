@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.test_html_page import HOSTILE, page_of
+from tests.report.test_html_page import HOSTILE, page_of, page_of_regions
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -248,8 +248,32 @@ def test_pictures_and_fields_have_names(page: Any) -> None:
     assert page.evaluate(unnamed) == []
     alts = page.locator("#stage img").evaluate_all("all => all.map((e) => e.alt)")
     assert alts == [
-        "Query of cell000.png", "Reconstruction of cell000.png", "Anomaly map of cell000.png"
+        "Query of cell000.png", "Reconstruction of cell000.png", "Map over the query of cell000.png"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reconstructs", [True, False])
+def test_boxes_show_where_at_once_and_are_dashed_below_the_level(
+    browser: Any, tmp_path: Path, reconstructs: bool
+) -> None:
+    path = page_of_regions(tmp_path, reconstructs=reconstructs)
+    for page in opened(browser, path):
+        dashes = """card => [...card.querySelectorAll('rect:not(.halo)')]
+          .map((e) => getComputedStyle(e).strokeDasharray)"""
+        cards = page.locator(".card")
+        assert [cards.nth(i).evaluate(dashes) for i in range(3)] == [["none"], ["6px, 5px"], []]
+        picture = cards.first.locator(".over").nth(2).bounding_box()
+        box = cards.first.locator("rect:not(.halo)").bounding_box()
+        assert box["x"] - picture["x"] == pytest.approx(picture["width"] / 4, abs=2)
+        assert box["width"] == pytest.approx(picture["width"] / 4, abs=3)
+        cards.first.click()
+        shown = page.locator("#stage .pane").evaluate_all(
+            "all => all.map((e) => e.querySelectorAll('rect:not(.halo)').length)"
+        )
+        assert shown == [1, int(reconstructs), 1]
+        assert page.locator("#stage .boxes").first.is_visible()
+        page.keyboard.press("b")
+        assert not page.locator("#stage .boxes").first.is_visible()
 
 
 def test_on_a_phone_nothing_runs_out_of_the_window(browser: Any, report: Path) -> None:

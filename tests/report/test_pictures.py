@@ -14,79 +14,71 @@ from anoscan.core.errors import InputError
 from anoscan.report import pictures
 
 
-def test_a_panel_shows_query_reconstruction_and_residual_from_left_to_right() -> None:
-    query, reconstruction = np.full((1, 32, 32), -1.0), np.full((3, 32, 32), 1.0)
-
-    panel = pictures.panel(query, reconstruction, np.zeros((32, 32)), 1.0)
-
-    assert (panel.mode, panel.size) == ("RGB", (3 * 192 + 2 * 4, 192))
-    assert panel.getpixel((5, 5)) == (0, 0, 0)
-    assert panel.getpixel((196 + 5, 5)) == (255, 255, 255)
-    assert panel.getpixel((2 * 196 + 5, 5)) == (0, 0, 4)
-
-
 def test_colour_channels_keep_their_order() -> None:
     red = np.stack([np.ones((8, 8)), -np.ones((8, 8)), -np.ones((8, 8))])
-    assert pictures.panel(red, red, np.zeros((8, 8)), 1.0).getpixel((0, 0)) == (255, 0, 0)
+    assert pictures.picture(red).getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize(("side", "shown"), [(28, 196), (64, 192), (128, 256), (400, 400)])
+@pytest.mark.parametrize(("side", "shown"), [(28, 504), (64, 512), (300, 600), (400, 400)])
 def test_pictures_grow_by_whole_factors_and_never_shrink(side: int, shown: int) -> None:
-    picture = np.zeros((1, side, side))
-    assert pictures.panel(picture, picture, picture[0], 1.0).height == shown
+    assert pictures.enlarged(pictures.picture(np.zeros((1, side, side))), 512).height == shown
 
 
 def test_enlarged_pixels_stay_sharp() -> None:
     query = np.array([[[-1.0, 1.0], [1.0, -1.0]]])
-    panel = pictures.panel(query, query, query[0], 1.0, zoom_to=8)
-    assert set(np.asarray(panel)[:, :8].ravel().tolist()) == {0, 255}
-    assert panel.getpixel((3, 3)) == (0, 0, 0)
-    assert panel.getpixel((4, 3)) == (255, 255, 255)
+    drawn = pictures.enlarged(pictures.picture(query), 8)
+    assert set(np.asarray(drawn).ravel().tolist()) == {0, 255}
+    assert drawn.getpixel((3, 3)) == (0, 0, 0)
+    assert drawn.getpixel((4, 3)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize(("shape", "size"), [((60, 80), (192, 144)), ((900, 1), (1, 192))])
-def test_square_views_get_the_proportions_of_their_image(
-    shape: tuple[int, int], size: tuple[int, int]
-) -> None:
-    query, white = np.full((1, 32, 32), -1.0), np.full((1, 32, 32), 1.0)
-    query[:, -1] = 1.0  # the last row must not be cut off
-    panel = pictures.panel(query, white, np.zeros((32, 32)), 1.0, shape=shape, like=[white])
-    width, height = size
-    assert panel.size == (3 * (width + 4) + 192, 192)  # the like keep theirs
-    assert panel.getpixel((0, height - 1)) == (255, 255, 255)
-    assert panel.getpixel((0, height // 2)) == (0, 0, 0)
-    assert panel.getpixel((width + 4, height // 2)) == (255, 255, 255)
-
-
-def test_a_residual_gets_lighter_with_the_anomaly_up_to_the_scale() -> None:
-    ramp = np.linspace(0, 2.0, 257)[None]
-    picture = np.zeros((1, 1, 257))
-    panel = pictures.panel(picture, picture, ramp, 1.0, zoom_to=257)
-    lightness = np.asarray(panel.crop((2 * 261, 0, 3 * 257 + 8, 1)).convert("L"))[0].astype(int)
+def test_colours_get_lighter_with_the_anomaly_up_to_the_scale() -> None:
+    ramp = pictures.coloured(np.linspace(0, 2.0, 257)[None], 1.0)
+    lightness = np.asarray(ramp.convert("L"))[0].astype(int)
 
     assert (np.diff(lightness) >= 0).all()
     assert len(np.unique(lightness[:129])) > 90
     assert (lightness[128:] == lightness[-1]).all()
 
 
-def test_the_same_anomaly_has_the_same_colour_in_every_panel() -> None:
-    picture = np.zeros((1, 4, 4))
-    quiet, loud = np.full((4, 4), 0.3), np.full((4, 4), 0.3)
+def test_the_same_anomaly_has_the_same_colour_in_every_picture() -> None:
+    quiet, loud = np.full((4, 4), 0.6), np.full((4, 4), 0.6)
     loud[0, 0] = 5
-    at = (2 * 196 + 190, 190)
-    assert pictures.panel(picture, picture, quiet, 1.0).getpixel(at) == pictures.panel(
-        picture, picture, loud, 1.0
-    ).getpixel(at)
+    grey = Image.new("RGB", (40, 40), "grey")
+    alone = [pictures.coloured_at((40, 40), values, 1.0) for values in (quiet, loud)]
+    over = [pictures.overlay(grey, values, 1.0) for values in (quiet, loud)]
+    for first, second in (alone, over):
+        assert first.getpixel((35, 35)) == second.getpixel((35, 35))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-300])
 def test_senseless_values_still_give_a_picture(scale: float) -> None:
     picture = np.array([[[np.nan, 9.0], [-9.0, np.inf]]], np.float32)
     residual = np.array([[np.nan, np.inf], [0, 3e38]], np.float32)
-    panel = pictures.panel(picture, picture, residual, scale, zoom_to=2)
-    assert panel.getpixel((1, 0)) == (255, 255, 255)
-    assert panel.getpixel((12 + 1, 0)) == (252, 255, 164)
-    assert panel.getpixel((12, 1)) == (0, 0, 4)
+    drawn = pictures.picture(picture)
+    assert drawn.getpixel((1, 0)) == (255, 255, 255)
+    colours = pictures.coloured(residual, scale)
+    assert colours.getpixel((1, 0)) == (249, 203, 53)
+    assert colours.getpixel((0, 1)) == (0, 0, 4)
+    assert pictures.overlay(drawn, residual, scale).size == (2, 2)
+
+
+@pytest.mark.parametrize("ground", ["black", "white", "grey", "saddlebrown", "royalblue"])
+def test_heat_is_seen_on_every_ground_and_calm_places_stay_as_they_are(ground: str) -> None:
+    image, values = Image.new("RGB", (60, 60), ground), np.zeros((60, 60))
+    values[10:20, 10:20], values[40:50, 40:50] = 0.5, 1.0
+    both = np.asarray(pictures.overlay(image, values, 1.0)).astype(int)
+    plain = np.asarray(image.convert("L").convert("RGB")).astype(int)
+    assert (both[0, 30] == plain[0, 30]).all()
+    assert np.abs(both[15, 15] - plain[15, 15]).sum() > 60
+    assert np.abs(both[45, 45] - plain[45, 45]).sum() > 120
+
+
+def test_a_spot_one_place_wide_is_not_lost_in_a_smaller_picture() -> None:
+    anomaly_map = np.zeros((1000, 600))
+    anomaly_map[501, 301] = 1.0
+    for size in ((60, 100), (600, 50), (30, 1000), (59, 99)):
+        assert np.asarray(pictures.coloured_at(size, anomaly_map, 1.0)).max() > 200
 
 
 def test_a_sheet_puts_panels_below_each_other() -> None:
@@ -195,15 +187,3 @@ def test_names_too_long_for_a_file_system_are_cut_and_stay_different(tmp_path: P
     for path in paths:
         pictures.save_png(Image.new("L", (2, 2)), path)
         assert path.exists()
-
-
-def test_views_fit_the_side_and_keep_a_single_odd_pixel_bright() -> None:
-    anomaly_map = np.zeros((1000, 600))
-    anomaly_map[501, 301] = 1.0
-
-    drawn = pictures.views(
-        np.zeros((1, 300, 200)), np.zeros((3, 1000, 600)), anomaly_map, 1.0, side=128
-    )
-
-    assert [max(view.size) for view in drawn] == [128, 128, 125]
-    assert np.asarray(drawn.anomaly_map).max() == 255

@@ -27,12 +27,12 @@ from anoscan.model import regions
 from anoscan.model.judge import Judge, Wanted
 from anoscan.model.regions import Finder
 from anoscan.networks.architectures import EvenPad
-from anoscan.report import map_files, pictures
+from anoscan.report import map_files
 from anoscan.report.map_files import MapFiles, Rows
 from anoscan.report.views import own_canvas
 from anoscan.scoring import maps
 from anoscan.scoring.choices import MAP_FORMS, ScoreRequest, map_forms
-from anoscan.scoring.maps import Maps, MapScale
+from anoscan.scoring.maps import Maps
 from tests.conftest import Digits
 
 
@@ -286,11 +286,12 @@ def test_all_forms_are_written_and_agree(trained: Detector, digits: Digits, tmp_
         with Image.open(found.maps["mask"]) as drawn:
             mask = np.asarray(drawn)
         assert set(np.unique(mask)) <= {0, 255}
-        assert (mask == 255).sum() == sum(region.area or 0 for region in found.regions)
+        above = [region.area for region in found.regions if not region.below_level]
+        assert (mask == 255).sum() == sum(above)  # a region below the level is black
         with Image.open(found.maps["overlay"]) as drawn:
-            assert drawn.size == (16, 16)
+            assert drawn.width == 512 + 2 * 10
         with Image.open(found.maps["side-by-side"]) as drawn:
-            assert drawn.size == (3 * 16 + 2 * 4, 16)
+            assert drawn.width == 3 * 320 + 4 * 10
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (16, 20), (32, 24), (28, 28)])
@@ -298,18 +299,10 @@ def test_a_map_has_the_resolution_of_its_image(
     trained: Detector, tmp_path: Path, shape: tuple[int, int]
 ) -> None:
     Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "a.png")
-    report = trained.score(
-        tmp_path / "a.png", maps=MapFiles(tmp_path / "maps", ("npy", "overlay")), residuals=tmp_path
-    )
+    report = trained.score(tmp_path / "a.png", maps=MapFiles(tmp_path / "maps", ("npy",)))
     written = report.images[0].maps
     assert written is not None
     assert np.load(written["npy"]).shape == shape
-    with Image.open(written["overlay"]) as drawn:
-        assert drawn.size == shape[::-1]
-    assert report.images[0].residual is not None
-    with Image.open(report.images[0].residual) as drawn:
-        width = (drawn.width - 2 * 4) / 3
-    assert width / drawn.height == pytest.approx(shape[1] / shape[0], abs=0.01)
 
 
 @pytest.mark.parametrize("size", [(20, 28), (32, 20), (32, 32), (64, 48), (12, 40)])
@@ -347,21 +340,13 @@ def test_rows_of_a_large_image_wait_on_disk_and_are_written_as_they_were(
     for top in range(0, 30, 7):
         reduced.add(top, full[None, top : top + 7])
         take(top, full[top : top + 7])
-    found = book.write(decoded, decoded.canvas, reduced.picture[0], 0.5, MapScale(1))
+    found = book.write(decoded, reduced.picture[0], 0.5, lambda form: Image.new("L", (1, 1)))
     assert np.array_equal(np.load(found["npy"]), full)
     assert np.array_equal(tifffile.imread(found["tiff"]), full)
     assert np.array_equal(np.asarray(Image.open(found["mask"])) == 255, full > 0.5)
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
         "a.png.map.npy", "a.png.map.tiff", "a.png.mask.png",
     ]  # fmt: skip
-
-
-def test_an_overlay_leaves_calm_places_as_they_are_and_colours_odd_ones() -> None:
-    query, odd = np.zeros((1, 6, 6)), np.zeros((6, 6))
-    odd[4, 4] = 10
-    plain, _, both = pictures.overlay(query, odd, 10.0)
-    assert both.getpixel((0, 0)) == plain.getpixel((0, 0))
-    assert both.getpixel((4, 4)) != plain.getpixel((4, 4))
 
 
 def test_forms_are_checked_before_anything_is_scored() -> None:
@@ -385,7 +370,7 @@ def test_the_command_writes_maps_and_names_them(
         cli.main()
     assert stop.value.code == 0
     (found,) = json.loads(capsys.readouterr().out)["images"]
-    assert list(found["maps"]) == ["overlay", "npy"]
+    assert list(found["maps"]) == ["overlay"]
     assert all(Path(path).is_file() for path in found["maps"].values())
     monkeypatch.setattr("sys.argv", [*command, "--maps-format", "npy"])
     with pytest.raises(SystemExit) as stop:

@@ -218,9 +218,11 @@ def test_the_picture_shows_the_whole_image_at_its_own_size(
     Image.fromarray(wide).save(tmp_path / "wide.png")
     report = detector.score(tmp_path / "wide.png", residuals=tmp_path / "out")
     with Image.open(report.images[0].residual or "") as picture:
-        assert picture.size == (3 * wide.shape[1] + 2 * 4, wide.shape[0])
-        shown = np.asarray(picture.convert("L"))[:, : wide.shape[1]]
-    assert np.array_equal(shown, wide)
+        assert picture.width == 3 * wide.shape[1] + 4 * 10
+        shown = np.asarray(picture.convert("L"))[:, 10 : 10 + wide.shape[1]]
+    tops = range(len(shown) - len(wide))
+    same = max((shown[top : top + len(wide)] == wide).mean() for top in tops)
+    assert same > 0.9  # but for the boxes of regions
 
 
 def test_the_map_of_a_normal_image_has_no_period_at_the_distance_of_tiles(tmp_path: Path) -> None:

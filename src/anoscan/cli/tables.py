@@ -120,9 +120,10 @@ def _checks(checks: Sequence[results.HealthCheck]) -> Table:
 
 def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
     unlike = any(image.mismatch for image in report.images)
-    heads = ["rank", "score", "p-value", "verdict", *(["mismatch"] * unlike), "image"]
-    table = _table(*heads, right=("rank", "score"))
-    for column in table.columns[:4]:
+    placed = any(image.regions for image in report.images)
+    extra = [*(["where"] * placed), *(["mismatch"] * unlike)]
+    table = _table("rank", "score", "p-value", "verdict", *extra, "image", right=("rank", "score"))
+    for column in table.columns[: 4 + placed]:
         column.no_wrap = True
     for image in report.images:
         # A reason begins with a word and a colon, such as "size:". --json has the whole reason.
@@ -132,13 +133,21 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
             f"{image.score:.3f}",
             f"{image.p_value:.4f}",
             Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
+            *([Text(_where(image.regions))] * placed),
             *([Text(words, "yellow")] * unlike),
             _cell(image.path),
         )
         for neighbour in image.nearest or ():
             like = _cell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
-            table.add_row("", "", "", "", *([""] * unlike), like)
+            table.add_row("", "", "", "", *[""] * len(extra), like)
     yield table
+    if placed:
+        hottest = any(region.below_level for image in report.images for region in image.regions)
+        yield Text(
+            "where: the middle of the worst region, as x,y in pixels of the file"
+            + "; ~ is the hottest place of an image that has none above the level of normal images"
+            * hottest
+        )
     if unlike:
         yield Text(_of_mismatches([image for image in report.images if image.mismatch]))
     counts, threshold = report.counts, report.threshold
@@ -158,6 +167,15 @@ def _of_mismatches(images: Sequence[results.ImageScore]) -> str:
     if any(image.verdict == "anomalous" and not image.located for image in images):
         parts.append("Where no region stands out, it may be why the image is anomalous.")
     return " ".join(parts)
+
+
+def _where(regions: Sequence[results.Region]) -> str:
+    """Return the middle of the worst region, with a mark where it is below the level."""
+    if not regions:
+        return ""
+    worst = regions[0]
+    mark = "~" if worst.below_level else ""
+    return f"{mark}{worst.x + worst.width // 2},{worst.y + worst.height // 2}"
 
 
 def _at(threshold: results.Threshold) -> str:

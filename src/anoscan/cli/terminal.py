@@ -62,7 +62,7 @@ class Gallery:
         """Draw an image if it is among the most anomalous so far."""
         if len(self._kept) == self._most and image.score <= self._kept[0][0]:
             return
-        drawn = pictures.side_by_side(seen.views(_SIDE), _SIDE)
+        drawn = pictures.side_by_side(seen.views(_SIDE, image.regions), _SIDE)
         kept = (image.score, -next(self._order), image.path, drawn)
         if len(self._kept) < self._most:
             heapq.heappush(self._kept, kept)

@@ -107,7 +107,7 @@ class TrainConfig:
     reconstruction_images_shown: int | None = _setting(
         None,
         "Length of the reconstruction stage, in images; 0 leaves it out, as the papers do.",
-        default="three fifths of --rotation-images-shown's default; 0 for ziz and bigan",
+        default="that of --encoder-images-shown; 0 for ziz and bigan",
     )
     batch_size: int = _setting(32, "Images that one step is shown.")
     learning_rate: float | None = _setting(
@@ -327,7 +327,7 @@ def decided(config: TrainConfig) -> dict[str, Any]:
         "images_shown": game,
         "rotation_images_shown": shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
-        "reconstruction_images_shown": math.ceil(shown * 0.6) if of_images else 0,
+        "reconstruction_images_shown": math.ceil(shown / 2.5) if of_images else 0,
         "learning_rate": objective.learning_rate,
     }
 

@@ -338,15 +338,16 @@ class Judge:
                 hint="Copy the model again from where it came from, or train it again.",
             )
         reference, looks = self.scorer.calibration_scores(score), self._calibration.looks
+        anomalous = value > levels.image
         found = ImageScore(
             rank=None,
             path=decoded.image.path,
             score=value,
             p_value=float(calibration.p_values(np.array([value]), reference)[0]),
             q_value=None,
-            verdict="anomalous" if value > levels.image else "normal",
+            verdict="anomalous" if anomalous else "normal",
             terms=self.scorer.named(terms, score),
-            regions=self._regions(decoded, measured, levels.region),
+            regions=self._regions(decoded, measured, levels.region, anomalous),
             residual=None,
             percentiles=self.scorer.percentiles(terms, score),
             nearest=self._nearest(decoded, levels),
@@ -355,13 +356,18 @@ class Judge:
         return found if mismatch is None else dataclasses.replace(found, mismatch=mismatch)
 
     def _regions(
-        self, decoded: Decoded, measured: MeasuredImage, level: float
+        self, decoded: Decoded, measured: MeasuredImage, level: float, anomalous: bool
     ) -> tuple[Region, ...]:
+        """Return the regions above a level, or else the hottest place if the image is anomalous."""
         peaks = self._calibration.region_peaks
         if measured.finder is None:
-            return regions.find(decoded, measured.anomaly_map, level, peaks)
-        extent = (decoded.canvas.height, decoded.canvas.width)
-        return measured.finder.found(decoded, extent, peaks)
+            found = regions.find(decoded, measured.anomaly_map, level, peaks)
+        else:
+            extent = (decoded.canvas.height, decoded.canvas.width)
+            found = measured.finder.found(decoded, extent, peaks)
+        if found or not anomalous:
+            return found
+        return regions.hottest(decoded, measured.anomaly_map, peaks)
 
     def _nearest(self, decoded: Decoded, levels: Levels) -> tuple[Neighbour, ...] | None:
         kept = self.model.neighbours

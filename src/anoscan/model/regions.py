@@ -1,6 +1,11 @@
-"""Find regions: the connected parts of an anomaly map that exceed the level of normal images."""
+"""Find regions: the connected parts of an anomaly map that exceed the level of normal images.
+
+An anomalous image may have no such part. Then its hottest place becomes its region.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +18,10 @@ from anoscan.core.results import Region
 from anoscan.images.decode import Decoded, stored_box
 from anoscan.images.tiles import block_side
 from anoscan.scoring import calibration
+
+_SAMPLED = 512  # places along a side of a map, at most, whose median is taken
+
+Box = tuple[int, int, int, int]  # top, left, bottom and right, in rows and columns of a map
 
 
 def find(
@@ -35,6 +44,44 @@ def find(
     finder = Finder(level)
     finder.add(0, anomaly_map)
     return finder.found(decoded, _extent(decoded, anomaly_map), peaks)
+
+
+def hottest(
+    decoded: Decoded, anomaly_map: Floats, peaks: NDArray[np.float64]
+) -> tuple[Region, ...]:
+    """Find the hottest place of a map, as one region that is below the level of normal images.
+
+    It is the connected part around the peak where the map exceeds the middle between its median and
+    the peak. From the peak it reaches at most a quarter of the height and of the width of the map.
+    It lies inside the region of interest. An empty map has no such place.
+
+    Parameters
+    ----------
+    decoded : Decoded
+    anomaly_map : ndarray of shape (h, w), float32
+        The anomaly map of the upright image, which may be coarser than the image.
+    peaks : ndarray of shape (n,)
+        The highest value in the map of each held-out normal.
+    """
+    if not anomaly_map.size:
+        return ()
+    values = _inside(decoded, anomaly_map)
+    row, column = map(int, np.unravel_index(values.argmax(), values.shape))
+    down, across = ((side - 1) // 4 for side in values.shape)
+    top, left = max(0, row - down), max(0, column - across)
+    near = values[top : row + down + 1, left : column + across + 1]
+    peak = float(values[row, column])
+    step = -(-max(values.shape) // _SAMPLED)
+    sample = values[::step, ::step]
+    median = float(np.median(sample[np.isfinite(sample)])) if np.isfinite(sample).any() else peak
+    labels, _ = ndimage.label(near >= (median + peak) / 2, structure=np.ones((3, 3)))
+    part = labels == labels[row - top, column - left]
+    ((rows, columns),) = ndimage.find_objects(part.astype(np.uint8))
+    box = top + rows.start, left + columns.start, top + rows.stop, left + columns.stop
+    p_value = float(calibration.p_values(np.array([peak]), peaks)[0])
+    extent = _extent(decoded, anomaly_map)
+    found = _region(decoded, extent, box, int(part.sum()), peak, p_value)
+    return (dataclasses.replace(found, below_level=True),)
 
 
 class Finder:
@@ -94,26 +141,13 @@ class Finder:
             The highest value in the map of each held-out normal, for the p-values.
         """
         boxes, cells, highest = self._joined()
-        down, across = extent
         p = calibration.p_values(highest, peaks)
-        whole = decoded.width * decoded.height
-        regions = []
-        for (top, left, bottom, right), count, peak, p_value in zip(
-            boxes.tolist(), cells.tolist(), highest.tolist(), p.tolist(), strict=True
-        ):
-            x, y, width, height = stored_box(
-                left / across,
-                top / down,
-                min(right / across, 1),
-                min(bottom / down, 1),
-                width=decoded.width,
-                height=decoded.height,
-                orientation=decoded.orientation,
+        regions = [
+            _region(decoded, extent, *found)
+            for found in zip(
+                boxes.tolist(), cells.tolist(), highest.tolist(), p.tolist(), strict=True
             )
-            area = min(max(round(count / (down * across) * whole), 1), width * height)
-            regions.append(
-                Region(x=x, y=y, width=width, height=height, score=peak, area=area, p_value=p_value)
-            )
+        ]
         return tuple(sorted(regions, key=lambda region: -region.score))
 
     def _joined(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
@@ -131,6 +165,46 @@ class Finder:
         np.maximum.at(peaks, owner, np.concatenate(self._peaks))
         np.add.at(cells, owner, np.concatenate(self._cells))
         return boxes, cells, peaks
+
+
+def _inside(decoded: Decoded, anomaly_map: Floats) -> Floats:
+    """Return the map (h, w) with minus infinity outside the region of interest."""
+    cover, shape = decoded.canvas.cover, anomaly_map.shape
+    if cover is None:
+        return anomaly_map
+    inside = cover.roi.part((0, 0), (shape[0], shape[1]), (shape[0], shape[1]))
+    return np.where(inside, anomaly_map, np.float32(-np.inf)) if inside.any() else anomaly_map
+
+
+def _region(
+    decoded: Decoded,
+    extent: tuple[float, float],
+    box: Box,
+    cells: int,
+    peak: float,
+    p_value: float,
+) -> Region:
+    """Return the region of a box of the map, of which `cells` places belong to the region."""
+    (top, left, bottom, right), (down, across) = box, extent
+    x, y, width, height = stored_box(
+        left / across,
+        top / down,
+        min(right / across, 1),
+        min(bottom / down, 1),
+        width=decoded.width,
+        height=decoded.height,
+        orientation=decoded.orientation,
+    )
+    area = round(cells / (down * across) * decoded.width * decoded.height)
+    return Region(
+        x=x,
+        y=y,
+        width=width,
+        height=height,
+        score=peak,
+        area=min(max(area, 1), width * height),
+        p_value=p_value,
+    )
 
 
 def _extent(decoded: Decoded, anomaly_map: Floats) -> tuple[float, float]:

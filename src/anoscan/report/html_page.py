@@ -24,9 +24,10 @@ from markupsafe import Markup
 import anoscan
 from anoscan.core.errors import UsageError
 from anoscan.core.files import printable, replacing
-from anoscan.core.results import ImageScore, Region
-from anoscan.images.decode import TURNED_BACK, Decoded, stored_box
+from anoscan.core.results import ImageScore
+from anoscan.report import pictures
 from anoscan.report.album import Album
+from anoscan.report.figure import Box
 from anoscan.report.views import ImageViews
 from anoscan.training import health
 
@@ -34,15 +35,12 @@ SCHEMA = "anoscan.score/1"
 _FIRST = 60  # images whose pictures come before the script, so that the first screens show at once
 _BINS = 44
 
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Shown:
     """What the page needs of one image besides its result; sizes are those of the upright image.
 
-    `number` is that of its pictures in the album, or -1 when it has none. `boxes` of its regions
-    are (left, top, width, height), as shares (0 to 1) of the sides.
+    `number` is that of its pictures in the album, or -1 when it has none.
     """
 
     number: int
@@ -91,12 +89,15 @@ class HtmlReport:
         self.path = path
         self._album = Album(images, path.parent, assets_of(path) if assets else None)
         self._shown: dict[str, Shown] = {}
+        self._scale = 0.0  # value of the maps with the brightest colour; the same in all of them
+        self._reconstructs = True
 
     def add(self, image: ImageScore, seen: ImageViews) -> None:
         """Keep the pictures, the size and the regions of an image that has just been scored."""
         height, width = seen.decoded.shape
-        boxes = tuple(_upright(region, seen.decoded) for region in image.regions)
+        boxes = seen.boxes(image.regions)
         self._shown[image.path] = Shown(self._album.add(seen.views), width, height, boxes)
+        self._scale, self._reconstructs = seen.scale, seen.reconstructs
 
     def write(self, document: Mapping[str, Any], background: Background) -> None:
         """Write the page of a scoring (the JSON document ``anoscan.score/1``) and its model.
@@ -130,6 +131,8 @@ class HtmlReport:
                 background.calibration,
                 document["threshold"]["score"],
             ),
+            "colours": pictures.COLOUR_STOPS if self._scale else None,
+            "scale": self._scale,
             "card": model_card(document, background.metadata),
             "health": _health(background.metadata),
             "skipped": [
@@ -158,13 +161,14 @@ class HtmlReport:
         return {
             "threshold": document["threshold"]["score"],
             "terms": terms,
+            "reconstructs": self._reconstructs,
             "assets": None if folder is None else quote(folder.name) + "/",
             "images": [self._row(row, terms) for row in rows],
         }
 
     def _row(self, row: Mapping[str, Any], terms: Sequence[str]) -> list[Any]:
         shown = self._shown.get(row["path"], Shown(-1, 0, 0, ()))
-        boxes = [[round(edge, 4) for edge in box] for box in shown.boxes]
+        boxes = [[*(round(edge, 4) for edge in box[:4]), int(box[4])] for box in shown.boxes]
         percentiles = row.get("percentiles") or {}
         return [
             row["rank"],
@@ -200,23 +204,6 @@ class HtmlReport:
 def assets_of(page: Path) -> Path:
     """Return the folder beside a page for its pictures, when they are not inside the page."""
     return page.with_name(f"{page.stem}-files")
-
-
-def _upright(region: Region, decoded: Decoded) -> Box:
-    """Convert a region's box to shares (0 to 1) of the upright image: left, top, width, height."""
-    turn = decoded.orientation
-    size = (decoded.width, decoded.height)
-    width, height = size[::-1] if turn >= 5 else size
-    left, top, wide, high = stored_box(
-        region.x / size[0],
-        region.y / size[1],
-        (region.x + region.width) / size[0],
-        (region.y + region.height) / size[1],
-        width=width,
-        height=height,
-        orientation=TURNED_BACK[turn],
-    )
-    return left / width, top / height, wide / width, high / height
 
 
 def _short(value: float | None) -> float | None:

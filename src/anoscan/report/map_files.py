@@ -23,12 +23,12 @@ from anoscan.images import resampling
 from anoscan.images.canvas import Canvas
 from anoscan.images.decode import Decoded
 from anoscan.images.resampling import Read
-from anoscan.images.tiles import LARGEST_PICTURE, block_side
+from anoscan.images.tiles import block_side
 from anoscan.report import pictures
 from anoscan.report.pictures import MAP_SUFFIXES
-from anoscan.scoring.maps import MapScale
 
 STRIP = 2**22  # pixels of a map that are in memory at a time
+DRAWN = ("overlay", "side-by-side")  # the forms that are pictures of the image itself
 _ROWS_A_STRIP = 64  # rows in a strip of a TIFF
 
 
@@ -54,11 +54,6 @@ class MapFiles:
         self._folder, self._forms = Path(folder), forms
         self._spool: IO[bytes] | None = None
 
-    @property
-    def drawn(self) -> bool:
-        """Whether a form is a picture that shows the image itself."""
-        return bool({"overlay", "side-by-side"} & set(self._forms))
-
     def spool(self, canvas: Canvas) -> Callable[[int, Floats], None] | None:
         """Return a function that keeps the rows of the next map, or None where none are needed.
 
@@ -72,10 +67,7 @@ class MapFiles:
         """
         self._forget()  # the rows of an image that was given up before `write`
         # A map that is small enough is given to `write` as a whole.
-        if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - {
-            "overlay",
-            "side-by-side",
-        }:
+        if block_side(canvas.height, canvas.width) == 1 or not set(self._forms) - set(DRAWN):
             return None
         where = f"the rows of a map to a temporary file in {tempfile.gettempdir()}"
         try:
@@ -96,25 +88,22 @@ class MapFiles:
     def write(
         self,
         decoded: Decoded,
-        canvas: Canvas,
         anomaly_map: Floats,
         level: float,
-        scale: MapScale,
+        draw: Callable[[str], Image.Image],
     ) -> dict[str, str]:
         """Write all forms of the map of one image, and return the path of the file of each form.
 
         Parameters
         ----------
         decoded : Decoded
-        canvas : Canvas
-            The image as it is drawn.
         anomaly_map : ndarray of shape (h, w)
             Its map. For a large image it is reduced by `tiles.Reduced`, and the rows of the full
             map were given to the function of `spool`.
         level : float
             Value of the map above which the mask is white.
-        scale : MapScale
-            Colour scale of all maps of the model.
+        draw : callable
+            Draws one of the forms `DRAWN`.
 
         Raises
         ------
@@ -125,12 +114,9 @@ class MapFiles:
             form: pictures.output_path(self._folder, decoded.image.inside, MAP_SUFFIXES[form])
             for form in self._forms
         }
-        if self.drawn:
-            drawn = pictures.overlay(canvas.reduced(LARGEST_PICTURE), anomaly_map, scale.brightest)
-            if "overlay" in targets:
-                pictures.save_png(drawn[2], targets["overlay"])
-            if "side-by-side" in targets:
-                pictures.save_png(pictures.row(drawn), targets["side-by-side"])
+        for form in DRAWN:
+            if form in targets:
+                pictures.save_png(draw(form), targets[form])
         try:
             self._write_rows(targets, self._rows(decoded, anomaly_map), level)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from anoscan.core.arrays import Floats
 from anoscan.core.files import replacing
 
 _GAP = 4  # pixels
 _MARGIN = 20  # pixels, for the numbers of rows and columns
 _FEW = 48  # pixels a side: pictures up to this size are enlarged without smoothing
+_COMPRESSION = 3  # of 9: the default of 6 takes twice the time for files a fifth smaller
+_CLEAR, _RISE, _MOST_OPAQUE = 0.2, 2.0, 0.65  # shares of the colour scale, and opacity
 _INK = (230, 230, 230)
 _BACKGROUND = (40, 40, 40)
 _SUFFIX = ".residual.png"
@@ -29,8 +32,8 @@ MAP_SUFFIXES = {
     "mask": ".mask.png",
 }
 
-# These are nine anchors of Matplotlib's colour map inferno. Its lightness rises evenly, also for
-# the colour-blind.
+# These are anchors of Matplotlib's colour map inferno without its palest end, which could not be
+# seen on a bright image. Its lightness rises evenly, also for the colour-blind.
 _ANCHORS = (
     (0, 0, 4),
     (33, 12, 74),
@@ -40,8 +43,8 @@ _ANCHORS = (
     (228, 90, 49),
     (249, 142, 9),
     (249, 203, 53),
-    (252, 255, 164),
 )
+COLOUR_STOPS = tuple(f"rgb({r} {g} {b})" for r, g, b in _ANCHORS)  # evenly spaced, as in CSS
 _INDEX = np.linspace(0, len(_ANCHORS) - 1, 256)
 _BANDS = [np.interp(_INDEX, range(len(_ANCHORS)), band) for band in zip(*_ANCHORS, strict=True)]
 _COLOURS = np.stack(_BANDS, axis=1).round().astype(np.uint8)
@@ -57,38 +60,32 @@ class Views:
     """Three pictures of one image; sizes may differ, but all show the same field of view."""
 
     query: Image.Image
-    reconstruction: Image.Image
-    anomaly_map: Image.Image
+    reconstruction: Image.Image  # or a placard where the model cannot reconstruct
+    anomaly_map: Image.Image  # over the query
 
     def __iter__(self) -> Iterator[Image.Image]:
         return iter((self.query, self.reconstruction, self.anomaly_map))
 
 
-def views(
-    query: NDArray[np.floating[Any]],
-    reconstruction: NDArray[np.floating[Any]],
-    anomaly_map: NDArray[np.floating[Any]],
-    scale: float,
-    *,
-    side: int | None = None,
-) -> Views:
-    """Draw query, reconstruction and map as for `panel`, with no side over `side` pixels."""
-    if side is not None:
-        # Each block of the map is replaced by its maximum: a mean would hide a small defect.
-        anomaly_map = _blocks(anomaly_map, side).max((-3, -1))
-        reconstruction = _blocks(reconstruction, 2 * side).mean((-3, -1))
-    drawn = (_rgb(query), _rgb(reconstruction), coloured(anomaly_map, scale))
-    if side is not None:
-        for picture in drawn:
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return Views(*drawn)
+def picture(image: NDArray[np.floating[Any]], side: int | None = None) -> Image.Image:
+    """Draw an image (channels, height, width) in [-1, 1], with no side over `side` pixels.
 
-
-def picture(image: NDArray[np.floating[Any]], side: int) -> Image.Image:
-    """Draw an image (channels, height, width) in [-1, 1], with no side over `side` pixels."""
-    drawn = _rgb(image)
+    Values outside are clipped.
+    """
+    if side is None:
+        return _rgb(image)
+    drawn = _rgb(_blocks(image, 2 * side).mean((-3, -1)))
     drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     return drawn
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Enlarge a picture by the whole factor that brings its longer side nearest to `side`.
+
+    Its pixels stay sharp, and a larger picture stays as it is.
+    """
+    factor = max(1, round(side / max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def side_by_side(views: Views, height: int) -> Image.Image:
@@ -99,67 +96,33 @@ def side_by_side(views: Views, height: int) -> Image.Image:
     return row([view.resize(size, how) for view in views])
 
 
-def panel(
-    query: NDArray[np.floating[Any]],
-    reconstruction: NDArray[np.floating[Any]],
-    anomaly_map: NDArray[np.floating[Any]],
-    scale: float,
-    *,
-    shape: tuple[int, int] | None = None,
-    like: Iterable[NDArray[np.floating[Any]]] = (),
-    zoom_to: int = 192,
-) -> Image.Image:
-    """Draw query, reconstruction and residual side by side.
-
-    Parameters
-    ----------
-    query, reconstruction : ndarray, (channels, height, width) float
-        Images with values in [-1, 1]; values outside are clipped.
-    anomaly_map : ndarray, (height, width) float
-        Residual or anomaly map, with values from 0 up.
-    scale : float
-        Value that gets the brightest colour. Panels can be compared only if it is the same.
-    shape : (int, int), optional
-        Height and width of the image, whose ratio the pictures get; without it they keep their own.
-    like : iterable of ndarray, (channels, height, width) float
-        Further images with values in [-1, 1], drawn on the right.
-    zoom_to : int
-        Side in pixels that each picture is enlarged to, as nearly as whole factors allow.
-    """
-    drawn = [_zoom(view, zoom_to) for view in views(query, reconstruction, anomaly_map, scale)]
-    if shape is not None:
-        drawn = [_proportioned(view, shape) for view in drawn]
-    return row([*drawn, *(_zoom(_rgb(picture), zoom_to) for picture in like)])
-
-
 def coloured(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Image.Image:
     """Draw a map (h, w) in colours, from black at 0 to the brightest colour at `scale`."""
-    share = np.nan_to_num(np.clip(anomaly_map.astype(np.float64) / max(scale, 1e-30), 0, 1))
-    return Image.fromarray(_COLOURS[(share * 255).round().astype(np.uint8)])
+    return Image.fromarray(_COLOURS[(_shares(anomaly_map, scale) * 255).round().astype(np.uint8)])
+
+
+def coloured_at(
+    size: tuple[int, int],
+    anomaly_map: NDArray[np.floating[Any]],
+    scale: float,
+    how: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Draw a map (h, w) like `coloured`, but in a picture of another size (width, height)."""
+    return coloured(_resized(anomaly_map, size, how), scale)
 
 
 def overlay(
-    query: NDArray[np.floating[Any]],
-    anomaly_map: NDArray[np.floating[Any]],
-    scale: float,
-) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Draw the query, the map in colours, and the query with the map over it.
+    image: Image.Image, anomaly_map: NDArray[np.floating[Any]], scale: float
+) -> Image.Image:
+    """Draw a picture in grey, so that all colour is that of the map (h, w) over it.
 
-    All three have the size of the query (channels, height, width), with values clipped to [-1, 1].
-    The map (h, w) of the same field of view may have any size. The brightest colour stands for
-    `scale`. Values up to half of `scale` leave the query unchanged.
+    Both have the same field of view. The brightest colour stands for `scale`. Values up to `_CLEAR`
+    of it leave the picture as it is. From there on the colours cover more and more of it.
     """
-    image = _rgb(query)
-    if max(anomaly_map.shape) > max(image.size):
-        # Each block of the map is replaced by its maximum: a mean would hide a small defect.
-        anomaly_map = _blocks(anomaly_map, max(image.size)).max((-3, -1))
-    values = Image.fromarray(anomaly_map.astype(np.float32))
-    values = values.resize(image.size, Image.Resampling.BILINEAR)
-    numbers = np.asarray(values)
-    colours = coloured(numbers, scale)
-    opacity = np.clip(numbers / max(scale, 1e-30) * 2 - 1, 0, 0.75)
-    alpha = Image.fromarray((np.nan_to_num(opacity) * 255).round().astype(np.uint8))
-    return image, colours, Image.composite(colours, image, alpha)
+    values = _resized(anomaly_map, image.size, Image.Resampling.BILINEAR)
+    opacity = np.clip((_shares(values, scale) - _CLEAR) * _RISE, 0, _MOST_OPAQUE)
+    alpha = Image.fromarray((opacity * 255).round().astype(np.uint8))
+    return Image.composite(coloured(values, scale), image.convert("L").convert("RGB"), alpha)
 
 
 def sheet(rows: Sequence[Image.Image]) -> Image.Image:
@@ -184,7 +147,7 @@ def grid(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 64) 
     ValueError
         When there are no images.
     """
-    cells = [_zoom(_rgb(image), zoom_to) for image in images]
+    cells = [enlarged(_rgb(image), zoom_to) for image in images]
     return sheet([row(cells[at : at + columns]) for at in range(0, len(cells), columns)])
 
 
@@ -197,7 +160,7 @@ def numbered(images: NDArray[np.floating[Any]], columns: int, *, zoom_to: int = 
         When there are no images.
     """
     cells = grid(images, columns, zoom_to=zoom_to)
-    side = _zoom(_rgb(images[0]), zoom_to).size
+    side = enlarged(_rgb(images[0]), zoom_to).size
     framed = Image.new("RGB", (cells.width + _MARGIN, cells.height + _MARGIN), _BACKGROUND)
     framed.paste(cells, (_MARGIN, _MARGIN))
     draw = ImageDraw.Draw(framed)
@@ -221,7 +184,7 @@ def save_png(image: Image.Image, path: Path) -> None:
         When the file cannot be written.
     """
     with replacing(path) as file:
-        image.save(file, format="PNG")
+        image.save(file, format="PNG", compress_level=_COMPRESSION)
 
 
 def output_path(folder: Path, inside: str, suffix: str = _SUFFIX) -> Path:
@@ -278,15 +241,24 @@ def _blocks(image: NDArray[np.floating[Any]], side: int) -> NDArray[np.floating[
     return cut.reshape(*rest, rows, block, columns, block)
 
 
-def _zoom(image: Image.Image, side: int) -> Image.Image:
-    factor = max(1, round(side / max(image.size)))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def _shares(anomaly_map: NDArray[np.floating[Any]], scale: float) -> Floats:
+    """Return the values of a map as shares (0 to 1) of a scale; what is no number becomes 0."""
+    with np.errstate(over="ignore"):
+        shares: Floats = np.clip(anomaly_map / max(scale, 1e-30), 0, 1).astype(np.float32)
+    return np.nan_to_num(shares, copy=False)
 
 
-def _proportioned(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """Shrink one side of a square view so that it has the ratio of `shape`; nothing is cut."""
-    height, width = (max(1, round(image.width * side / max(shape))) for side in shape)
-    return image.resize((width, height), Image.Resampling.BOX)
+def _resized(
+    anomaly_map: NDArray[np.floating[Any]], size: tuple[int, int], how: Image.Resampling
+) -> Floats:
+    """Resize a map (h, w) to a size (width, height); a spot that is one place wide stays."""
+    for axis, side in enumerate(reversed(size)):
+        length = anomaly_map.shape[axis]
+        if length > side:
+            # Places that share a pixel become their maximum: a mean would hide a small defect.
+            starts = np.arange(side) * length // side
+            anomaly_map = np.maximum.reduceat(anomaly_map, starts, axis=axis)
+    return np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, how))
 
 
 def row(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -64,10 +64,12 @@ class Ranking:
                     yield decoded
                     continue
                 result = self.judge.judge(decoded, measured, levels)
+                if views is not None or self.on_image is not None:
+                    seen = ImageViews.of(self.judge.model, decoded, measured)
                 if views is not None:
-                    result = views.write(result, decoded, measured, levels.region)
+                    result = views.write(result, seen, levels.region)
                 if self.on_image is not None:
-                    self.on_image(result, ImageViews.of(self.judge.model, decoded, measured))
+                    self.on_image(result, seen)
                 yield result
             self.on_progress(Progress("scoring", done, total))
 

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from anoscan.core.config import SMALLEST_SIZE
 from anoscan.core.errors import InputError
-from anoscan.core.results import ImageScore
+from anoscan.core.results import ImageScore, Region
 from anoscan.images.canvas import Canvas
-from anoscan.images.decode import Decoded, ImageRule, decode_one
+from anoscan.images.decode import (
+    TURNED_BACK,
+    Decoded,
+    ImageRule,
+    decode_one,
+    stored_box,
+)
 from anoscan.images.tiles import LARGEST_PICTURE
 from anoscan.model.judge import MeasuredImage
 from anoscan.model.model import Model
-from anoscan.report import pictures
+from anoscan.report import figure, pictures
+from anoscan.report.figure import Box, ColourBar, Pane, Title
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring.tiled import OnRows
+
+_ENLARGED, _ENLARGED_PANE = 512, 320  # pixels: small images are enlarged to about this side
+_LARGEST_PANE = 1024  # pixels along a side of each of several panes, at most
+_LEGIBLE = 192  # pixels: small views are enlarged to about this side
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,12 @@ class ImageViews:
         Value of the map that gets the brightest colour.
     rule : ImageRule
         How the model decodes images.
+    residual : ndarray of shape (h, w)
+        Absolute residual of the pixels; pictures without it do not need it.
+    residual_scale : float
+        Value of the residual that gets the brightest colour.
+    reconstructs : bool
+        Whether reconstructions are drawn. Otherwise a placard stands in their place.
     """
 
     decoded: Decoded
@@ -45,20 +63,102 @@ class ImageViews:
     anomaly_map: np.ndarray
     scale: float
     rule: ImageRule
+    residual: np.ndarray | None = None
+    residual_scale: float = 1.0
+    reconstructs: bool = True
 
     @classmethod
     def of(cls, model: Model, decoded: Decoded, measured: MeasuredImage) -> ImageViews:
         """Make the views of a measured image."""
-        scale = model.maps.scale.brightest
-        return cls(decoded, measured.x_hat, measured.anomaly_map, scale, model.rule)
+        return cls(
+            decoded,
+            measured.x_hat,
+            measured.anomaly_map,
+            model.maps.scale.brightest,
+            model.rule,
+            measured.residual,
+            model.calibration.picture_scale,
+            model.reconstructions == "ok",
+        )
 
-    def views(self, side: int) -> pictures.Views:
-        """Draw query, reconstruction and map, none with a side over `side` pixels.
+    def views(self, side: int, regions: Sequence[Region] = ()) -> pictures.Views:
+        """Draw query, reconstruction, and map over the query, none with a side over `side` pixels.
 
         The query is drawn from its own resolution, which may be finer than what the networks see.
+        Boxes of `regions` are drawn on the map.
         """
-        small = self._canvas.reduced(2 * side)
-        return pictures.views(small, self.x_hat, self.anomaly_map, self.scale, side=side)
+        query = pictures.picture(self._canvas.reduced(2 * side), side)
+        large = pictures.enlarged(query, min(side, _LEGIBLE))
+        both = pictures.overlay(large, self.anomaly_map, self.scale)
+        if self.reconstructs:
+            x_hat = pictures.picture(self.x_hat, side)
+        else:
+            x_hat = figure.placard(large.size, figure.NO_RECONSTRUCTION)
+        return pictures.Views(query, x_hat, figure.boxed(both, self.boxes(regions)))
+
+    def boxes(self, regions: Iterable[Region]) -> tuple[Box, ...]:
+        """Return the boxes of regions in the upright image."""
+        return tuple(_upright(region, self.decoded) for region in regions)
+
+    def overlay(self, image: ImageScore) -> Image.Image:
+        """Draw the image with its map over it, and with its regions."""
+        query = self._query(LARGEST_PICTURE, _ENLARGED)
+        return self._figure(image, [self._both(image, query)], self._map_bar)
+
+    def side_by_side(self, image: ImageScore) -> Image.Image:
+        """Draw the image, its map, and both, with its regions."""
+        query, boxes = self._query(_LARGEST_PANE, _ENLARGED_PANE), self.boxes(image.regions)
+        alone = pictures.coloured_at(query.size, self.anomaly_map, self.scale)
+        panes = [Pane(query, "image"), Pane(alone, "map", boxes), self._both(image, query)]
+        return self._figure(image, panes, self._map_bar)
+
+    def panel(self, image: ImageScore, like: Iterable[np.ndarray]) -> Image.Image:
+        """Draw the image, its reconstruction and the residual, and normal images that are like it.
+
+        `like` are images (c, h, w) in [-1, 1]. Where the model does not reconstruct, a placard
+        stands for the reconstruction, and the map for the residual.
+        """
+        query, boxes = self._query(_LARGEST_PANE, _ENLARGED_PANE), self.boxes(image.regions)
+        panes, bar = [Pane(query, "image", boxes)], self._map_bar
+        if self.reconstructs and self.residual is not None:
+            enlarged = max(query.size) > max(self._canvas.height, self._canvas.width)
+            how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
+            x_hat = pictures.picture(self.x_hat).resize(query.size, how)
+            scale = self.residual_scale
+            residual = pictures.coloured_at(query.size, self.residual, scale, how)
+            panes += [Pane(x_hat, "reconstruction"), Pane(residual, "residual", boxes)]
+            bar = ColourBar(50 * scale, "residual in % of the range of values")
+        else:
+            card = figure.placard(query.size, figure.NO_RECONSTRUCTION)
+            panes += [Pane(card, "no reconstruction"), self._both(image, query)]
+        panes += [
+            Pane(pictures.enlarged(pictures.picture(one), _ENLARGED_PANE), "similar normal image")
+            for one in like
+        ]
+        return self._figure(image, panes, bar)
+
+    def _both(self, image: ImageScore, query: Image.Image) -> Pane:
+        drawn = pictures.overlay(query, self.anomaly_map, self.scale)
+        return Pane(drawn, "map over the image", self.boxes(image.regions))
+
+    def _figure(self, image: ImageScore, panes: Sequence[Pane], bar: ColourBar) -> Image.Image:
+        facts = f"score {image.score:.3f}    p-value {image.p_value:.4f}    {image.verdict}"
+        title = Title(self.decoded.image.inside, facts, image.verdict == "anomalous")
+        return figure.figure(panes, title, bar)
+
+    @property
+    def _map_bar(self) -> ColourBar:
+        return ColourBar(self.scale, "standard deviations of normal images")
+
+    def _query(self, most: int, side: int) -> Image.Image:
+        """Draw the image in its proportions, with at most `most` pixels a side, about `side`."""
+        drawn = pictures.enlarged(pictures.picture(self._canvas.reduced(most)), side)
+        high, wide = self.decoded.shape
+        if self.rule.patch is None and (self._canvas.height, self._canvas.width) != (high, wide):
+            longer = max(drawn.size) / max(high, wide)
+            size = (max(1, round(wide * longer)), max(1, round(high * longer)))
+            drawn = drawn.resize(size, Image.Resampling.BOX)
+        return drawn
 
     @cached_property
     def _canvas(self) -> Canvas:
@@ -87,9 +187,7 @@ class ViewFiles:
         """Return what takes the rows of the map of a large image, or None if nothing is needed."""
         return None if self._maps is None else self._maps.spool(canvas)
 
-    def write(
-        self, image: ImageScore, decoded: Decoded, measured: MeasuredImage, level: float
-    ) -> ImageScore:
+    def write(self, image: ImageScore, seen: ImageViews, level: float) -> ImageScore:
         """Write the files of one image, and return its result with their paths.
 
         A mask is white where the map is above `level`.
@@ -99,41 +197,25 @@ class ViewFiles:
         InputError
             When a file cannot be written.
         """
-        return dataclasses.replace(
-            image,
-            residual=self._panel(image, decoded, measured),
-            maps=self._map_files(decoded, measured, level),
-        )
+        maps = None
+        if self._maps is not None:
+            draw = {"overlay": seen.overlay, "side-by-side": seen.side_by_side}
+            maps = self._maps.write(
+                seen.decoded, seen.anomaly_map, level, lambda form: draw[form](image)
+            )
+        return dataclasses.replace(image, residual=self._panel(image, seen), maps=maps)
 
-    def _panel(self, image: ImageScore, decoded: Decoded, measured: MeasuredImage) -> str | None:
+    def _panel(self, image: ImageScore, seen: ImageViews) -> str | None:
         """Write the panel: query, reconstruction, residual, nearest training images."""
         if self._residuals is None:
             return None
-        model = self._model
+        neighbours = self._model.neighbours
         like: Iterable[np.ndarray] = ()
-        if model.neighbours is not None and image.nearest:
-            like = model.neighbours.thumbnails_of(image.nearest) / 127.5 - 1
-        target = pictures.output_path(self._residuals, decoded.image.inside)
-        panel = pictures.panel(
-            decoded.canvas.reduced(LARGEST_PICTURE),
-            measured.x_hat,
-            measured.residual,
-            model.calibration.picture_scale,
-            # Whole images are seen as squares and get their ratio back. Patches have kept it.
-            shape=decoded.shape if model.rule.patch is None else None,
-            like=like,
-        )
-        pictures.save_png(panel, target)
+        if neighbours is not None and image.nearest:
+            like = neighbours.thumbnails_of(image.nearest) / 127.5 - 1
+        target = pictures.output_path(self._residuals, seen.decoded.image.inside)
+        pictures.save_png(seen.panel(image, like), target)
         return target.as_posix()
-
-    def _map_files(
-        self, decoded: Decoded, measured: MeasuredImage, level: float
-    ) -> dict[str, str] | None:
-        model, files = self._model, self._maps
-        if files is None:
-            return None
-        canvas = own_canvas(decoded, model.rule) if files.drawn else decoded.canvas
-        return files.write(decoded, canvas, measured.anomaly_map, level, model.maps.scale)
 
 
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
@@ -146,3 +228,20 @@ def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
         return decode_one(decoded.image, own).canvas
     except InputError:  # the image is narrower than a patch, or the file is gone by now
         return decoded.canvas
+
+
+def _upright(region: Region, decoded: Decoded) -> Box:
+    """Convert the box of a region to shares of the sides of the upright image."""
+    turn = decoded.orientation
+    size = (decoded.width, decoded.height)
+    width, height = size[::-1] if turn >= 5 else size
+    left, top, wide, high = stored_box(
+        region.x / size[0],
+        region.y / size[1],
+        (region.x + region.width) / size[0],
+        (region.y + region.height) / size[1],
+        width=width,
+        height=height,
+        orientation=TURNED_BACK[turn],
+    )
+    return Box(left / width, top / height, wide / width, high / height, region.below_level)

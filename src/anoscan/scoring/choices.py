@@ -77,9 +77,9 @@ MAP_FORMS = {
     "side-by-side": "PNG of the image, the map, and both",
     "npy": "the map as a NumPy array",
     "tiff": "the map as a 32-bit TIFF",
-    "mask": "PNG that is white inside the regions",
+    "mask": "PNG that is white where the map is above the level of regions",
 }
-DEFAULT_MAP_FORMS = "overlay,npy"
+DEFAULT_MAP_FORMS = "overlay"
 
 MAPPINGS = {
     "encoder": "one pass",

@@ -23,7 +23,8 @@ class Region:
     """An anomalous region of a query image; its box and area are in pixels of the image as stored.
 
     `score` is the peak of the anomaly map inside it. `p_value` is (1 + m) / (n + 1), where m of the
-    n held-out normals have at least such a peak in their maps.
+    n held-out normals have at least such a peak in their maps. `below_level` marks the hottest
+    place of an anomalous image of which no place exceeds the level of normal images.
     """
 
     x: int
@@ -33,6 +34,7 @@ class Region:
     score: float
     area: int
     p_value: float
+    below_level: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,8 @@ class ImageScore:
     @property
     def located(self) -> bool:
         """Whether the image is anomalous, and a region in it is above the level of regions."""
-        return self.verdict == "anomalous" and bool(self.regions)
+        above = any(not region.below_level for region in self.regions)
+        return self.verdict == "anomalous" and above
 
 
 @dataclass(frozen=True, kw_only=True)

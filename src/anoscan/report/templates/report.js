@@ -2,10 +2,10 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const VIEWS = ["Query", "Reconstruction", "Anomaly map"];
+  const VIEWS = ["Query", "Reconstruction", "Map over the query"], MAP = 2;
   const FILES = ["query", "reconstruction", "map"];
   const GAP = 12, PAD = 8, INNER = 4, CAPTION = 50, NARROWEST = 300, OVERSCAN = 2;
-  const PRINTED = 300;
+  const PRINTED = 300, MOST_BOXES = 50;
 
   const images = data.images.map((row) => {
     const [rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest] = row;
@@ -48,6 +48,24 @@
     picture.style.height = (side * (image.height || 1)) / longest + "px";
   };
 
+  // --- boxes: a dashed one is of a region below the level of normal images ---
+
+  const SVG = "http://www.w3.org/2000/svg";
+  const boxes = (image) => image.boxes.slice(0, MOST_BOXES).reverse().flatMap(([left, top, width, height, below]) =>
+    ["halo", below ? "below" : "above"].map((kind) => {
+      const mark = document.createElementNS(SVG, "rect");
+      for (const [key, value] of Object.entries({ x: left, y: top, width, height, class: kind })) mark.setAttribute(key, value);
+      return mark;
+    }));
+  const marked = (image) => {
+    const sheet = document.createElementNS(SVG, "svg");
+    for (const [key, value] of Object.entries({ class: "boxes", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" })) {
+      sheet.setAttribute(key, value);
+    }
+    sheet.append(...boxes(image));
+    return sheet;
+  };
+
   // --- the list: only cards in or near the window exist ---
 
   const grid = $("grid");
@@ -72,7 +90,10 @@
         picture.decoding = "async";
         fill(picture, image, cell.side);
         picture.src = from[i];
-        frame.append(picture);
+        const over = make("span", "over");
+        over.append(picture);
+        if (i === MAP) over.append(marked(image));
+        frame.append(over);
       } else if (document.readyState !== "loading") {
         frame.append(make("span", "absent", "not found"));
       }
@@ -318,20 +339,17 @@
       if (from[i]) picture.src = from[i];
       else picture.removeAttribute("src");
     });
-    for (const over of stage.querySelectorAll(".boxes")) {
-      over.replaceChildren(...image.boxes.map(([left, top, width, height]) => {
-        const mark = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-        for (const [key, value] of Object.entries({ x: left, y: top, width, height })) mark.setAttribute(key, value);
-        return mark;
-      }));
-    }
+    stage.querySelectorAll(".boxes").forEach((over, i) => {
+      const placard = VIEWS[i] === "Reconstruction" && !data.reconstructs;
+      over.replaceChildren(...(placard ? [] : boxes(image)));
+    });
     $("boxes-field").hidden = !image.boxes.length;
     facts($("facts"), [
       ["verdict", image.odd ? "anomalous" : "normal"], ["score", number(image.score, 5)],
       ["threshold", number(data.threshold, 5)], ["rank", image.rank === null ? null : String(image.rank)],
       ["p-value", number(image.p)], ["q-value", image.q === null ? null : number(image.q)],
       ["size", image.width ? `${image.width} x ${image.height} pixels` : null],
-      ["regions", String(image.boxes.length)],
+      ["regions", image.boxes.length && image.boxes[0][4] ? "the hottest place, below the level of normal images" : String(image.boxes.length)],
     ]);
     facts($("terms"), data.terms.map((term, i) => [term, number(image.terms[i]) +
       (image.less[i] === null ? "" : ` (above ${number(image.less[i], 3)} %)`)]));
@@ -359,7 +377,7 @@
   $("fit").addEventListener("click", fit);
   $("modes").addEventListener("input", (event) => set(event.target.value));
   $("slide").addEventListener("input", (event) => slide(+event.target.value));
-  const regions = () => viewer.classList.toggle("marked", $("boxes").checked);
+  const regions = () => viewer.classList.toggle("unmarked", !$("boxes").checked);
   $("boxes").addEventListener("input", regions);
 
   const ports = (event) => event.target.closest(".port");
