@@ -46,7 +46,7 @@ def test_what_mps_trains_is_measured_on_the_cpu(
     assert len(asked) >= 1 + 2 * 2, "folds are measured there as well"
 
 
-@pytest.mark.parametrize("stop_in", ["gan", "rotation", "encoder"])
+@pytest.mark.parametrize("stop_in", ["gan", "rotation", "encoder", "reconstruction"])
 def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     stop_in: str,
     few: Digits,
@@ -74,7 +74,9 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     resumed = train(resume=True)
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
-    assert resumed.report.images_shown == {"gan": 640, "rotation": 640, "encoder": 320}
+    assert resumed.report.images_shown == {
+        "gan": 640, "rotation": 640, "encoder": 320, "reconstruction": 256
+    }  # fmt: skip
 
 
 def test_a_checkpoint_that_was_cut_short_is_refused_and_the_way_out_is_said(tmp_path: Path) -> None:

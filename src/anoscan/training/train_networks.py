@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -197,19 +198,19 @@ def _train_encoder(
     trained: Networks, stages: Stages, material: Material, training: TrainingRun
 ) -> None:
     """Run the encoder stage, and again from new weights while it fails, at most twice."""
-    for attempt in range(len(ATTEMPTS)):
+    missed = math.inf
+    for attempt, name in enumerate(ATTEMPTS):
         if attempt:
-            fresh = fresh_networks(stages.config, material.rule, f"weights-{ATTEMPTS[attempt]}")
+            note = f"reconstructions miss {missed:.0%} of what the mean image misses: trained again"
+            notify(training.on_progress, name, note)
+            fresh = fresh_networks(stages.config, material.rule, f"weights-{name}")
             trained.encoder = fresh.encoder.to(stages.runtime.device)
         if (encoder := stages.encoder(trained, attempt)) is None:
             return
         training.go(encoder, mirror=trained.mirror)
         missed = network_checks.reconstruction_error(trained, material, stages.config)
-        if not missed > UNUSABLE:
+        if missed <= UNUSABLE:
             return
-        note = f"reconstructions miss {missed:.0%} of what the mean image misses"
-        again = ": the encoder is trained again" if attempt + 1 < len(ATTEMPTS) else ""
-        notify(training.on_progress, encoder.stage.name, note + again)
 
 
 @torch.no_grad()
