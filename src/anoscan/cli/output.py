@@ -41,6 +41,9 @@ _STAGES = {
     "gan": "learning normal",
     "rotation": "learning rotations",
     "encoder": "learning to map",
+    "encoder-2": "learning to map again",
+    "encoder-3": "learning to map again",
+    "reconstruction": "learning to reconstruct",
     "folds": "calibrating in folds",
     "calibration": "calibrating",
     "scoring": "scoring",
@@ -50,6 +53,7 @@ _LOSSES = {
     "generator": "generator",
     "rotation": "loss",
     "encoder": "encoder",
+    "error": "error",
 }
 # Width for pipes and files, where each table row must stay one line.
 _NEVER_WRAP = 32_767
