@@ -3,9 +3,10 @@
 The unit is a standard deviation of held-out normals. Every place is described by layers, which are
 logarithms of distances. These are the distances of the discriminator's features from normal ones,
 by one Gaussian a block (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own
-discriminator). Others are the distances of features and of pixels from the reconstruction's. Layers
-are smoothed, and one more Gaussian, fitted to held-out normals, combines them. So a layer counts
-more where normal images agree in it, and values below normal are anomalous too.
+discriminator). Another is the distance of the pixels from the reconstruction's. The others are the
+energies of the fine detail of the image. Layers are smoothed, and one more Gaussian, fitted to
+held-out normals, combines them. So a layer counts more where normal images agree in it, and values
+below normal, as where something is out of focus, are anomalous too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
 with all places. Aligned images have one more layer, the residual of the term ``subspace``. Their
@@ -31,6 +32,8 @@ from anoscan.core.arrays import Floats, allocate
 from anoscan.core.runtime import exact_float32
 from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
+from anoscan.scoring import detail
+from anoscan.scoring.detail import blurred
 from anoscan.scoring.terms import Evidence, Forms, Tensors, gather, gaussian_sums, subspace
 from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
@@ -47,11 +50,10 @@ FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smal
 # Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
 # tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
 # anomalous part of an aligned image shows at its own place.
-NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
-LAST_BLUR = {True: 1 / 32, False: 1 / 16}
+NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 64, 1 / 16)}
+LAST_BLUR = 1 / 32
 HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
 COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
-TRUNCATED = 3.0  # standard deviations after which the smoothing ends
 # Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
 # out, and neighbouring places have similar values.
 BLUR = 1 / 16
@@ -90,11 +92,11 @@ class Maps:
     tensors : dict of str to Tensor, float32 but for the basis of ``subspace/``
         ``mean{i}`` and ``whiten{i}`` are the Gaussians of the features of block i: (h, w, c) and
         (h, w, c, c) where images are aligned, otherwise (c,) and (c, c). ``subspace/...`` are the
-        tensors of that term, where images are aligned. ``usual{i}`` (c,) and ``usual`` (1,) are the
-        mean squared residuals of normal images, of block i and of the pixels. ``centre``,
-        ``spread`` (m, g, g) and ``whiten`` (m, m) are the mean, standard deviation and whitening
-        matrix of the m layers on a grid of side g. ``place_mean`` and ``place_spread`` (s, s) are
-        the mean and standard deviation of the uncalibrated maps of held-out normals.
+        tensors of that term, where images are aligned. ``usual`` (1,) is the mean squared residual
+        of the pixels of normal images. ``centre``, ``spread`` (m, g, g) and ``whiten`` (m, m) are
+        the mean, standard deviation and whitening matrix of the m layers on a grid of side g.
+        ``place_mean`` and ``place_spread`` (s, s) are the mean and standard deviation of the
+        uncalibrated maps of held-out normals.
     aligned : bool
         Whether every place has its own Gaussians.
     scale : MapScale
@@ -160,11 +162,10 @@ def forms(evidence: Evidence, aligned: bool) -> Forms:
     blocks, side = _fine(evidence.features), evidence.x.shape[-1]
     found: Forms = {"usual": Like((1,), low=LEAST / 2)}
     for i, block in enumerate(blocks):
-        c = block.shape[1]
-        found[f"usual{i}"] = Like((c,), low=LEAST / 2)
         if not aligned:
+            c = block.shape[1]
             found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
-    m = (1 + aligned + 2 * len(blocks)) * len(NEIGHBOURHOODS[aligned])
+    m = (1 + len(detail.FINER_THAN) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
     g = side // 2 if _is_halved(side) else side
     return found | {
         "centre": Like((m, g, g)),
@@ -300,29 +301,24 @@ def _gathered(networks: Networks, x: Tensor) -> Evidence:
 
 
 def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
-    """Fit one Gaussian a block for all places, and the mean squares of residuals."""
+    """Fit one Gaussian a block for all places, and the mean squared residual of the pixels."""
     sums: dict[str, Tensors] = {}
     for batch in batches:
         evidence = _gathered(networks, batch)
-        parts = {"": _pixel_squares(evidence).mean((1, 2), keepdim=False)[:, None]}
-        for i, (f, f_hat) in enumerate(_pairs(evidence)):
-            parts[str(i)] = (f - f_hat).double().square().mean((2, 3))
-            vectors = places(f).flatten(0, 2)
-            _add(sums.setdefault(f"places{i}", {}), gaussian_sums(vectors))
-        for name, squares in parts.items():
-            count = squares.new_tensor(float(len(squares)))
-            _add(sums.setdefault(f"usual{name}", {}), {"count": count, "sum": squares.sum(0)})
-    fitted: Tensors = {}
-    for name, total in sums.items():
-        if name.startswith("places"):
-            mean = total["sum"] / total["count"]
-            covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
-            fitted[f"mean{name[-1]}"] = mean.float()
-            alone = whitening(covariance[None, None], float(total["count"]))
-            fitted[f"whiten{name[-1]}"] = alone[0, 0].float()
-        else:
-            mean = total["sum"] / total["count"]
-            fitted[name] = (mean + FLOOR * mean.mean() + LEAST).float()
+        squares = _pixel_squares(evidence).mean((1, 2))
+        count = squares.new_tensor(float(len(squares)))
+        _add(sums.setdefault("usual", {}), {"count": count, "sum": squares.sum(0, keepdim=True)})
+        for i, block in enumerate(_fine(evidence.features)):
+            vectors = places(block).flatten(0, 2)
+            _add(sums.setdefault(str(i), {}), gaussian_sums(vectors))
+    residual = sums.pop("usual")
+    fitted = {"usual": ((1 + FLOOR) * residual["sum"] / residual["count"] + LEAST).float()}
+    for number, total in sums.items():
+        mean = total["sum"] / total["count"]
+        covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
+        fitted[f"mean{number}"] = mean.float()
+        alone = whitening(covariance[None, None], float(total["count"]))
+        fitted[f"whiten{number}"] = alone[0, 0].float()
     return fitted
 
 
@@ -354,10 +350,6 @@ def _fine(features: list[Tensor]) -> list[Tensor]:
     return fine or features[:1]
 
 
-def _pairs(evidence: Evidence) -> Iterable[tuple[Tensor, Tensor]]:
-    return zip(_fine(evidence.features), _fine(evidence.features_hat), strict=True)
-
-
 def _pixel_squares(evidence: Evidence) -> Tensor:
     return (evidence.x - evidence.x_hat).double().square().mean(1)
 
@@ -378,20 +370,20 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
     tensors, side = maps.tensors, evidence.x.shape[-1]
     pixels = _pixel_squares(evidence) / tensors["usual"].double()
     if _is_halved(side):
-        pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
-    found = [list(pixels)]
+        pixels, side = _halved(pixels), side // 2
+    energies = [energy * (FLOOR / detail.LEAST) for energy in detail.energies(evidence.x)]
+    if side < evidence.x.shape[-1]:
+        energies = [_halved(energy) for energy in energies]
+    found = [list(pixels), *map(list, energies)]
     if maps.relative:
         names = ("mean", "basis", "expected")
         known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
         found.append(list(subspace.residual(evidence.x, known)))
-    for i, (f, f_hat) in enumerate(_pairs(evidence)):
+    for i, block in enumerate(_fine(evidence.features)):
         # The Gaussian of all places calls padding anomalous. So the outermost places take the
         # values of their neighbours inside.
         inner = _own if maps.aligned else _without_edge
-        found.append([inner(distance) for distance in _distances(f, tensors, i)])
-        usual = tensors[f"usual{i}"].double()[:, None, None]
-        squares = (f - f_hat).double().square()
-        found.append([inner((square / usual).mean(0)) for square in squares])
+        found.append([inner(distance) for distance in _distances(block, tensors, i)])
     for one in zip(*found, strict=True):
         grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
         smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
@@ -400,6 +392,11 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
 
 def _is_halved(side: int) -> bool:
     return side >= HALVED and side % 2 == 0
+
+
+def _halved(layer: Tensor) -> Tensor:
+    """Return layers (n, s, s) at half of their resolution."""
+    return torch.nn.functional.avg_pool2d(layer[:, None], 2)[:, 0]
 
 
 def _calm(layers: Floats) -> Floats:
@@ -437,8 +434,7 @@ def _smoothed(layers: Floats, share: float) -> Floats:
     while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
         step *= 2
     cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
-    blur = (0, sigma / step, sigma / step)
-    smooth: Floats = ndimage.gaussian_filter(cells, blur, mode="nearest", truncate=TRUNCATED)
+    smooth = blurred(cells, sigma / step)
     if step == 1:
         return smooth
     grown = torch.nn.functional.interpolate(
@@ -490,5 +486,5 @@ def _combined(layers: Floats, maps: Maps) -> Floats:
     )
     whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
     raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
-    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
+    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR)[0]
     return smooth
