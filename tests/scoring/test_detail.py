@@ -28,7 +28,7 @@ def test_energies_are_of_detail_alone() -> None:
     point = torch.zeros(1, 3, 16, 16)
     point[0, 0, 8, 5] = 1
     for energy in detail.energies(point):
-        assert energy.shape == (1, 16, 16) and energy.dtype == torch.float32
+        assert energy.shape == (1, 16, 16)
         assert energy.argmax() == 8 * 16 + 5
 
 

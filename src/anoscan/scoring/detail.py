@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from anoscan.core.arrays import Floats
+from anoscan.scoring.grid import blurred
 
 FINER_THAN = (1, 2, 4)  # standard deviations, in pixels, of the blurs that remove detail
 WINDOW = 1  # standard deviation, in pixels, of the window that an energy is a mean over
 LEAST = (1 / 127.5) ** 2  # the square of a grey level of 8 bits: lower energies are noise
-TRUNCATED = 3.0  # standard deviations after which a blur ends
 
 
 def energies(x: Tensor) -> list[Tensor]:
@@ -27,12 +25,3 @@ def energies(x: Tensor) -> list[Tensor]:
     pixels = x.cpu().numpy()
     fine = (pixels - blurred(pixels, sigma) for sigma in FINER_THAN)
     return [torch.from_numpy(blurred(np.square(f).mean(1), WINDOW)).to(x.device) for f in fine]
-
-
-def blurred(images: Floats, sigma: float) -> Floats:
-    """Blur the last two axes by a Gaussian with a standard deviation of `sigma` cells."""
-    axes = (images.ndim - 2, images.ndim - 1)
-    smooth: Floats = ndimage.gaussian_filter(
-        images, sigma, axes=axes, mode="nearest", truncate=TRUNCATED
-    )
-    return smooth

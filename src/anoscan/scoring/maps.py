@@ -9,15 +9,14 @@ held-out normals, combines them. So a layer counts more where normal images agre
 below normal, as where something is out of focus, are anomalous too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
-with all places. Aligned images have one more layer, the residual of the term ``subspace``. Their
-layers are relative to the least anomalous quarter of the image, so grain or exposure all over it is
-no defect.
+with all places. Aligned images have one more layer, the residual of the term ``subspace``, and
+energies are relative to those of the reconstruction. Their layers are relative to the least
+anomalous quarter of the image, so grain or exposure all over it is no defect.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ from anoscan.core.runtime import exact_float32
 from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import detail
-from anoscan.scoring.detail import blurred
+from anoscan.scoring.grid import enlarged, grid_side, on_grid, smoothed
 from anoscan.scoring.terms import Evidence, Forms, Tensors, gather, gaussian_sums, subspace
 from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
@@ -50,10 +49,8 @@ FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smal
 # Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
 # tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
 # anomalous part of an aligned image shows at its own place.
-NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 64, 1 / 16)}
-LAST_BLUR = 1 / 32
-HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
-COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
+NEIGHBOURHOODS = {True: (1 / 64, 1 / 32), False: (1 / 64, 1 / 16)}
+LAST_BLUR = {True: 1 / 64, False: 1 / 32}
 # Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
 # out, and neighbouring places have similar values.
 BLUR = 1 / 16
@@ -119,7 +116,7 @@ class Maps:
 
     def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
         combined = (_combined(layers, self) for layers in images)
-        raw = np.stack([_enlarged(torch.from_numpy(one), side) for one in combined])
+        raw = np.stack([enlarged(torch.from_numpy(one), side) for one in combined])
         mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
         standard: Floats = (raw - mean) / spread
         return standard
@@ -166,7 +163,7 @@ def forms(evidence: Evidence, aligned: bool) -> Forms:
             c = block.shape[1]
             found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
     m = (1 + len(detail.FINER_THAN) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
-    g = side // 2 if _is_halved(side) else side
+    g = grid_side(side)
     return found | {
         "centre": Like((m, g, g)),
         "spread": Like((m, g, g), low=LEAST_SPREAD / 2),
@@ -366,37 +363,44 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Yield the layers (m, g, g) of each image; g is its side, or half of it from `HALVED` on."""
+    """Yield the layers (m, g, g) of each image; g is its side, or half of it; see `grid_side`."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
-    pixels = _pixel_squares(evidence) / tensors["usual"].double()
-    if _is_halved(side):
-        pixels, side = _halved(pixels), side // 2
-    energies = [energy * (FLOOR / detail.LEAST) for energy in detail.energies(evidence.x)]
-    if side < evidence.x.shape[-1]:
-        energies = [_halved(energy) for energy in energies]
-    found = [list(pixels), *map(list, energies)]
+    pixels = on_grid(_pixel_squares(evidence) / tensors["usual"].double())
+    found = [_logs(pixels), *_detail(evidence, maps.relative)]
     if maps.relative:
         names = ("mean", "basis", "expected")
         known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
-        found.append(list(subspace.residual(evidence.x, known)))
+        found.append(_logs(subspace.residual(evidence.x, known)))
     for i, block in enumerate(_fine(evidence.features)):
         # The Gaussian of all places calls padding anomalous. So the outermost places take the
         # values of their neighbours inside.
         inner = _own if maps.aligned else _without_edge
-        found.append([inner(distance) for distance in _distances(block, tensors, i)])
+        found.append(_logs([inner(distance) for distance in _distances(block, tensors, i)]))
+    side = grid_side(side)
     for one in zip(*found, strict=True):
-        grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
-        smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        grown = np.stack([enlarged(layer, side) for layer in one])
+        smooth = np.concatenate([smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
         yield smooth - _calm(smooth) if maps.relative else smooth
 
 
-def _is_halved(side: int) -> bool:
-    return side >= HALVED and side % 2 == 0
+def _logs(distances: Iterable[Tensor]) -> list[Tensor]:
+    return [(distance + FLOOR).log() for distance in distances]
 
 
-def _halved(layer: Tensor) -> Tensor:
-    """Return layers (n, s, s) at half of their resolution."""
-    return torch.nn.functional.avg_pool2d(layer[:, None], 2)[:, 0]
+def _detail(evidence: Evidence, relative: bool) -> list[list[Tensor]]:
+    """Return the logarithms (g, g) of the energies of detail, for each energy and image.
+
+    With `relative`, those of the reconstruction are taken off.
+    """
+
+    def logs(x: Tensor) -> list[Tensor]:
+        return [(on_grid(energy) + detail.LEAST).log() for energy in detail.energies(x)]
+
+    found = logs(evidence.x)
+    if relative:
+        expected = logs(evidence.x_hat)
+        found = [own - normal for own, normal in zip(found, expected, strict=True)]
+    return list(map(list, found))
 
 
 def _calm(layers: Floats) -> Floats:
@@ -414,34 +418,6 @@ def _without_edge(layer: Tensor) -> Tensor:
         return layer
     inner = layer[None, None, 1:-1, 1:-1]
     return torch.nn.functional.pad(inner, (1, 1, 1, 1), mode="replicate")[0, 0]
-
-
-def _enlarged(layer: Tensor, side: int) -> Floats:
-    """Enlarge a layer (h, h) to (side, side), float32; the last cells may reach over the edge."""
-    cells = layer.shape[-1]
-    reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
-    grown = torch.nn.functional.interpolate(
-        layer.float()[None, None], size=(reach, reach), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0, 0, :side, :side].cpu().numpy()
-    return numbers
-
-
-def _smoothed(layers: Floats, share: float) -> Floats:
-    """Smooth layers (m, s, s) by a Gaussian of `share` of the side, on a coarse grid for speed."""
-    side = layers.shape[-1]
-    sigma, step = share * side, 1
-    while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
-        step *= 2
-    cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
-    smooth = blurred(cells, sigma / step)
-    if step == 1:
-        return smooth
-    grown = torch.nn.functional.interpolate(
-        torch.from_numpy(smooth)[None], size=(side, side), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0].numpy()
-    return numbers
 
 
 def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
@@ -486,5 +462,5 @@ def _combined(layers: Floats, maps: Maps) -> Floats:
     )
     whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
     raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
-    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR)[0]
+    smooth: Floats = smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
     return smooth
