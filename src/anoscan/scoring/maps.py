@@ -49,8 +49,8 @@ FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smal
 # Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
 # tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
 # anomalous part of an aligned image shows at its own place.
-NEIGHBOURHOODS = {True: (1 / 64, 1 / 32), False: (1 / 64, 1 / 16)}
-LAST_BLUR = {True: 1 / 64, False: 1 / 32}
+NEIGHBOURHOODS = {True: (1 / 64, 1 / 32), False: (1 / 64, 1 / 12)}
+LAST_BLUR = {True: 1 / 64, False: 1 / 16}
 # Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
 # out, and neighbouring places have similar values.
 BLUR = 1 / 16
