@@ -23,7 +23,8 @@ def textures(n: int, seed: int) -> torch.Tensor:
 
 
 def test_energies_are_of_detail_alone() -> None:
-    flat = torch.full((2, 1, 16, 16), 0.5)
+    flat = torch.full((2, 1, 32, 32), 0.5)
+    assert len(detail.energies(flat)) == 2
     assert all(not energy.any() for energy in detail.energies(flat))
     point = torch.zeros(1, 3, 16, 16)
     point[0, 0, 8, 5] = 1

@@ -13,15 +13,21 @@ from torch import Tensor
 from anoscan.scoring.grid import blurred
 
 FINER_THAN = (1, 2, 4)  # standard deviations, in pixels, of the blurs that remove detail
+WIDEST = 1 / 16  # of them in sides: in a small image a wider blur removes more than detail
 WINDOW = 1  # standard deviation, in pixels, of the window that an energy is a mean over
 LEAST = (1 / 127.5) ** 2  # the square of a grey level of 8 bits: lower energies are noise
 
 
+def blurs(side: int) -> list[int]:
+    """Return those of `FINER_THAN` that suit images with `side` pixels a side."""
+    return [sigma for sigma in FINER_THAN if sigma <= WIDEST * side]
+
+
 def energies(x: Tensor) -> list[Tensor]:
-    """Return local mean squares (n, s, s) of what each blur of `FINER_THAN` removes of images.
+    """Return local mean squares (n, s, s) of what each of the `blurs` removes of images.
 
     Images (n, c, s, s) are in [-1, 1], and the mean is over channels too.
     """
     pixels = x.cpu().numpy()
-    fine = (pixels - blurred(pixels, sigma) for sigma in FINER_THAN)
+    fine = (pixels - blurred(pixels, sigma) for sigma in blurs(x.shape[-1]))
     return [torch.from_numpy(blurred(np.square(f).mean(1), WINDOW)).to(x.device) for f in fine]

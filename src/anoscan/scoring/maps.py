@@ -162,7 +162,7 @@ def forms(evidence: Evidence, aligned: bool) -> Forms:
         if not aligned:
             c = block.shape[1]
             found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
-    m = (1 + len(detail.FINER_THAN) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
+    m = (1 + len(detail.blurs(side)) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
     g = grid_side(side)
     return found | {
         "centre": Like((m, g, g)),
