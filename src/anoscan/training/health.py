@@ -118,6 +118,14 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
     return HealthReport(verdict=worst(checks), checks=checks)
 
 
+def with_kept(report: HealthReport, before: Mapping[str, Any]) -> HealthReport:
+    """Return a report with the checks of the GAN stage that only an earlier training could make."""
+    made = {check.name for check in report.checks}
+    kept = [HealthCheck(**check) for check in before["checks"] if check["name"] in _GAN_STAGE]
+    checks = (*report.checks, *(check for check in kept if check.name not in made))
+    return HealthReport(verdict=worst(checks), checks=checks)
+
+
 def of_scores(scored: int, anomalous: int) -> str | None:
     """Return a warning when nearly all of the `scored` queries are anomalous, else None."""
     if scored < FEWEST_QUERIES or anomalous < MOST_ODD * scored:
