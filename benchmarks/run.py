@@ -38,6 +38,7 @@ PAPER = {
     "images_shown": IMAGES_SHOWN,
     "rotation_images_shown": 0,
     "encoder_images_shown": IMAGES_SHOWN * 2 // 5,
+    "reconstruction_images_shown": 0,
 }
 
 
