@@ -358,8 +358,8 @@ def _reconstruction(findings: Findings) -> HealthCheck:
         return _check("reconstruction", "ok", ratio, f"{facts}.")
     # An encoder inverts generated images most easily. If it misses those too, it has failed.
     if networks.inversion > 0.9:
-        length = "--encoder-images-shown" if findings.apart else "--images-shown"
-        cause = f"The encoder failed: train it longer ({length})."
+        longer = "--redo encoder --encoder-images-shown N" if findings.apart else "--images-shown"
+        cause = f"The encoder failed: train it longer ({longer})."
     else:
         cause = "The generator does not know them: train longer (--images-shown)."
     message = (
