@@ -30,7 +30,7 @@ from anoscan.networks.architectures import EvenPad
 from anoscan.report import map_files
 from anoscan.report.map_files import MapFiles, Rows
 from anoscan.report.views import own_canvas
-from anoscan.scoring import maps
+from anoscan.scoring import grid, maps
 from anoscan.scoring.choices import MAP_FORMS, ScoreRequest, map_forms
 from anoscan.scoring.maps import Maps
 from tests.conftest import Digits
@@ -178,7 +178,7 @@ def test_layers_are_not_shifted_where_sides_are_odd_on_the_way_down(size: int) -
     x = torch.from_numpy(np.tile(rows, (size, 1)))[None, None]
     while x.shape[-1] > 5:
         x = torch.nn.functional.avg_pool2d(EvenPad()(x), 2)
-        grown = maps._enlarged(x[0, 0], size)
+        grown = grid.enlarged(x[0, 0], size)
         step = 2 ** round(np.log2(size / x.shape[-1]))
         middle = slice(step, size - 2 * step)
         np.testing.assert_allclose(grown[0, middle], rows[middle], atol=0.01)

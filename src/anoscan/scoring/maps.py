@@ -3,20 +3,20 @@
 The unit is a standard deviation of held-out normals. Every place is described by layers, which are
 logarithms of distances. These are the distances of the discriminator's features from normal ones,
 by one Gaussian a block (PaDiM, Defard et al. 2021, arXiv 2011.08785, with the GAN's own
-discriminator). Others are the distances of features and of pixels from the reconstruction's. Layers
-are smoothed, and one more Gaussian, fitted to held-out normals, combines them. So a layer counts
-more where normal images agree in it, and values below normal are anomalous too.
+discriminator). Another is the distance of the pixels from the reconstruction's. The others are the
+energies of the fine detail of the image. Layers are smoothed, and one more Gaussian, fitted to
+held-out normals, combines them. So a layer counts more where normal images agree in it, and values
+below normal, as where something is out of focus, are anomalous too.
 
 Where normal images are aligned, a place is compared with the same place of other images, otherwise
-with all places. Aligned images have one more layer, the residual of the term ``subspace``. Their
-layers are relative to the least anomalous quarter of the image, so grain or exposure all over it is
-no defect.
+with all places. Aligned images have one more layer, the residual of the term ``subspace``, and
+energies are relative to those of the reconstruction. Their layers are relative to the least
+anomalous quarter of the image, so grain or exposure all over it is no defect.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ from anoscan.core.arrays import Floats, allocate
 from anoscan.core.runtime import exact_float32
 from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
+from anoscan.scoring import detail
+from anoscan.scoring.grid import enlarged, grid_side, on_grid, smoothed
 from anoscan.scoring.terms import Evidence, Forms, Tensors, gather, gaussian_sums, subspace
 from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
@@ -47,11 +49,8 @@ FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smal
 # Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
 # tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
 # anomalous part of an aligned image shows at its own place.
-NEIGHBOURHOODS = {True: (1 / 32,), False: (1 / 32, 1 / 10, 1 / 4)}
-LAST_BLUR = {True: 1 / 32, False: 1 / 16}
-HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
-COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
-TRUNCATED = 3.0  # standard deviations after which the smoothing ends
+NEIGHBOURHOODS = {True: (1 / 64, 1 / 32), False: (1 / 64, 1 / 12)}
+LAST_BLUR = {True: 1 / 64, False: 1 / 16}
 # Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
 # out, and neighbouring places have similar values.
 BLUR = 1 / 16
@@ -90,11 +89,11 @@ class Maps:
     tensors : dict of str to Tensor, float32 but for the basis of ``subspace/``
         ``mean{i}`` and ``whiten{i}`` are the Gaussians of the features of block i: (h, w, c) and
         (h, w, c, c) where images are aligned, otherwise (c,) and (c, c). ``subspace/...`` are the
-        tensors of that term, where images are aligned. ``usual{i}`` (c,) and ``usual`` (1,) are the
-        mean squared residuals of normal images, of block i and of the pixels. ``centre``,
-        ``spread`` (m, g, g) and ``whiten`` (m, m) are the mean, standard deviation and whitening
-        matrix of the m layers on a grid of side g. ``place_mean`` and ``place_spread`` (s, s) are
-        the mean and standard deviation of the uncalibrated maps of held-out normals.
+        tensors of that term, where images are aligned. ``usual`` (1,) is the mean squared residual
+        of the pixels of normal images. ``centre``, ``spread`` (m, g, g) and ``whiten`` (m, m) are
+        the mean, standard deviation and whitening matrix of the m layers on a grid of side g.
+        ``place_mean`` and ``place_spread`` (s, s) are the mean and standard deviation of the
+        uncalibrated maps of held-out normals.
     aligned : bool
         Whether every place has its own Gaussians.
     scale : MapScale
@@ -117,7 +116,7 @@ class Maps:
 
     def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
         combined = (_combined(layers, self) for layers in images)
-        raw = np.stack([_enlarged(torch.from_numpy(one), side) for one in combined])
+        raw = np.stack([enlarged(torch.from_numpy(one), side) for one in combined])
         mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
         standard: Floats = (raw - mean) / spread
         return standard
@@ -160,12 +159,11 @@ def forms(evidence: Evidence, aligned: bool) -> Forms:
     blocks, side = _fine(evidence.features), evidence.x.shape[-1]
     found: Forms = {"usual": Like((1,), low=LEAST / 2)}
     for i, block in enumerate(blocks):
-        c = block.shape[1]
-        found[f"usual{i}"] = Like((c,), low=LEAST / 2)
         if not aligned:
+            c = block.shape[1]
             found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
-    m = (1 + aligned + 2 * len(blocks)) * len(NEIGHBOURHOODS[aligned])
-    g = side // 2 if _is_halved(side) else side
+    m = (1 + len(detail.FINER_THAN) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
+    g = grid_side(side)
     return found | {
         "centre": Like((m, g, g)),
         "spread": Like((m, g, g), low=LEAST_SPREAD / 2),
@@ -300,29 +298,24 @@ def _gathered(networks: Networks, x: Tensor) -> Evidence:
 
 
 def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
-    """Fit one Gaussian a block for all places, and the mean squares of residuals."""
+    """Fit one Gaussian a block for all places, and the mean squared residual of the pixels."""
     sums: dict[str, Tensors] = {}
     for batch in batches:
         evidence = _gathered(networks, batch)
-        parts = {"": _pixel_squares(evidence).mean((1, 2), keepdim=False)[:, None]}
-        for i, (f, f_hat) in enumerate(_pairs(evidence)):
-            parts[str(i)] = (f - f_hat).double().square().mean((2, 3))
-            vectors = places(f).flatten(0, 2)
-            _add(sums.setdefault(f"places{i}", {}), gaussian_sums(vectors))
-        for name, squares in parts.items():
-            count = squares.new_tensor(float(len(squares)))
-            _add(sums.setdefault(f"usual{name}", {}), {"count": count, "sum": squares.sum(0)})
-    fitted: Tensors = {}
-    for name, total in sums.items():
-        if name.startswith("places"):
-            mean = total["sum"] / total["count"]
-            covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
-            fitted[f"mean{name[-1]}"] = mean.float()
-            alone = whitening(covariance[None, None], float(total["count"]))
-            fitted[f"whiten{name[-1]}"] = alone[0, 0].float()
-        else:
-            mean = total["sum"] / total["count"]
-            fitted[name] = (mean + FLOOR * mean.mean() + LEAST).float()
+        squares = _pixel_squares(evidence).mean((1, 2))
+        count = squares.new_tensor(float(len(squares)))
+        _add(sums.setdefault("usual", {}), {"count": count, "sum": squares.sum(0, keepdim=True)})
+        for i, block in enumerate(_fine(evidence.features)):
+            vectors = places(block).flatten(0, 2)
+            _add(sums.setdefault(str(i), {}), gaussian_sums(vectors))
+    residual = sums.pop("usual")
+    fitted = {"usual": ((1 + FLOOR) * residual["sum"] / residual["count"] + LEAST).float()}
+    for number, total in sums.items():
+        mean = total["sum"] / total["count"]
+        covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
+        fitted[f"mean{number}"] = mean.float()
+        alone = whitening(covariance[None, None], float(total["count"]))
+        fitted[f"whiten{number}"] = alone[0, 0].float()
     return fitted
 
 
@@ -354,10 +347,6 @@ def _fine(features: list[Tensor]) -> list[Tensor]:
     return fine or features[:1]
 
 
-def _pairs(evidence: Evidence) -> Iterable[tuple[Tensor, Tensor]]:
-    return zip(_fine(evidence.features), _fine(evidence.features_hat), strict=True)
-
-
 def _pixel_squares(evidence: Evidence) -> Tensor:
     return (evidence.x - evidence.x_hat).double().square().mean(1)
 
@@ -374,32 +363,44 @@ def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
 
 
 def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Yield the layers (m, g, g) of each image; g is its side, or half of it from `HALVED` on."""
+    """Yield the layers (m, g, g) of each image; g is its side, or half of it; see `grid_side`."""
     tensors, side = maps.tensors, evidence.x.shape[-1]
-    pixels = _pixel_squares(evidence) / tensors["usual"].double()
-    if _is_halved(side):
-        pixels, side = torch.nn.functional.avg_pool2d(pixels[:, None], 2)[:, 0], side // 2
-    found = [list(pixels)]
+    pixels = on_grid(_pixel_squares(evidence) / tensors["usual"].double())
+    found = [_logs(pixels), *_detail(evidence, maps.relative)]
     if maps.relative:
         names = ("mean", "basis", "expected")
         known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
-        found.append(list(subspace.residual(evidence.x, known)))
-    for i, (f, f_hat) in enumerate(_pairs(evidence)):
+        found.append(_logs(subspace.residual(evidence.x, known)))
+    for i, block in enumerate(_fine(evidence.features)):
         # The Gaussian of all places calls padding anomalous. So the outermost places take the
         # values of their neighbours inside.
         inner = _own if maps.aligned else _without_edge
-        found.append([inner(distance) for distance in _distances(f, tensors, i)])
-        usual = tensors[f"usual{i}"].double()[:, None, None]
-        squares = (f - f_hat).double().square()
-        found.append([inner((square / usual).mean(0)) for square in squares])
+        found.append(_logs([inner(distance) for distance in _distances(block, tensors, i)]))
+    side = grid_side(side)
     for one in zip(*found, strict=True):
-        grown = np.stack([_enlarged((layer + FLOOR).log(), side) for layer in one])
-        smooth = np.concatenate([_smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
+        grown = np.stack([enlarged(layer, side) for layer in one])
+        smooth = np.concatenate([smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
         yield smooth - _calm(smooth) if maps.relative else smooth
 
 
-def _is_halved(side: int) -> bool:
-    return side >= HALVED and side % 2 == 0
+def _logs(distances: Iterable[Tensor]) -> list[Tensor]:
+    return [(distance + FLOOR).log() for distance in distances]
+
+
+def _detail(evidence: Evidence, relative: bool) -> list[list[Tensor]]:
+    """Return the logarithms (g, g) of the energies of detail, for each energy and image.
+
+    With `relative`, those of the reconstruction are taken off.
+    """
+
+    def logs(x: Tensor) -> list[Tensor]:
+        return [(on_grid(energy) + detail.LEAST).log() for energy in detail.energies(x)]
+
+    found = logs(evidence.x)
+    if relative:
+        expected = logs(evidence.x_hat)
+        found = [own - normal for own, normal in zip(found, expected, strict=True)]
+    return list(map(list, found))
 
 
 def _calm(layers: Floats) -> Floats:
@@ -417,35 +418,6 @@ def _without_edge(layer: Tensor) -> Tensor:
         return layer
     inner = layer[None, None, 1:-1, 1:-1]
     return torch.nn.functional.pad(inner, (1, 1, 1, 1), mode="replicate")[0, 0]
-
-
-def _enlarged(layer: Tensor, side: int) -> Floats:
-    """Enlarge a layer (h, h) to (side, side), float32; the last cells may reach over the edge."""
-    cells = layer.shape[-1]
-    reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
-    grown = torch.nn.functional.interpolate(
-        layer.float()[None, None], size=(reach, reach), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0, 0, :side, :side].cpu().numpy()
-    return numbers
-
-
-def _smoothed(layers: Floats, share: float) -> Floats:
-    """Smooth layers (m, s, s) by a Gaussian of `share` of the side, on a coarse grid for speed."""
-    side = layers.shape[-1]
-    sigma, step = share * side, 1
-    while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
-        step *= 2
-    cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
-    blur = (0, sigma / step, sigma / step)
-    smooth: Floats = ndimage.gaussian_filter(cells, blur, mode="nearest", truncate=TRUNCATED)
-    if step == 1:
-        return smooth
-    grown = torch.nn.functional.interpolate(
-        torch.from_numpy(smooth)[None], size=(side, side), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0].numpy()
-    return numbers
 
 
 def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
@@ -490,5 +462,5 @@ def _combined(layers: Floats, maps: Maps) -> Floats:
     )
     whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
     raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
-    smooth: Floats = _smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
+    smooth: Floats = smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
     return smooth
