@@ -71,8 +71,9 @@ F_ANOGAN = {
 }
 
 # Without the rotation stage, the features f are those of the discriminator of the GAN stage, as in
-# the papers.
-SETTINGS: dict[str, Any] = {"rotation_images_shown": 0}
+# the papers. In all rows the generator itself makes the reconstructions, as it does there.
+PAPERS: dict[str, Any] = {"reconstruction_images_shown": 0}
+SETTINGS: dict[str, Any] = {"rotation_images_shown": 0} | PAPERS
 SEARCHES = {
     "refine": Inversion("refine"),
     "search": Inversion("search"),
@@ -142,7 +143,7 @@ def compute_row(cell: Cell, command: str, sheets: bool = False) -> dict[str, Any
             images = sample(network, side**2, config.latent_dim, cell.seed, "sheet").cpu().numpy()
             pictures.save_png(pictures.grid(images, side, zoom_to=SHEET_SIDE), sheet_path(cell))
 
-    found = run.anoscan(split, cell.seed, settings, look)
+    found = run.anoscan(split, cell.seed, PAPERS | settings, look)
     made = {"torch": str(torch.__version__)} | cells.sizes(split)
     return keep(cell, found | made, command)
 

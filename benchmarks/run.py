@@ -38,6 +38,14 @@ PAPER = {
     "images_shown": IMAGES_SHOWN,
     "rotation_images_shown": 0,
     "encoder_images_shown": IMAGES_SHOWN * 2 // 5,
+    "reconstruction_images_shown": 0,
+}
+
+_UNTRAINED = {
+    "images_shown": 1,
+    "encoder_images_shown": 1,
+    "reconstruction_images_shown": 0,
+    "batch_size": 2,
 }
 
 
@@ -217,9 +225,7 @@ def _auroc(odd: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float
 
 def untrained(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the detector with random weights, to see what training adds."""
-    return anoscan(
-        split, seed, {"images_shown": 1, "encoder_images_shown": 1, "batch_size": 2} | settings
-    )
+    return anoscan(split, seed, _UNTRAINED | settings)
 
 
 def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:

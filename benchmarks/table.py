@@ -23,6 +23,7 @@ from benchmarks import (
     planted,
     selftest,
     textures,
+    twin,
 )
 from benchmarks.one_class import SETS
 
@@ -100,6 +101,15 @@ PAGES = {
         "AUROC of the published scores by each way to find z, how the search falls, and its cost",
         "lineage search",
         family.search,
+    ),
+    "twin": Page(
+        "How good are reconstructions?",
+        "Squared error over the mean image's (error), squared error inside planted defects over"
+        " what these changed (left), pixel AUROC and AUPRO of the residual, power in the upper half"
+        " of the spectrum over that of the images (sharpness), and AUROC of the residual on real"
+        " anomalies, beside PCA",
+        "twin",
+        twin.table,
     ),
     "memory": Page(
         "Memory by size",

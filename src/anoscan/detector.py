@@ -18,7 +18,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from anoscan.core.config import TrainConfig
-from anoscan.core.errors import AnoscanWarning
+from anoscan.core.errors import AnoscanWarning, UsageError
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.results import (
     CalibrateReport,
@@ -53,6 +53,7 @@ from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
 from anoscan.training import health
 from anoscan.training.checkpoint import Checkpoint
 from anoscan.training.learn import TrainRequest, learn
+from anoscan.training.redo import model_to_redo, settings_for
 from anoscan.training.suspects import Suspicion
 
 _AS_USUAL = ScoreRequest()
@@ -100,6 +101,7 @@ class Detector:
         tensorboard: str | Path | None = None,
         drop_suspects: bool = False,
         roi: str | Path | None = None,
+        redo: str | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -126,6 +128,9 @@ class Detector:
         roi : path or 'auto', optional
             Mask file, black where pixels do not count. The model keeps the mask. 'auto' leaves out
             borders that are constant in all images.
+        redo : 'encoder', optional
+            Train only the encoder and the reconstructions of the model again, which must exist and
+            is replaced. The images must be those that it was trained on.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -142,16 +147,23 @@ class Detector:
             or `resume` finds no checkpoint of the same images and settings.
         TrainingDiverged, TrainingInterrupted
         """
-        config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
         name = store.check_name(name or store.name_for(Path(paths[0])))
+        runtime, before = Runtime.resolve(device, precision, workers), None
+        if redo is not None:
+            if resume:
+                raise UsageError("--redo does not go with --resume: it starts anew.")
+            before = model_to_redo(redo, store.resolve(path or name), runtime)
+            settings = (config.to_dict() if config else {}) | settings
+            config, settings, force = settings_for(before, settings), {}, True
+        config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         with store.claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
-            runtime = Runtime.resolve(device, precision, workers)
             normal, narrowed = training_paths(paths)
             files = find(normal)
             region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
-            record = Record(checkpoint := store.checkpoint_path(name))
+            unfinished = name if before is None else f"{name}-{redo}"
+            record = Record(checkpoint := store.checkpoint_path(unfinished))
             if resume:
                 Checkpoint.check(checkpoint)
             said = f"losses and pictures while the training runs: {record.folder}"
@@ -160,13 +172,19 @@ class Detector:
                 notify(on_progress, "reading", note, len(files))
             events = None if tensorboard is None else Path(tensorboard) / name
             tracker = Tracker(record, resume=resume, tensorboard=events)
-            request = TrainRequest(files, config, checkpoint, resume, drop_suspects, region)
-            with stop_on_interrupt() as stopping, closing(tracker):
-                learned = learn(request, runtime, tracker, on_progress, stopping)
-            detector = cls(learned.model, runtime.measuring())
-            detector.save(target)
-            checkpoint.unlink(missing_ok=True)
-            tracking = record.move(Record(target))
+            request = TrainRequest(files, config, checkpoint, resume, drop_suspects, region, before)
+            try:
+                with stop_on_interrupt() as stopping, closing(tracker):
+                    learned = learn(request, runtime, tracker, on_progress, stopping)
+                detector = cls(learned.model, runtime.measuring())
+                detector.save(target)
+                checkpoint.unlink(missing_ok=True)
+                # The record of the whole training stays where only a stage was trained again.
+                tracking = record.move(Record(target)) if before is None else Record(target)
+            finally:
+                if before is not None:
+                    checkpoint.unlink(missing_ok=True)
+                    record.clear()
         detector.suspicion = learned.suspicion
         detector.report = learned.report(detector.reference, tracking, runtime)
         return detector

@@ -81,7 +81,7 @@ def test_refining_never_makes_a_reconstruction_worse_and_makes_most_better(
     with exact_float32():
         found = search(networks, x, REFINE)
         again = search(networks, x, Inversion("refine", steps=1))
-        x_hat = networks.generator(found.z)
+        x_hat = networks.mirror[1](found.z)
         f, f_hat = (networks.discriminator.features(y)[-1] for y in (x, x_hat))
     residual = (x - x_hat).abs().flatten(1).double().sum(1)
     loss = 0.9 * residual + 0.1 * (f - f_hat).abs().flatten(1).double().sum(1)
@@ -149,7 +149,7 @@ def test_a_search_needs_no_encoder_and_keeps_no_graph(trained: Detector, digits:
     assert torch.equal(search(networks, x, SEARCH).z, first.z)
     assert not first.z.requires_grad
     assert not first.loss.requires_grad
-    for network in vars(networks).values():
+    for network in networks.parts().values():
         assert all(weights.grad is None for weights in network.parameters())
 
 
@@ -158,7 +158,7 @@ def test_a_search_minimises_the_formulas_of_the_papers(channels: int) -> None:
     networks, x = small(channels), noise(2, channels)
     for kind in ("feature", "fool"):
         found = search(networks, x, Inversion("search", discrimination_loss=kind, steps=3))
-        x_hat = networks.generator(found.z)
+        x_hat = networks.mirror[1](found.z)
         f, f_hat = (networks.discriminator.features(y)[-1] for y in (x, x_hat))
         residual = (x - x_hat).abs().sum((1, 2, 3))
         discrimination = {
@@ -175,7 +175,7 @@ def test_published_scores_are_the_formulas_on_raw_networks(
 ) -> None:
     networks, x = plain.model.networks, queries(plain, few, 4)
     with exact_float32():
-        x_hat = networks.generator(networks.encoder(x))
+        x_hat = networks.reconstruct(x)
         f, f_hat = (networks.discriminator.features(y)[-1] for y in (x, x_hat))
     pixels, features = x[0].numel(), f[0].numel()
     expected = {

@@ -154,3 +154,25 @@ def test_same_seed_same_bytes_other_seed_other_bytes(
     first = digest("a", 0, 1)
     assert digest("b", 0, 4) == first
     assert digest("c", 1, 1) != first
+
+
+def test_an_encoder_that_fails_is_trained_again_twice_and_then_said_to_be_unusable(
+    few: Digits, tmp_path: Path
+) -> None:
+    notes: list[Progress] = []
+    detector = Detector.train(
+        few.normal, path=tmp_path / "failed.safetensors", images_shown=64, encoder_images_shown=8,
+        reconstruction_images_shown=0, width=4, on_progress=notes.append,
+    )  # fmt: skip
+    assert [now.stage for now in notes if now.note and "trained again" in now.note] == [
+        "encoder-2", "encoder-3"
+    ]  # fmt: skip
+    assert detector.report is not None
+    assert {"encoder", "encoder-2", "encoder-3"} <= detector.report.seconds.keys()
+    assert detector.model.reconstructions == "unusable"
+
+
+def test_an_encoder_that_learned_is_trained_once(trained: Detector) -> None:
+    assert trained.report is not None
+    assert "encoder-2" not in trained.report.seconds
+    assert trained.model.reconstructions == "ok"

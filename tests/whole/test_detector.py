@@ -36,6 +36,7 @@ def test_a_trained_detector_beats_an_untrained_one_and_the_baselines(
         path=tmp_path / "untrained.safetensors",
         images_shown=1,
         encoder_images_shown=1,
+        reconstruction_images_shown=0,
         batch_size=2,
     )
     both = (trained, untrained)
@@ -211,7 +212,7 @@ def test_the_paper_score_is_the_formula_on_raw_networks(trained: Detector, digit
     x = torch.from_numpy(decode(file, trained.model.rule).pixels)[None]
     networks = trained.model.networks
     with torch.no_grad():
-        x_hat = networks.generator(networks.encoder(x))
+        x_hat = networks.reconstruct(x)
         f, f_hat = (networks.discriminator.features(image)[-1] for image in (x, x_hat))
         expected = (x - x_hat).square().mean() + (f - f_hat).square().mean()
     assert report.images[0].score == pytest.approx(expected.item(), rel=1e-4)

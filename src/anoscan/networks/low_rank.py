@@ -15,7 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from anoscan.core.runtime import seeded
 
-RANK = 32  # directions
+RANK = 32  # directions that are followed
+SEEN = 128  # principal components that decide how far
 LARGEST_GRID = 64  # pixels a side of the residual that directions are made of
 FLOOR = 0.1  # share of the mean square over all pixels that is added to the square of each limit
 RIDGE = 0.01  # share of the mean variance of a direction that is added to each variance
@@ -80,15 +81,17 @@ class LowRank(nn.Module):
         self.limit = (squares + FLOOR * squares.mean()).sqrt()
         self.mean = clean.mean(0)
         wanted = clean - self.mean
-        rank = min(RANK, *wanted.shape)
         with seeded(seed, "low-rank"):
-            directions = torch.svd_lowrank(wanted, rank, niter=4)[2]
-        self.up = torch.zeros_like(self.up)
-        self.up[:rank] = directions.T
-        given, wanted = self.limited(given) @ self.up.T, wanted @ self.up.T
+            seen = torch.svd_lowrank(wanted, min(SEEN, *wanted.shape), niter=4)[2]
+        given, wanted = self.limited(given) @ seen, wanted @ seen
         # Ridge regression: a direction that defects resemble is followed less far.
         products = given.T @ given
-        least = RIDGE * products.diagonal().mean().clamp_min(1e-9)
-        products.diagonal().add_(least)
-        self.down = self.up.T @ torch.linalg.solve(products, given.T @ wanted)
+        products.diagonal().add_(RIDGE * products.diagonal().mean().clamp_min(1e-9))
+        weights = torch.linalg.solve(products, given.T @ wanted)
+        predicted = given @ weights
+        followed = torch.linalg.eigh(predicted.T @ predicted)[1].flip(1)[:, :RANK]
+        rank = followed.shape[1]
+        self.down, self.up = torch.zeros_like(self.down), torch.zeros_like(self.up)
+        self.down[:, :rank] = seen @ weights @ followed
+        self.up[:rank] = (seen @ followed).T
         return self

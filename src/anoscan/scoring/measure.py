@@ -144,7 +144,10 @@ class Measurer:
     def measure(self, x: Tensor, how: Inversion = ENCODER, *, mapped: bool = False) -> Measured:
         """Measure images (n, c, s, s) in [-1, 1] on the device; with `mapped`, also their maps."""
         with exact_float32():
-            evidence = gather(self.networks, x, latents(self.networks, x, how))
+            z = latents(self.networks, x, how)
+            # What a search minimised is measured as it is, without a correction.
+            x_hat = None if how.mapping == "encoder" else self.networks.mirror[1](z)
+            evidence = gather(self.networks, x, z, x_hat)
             terms: dict[str, Term] = {name: registry.load("terms", name) for name in self.fitted}
             columns = [term.measure(evidence, self.fitted[name]) for name, term in terms.items()]
             one = columns[0].new_ones(len(x))

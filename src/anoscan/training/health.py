@@ -118,6 +118,14 @@ def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport
     return HealthReport(verdict=worst(checks), checks=checks)
 
 
+def with_kept(report: HealthReport, before: Mapping[str, Any]) -> HealthReport:
+    """Return a report with the checks of the GAN stage that only an earlier training could make."""
+    made = {check.name for check in report.checks}
+    kept = [HealthCheck(**check) for check in before["checks"] if check["name"] in _GAN_STAGE]
+    checks = (*report.checks, *(check for check in kept if check.name not in made))
+    return HealthReport(verdict=worst(checks), checks=checks)
+
+
 def of_scores(scored: int, anomalous: int) -> str | None:
     """Return a warning when nearly all of the `scored` queries are anomalous, else None."""
     if scored < FEWEST_QUERIES or anomalous < MOST_ODD * scored:
@@ -350,8 +358,8 @@ def _reconstruction(findings: Findings) -> HealthCheck:
         return _check("reconstruction", "ok", ratio, f"{facts}.")
     # An encoder inverts generated images most easily. If it misses those too, it has failed.
     if networks.inversion > 0.9:
-        length = "--encoder-images-shown" if findings.apart else "--images-shown"
-        cause = f"The encoder failed: train it longer ({length})."
+        longer = "--redo encoder --encoder-images-shown N" if findings.apart else "--images-shown"
+        cause = f"The encoder failed: train it longer ({longer})."
     else:
         cause = "The generator does not know them: train longer (--images-shown)."
     message = (

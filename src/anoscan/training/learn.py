@@ -16,6 +16,7 @@ from typing import Any
 import anoscan
 from anoscan.core.arrays import evenly
 from anoscan.core.config import TrainConfig, architecture_for, decided
+from anoscan.core.errors import InputError
 from anoscan.core.progress import OnProgress, Progress, on_reading
 from anoscan.core.results import (
     HealthCheck,
@@ -48,10 +49,17 @@ from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
 from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.health import Findings, examine, of_folder
+from anoscan.training.health import Findings, examine, of_folder, with_kept
+from anoscan.training.redo import redo_encoder
 from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
-from anoscan.training.train_networks import Clock, Observer, TrainingRun, train_networks
+from anoscan.training.train_networks import (
+    Clock,
+    Observer,
+    TrainedNetworks,
+    TrainingRun,
+    train_networks,
+)
 
 SHOWN = 6  # held-out images that an observer gets, to show their reconstructions
 MAPS_SAMPLE = 1024  # training images, or patches, at most, that anomaly maps are fitted on
@@ -146,6 +154,8 @@ class TrainRequest:
         from all images either way.
     roi : Roi, optional
         Region of interest: pixels outside it do not count.
+    before : Model, optional
+        Model whose encoder and reconstructions are trained again, on the same images.
     """
 
     files: Sequence[ImageFile]
@@ -154,6 +164,7 @@ class TrainRequest:
     resume: bool = False
     drop_suspects: bool = False
     roi: Roi | None = None
+    before: Model | None = None
 
 
 def learn(
@@ -197,7 +208,7 @@ def learn(
     _note(folder, len(files), on_progress)
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
-    trained = train_networks(material, config, runtime, training)
+    trained = _trained(request.before, material, config, runtime, training)
     networks, folds = trained.networks, trained.folds
     measuring = runtime.measuring()
     names, suspected = terms_of(rotated=folds.rotated, patches=config.patches is not None), None
@@ -225,6 +236,8 @@ def learn(
             apart=bool(config.encoder_images_shown),
         ),
     )
+    if request.before is not None:
+        health = with_kept(health, request.before.metadata["health"])
     clock.lap("calibration")
     metadata = describe(config, inspection.rule, held.calibration, runtime) | {
         "training_data": _facts(files, inspection, material, config),
@@ -241,6 +254,23 @@ def learn(
     part.done()
     clock.lap("self_test")
     return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
+
+
+def _trained(
+    before: Model | None,
+    material: Material,
+    config: TrainConfig,
+    runtime: Runtime,
+    training: TrainingRun,
+) -> TrainedNetworks:
+    if before is None:
+        return train_networks(material, config, runtime, training)
+    if before.metadata["training_data"]["sha256"] != _fingerprint(material.digests):
+        raise InputError(
+            "--redo: these are not the images that the model was trained on.",
+            hint="Give the folder of that training, or train a new model.",
+        )
+    return redo_encoder(before, material, config, runtime, training)
 
 
 def _fitted(

@@ -185,13 +185,20 @@ def train_networks(
         rotated = _certainty(pupil, unseen) >= (LEARNED_OF_FEW if few else LEARNED)
         if rotated:
             trained.discriminator = pupil
+    train_reconstructions(trained, stages, material, training)
+    notified, stopping = training.on_progress, training.stopping
+    folds = Folds(after_gan, rotated, few, material, config, runtime, notified, stopping)
+    return TrainedNetworks(trained.frozen(runtime.measuring().device), game, folds)
+
+
+def train_reconstructions(
+    trained: Networks, stages: Stages, material: Material, training: TrainingRun
+) -> None:
+    """Run the encoder stage and the reconstruction stage."""
     _train_encoder(trained, stages, material, training)
     if reconstruction := stages.reconstruction(trained):
         training.go(reconstruction, mirror=trained.mirror)
         reconstruction.stage.correct()
-    notified, stopping = training.on_progress, training.stopping
-    folds = Folds(after_gan, rotated, few, material, config, runtime, notified, stopping)
-    return TrainedNetworks(trained.frozen(runtime.measuring().device), game, folds)
 
 
 def _train_encoder(

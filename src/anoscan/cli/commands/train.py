@@ -83,6 +83,14 @@ def train(
         ),
     ] = False,
     resume: Annotated[bool, option("--resume", help="Go on with an interrupted training.")] = False,
+    redo: Annotated[
+        str | None,
+        option(
+            help="Train only this stage of the model again, on the same images, and replace it: "
+            "where reconstructions are unusable.",
+            metavar="encoder",
+        ),
+    ] = None,
     force: Force = False,
     dry_run: Annotated[
         bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
@@ -132,6 +140,7 @@ def train(
         clean_report=clean_report,
         drop_suspects=drop_suspects,
         roi=roi,
+        redo=redo,
         **machine,
     )
     if detector.report is None:
@@ -162,6 +171,9 @@ def _train(
                 output.save(report, clean_report)
             return detector
         except TrainingInterrupted as error:
+            if options["redo"]:
+                stopped = "training was stopped; the model is as it was."
+                raise TrainingInterrupted(stopped) from error
             arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
             command = shlex.join(["anoscan", *arguments, "--resume"])
             raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None

@@ -45,9 +45,12 @@ class Evidence:
     rotations: Tensor
 
 
-def gather(networks: Networks, x: Tensor, z: Tensor) -> Evidence:
-    """Run the networks on images (n, c, s, s) in [-1, 1] and their latents (n, d)."""
-    x_hat = networks.reconstruct(x, z)
+def gather(networks: Networks, x: Tensor, z: Tensor, x_hat: Tensor | None = None) -> Evidence:
+    """Run the networks on images (n, c, s, s) in [-1, 1] and their latents (n, d).
+
+    The reconstructions are those of `Networks.reconstruct` unless `x_hat` (n, c, s, s) is given.
+    """
+    x_hat = networks.reconstruct(x, z) if x_hat is None else x_hat
     discriminator = networks.discriminator
     features = discriminator.features(x)
     rotations = rotation_logits(discriminator, x, features)
