@@ -137,6 +137,7 @@ def _scored(detector: Detector, query: Path) -> str:
 
 def _tried(number: int, what: str, use: Callable[[], str]) -> Outcome:
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
+    before = _megabytes("VmRSS")
     try:
         problem = use()
     except (ModelError, TrainingDiverged) as error:
@@ -144,11 +145,16 @@ def _tried(number: int, what: str, use: Callable[[], str]) -> Outcome:
         problem = "" if plain else f"has the message {error.message!r}"
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    status = Path("/proc/self/status").read_text()
-    megabytes = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    if not problem and megabytes > MOST_MEGABYTES:
-        problem = f"takes {megabytes:.0f} MB"
+    taken = _megabytes("VmHWM") - before
+    if not problem and taken > MOST_MEGABYTES:
+        problem = f"takes {taken:.0f} MB"
     return Outcome(number, "failed" if problem else "held", what, problem)
+
+
+def _megabytes(what: str) -> float:
+    """Return a number of megabytes from the status of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
 
 
 @cache

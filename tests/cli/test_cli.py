@@ -131,6 +131,7 @@ SCORE = {
     "schema", "model", "score", "mapping", "search", "threshold", "counts", "images", "skipped",
     "warning", "health",
 }  # fmt: skip
+REGION = {"x", "y", "width", "height", "score", "area", "p_value", "below_level"}
 THRESHOLD = {
     "score", "false_alarm_rate", "effective_rate", "calibration_images", "uncertainty",
     "uses_labels", "warning",
@@ -176,7 +177,7 @@ def check_score(document: Any) -> None:
         assert set(image) == IMAGE
         assert image["verdict"] in ("normal", "anomalous")
         for region in image["regions"]:
-            assert set(region) == {"x", "y", "width", "height", "score"}
+            assert set(region) == REGION
     assert all(set(item) == SKIPPED for item in document["skipped"])
     ranks = [image["rank"] for image in document["images"]]
     assert ranks == list(range(1, len(ranks) + 1))
