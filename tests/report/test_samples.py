@@ -106,7 +106,8 @@ def test_between_goes_from_one_image_to_the_other_through_their_reconstructions(
     decoded = [decode(file, detector.model.rule).pixels for file in (files[0], files[-1])]
     with torch.no_grad():
         networks = detector.model.networks
-        x_hat = networks.generator(networks.encoder(torch.from_numpy(np.stack(decoded)))).numpy()
+        x = torch.from_numpy(np.stack(decoded))
+        x_hat = networks.mirror[1](networks.encoder(x)).numpy()
     shown = [row[0], row[-1], row[1], row[-2]]
     for cell, image in zip(shown, [*decoded, *x_hat], strict=True):
         # One grey level: the rounding of a batch of other size.

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from anoscan.core.arrays import Floats
 from anoscan.core.errors import InputError, UsageError
@@ -93,9 +93,12 @@ class Sampler:
 
     def images(self, z: Tensor) -> Floats:
         """Generate images (n, c, s, s), float32 in [-1, 1], from latents (n, d)."""
+        return self._drawn(self.model.networks.generator, z)
+
+    def _drawn(self, network: nn.Module, z: Tensor) -> Floats:
         with exact_float32():
             parts = [
-                self.model.networks.generator(part.to(self.runtime.device)).float().cpu().numpy()
+                network(part.to(self.runtime.device)).float().cpu().numpy()
                 for part in torch.split(z, CHUNK)
             ]
         return np.concatenate(parts)
@@ -108,7 +111,8 @@ class Sampler:
     def _between(self, paths: Sequence[str | Path]) -> Image.Image:
         """Draw one row: an image, the interpolation to a second image, and that image.
 
-        The interpolation is between the latents that the encoder gives for both images.
+        The interpolation is between the latents that the encoder gives for both images. The network that
+        makes their reconstructions draws it.
         """
         if len(paths) != 2:
             raise UsageError("--between needs two images.")
@@ -123,7 +127,7 @@ class Sampler:
             x = torch.from_numpy(shown).to(self.runtime.device)
             # Images are encoded one by one: a latent must not depend on the other image.
             a, b = (self.model.networks.encoder(image[None])[0].float().cpu() for image in x)
-        way = self.images(slerp(a, b, STEPS))
+        way = self._drawn(self.model.networks.mirror[1], slerp(a, b, STEPS))
         return pictures.grid(np.concatenate([shown[:1], way, shown[1:]]), STEPS + 2)
 
     @property
