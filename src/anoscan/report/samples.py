@@ -111,8 +111,8 @@ class Sampler:
     def _between(self, paths: Sequence[str | Path]) -> Image.Image:
         """Draw one row: an image, the interpolation to a second image, and that image.
 
-        The interpolation is between the latents that the encoder gives for both images. The network that
-        makes their reconstructions draws it.
+        The interpolation is between the latents that the encoder gives for both images. The
+        network that makes their reconstructions draws it.
         """
         if len(paths) != 2:
             raise UsageError("--between needs two images.")
