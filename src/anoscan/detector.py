@@ -153,6 +153,8 @@ class Detector:
         if redo is not None:
             if resume:
                 raise UsageError("--redo does not go with --resume: it starts anew.")
+            if roi is not None:
+                raise UsageError("--redo keeps the region of interest of the model: drop --roi.")
             before = model_to_redo(redo, store.resolve(path or name), runtime)
             settings = (config.to_dict() if config else {}) | settings
             config, settings, force = settings_for(before, settings), {}, True
@@ -161,7 +163,11 @@ class Detector:
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
             files = find(normal)
-            region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            if before is None:
+                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            else:
+                region = before.rule.roi
+                drop_suspects |= before.metadata["training_data"]["dropped"] > 0
             unfinished = name if before is None else f"{name}-{redo}"
             record = Record(checkpoint := store.checkpoint_path(unfinished))
             if resume:

@@ -142,7 +142,7 @@ def test_most_images_get_a_defect_and_draws_alone_decide_which(channels: int) ->
     assert draw(0).abs().max() <= 1
 
 
-def test_a_correction_follows_brightness_and_limits_a_bright_pixel() -> None:
+def test_a_correction_follows_brightness_and_limits_a_bright_spot() -> None:
     rng = torch.Generator().manual_seed(0)
     levels = torch.rand(300, 1, generator=rng) - 0.5
     residuals = levels.expand(-1, 64).clone()
@@ -150,10 +150,10 @@ def test_a_correction_follows_brightness_and_limits_a_bright_pixel() -> None:
     x_hat = torch.zeros(2, 1, 8, 8)
     lighter = torch.full((1, 1, 8, 8), 0.2)
     spotted = lighter.clone()
-    spotted[0, 0, 3, 3] = 1.0
+    spotted[0, 0, :4, :4] = 1.0
     twins = correction(torch.cat([lighter, spotted]), x_hat)
     assert torch.allclose(twins[0], lighter[0], atol=0.06)
-    assert torch.allclose(twins[1], twins[0], atol=0.02)  # the spot is hardly followed at all
+    assert torch.allclose(twins[1], twins[0], atol=0.06)  # the spot is hardly followed at all
 
 
 def test_a_correction_of_a_large_image_stays_small_and_smooth() -> None:

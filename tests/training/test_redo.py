@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.progress import Progress
@@ -71,3 +73,20 @@ def test_an_encoder_of_pairs_is_not_trained_alone(few: Digits, tmp_path: Path) -
     Detector.train(few.normal, path=path, mapping="bigan", images_shown=64, width=8)
     with pytest.raises(UsageError, match="learned with its GAN"):
         Detector.train(few.normal, path=path, redo="encoder")
+
+
+def test_the_region_of_interest_and_the_dropped_suspects_of_the_model_stay(
+    few: Digits, tmp_path: Path
+) -> None:
+    mask, path = tmp_path / "mask.png", tmp_path / "masked.safetensors"
+    Image.fromarray(np.pad(np.full((8, 4), 255, np.uint8), ((0, 0), (2, 2)))).save(mask)
+    Detector.train(few.normal, path=path, roi=mask, drop_suspects=True, **SHORT)
+    before = Detector.load(path).model
+    Detector.train(few.normal, path=path, redo="encoder")
+    after = Detector.load(path).model
+    assert before.rule.roi is not None
+    assert after.rule.roi == before.rule.roi
+    facts = [model.metadata["training_data"] for model in (before, after)]
+    assert facts[0]["dropped"] == facts[1]["dropped"] > 0
+    with pytest.raises(UsageError, match="drop --roi"):
+        Detector.train(few.normal, path=path, redo="encoder", roi=mask)

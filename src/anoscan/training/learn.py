@@ -1,7 +1,7 @@
 """Turn a folder of normal images into a model, by the parts of a training in this order.
 
-images -> split -> GAN -> rotation -> encoder -> (suspects) -> terms, baselines -> maps
--> calibration (and folds) -> health -> self-test
+images -> split -> GAN -> rotation -> encoder -> reconstruction -> (suspects) -> terms, baselines
+-> maps -> calibration (and folds) -> health -> self-test
 """
 
 from __future__ import annotations

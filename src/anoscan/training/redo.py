@@ -19,7 +19,7 @@ from anoscan.training.folds import Folds
 from anoscan.training.train_networks import TrainedNetworks, TrainingRun, train_reconstructions
 
 STAGES = ("encoder",)  # what can be trained again
-# Settings that may be changed then, and lengths that are decided again where these change.
+# Settings that may be changed then.
 _SETTINGS = ("encoder", "mapping", "encoder_images_shown", "reconstruction_images_shown")
 
 

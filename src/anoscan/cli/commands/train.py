@@ -124,6 +124,8 @@ def train(
         raise UsageError(
             f"{option} does not go with --patches: suspects are looked for among whole images."
         )
+    if dry_run and redo is not None:
+        raise UsageError("--redo does not go with --dry-run: it takes the settings of the model.")
     if dry_run:
         _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
         return
