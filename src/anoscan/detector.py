@@ -102,6 +102,7 @@ class Detector:
         drop_suspects: bool = False,
         roi: str | Path | None = None,
         redo: str | None = None,
+        backbone_weights: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -131,6 +132,10 @@ class Detector:
         redo : 'encoder', optional
             Train only the encoder and the reconstructions of the model again, which must exist and
             is replaced. The images must be those that it was trained on.
+        backbone_weights : path, optional
+            File of weights for the pretrained network that the setting `backbone` names, as
+            ``torch.save`` writes them. By default they are those of the extra ``imagenet`` or of
+            torchvision.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -178,7 +183,10 @@ class Detector:
                 notify(on_progress, "reading", note, len(files))
             events = None if tensorboard is None else Path(tensorboard) / name
             tracker = Tracker(record, resume=resume, tensorboard=events)
-            request = TrainRequest(files, config, checkpoint, resume, drop_suspects, region, before)
+            weights = None if backbone_weights is None else Path(backbone_weights)
+            request = TrainRequest(
+                files, config, checkpoint, resume, drop_suspects, region, before, weights
+            )
             try:
                 with stop_on_interrupt() as stopping, closing(tracker):
                     learned = learn(request, runtime, tracker, on_progress, stopping)

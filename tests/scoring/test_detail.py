@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from anoscan.networks.architectures import Shape, build, dcgan
 from anoscan.scoring import detail, maps
 from anoscan.scoring.measure import fit_terms
-from anoscan.scoring.terms import gather
+from anoscan.scoring.terms import Evidence
 
 SIDE = 64
 
@@ -43,6 +43,6 @@ def test_a_small_place_out_of_focus_is_found_in_a_texture() -> None:
     mask[24:36, 30:42] = True
     soft = ndimage.gaussian_filter(queries.numpy(), 1.5, axes=(2, 3))
     x = torch.where(torch.from_numpy(mask), torch.from_numpy(soft), queries)
-    found = fitted.measure(gather(networks, x, networks.encoder(x)))
+    found = fitted.measure(Evidence(networks, x))
     truth = np.broadcast_to(mask, found.shape)
     assert roc_auc_score(truth.ravel(), found.ravel()) > 0.95

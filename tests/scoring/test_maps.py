@@ -33,6 +33,7 @@ from anoscan.report.views import own_canvas
 from anoscan.scoring import grid, maps
 from anoscan.scoring.choices import MAP_FORMS, ScoreRequest, map_forms
 from anoscan.scoring.maps import Maps
+from anoscan.scoring.terms import Evidence
 from tests.conftest import Digits
 
 
@@ -148,7 +149,7 @@ def test_what_sets_the_level_of_regions_had_no_part_in_the_maps(
         own, new = (torch.from_numpy(pixels[rows]) for rows in (order[:40], order[40:140]))
         found = maps.calibrated(model.networks, model.maps, lambda x=own: [x])  # type: ignore[misc]
         assert found.peaks is not None
-        highest = found.measure(maps._gathered(model.networks, new)).max((1, 2))
+        highest = found.measure(Evidence(model.networks, new)).max((1, 2))
         p.append((1 + (found.peaks >= highest[:, None]).sum(1)) / (len(own) + 1))
     for rate in (0.1, 0.2, 0.5):
         assert np.mean(np.concatenate(p) <= rate) == pytest.approx(rate, rel=0.35)

@@ -16,6 +16,8 @@ from anoscan.scoring.measure import fit_sums, term_sums
 from anoscan.scoring.terms import ROWS, Evidence, Tensors, prototype
 
 KINDS = 6
+RULE = ImageRule(size=32, channels=1, window=None)
+NETWORKS = fresh_networks(TrainConfig(size=32, channels=1, latent_dim=4, width=8), RULE)
 
 
 def pictures(n: int, seed: int, channels: int = 1, side: int = 28) -> Tensor:
@@ -28,8 +30,7 @@ def pictures(n: int, seed: int, channels: int = 1, side: int = 28) -> Tensor:
 
 
 def evidence(x: Tensor) -> Evidence:
-    flat = torch.zeros(len(x), 1, 8, 8)
-    return Evidence(x, x, x.flatten(1), [flat], [flat], torch.zeros(len(x), 4, 4))
+    return Evidence(NETWORKS, x)
 
 
 def fitted(x: Tensor) -> Tensors:

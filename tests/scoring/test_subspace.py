@@ -16,10 +16,12 @@ from anoscan.model.patch_test import term_weights
 from anoscan.scoring import maps
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.measure import Measurer, fit_terms
-from anoscan.scoring.terms import Evidence, gather, subspace
+from anoscan.scoring.terms import Evidence, subspace
 from tests.conftest import Digits
 
 PARTS = 12  # that pictures are made of
+RULE = ImageRule(size=32, channels=1, window=None)
+NETWORKS = fresh_networks(TrainConfig(size=32, channels=1, latent_dim=4, width=8), RULE)
 
 
 def pictures(n: int, seed: int, channels: int = 1, side: int = 64) -> Tensor:
@@ -40,8 +42,7 @@ def fitted(x: Tensor) -> dict[str, Tensor]:
 
 
 def evidence(x: Tensor) -> Evidence:
-    flat = torch.zeros(len(x), 1, 8, 8)
-    return Evidence(x, x, x.flatten(1), [flat], [flat], torch.zeros(len(x), 4, 4))
+    return Evidence(NETWORKS, x)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (1, 64), (3, 41)])
@@ -139,7 +140,7 @@ def test_layers_of_relative_maps_are_nought_in_the_calmest_quarter(
     some = [decode(file, model.rule).pixels for file in find([digits.queries])[:5]]
     x = torch.from_numpy(np.stack(some))
     with torch.no_grad():
-        seen = gather(model.networks, x, model.networks.encoder(x))
+        seen = Evidence(model.networks, x)
     for layers in maps._layers(seen, model.maps):
         np.testing.assert_allclose(np.quantile(layers, maps.CALM, axis=(1, 2)), 0, atol=1e-5)
 

@@ -18,12 +18,13 @@ from anoscan.training.train_networks import _certainty
 
 CONFIG = TrainConfig(size=32, channels=1, latent_dim=4, width=8)
 RULE = ImageRule(size=32, channels=1, window=None)
+NETWORKS = fresh_networks(CONFIG, RULE)
 
 
 def blocks(x: Tensor) -> Evidence:
     """Evidence whose blocks are the images themselves at three resolutions."""
     pooled = [torch.nn.functional.avg_pool2d(x, size) for size in (1, 2, 4)]
-    return Evidence(x, x, x.flatten(1), pooled, pooled, torch.zeros(len(x), 4, 4))
+    return Evidence(NETWORKS, x, features=pooled)
 
 
 def noise(n: int, seed: int = 0, channels: int = 3, side: int = 16) -> Tensor:

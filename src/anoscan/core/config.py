@@ -18,6 +18,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ALIGNMENTS = ("auto", "on", "off")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FALSE_ALARM_RATE = 0.01
+NO_BACKBONE, LITE = "none", "efficientnet-lite0"  # names of pretrained networks
 # Random changes that the discriminator may see in its images, real and generated.
 AUGMENTATIONS = {
     "shift": "moved by up to a sixteenth of the side",
@@ -89,9 +90,17 @@ class TrainConfig:
     objective: str = _setting("nonsaturating", "", "NAME")
     encoder: str = _setting("ae", "", "NAME")
     mapping: str = _setting("izi_f", "", "NAME")
+    backbone: str = _setting(
+        NO_BACKBONE,
+        "Pretrained network whose features are used beside those of the GAN: "
+        f"{LITE} (its weights come with the extra imagenet), or a classification network of "
+        "torchvision.",
+        "NAME",
+    )
     images_shown: int | None = _setting(
         None,
-        "Length of the GAN stage: real images that the discriminator sees.",
+        "Length of the GAN stage: real images that the discriminator sees. 0 trains no network, "
+        "and needs --backbone.",
         default=f"{IMAGES_SHOWN}, three times that for wgan-gp",
     )
     rotation_images_shown: int | None = _setting(
@@ -159,7 +168,7 @@ class TrainConfig:
         _optional_int("--size", self.size, SMALLEST_SIZE, LARGEST_SIZE)
         if self.channels not in (None, 1, 3):
             raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
-        _optional_int("--images-shown", self.images_shown, 1, None)
+        self._check_backbone()
         _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
         _optional_int("--reconstruction-images-shown", self.reconstruction_images_shown, 0, None)
         self.augmentations(few=True)
@@ -175,6 +184,14 @@ class TrainConfig:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
         if not 0 < self.held_out < 1:
             raise UsageError(f"--held-out must lie between 0 and 1. Got {self.held_out}.")
+
+    def _check_backbone(self) -> None:
+        _optional_int("--images-shown", self.images_shown, 0, None)
+        if self.backbone == NO_BACKBONE and self.images_shown == 0:
+            raise UsageError(
+                "--images-shown 0 trains no network, so it needs --backbone.",
+                hint=f"Give --backbone {LITE}, or --images-shown 1 or more.",
+            )
 
     def _check_mapping(self) -> None:
         if self.mapping == "bigan":
@@ -195,7 +212,8 @@ class TrainConfig:
                     "cannot judge pairs: use --objective wgan-gp, or --mapping izi_f."
                 )
             return
-        _optional_int("--encoder-images-shown", self.encoder_images_shown, 1, None)
+        fewest = 0 if self.images_shown == 0 else 1
+        _optional_int("--encoder-images-shown", self.encoder_images_shown, fewest, None)
         if (self.encoder, self.mapping) == ("vae", "ziz"):
             raise UsageError(
                 "--encoder vae does not go with --mapping ziz, which compares the latent itself, "
@@ -319,7 +337,7 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     """
     objective = registry.load("objectives", config.objective)
     longer = objective.times_as_long
-    game = config.images_shown or longer * IMAGES_SHOWN
+    game = longer * IMAGES_SHOWN if config.images_shown is None else config.images_shown
     shown = math.ceil(game / longer)
     mapping = registry.load("mappings", config.mapping)
     joint, of_images = mapping.loss is None, mapping.loss and mapping.given == "images"

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from anoscan.core.config import TrainConfig
+from anoscan.core.config import NO_BACKBONE, TrainConfig
 from anoscan.core.files import printable
 from anoscan.core.results import HealthReport
 from anoscan.images.decode import ImageRule
 
 T = TypeVar("T")
+_OF_BACKBONE = ("backbone_density", "backbone_local")  # terms of a pretrained network
 LONGEST_REASON = 300  # characters of a fault that a message repeats
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -42,6 +43,13 @@ class _Maps(msgspec.Struct):
     aligned: bool
     relative: bool
     level: Level
+
+
+class _Backbone(msgspec.Struct):
+    name: Text
+    source: Text
+    sha256: Digest
+    licence: Text
 
 
 class _Decision(msgspec.Struct):
@@ -77,6 +85,7 @@ class _Metadata(msgspec.Struct):
     maps: _Maps
     health: HealthReport
     self_test: dict[str, Any]
+    backbone: _Backbone | msgspec.UnsetType = msgspec.UNSET
     decision: _Decision | msgspec.UnsetType = msgspec.UNSET
     history: list[_Decided | _Calibrated] | msgspec.UnsetType = msgspec.UNSET
 
@@ -111,8 +120,17 @@ def checked(metadata: dict[str, Any]) -> Described:
         raise ValueError("the settings and the rule for images do not fit each other")
     if len(set(found.terms)) != len(found.terms):
         raise ValueError("a term is named twice")
+    _check_backbone(config, found)
     aligned = found.maps.aligned
     return Described(config, rule, found.terms, found.kinds, found.picture_scale, aligned)
+
+
+def _check_backbone(config: TrainConfig, found: _Metadata) -> None:
+    pretrained = config.backbone != NO_BACKBONE
+    of_backbone = [name for name in found.terms if name.startswith("backbone_")]
+    named = found.backbone.name if isinstance(found.backbone, _Backbone) else NO_BACKBONE
+    if named != config.backbone or pretrained != (len(of_backbone) == len(_OF_BACKBONE)):
+        raise ValueError("the settings, the terms and the pretrained network do not fit each other")
 
 
 def converted(values: dict[str, Any], schema: type[T]) -> T:

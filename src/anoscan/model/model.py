@@ -19,7 +19,13 @@ from torch import Tensor
 import anoscan
 from anoscan.core import registry
 from anoscan.core.arrays import under
-from anoscan.core.config import FALSE_ALARM_RATE, TrainConfig, architecture_for, rate_in_range
+from anoscan.core.config import (
+    FALSE_ALARM_RATE,
+    NO_BACKBONE,
+    TrainConfig,
+    architecture_for,
+    rate_in_range,
+)
 from anoscan.core.errors import AnoscanError, InputError, ModelError
 from anoscan.core.runtime import Runtime, exact_float32, seeded
 from anoscan.core.tensors import Like, check, like
@@ -28,6 +34,7 @@ from anoscan.images.mismatch import Looks
 from anoscan.images.roi import Cover, Roi
 from anoscan.model import file as model_file
 from anoscan.model.metadata import Described, checked, in_one_line
+from anoscan.networks import backbone
 from anoscan.networks.architectures import Architecture, Networks, Shape, build
 from anoscan.networks.encoders import Encoder
 from anoscan.networks.low_rank import LowRank
@@ -210,7 +217,8 @@ class Model:
         networks = _loaded(tensors, metadata, described)
         parts = networks.parts()
         others = {name: x for name, x in tensors.items() if name.partition("/")[0] not in parts}
-        check(others, _forms(described, _of_blank(networks, described)))
+        with exact_float32():
+            check(others, _forms(described, _of_blank(networks, described.rule)))
         networks.to(runtime.device)
         fitted = {
             name: {
@@ -246,6 +254,8 @@ def _loaded(tensors: dict[str, Tensor], metadata: dict[str, Any], described: Des
         if described.config.reconstruction_images_shown:
             networks.decoder = copy.deepcopy(networks.generator)
             networks.correction = LowRank(described.rule.channels, described.rule.size)
+        if described.config.backbone != NO_BACKBONE:
+            networks.backbone = backbone.blank(described.config.backbone)
     for part, network in networks.parts().items():
         weights = under(tensors, f"{part}/")
         try:
@@ -262,14 +272,9 @@ def _below(part: str, named: dict[str, T]) -> dict[str, T]:
     return {f"{part}/{name}": value for name, value in named.items()}
 
 
-def _of_blank(networks: Networks, described: Described) -> Evidence:
-    """Return evidence of a mid-grey image, of which only the shapes and the features are right."""
-    rule = described.rule
-    x = torch.zeros(1, rule.channels, rule.size, rule.size)
-    with exact_float32():
-        features = networks.discriminator.features(x)
-    z, rotations = torch.zeros(1, described.config.latent_dim), torch.zeros(1, 4, 4)
-    return Evidence(x, x, z, features, features, rotations)
+def _of_blank(networks: Networks, rule: ImageRule) -> Evidence:
+    """Return evidence of a mid-grey image, whose outputs have the shapes of all images."""
+    return Evidence(networks, torch.zeros(1, rule.channels, rule.size, rule.size))
 
 
 def _forms(described: Described, evidence: Evidence) -> Forms:

@@ -96,11 +96,11 @@ class Stages:
         return self._planned(stage, shown, size)
 
     def encoder(self, networks: Networks, attempt: int = 0) -> Planned[EncoderStage] | None:
-        """Return the encoder stage; None where the GAN stage trains the encoder.
+        """Return the encoder stage; None where the settings leave it out.
 
         `attempt` counts the encoder stages of this training that failed.
         """
-        if self.joint:
+        if not self.config.encoder_images_shown:
             return None
         size, config = self.config.batch_size, self.config
         batches = self._batches("encoder", size)

@@ -49,6 +49,8 @@ SCORES = {
                 "prototype": 1,
                 "subspace": 1,
                 "rotation": 1,
+                "backbone_density": 1,
+                "backbone_local": 1,
             },
         ),
         Score("paper", "the formula of f-AnoGAN, unscaled, for comparison", {"paper": 1}, raw=True),

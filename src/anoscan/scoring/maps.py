@@ -33,7 +33,7 @@ from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import detail
 from anoscan.scoring.grid import enlarged, grid_side, on_grid, smoothed
-from anoscan.scoring.terms import Evidence, Forms, Tensors, gather, gaussian_sums, subspace
+from anoscan.scoring.terms import Evidence, Forms, Tensors, backbone_local, gaussian_sums, subspace
 from anoscan.scoring.terms.local import BLOCKS, places, whitening
 
 Batches = Callable[[], Iterable[Tensor]]
@@ -56,6 +56,7 @@ LAST_BLUR = {True: 1 / 64, False: 1 / 16}
 BLUR = 1 / 16
 SHRUNK = 8  # the mean over all places counts as much as so many images of one place
 _SUBSPACE = "subspace/"  # prefix of the names of that term's tensors
+_BACKBONE = "backbone"  # prefix of the names of a pretrained network's blocks
 MOST_HELD_OUT = 256  # images or patches that maps are calibrated on, at most
 FOLDS = 10  # parts of these images; the maps that measure the peaks of a part are fitted without it
 PIXEL_RATE = 0.001  # share of the pixels of normal images in bright colours
@@ -156,12 +157,12 @@ class Maps:
 
 def forms(evidence: Evidence, aligned: bool) -> Forms:
     """Return what the tensors of `Maps.stored` are like, given evidence of any one image."""
-    blocks, side = _fine(evidence.features), evidence.x.shape[-1]
+    blocks, side = _blocks(evidence), evidence.x.shape[-1]
     found: Forms = {"usual": Like((1,), low=LEAST / 2)}
-    for i, block in enumerate(blocks):
+    for name, block in blocks.items():
         if not aligned:
             c = block.shape[1]
-            found |= {f"mean{i}": Like((c,)), f"whiten{i}": Like((c, c))}
+            found |= {f"mean{name}": Like((c,)), f"whiten{name}": Like((c, c))}
     m = (1 + len(detail.blurs(side)) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
     g = grid_side(side)
     return found | {
@@ -253,7 +254,7 @@ def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int
     with exact_float32():
         for x in batches():
             side = x.shape[-1]
-            for layers in _layers(_gathered(networks, x), maps):
+            for layers in _layers(Evidence(networks, x), maps):
                 if kept is None:
                     kept = allocate((count, *layers.shape))
                 kept[done] = layers
@@ -290,32 +291,35 @@ def _is_of_places(name: str) -> bool:
 def _of_terms(terms: dict[str, Tensors]) -> Tensors:
     """Return the tensors that aligned maps share with the terms ``local`` and ``subspace``."""
     pixels = {f"{_SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
-    return terms["local"] | pixels
+    local = terms.get("backbone_local", {})
+    pretrained = {_of_backbone(name): value for name, value in local.items()}
+    return terms["local"] | pixels | pretrained
 
 
-def _gathered(networks: Networks, x: Tensor) -> Evidence:
-    return gather(networks, x, networks.encoder(x))
+def _of_backbone(name: str) -> str:
+    """Return the name in maps of a tensor of ``backbone_local``, whose last digit is a block's."""
+    return f"{name[:-1]}{_BACKBONE}{name[-1]}"
 
 
 def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
     """Fit one Gaussian a block for all places, and the mean squared residual of the pixels."""
     sums: dict[str, Tensors] = {}
     for batch in batches:
-        evidence = _gathered(networks, batch)
+        evidence = Evidence(networks, batch)
         squares = _pixel_squares(evidence).mean((1, 2))
         count = squares.new_tensor(float(len(squares)))
         _add(sums.setdefault("usual", {}), {"count": count, "sum": squares.sum(0, keepdim=True)})
-        for i, block in enumerate(_fine(evidence.features)):
+        for name, block in _blocks(evidence).items():
             vectors = places(block).flatten(0, 2)
-            _add(sums.setdefault(str(i), {}), gaussian_sums(vectors))
+            _add(sums.setdefault(name, {}), gaussian_sums(vectors))
     residual = sums.pop("usual")
     fitted = {"usual": ((1 + FLOOR) * residual["sum"] / residual["count"] + LEAST).float()}
-    for number, total in sums.items():
+    for name, total in sums.items():
         mean = total["sum"] / total["count"]
         covariance = total["outer"] / total["count"] - torch.outer(mean, mean)
-        fitted[f"mean{number}"] = mean.float()
+        fitted[f"mean{name}"] = mean.float()
         alone = whitening(covariance[None, None], float(total["count"]))
-        fitted[f"whiten{number}"] = alone[0, 0].float()
+        fitted[f"whiten{name}"] = alone[0, 0].float()
     return fitted
 
 
@@ -331,7 +335,7 @@ def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor])
         for i, f in enumerate(_fine(networks.discriminator.features(batch))):
             whiten = blocks[f"whiten{i}"].double()
             volume = whiten.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
-            for distance in _distances(f, blocks, i):
+            for distance in _distances(f, blocks, str(i)):
                 likelihood = volume.expand_as(distance) - distance / 2
                 # The padding makes the edges of all images similar, whether aligned or not.
                 edge = EDGE if min(likelihood.shape) > 2 * EDGE else 0
@@ -347,13 +351,20 @@ def _fine(features: list[Tensor]) -> list[Tensor]:
     return fine or features[:1]
 
 
+def _blocks(evidence: Evidence) -> dict[str, Tensor]:
+    """Return the blocks that maps see, those of a pretrained network too, by their names."""
+    own = {str(i): block for i, block in enumerate(_fine(evidence.features))}
+    pretrained = {f"{_BACKBONE}{i}": f for i, f in enumerate(backbone_local.blocks(evidence))}
+    return own | pretrained
+
+
 def _pixel_squares(evidence: Evidence) -> Tensor:
     return (evidence.x - evidence.x_hat).double().square().mean(1)
 
 
-def _distances(block: Tensor, blocks: Tensors, i: int) -> list[Tensor]:
+def _distances(block: Tensor, blocks: Tensors, name: str) -> list[Tensor]:
     """Return the mean squared whitened coordinate at every place (h, w), for each image."""
-    mean, whiten = blocks[f"mean{i}"].double(), blocks[f"whiten{i}"].double()
+    mean, whiten = blocks[f"mean{name}"].double(), blocks[f"whiten{name}"].double()
     product = "hwc,hwcd->hwd" if whiten.ndim == 4 else "hwc,cd->hwd"
     # One image at a time, so that no map depends on how many images are measured with it.
     return [
@@ -371,11 +382,11 @@ def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
         names = ("mean", "basis", "expected")
         known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
         found.append(_logs(subspace.residual(evidence.x, known)))
-    for i, block in enumerate(_fine(evidence.features)):
+    for name, block in _blocks(evidence).items():
         # The Gaussian of all places calls padding anomalous. So the outermost places take the
         # values of their neighbours inside.
         inner = _own if maps.aligned else _without_edge
-        found.append(_logs([inner(distance) for distance in _distances(block, tensors, i)]))
+        found.append(_logs([inner(distance) for distance in _distances(block, tensors, name)]))
     side = grid_side(side)
     for one in zip(*found, strict=True):
         grown = np.stack([enlarged(layer, side) for layer in one])

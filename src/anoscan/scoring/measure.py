@@ -11,16 +11,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from anoscan.core import registry
-from anoscan.core.arrays import Floats
+from anoscan.core.arrays import Floats, evenly
 from anoscan.core.runtime import exact_float32
 from anoscan.images.decode import ImageRule
 from anoscan.networks.architectures import Networks
 from anoscan.scoring.choices import ENCODER, Inversion
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.search import latents
-from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term, gather
+from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term
 
 CHUNK = 64
+MOST_OF_BACKBONE = 4096  # images that terms of a pretrained network are fitted to, at most
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,43 @@ class Measured:
     anomaly_map: np.ndarray
 
 
-def terms_of(*, rotated: bool, patches: bool) -> tuple[str, ...]:
+def terms_of(*, rotated: bool, patches: bool, backbone: bool = False) -> tuple[str, ...]:
     """Return the names of the terms that a model has, sorted.
 
     `rotation` is left out unless the discriminator learned to predict rotations (`rotated`). Terms
-    that are not `Term.of_patches` are left out of a model of patches.
+    that are not `Term.of_patches` are left out of a model of patches, and those that are
+    `Term.of_backbone` out of a model without a pretrained network.
     """
 
     def has(name: str) -> bool:
         term: Term = registry.load("terms", name)
-        return (rotated or name != "rotation") and (term.of_patches or not patches)
+        return (
+            (rotated or name != "rotation")
+            and (term.of_patches or not patches)
+            and (backbone or not term.of_backbone)
+        )
 
     return tuple(name for name in registry.names("terms") if has(name))
+
+
+def fit_terms_of_rows(
+    networks: Networks,
+    names: Sequence[str],
+    pixels: Floats,
+    rows: np.ndarray,
+    device: torch.device,
+) -> dict[str, Tensors]:
+    """Fit terms to rows of images (n, c, s, s); see `fit_terms`.
+
+    Terms that are `Term.of_backbone` see at most `MOST_OF_BACKBONE` of the rows, evenly chosen.
+    """
+    slow = [name for name in names if registry.load("terms", name).of_backbone]
+    quick = [name for name in names if name not in slow]
+    read = pixels.__getitem__
+    fitted = fit_terms(networks, quick, chunks(rows, read, device))
+    if slow:
+        fitted |= fit_terms(networks, slow, chunks(evenly(rows, MOST_OF_BACKBONE), read, device))
+    return {name: fitted[name] for name in names}
 
 
 def fit_terms(
@@ -85,7 +111,7 @@ def term_sums(
     rows: dict[str, list[Tensor]] = {name: [] for name in terms}
     with exact_float32():
         for batch in batches:
-            evidence = gather(networks, batch, networks.encoder(batch))
+            evidence = Evidence(networks, batch)
             for name, term in terms.items():
                 for key, value in term.sums(evidence).items():
                     if key == ROWS:
@@ -147,7 +173,7 @@ class Measurer:
             z = latents(self.networks, x, how)
             # What a search minimised is measured as it is, without a correction.
             x_hat = None if how.mapping == "encoder" else self.networks.mirror[1](z)
-            evidence = gather(self.networks, x, z, x_hat)
+            evidence = Evidence(self.networks, x, z=z, x_hat=x_hat)
             terms: dict[str, Term] = {name: registry.load("terms", name) for name in self.fitted}
             columns = [term.measure(evidence, self.fitted[name]) for name, term in terms.items()]
             one = columns[0].new_ones(len(x))

@@ -47,13 +47,13 @@ class Findings:
     """What the checks of a finished training are made from.
 
     `rollbacks` counts how often training went back because losses or weights were not finite.
-    `game` is the state at the end of the GAN stage. `reconstruction` is the mean squared residual
-    of held-out normals, relative to that of the mean image. `apart` says whether the encoder had a
-    stage of its own.
+    `game` is the state at the end of the GAN stage; None without one. `reconstruction` is the mean
+    squared residual of held-out normals, relative to that of the mean image. `apart` says whether
+    the encoder had a stage of its own.
     """
 
     rollbacks: int
-    game: Game
+    game: Game | None
     networks: NetworkChecks
     reconstruction: float
     apart: bool = True
@@ -106,14 +106,18 @@ def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[Hea
 
 def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport:
     """Return all checks, first the given ones of the folder, and the worst of their verdicts."""
+    game, networks = findings.game, findings.networks
+    if game is None:
+        checks = (*folder, _untrained(findings.reconstruction), _near_copies(networks.twins))
+        return HealthReport(verdict=worst(checks), checks=checks)
     checks = (
         *folder,
         _stability(findings.rollbacks),
-        _diversity(findings.game.diversity),
-        *_discriminator(findings.game),
+        _diversity(game.diversity),
+        *_discriminator(game),
         _reconstruction(findings),
-        _memorisation(findings.networks, findings.game),
-        _near_copies(findings.networks.twins),
+        _memorisation(networks, game),
+        _near_copies(networks.twins),
     )
     return HealthReport(verdict=worst(checks), checks=checks)
 
@@ -346,6 +350,14 @@ def _discriminator(game: Game) -> list[HealthCheck]:
         f"images, a lower --learning-rate, or --objective wgan-gp."
     )
     return [_check("discriminator", "warn", game.separated, advice)]
+
+
+def _untrained(ratio: float) -> HealthCheck:
+    message = (
+        "No GAN was trained (--images-shown 0), so there are no reconstructions, residuals or "
+        "generated images. The default score and the maps use the pretrained network and pixels."
+    )
+    return _check("reconstruction", "fail", ratio, message)
 
 
 def _reconstruction(findings: Findings) -> HealthCheck:

@@ -15,8 +15,8 @@ from typing import Any
 
 import anoscan
 from anoscan.core.arrays import evenly
-from anoscan.core.config import TrainConfig, architecture_for, decided
-from anoscan.core.errors import InputError
+from anoscan.core.config import NO_BACKBONE, TrainConfig, architecture_for, decided
+from anoscan.core.errors import InputError, UsageError
 from anoscan.core.progress import OnProgress, Progress, on_reading
 from anoscan.core.results import (
     HealthCheck,
@@ -39,12 +39,14 @@ from anoscan.model.held_out import measure_held_out
 from anoscan.model.model import Model, describe
 from anoscan.model.score_of_terms import Scorer
 from anoscan.model.training_record import Record
+from anoscan.networks import backbone as backbones
 from anoscan.networks.architectures import Networks
+from anoscan.networks.backbone import Backbone
 from anoscan.networks.loop import stop_where_asked
 from anoscan.scoring import maps as anomaly_maps
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
-from anoscan.scoring.measure import Measurer, chunks, fit_terms, terms_of
+from anoscan.scoring.measure import Measurer, chunks, fit_terms_of_rows, terms_of
 from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
@@ -156,6 +158,8 @@ class TrainRequest:
         Region of interest: pixels outside it do not count.
     before : Model, optional
         Model whose encoder and reconstructions are trained again, on the same images.
+    weights : Path, optional
+        File of the weights of the pretrained network; by default the known ones.
     """
 
     files: Sequence[ImageFile]
@@ -165,6 +169,7 @@ class TrainRequest:
     drop_suspects: bool = False
     roi: Roi | None = None
     before: Model | None = None
+    weights: Path | None = None
 
 
 def learn(
@@ -192,7 +197,8 @@ def learn(
     TrainingInterrupted
         When `stopping` said yes.
     """
-    files = request.files
+    files, measuring = request.files, runtime.measuring()
+    pretrained = _pretrained(request)
     inspection = _inspect(request, runtime)
     config = resolve(request.config, inspection)
     clock = Clock()
@@ -209,9 +215,13 @@ def learn(
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
     trained = _trained(request.before, material, config, runtime, training)
+    origin: dict[str, Any] = {}
+    if pretrained is not None:
+        backbone, origin = pretrained
+        trained.with_backbone(backbone.to(measuring.device))
     networks, folds = trained.networks, trained.folds
-    measuring = runtime.measuring()
-    names, suspected = terms_of(rotated=folds.rotated, patches=config.patches is not None), None
+    patches, suspected = config.patches is not None, None
+    names = terms_of(rotated=folds.rotated, patches=patches, backbone=pretrained is not None)
     if request.drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
@@ -244,6 +254,7 @@ def learn(
         "terms": list(fitted),
         "maps": maps.described(),
         "health": to_json(health),
+        **origin,
     }
     kept = _kept(networks, material) if config.keep_thumbnails else None
     model = Model(networks, fitted, held.calibration, baselines, metadata, maps, kept)
@@ -254,6 +265,18 @@ def learn(
     part.done()
     clock.lap("self_test")
     return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
+
+
+def _pretrained(request: TrainRequest) -> tuple[Backbone, dict[str, Any]] | None:
+    """Return the pretrained network and its entry in the metadata, where one is asked for."""
+    if request.config.backbone == NO_BACKBONE:
+        if request.weights is not None:
+            raise UsageError("--backbone-weights needs --backbone.", hint="Name the network.")
+        return None
+    if request.before is not None and request.before.networks.backbone is not None:
+        return request.before.networks.backbone, {"backbone": request.before.metadata["backbone"]}
+    network, origin = backbones.pretrained(request.config.backbone, request.weights)
+    return network, {"backbone": dataclasses.asdict(origin)}
 
 
 def _trained(
@@ -281,7 +304,7 @@ def _fitted(
     runtime: Runtime,
 ) -> tuple[dict[str, Tensors], Baselines]:
     pixels, rows = material.pixels, material.rows
-    fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, runtime.device))
+    fitted = fit_terms_of_rows(networks, names, pixels, rows, runtime.device)
     return fitted, Baselines.fit(pixels, rows, config.seed)
 
 

@@ -19,6 +19,7 @@ from anoscan.core.runtime import Runtime
 from anoscan.dataset.material import Material
 from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Discriminator, Networks
+from anoscan.networks.backbone import Backbone
 from anoscan.networks.encoder_stage import ATTEMPTS
 from anoscan.networks.loop import Stage, run
 from anoscan.networks.stages import Planned, Stages
@@ -142,11 +143,19 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainedNetworks:
-    """The frozen networks of a model, the state after the GAN stage, and what folds need."""
+    """The frozen networks of a model, the state after the GAN stage, and what folds need.
+
+    `game` is None where the settings leave out the GAN stage.
+    """
 
     networks: Networks
-    game: Game
+    game: Game | None
     folds: Folds
+
+    def with_backbone(self, backbone: Backbone) -> TrainedNetworks:
+        """Add a pretrained network, here and in folds; return self."""
+        self.networks.backbone = self.folds.after_gan.backbone = backbone
+        return self
 
 
 def train_networks(
@@ -164,6 +173,11 @@ def train_networks(
     networks, few = fresh_networks(config, material.rule), len(material.rows) < FEW_IMAGES
     networks.to(runtime.device)
     stages = Stages(material.pixels, material.rows, config, runtime, few)
+    notified, stopping = training.on_progress, training.stopping
+    if not config.images_shown:
+        networks.frozen(runtime.measuring().device)
+        folds = Folds(networks, False, few, material, config, runtime, notified, stopping)
+        return TrainedNetworks(networks, None, folds)
     gan = stages.gan(networks)
     trained = gan.stage.trained()
     discriminator = None if stages.joint else trained.discriminator
@@ -186,7 +200,6 @@ def train_networks(
         if rotated:
             trained.discriminator = pupil
     train_reconstructions(trained, stages, material, training)
-    notified, stopping = training.on_progress, training.stopping
     folds = Folds(after_gan, rotated, few, material, config, runtime, notified, stopping)
     return TrainedNetworks(trained.frozen(runtime.measuring().device), game, folds)
 

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from anoscan.core.arrays import IN_MEMORY, Floats
-from anoscan.core.config import FEW_IMAGES, TrainConfig
+from anoscan.core.config import FEW_IMAGES, NO_BACKBONE, TrainConfig
 from anoscan.core.runtime import Runtime
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import MOST_IMAGES
+from anoscan.networks import backbone
 from anoscan.networks.architectures import Growing, Networks
 from anoscan.networks.loop import Stage
 from anoscan.networks.stages import Planned, Stages
@@ -75,8 +76,12 @@ def run(
     }
     device = runtime.measuring().device
     batch = next(chunks(np.arange(min(len(pixels), CHUNK)), pixels.__getitem__, device))
+    pretrained = config.backbone != NO_BACKBONE
+    if pretrained:  # whose weights do not change how long it takes
+        networks.backbone = backbone.blank(config.backbone).to(device)
     networks.frozen(device)
-    names = terms_of(rotated=True, patches=config.patches is not None)
+    patches = config.patches is not None
+    names = terms_of(rotated=True, patches=patches, backbone=pretrained)
     fitted = fit_terms(networks, names, [batch])
     fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
     measuring = _timed(lambda: Measurer(networks, fitted, rule).measure(batch), runtime)
@@ -90,6 +95,8 @@ def _stages(
     networks: Networks, pixels: Floats, config: TrainConfig, runtime: Runtime, trained: int
 ) -> Iterator[tuple[Planned[Stage], int]]:
     """Yield the stages of the training, each with the number of steps after which costs repeat."""
+    if not config.images_shown:
+        return
     stages = Stages(pixels, np.arange(len(pixels)), config, runtime, trained < FEW_IMAGES)
     gan, objective = stages.gan(networks), stages.objective
     yield gan, max(objective.discriminator_steps, objective.penalty_every)

@@ -26,7 +26,7 @@ from anoscan.cli.options import (
     option,
 )
 from anoscan.cli.settings import given_settings, with_settings
-from anoscan.core.config import IMAGES, TrainConfig, decided
+from anoscan.core.config import IMAGES, MODEL, TrainConfig, decided
 from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.core.files import check_writable
 
@@ -92,6 +92,15 @@ def train(
         ),
     ] = None,
     force: Force = False,
+    backbone_weights: Annotated[
+        Path | None,
+        option(
+            help="Weights of --backbone, as torch.save writes them; by default those of the extra "
+            "imagenet, or of torchvision, which may fetch them.",
+            metavar="FILE",
+            panel=MODEL,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Print the resolved settings as JSON and stop.")
     ] = False,
@@ -143,6 +152,7 @@ def train(
         drop_suspects=drop_suspects,
         roi=roi,
         redo=redo,
+        backbone_weights=backbone_weights,
         **machine,
     )
     if detector.report is None:

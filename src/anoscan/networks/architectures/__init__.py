@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils import parametrize
 
+from anoscan.networks.backbone import Backbone
+
 WIDEST_SIDE = 64  # feature maps larger than this have fewer channels than `Shape.width`
 FEWEST_CHANNELS = 8
 
@@ -101,7 +103,7 @@ class Networks:
 
     `decoder` is a copy of the generator that was tuned to make reconstructions, and `correction`
     adds what the decoder misses. Without them the generator alone makes reconstructions, as in the
-    papers.
+    papers. `backbone` is a pretrained network that never learns here.
     """
 
     generator: nn.Module
@@ -109,6 +111,7 @@ class Networks:
     encoder: nn.Module
     decoder: nn.Module | None = None
     correction: nn.Module | None = None
+    backbone: Backbone | None = None
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the networks by their names."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,40 +22,58 @@ Forms = dict[str, Like]
 ROWS = "rows"  # name of the sum whose batches are joined, where those of other sums are added up
 
 
-@dataclass(frozen=True)
 class Evidence:
-    """A batch of images and the outputs of the networks for it, all float32.
+    """A batch of images, and the outputs of the networks for it, all float32.
+
+    A network runs when its output is first asked for. So what no term needs costs nothing.
 
     Parameters
     ----------
-    x, x_hat : Tensor of shape (n, c, s, s)
-        The images, in [-1, 1], and their reconstructions (`Networks.reconstruct`).
-    z : Tensor of shape (n, d)
-        The latents, which are E(x) or the result of a search.
-    features, features_hat : list of Tensor of shape (n, c_i, s_i, s_i)
-        The outputs of the discriminator's blocks for x and for x_hat, finest first.
-    rotations : Tensor of shape (n, 4, 4)
-        The logits of the four rotations; row k is for the image rotated by k * 90 degrees.
+    networks : Networks
+    x : Tensor of shape (n, c, s, s)
+        The images, in [-1, 1].
+    outputs : Tensor or list of Tensor
+        Outputs that are known, by the names of the properties; no network computes them.
     """
 
-    x: Tensor
-    x_hat: Tensor
-    z: Tensor
-    features: list[Tensor]
-    features_hat: list[Tensor]
-    rotations: Tensor
+    def __init__(
+        self, networks: Networks, x: Tensor, **outputs: Tensor | list[Tensor] | None
+    ) -> None:
+        self._networks, self.x = networks, x
+        # A cached property that is set already is never computed.
+        vars(self).update({name: value for name, value in outputs.items() if value is not None})
 
+    @cached_property
+    def z(self) -> Tensor:
+        """Latents (n, d), which are E(x) or the result of a search."""
+        latents: Tensor = self._networks.encoder(self.x)
+        return latents
 
-def gather(networks: Networks, x: Tensor, z: Tensor, x_hat: Tensor | None = None) -> Evidence:
-    """Run the networks on images (n, c, s, s) in [-1, 1] and their latents (n, d).
+    @cached_property
+    def x_hat(self) -> Tensor:
+        """Reconstructions (n, c, s, s), in [-1, 1]; see `Networks.reconstruct`."""
+        return self._networks.reconstruct(self.x, self.z)
 
-    The reconstructions are those of `Networks.reconstruct` unless `x_hat` (n, c, s, s) is given.
-    """
-    x_hat = networks.reconstruct(x, z) if x_hat is None else x_hat
-    discriminator = networks.discriminator
-    features = discriminator.features(x)
-    rotations = rotation_logits(discriminator, x, features)
-    return Evidence(x, x_hat, z, features, discriminator.features(x_hat), rotations)
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """Outputs (n, c_i, s_i, s_i) of the discriminator's blocks for x, finest first."""
+        return self._networks.discriminator.features(self.x)
+
+    @cached_property
+    def features_hat(self) -> list[Tensor]:
+        """Outputs of the discriminator's blocks for the reconstructions, finest first."""
+        return self._networks.discriminator.features(self.x_hat)
+
+    @cached_property
+    def rotations(self) -> Tensor:
+        """Logits (n, 4, 4) of the rotation; row k is for x rotated by k * 90 degrees."""
+        return rotation_logits(self._networks.discriminator, self.x, self.features)
+
+    @cached_property
+    def backbone(self) -> list[Tensor]:
+        """Maps (n, c_i, s_i, s_i) of the pretrained network, finest first; empty without one."""
+        network = self._networks.backbone
+        return [] if network is None else network.features(self.x)
 
 
 def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
@@ -108,6 +127,8 @@ class Term:
         measures, because that test uses small defects.
     needs_latent : bool
         Whether the term depends on z or G(z), and not on the image alone.
+    of_backbone : bool
+        Whether the term needs the features of a pretrained network.
     of_patches : bool
         Whether models of patches have the term. Comparing the same place of different images means
         nothing for patches, which come from anywhere in their images.
@@ -123,6 +144,7 @@ class Term:
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
+    of_backbone: bool = False
     of_patches: bool = True
     least_side: int = 0
 

@@ -33,10 +33,20 @@ def places(block: Tensor) -> Tensor:
     return block.permute(0, 2, 3, 1).double()
 
 
+def finest(evidence: Evidence) -> list[Tensor]:
+    """Return the finest blocks of the discriminator."""
+    return evidence.features[:BLOCKS]
+
+
 def sums(evidence: Evidence) -> Tensors:
+    """Return the `sums_of` the finest blocks."""
+    return sums_of(finest(evidence))
+
+
+def sums_of(blocks: list[Tensor]) -> Tensors:
     """Return the count, and for each block the sums of vectors and outer products at each place."""
-    totals = {"count": evidence.x.new_tensor(float(len(evidence.x)), dtype=torch.float64)}
-    for i, block in enumerate(evidence.features[:BLOCKS]):
+    totals = {"count": blocks[0].new_tensor(float(len(blocks[0])), dtype=torch.float64)}
+    for i, block in enumerate(blocks):
         v = places(block)
         totals[f"sum{i}"] = v.sum(0)
         totals[f"outer{i}"] = torch.einsum("nhwc,nhwd->hwcd", v, v)
@@ -55,9 +65,14 @@ def fit(total: Tensors) -> Tensors:
 
 
 def forms(evidence: Evidence) -> Forms:
+    """Return what the fitted tensors of the finest blocks are like."""
+    return forms_of(finest(evidence))
+
+
+def forms_of(blocks: list[Tensor]) -> Forms:
     """Return what the means and whitenings of the places of each block are like."""
     found: Forms = {}
-    for i, block in enumerate(evidence.features[:BLOCKS]):
+    for i, block in enumerate(blocks):
         shape = tuple(places(block).shape[1:])
         found |= {f"mean{i}": Like(shape), f"whiten{i}": Like((*shape, shape[-1]))}
     return found
@@ -88,9 +103,14 @@ def distances(block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
+    """Return the `measure_of` the finest blocks, (n,)."""
+    return measure_of(finest(evidence), fitted)
+
+
+def measure_of(blocks: list[Tensor], fitted: Tensors) -> Tensor:
     """Return how far the worst places exceed the others, (n,), as a geometric mean over blocks."""
     logs = []
-    for i, block in enumerate(evidence.features[:BLOCKS]):
+    for i, block in enumerate(blocks):
         odd = distances(block, fitted[f"mean{i}"], fitted[f"whiten{i}"])
         logs.append(standing_out(odd.flatten(1)))
     return torch.stack(logs).mean(0).exp()
