@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from anoscan.core.config import FALSE_ALARM_RATE, IMAGES_SHOWN
+from anoscan.core.config import FALSE_ALARM_RATE, IMAGES_SHOWN, LITE
 from anoscan.core.results import Skipped
 from anoscan.detector import Detector
 from anoscan.images.files import find
@@ -234,6 +234,16 @@ def paper(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
     return found | {"auroc": found["auroc_by_score"]["paper"], "auroc_default": found["auroc"]}
 
 
+def backbone(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the default with features of a pretrained network beside its own."""
+    return anoscan(split, seed, {"backbone": LITE} | settings)
+
+
+def features_alone(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the features of a pretrained network without a GAN."""
+    return backbone(split, seed, {"images_shown": 0} | settings)
+
+
 def _baseline(name: str) -> Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]:
     def measure(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = baselines.evaluate(split, seed, [name])[name]
@@ -246,6 +256,8 @@ METHODS: dict[str, Callable[[data.Split, int, dict[str, Any]], dict[str, Any]]] 
     "anoscan": anoscan,
     "untrained": untrained,
     "paper": paper,
+    "backbone": backbone,
+    "features-alone": features_alone,
 } | {name: _baseline(name) for name in baselines.BASELINES}
 
 
@@ -270,7 +282,7 @@ def wanted(options: argparse.Namespace) -> Iterator[Cell]:
                 classes = data.development(name)
             for cls in classes:
                 for method in options.methods:
-                    own = settings if method in ("anoscan", "untrained", "paper") else ()
+                    own = settings if method not in baselines.BASELINES else ()
                     yield Cell(name, cls, seed, method, own)
 
 
