@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anoscan.core import results
+from anoscan.core.config import NO_BACKBONE
 from anoscan.core.files import printable
 
 SUSPECTS_SHOWN = 20
@@ -51,8 +52,10 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
         f"{_dropped(images)}{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
         f"{_COLOURS[model.channels]}"
     )
+    game = f"{model.architecture}, {model.objective}, {model.mapping}"
+    features = "" if model.backbone == NO_BACKBONE else f"; features of {model.backbone}"
     yield Text(
-        f"training: {model.architecture}, {model.objective}, {model.mapping}; "
+        f"training: {game if report.images_shown['gan'] else 'no GAN'}{features}; "
         f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
     )
     if report.tracking is not None:

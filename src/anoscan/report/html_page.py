@@ -392,6 +392,7 @@ def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list
         "objective": config.get("objective"),
         "encoder": config.get("encoder"),
         "encoder trained by": config.get("mapping"),
+        "pretrained network": _pretrained(metadata),
         "latent numbers": config.get("latent_dim"),
         "normal images": data.get("trained"),
         "held out": data.get("held_out"),
@@ -410,6 +411,14 @@ def _part(metadata: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _version(metadata: Mapping[str, Any]) -> str | None:
     version = metadata.get("anoscan_version")
     return None if version is None else f"anoscan {version} on {metadata.get('device', '?')}"
+
+
+def _pretrained(metadata: Mapping[str, Any]) -> str | None:
+    """Return which pretrained network a model has, where its weights came from, and the licence."""
+    found = _part(metadata, "backbone")
+    if not found:
+        return None
+    return f"{found.get('name')}, weights of {found.get('source')} ({found.get('licence')})"
 
 
 def _health(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:

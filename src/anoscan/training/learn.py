@@ -93,6 +93,7 @@ class Learned:
                 objective=config.objective,
                 encoder=config.encoder,
                 mapping=config.mapping,
+                backbone=config.backbone,
                 size=rule.size,
                 patch_size=rule.patch,
                 channels=rule.channels,

@@ -16,6 +16,7 @@ class TrainedModel(ModelReference):
     objective: str
     encoder: str
     mapping: str
+    backbone: str
     size: int
     patch_size: int | None
     channels: int
