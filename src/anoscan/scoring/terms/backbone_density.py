@@ -52,6 +52,11 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     return mahalanobis(pooled(evidence.backbone), fitted)
 
 
+def weight(evidence: Evidence) -> Tensor:
+    """Return 1 for each image, (n,): no patch shows what this term sees in photographs."""
+    return torch.ones(len(evidence.x), dtype=torch.float64, device=evidence.x.device)
+
+
 def _narrowed(block: Tensor) -> Tensor:
     channels = block.shape[1]
     if channels <= CHANNELS:
@@ -67,6 +72,7 @@ ENTRY = Term(
     sums=sums,
     fit=fit,
     forms=forms,
+    weight=weight,
     needs_latent=False,
     of_backbone=True,
 )
