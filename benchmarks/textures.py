@@ -21,6 +21,7 @@ import numpy.typing as npt
 import skimage.data
 from PIL import Image
 
+from anoscan.core.config import NO_BACKBONE
 from anoscan.detector import Detector
 from anoscan.evaluation.pixels import PixelScores, pixel_metrics
 from anoscan.report.map_files import MapFiles
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-shown", type=int, default=8000)
+    parser.add_argument("--backbone", default=NO_BACKBONE, metavar="NAME")
     given = parser.parse_args()
     shown = given.images_shown
     settings = {
@@ -171,6 +173,8 @@ def main() -> None:
         "rotation_images_shown": 0,
         "encoder_images_shown": shown // 2,
     }
+    if given.backbone != NO_BACKBONE:
+        settings["backbone"] = given.backbone
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no texture is named {sorted(unknown)[0]}")
     for name in given.names or NAMES:
