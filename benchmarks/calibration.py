@@ -241,7 +241,7 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
             judge = Judge(detector.model, detector.runtime)
             terms, _ = raw_terms(judge, folder / "test")
             scores = judge.scorer.scores(terms, DEFAULT_SCORE)
-            called = scores > judge.threshold(ScoreRequest()).score
+            called = scores > judge.threshold(ScoreRequest(false_alarm_rate=RATES[0])).score
             return {
                 "auroc": float(roc_auc_score(split.anomalous, scores)),
                 "false_alarm_rate": float(called[~split.anomalous].mean()),
