@@ -55,6 +55,8 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     yield Text(
         f"training: {model.architecture}, {model.objective}, {model.mapping}; "
         f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
+        + f", {report.seconds.get('folds', 0):.0f} s of them for calibration in folds"
+        * ("folds" in report.seconds)
     )
     if report.tracking is not None:
         yield f"losses and pictures of the training: {printable(report.tracking)}"
