@@ -40,7 +40,7 @@ RATES = (0.01, 0.05, 0.1)
 FDR = 0.1
 ODD = 0.1  # share of anomalies among the queries on which false discoveries are measured
 SETS = {"fashion-mnist": ("0", "3"), "mnist": ("2",), "elpv": ("64-dev",)}
-FEW = {"fashion-mnist": ("0.first200",)}
+FEW = {"fashion-mnist": ("0.first200", "3.first200"), "mnist": ("2.first200",)}
 FOLDS = 5
 SUSPECTS = {"fashion-mnist": ("0.mixed5", "3.mixed5")}
 
@@ -176,7 +176,7 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
     return {
         "auroc": float(roc_auc_score(odd, scores)),
         "cpu_seconds": done.seconds,
-        "as_trained": _as_trained(judge, scores[~odd]),
+        "as_trained": _as_trained(judge, scores, odd),
         **resplit(
             model,
             done.detector.runtime,
@@ -189,13 +189,15 @@ def splits(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, 
     }
 
 
-def _as_trained(judge: Judge, normal: Terms) -> dict[str, Any]:
-    """Count false alarms among scores (m,) of unseen normal images, at the model's thresholds."""
+def _as_trained(judge: Judge, scores: Terms, odd: data.Flags) -> dict[str, Any]:
+    """Count verdicts on unseen images with `scores` (m,), of which some are `odd` (m,)."""
+    normal = scores[~odd]
     n, m, found = len(judge.model.calibration.terms), len(normal), {}
     for rate in RATES:
         level = judge.threshold(ScoreRequest(false_alarm_rate=rate)).score
         j = max(1, math.floor(rate * (n + 1) + 1e-9))
         found[str(rate)] = _alarms([int((normal > level).sum())], n, m, j)
+        found[str(rate)]["recall"] = float((scores[odd] > level).mean())
     return {"calibration_images": n, "normal_queries": m, "rates": found}
 
 
@@ -209,7 +211,7 @@ def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
     found: dict[str, Any] = {"folds": FOLDS, "cpu_seconds": done.seconds}
     scores, odd = judge.scorer.scores(terms, DEFAULT_SCORE), split.anomalous
     found["auroc"] = float(roc_auc_score(odd, scores))
-    found["all_images"] = _as_trained(judge, scores[~odd])
+    found["all_images"] = _as_trained(judge, scores, odd)
     # Terms of held-out normals come first, and those of the folds follow.
     calibration = detector.model.calibration
     held = calibration.terms[: detector.model.metadata["training_data"]["held_out"]]
@@ -217,7 +219,8 @@ def folds(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str, A
         detector.model, calibration=dataclasses.replace(calibration, terms=held)
     )
     judge = Judge(alone, detector.runtime)
-    found["held_out_alone"] = _as_trained(judge, judge.scorer.scores(terms[~odd], DEFAULT_SCORE))
+    scores = judge.scorer.scores(terms, DEFAULT_SCORE)
+    found["held_out_alone"] = _as_trained(judge, scores, odd)
     return found
 
 
@@ -241,7 +244,7 @@ def suspects(split: data.Split, seed: int, settings: dict[str, Any]) -> dict[str
             judge = Judge(detector.model, detector.runtime)
             terms, _ = raw_terms(judge, folder / "test")
             scores = judge.scorer.scores(terms, DEFAULT_SCORE)
-            called = scores > judge.threshold(ScoreRequest()).score
+            called = scores > judge.threshold(ScoreRequest(false_alarm_rate=RATES[0])).score
             return {
                 "auroc": float(roc_auc_score(split.anomalous, scores)),
                 "false_alarm_rate": float(called[~split.anomalous].mean()),
@@ -343,7 +346,9 @@ def _split_cells(result: dict[str, Any]) -> list[str]:
 def _draw_cells(result: dict[str, Any], part: str) -> list[str]:
     draw = result[part]
     rates = [
-        f"{of['realised']:.1%}" + ("" if of["inside"] else " (outside)")
+        f"{of['realised']:.1%}"
+        + ("" if of["inside"] else " (outside)")
+        + (f", {of['recall']:.0%} found" if "recall" in of else "")
         for of in draw["rates"].values()
     ]
     return [*_where(result), part.replace("_", " "), str(draw["calibration_images"]), *rates]

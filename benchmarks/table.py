@@ -16,6 +16,7 @@ from benchmarks import (
     ceiling,
     decoding,
     family,
+    few,
     lineage,
     markdown,
     memory,
@@ -128,6 +129,13 @@ PAGES = {
         "False alarms against what was promised, false discoveries, and anomalies found",
         "calibration",
         calibration.tables,
+    ),
+    "few": Page(
+        "Do verdicts help where normal images are few?",
+        "Anomalies called anomalous, and false alarms against what chance allows, at the"
+        " false-alarm rate that is chosen automatically",
+        "few",
+        few.table,
     ),
     "planted": Page(
         "Defects planted in whole solar cells",

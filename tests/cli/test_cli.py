@@ -134,7 +134,7 @@ SCORE = {
 REGION = {"x", "y", "width", "height", "score", "area", "p_value", "below_level"}
 THRESHOLD = {
     "score", "false_alarm_rate", "effective_rate", "calibration_images", "uncertainty",
-    "uses_labels", "warning",
+    "uses_labels", "warning", "chosen", "at_other_rates",
 }  # fmt: skip
 IMAGE = {
     "rank", "path", "score", "p_value", "q_value", "verdict", "terms", "percentiles", "mismatch",
@@ -603,6 +603,28 @@ def test_top_cuts_the_list_and_not_the_counts(run: Run, model_file: Path, digits
     assert result.json["counts"]["scored"] == 300
 
 
+def test_rates_are_shares_or_percent_and_other_rates_are_counted_over_all_images(
+    run: Run, model_file: Path, digits: Digits
+) -> None:
+    always = ("score", digits.queries, "--model", model_file)
+    auto = run(*always, "--top", 3, "--json").json["threshold"]
+    assert (auto["chosen"], auto["false_alarm_rate"]) == ("auto", 0.05)  # 120 held-out normals
+    assert [at["false_alarm_rate"] for at in auto["at_other_rates"]] == [0.01, 0.02, 0.1]
+    for at in auto["at_other_rates"]:
+        percent = f"{100 * at['false_alarm_rate']:g}%"
+        given = run(*always, "--false-alarm-rate", percent, "--json").json
+        assert given["threshold"]["chosen"] == "given"
+        assert given["threshold"]["false_alarm_rate"] == at["false_alarm_rate"]
+        assert given["threshold"]["score"] == at["threshold"]
+        assert given["counts"]["anomalous"] == at["anomalous"]
+    table = run(*always, "--top", 3)
+    first, last = (auto["at_other_rates"][place]["anomalous"] for place in (0, -1))
+    assert first < last
+    assert f"At 1 %: {first} anomalous." in table.out
+    assert f"At 10 %: {last}." in table.out
+    assert "At 5 %" not in table.out
+
+
 def test_fail_on_anomaly_exits_with_four_even_when_files_were_skipped(
     run: Run, model_file: Path, digits: Digits, odd_folder: Path
 ) -> None:
@@ -668,6 +690,9 @@ def test_a_folder_that_leads_to_itself_is_bad_input(
         (["mis\x1b[31msing\n"], 1, "mis\\x1b[31msing\\n does not exist."),
         ([".", "--score", "x"], 2, "--score must be one of"),
         ([".", "--false-alarm-rate", "2"], 2, "--false-alarm-rate must lie between 0 and 1"),
+        ([".", "--false-alarm-rate", "100%"], 2, "--false-alarm-rate must lie between 0 and 1"),
+        ([".", "--false-alarm-rate", "nan"], 2, "--false-alarm-rate must lie between 0 and 1"),
+        ([".", "--false-alarm-rate", "few"], 2, "must be auto, a share such as 0.01, or 1%."),
         ([".", "--top", "0"], 2, "--top"),
         ([".", "--json", "--csv"], 2, "exclude each other"),
         ([".", "--top", "3", "--csv"], 2, "--top needs all images"),

@@ -22,6 +22,7 @@ from anoscan.core.errors import AnoscanError
 from anoscan.core.files import defused, encodable, printable
 from anoscan.core.progress import Progress
 from anoscan.core.results import (
+    AtRate,
     AtThreshold,
     BestDice,
     ClassReport,
@@ -91,10 +92,15 @@ IMAGE = ImageScore(
 THRESHOLD = Threshold(
     score=3.0,
     false_alarm_rate=0.01,
+    chosen="auto",
     effective_rate=0.0123,
     calibration_images=12_345,
     uncertainty=(0.008, 0.012),
     warning=None,
+    at_other_rates=(
+        AtRate(false_alarm_rate=0.02, threshold=2.5, anomalous=2345),
+        AtRate(false_alarm_rate=0.1, threshold=1.5, anomalous=9876),
+    ),
 )
 SCORE = ScoreReport(
     model=REFERENCE,
@@ -328,7 +334,17 @@ def test_the_table_says_where_and_marks_what_is_below_the_level() -> None:
 def test_commands_of_the_demo_can_be_copied() -> None:
     text = rendered(DEMO)
     assert "anoscan score 'my demo'/queries --model models/bolts.safetensors" in text
-    assert "--false-alarm-rate 0.01" in text
+    assert "--false-alarm-rate" not in text, "the rate is chosen as in the demo"
+
+
+def test_the_foot_of_the_table_says_how_the_rate_was_chosen_and_what_others_would_call() -> None:
+    text = " ".join(rendered(SCORE).split())
+    assert "a false-alarm rate of 1.2 % (chosen automatically) on 12,345" in text
+    assert text.endswith("At 2 %: 2,345 anomalous. At 10 %: 9,876.")
+    given = dataclasses.replace(THRESHOLD, chosen="given", at_other_rates=None)
+    text = " ".join(rendered(dataclasses.replace(SCORE, threshold=given)).split())
+    assert "a false-alarm rate of 1.2 % on 12,345" in text
+    assert "At " not in text
 
 
 def test_an_empty_store_says_how_to_fill_it() -> None:

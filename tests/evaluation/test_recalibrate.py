@@ -16,6 +16,7 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.model.judge import Judge
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring import calibration
+from anoscan.scoring.choices import HowToScore, ScoreRequest
 from anoscan.scoring.maps import MapScale
 from tests.conftest import Digits
 
@@ -62,13 +63,13 @@ def paler(source: Path, folder: Path) -> Path:
 def test_new_normals_set_the_threshold_and_the_history_says_so(
     own: Detector, unseen: Path, tmp_path: Path
 ) -> None:
-    pale = paler(unseen, tmp_path / "pale")
-    before, weights = own.score(pale), own.model.networks.generator.state_dict()
+    pale, at = paler(unseen, tmp_path / "pale"), HowToScore(false_alarm_rate=0.01)
+    before, weights = own.score(pale, **at), own.model.networks.generator.state_dict()
     assert before.counts["anomalous"] > 15
     half = sorted(pale.iterdir())
     report = own.calibrate(half[::2], name="pale")
     loaded = Detector.load("pale")
-    after = loaded.score(half[1::2])
+    after = loaded.score(half[1::2], **at)
     assert after.counts["anomalous"] <= 5
     assert report.images == len(half[::2]) == after.threshold.calibration_images
     assert report.warning is None
@@ -157,6 +158,24 @@ def test_a_dearer_miss_lets_more_false_alarms_through(own: Detector, digits: Dig
     assert rates == sorted(rates)
     assert rates[0] < rates[-1]
     assert len(own.model.metadata["history"]) == 3
+
+
+def test_an_automatic_rate_is_chosen_anew_for_new_calibration_images(
+    own: Detector, unseen: Path
+) -> None:
+    assert (own.threshold().false_alarm_rate, own.threshold().chosen) == (0.05, "auto")
+    own.calibrate([], Target(false_alarm_rate=0.2))
+    assert (own.threshold().false_alarm_rate, own.threshold().chosen) == (0.2, "given")
+    asked = own.threshold(ScoreRequest(false_alarm_rate="auto"))
+    assert (asked.false_alarm_rate, asked.chosen) == (0.05, "auto")
+    decision = own.calibrate([], Target(false_alarm_rate="auto")).decision
+    assert decision is not None
+    assert (decision.false_alarm_rate, decision.set_by) == (0.05, "auto")
+    report = own.calibrate(sorted(unseen.iterdir())[:80])
+    assert report.threshold.calibration_images == 80
+    for detector in (own, Detector.load(own.reference.path)):
+        found = detector.threshold()
+        assert (found.false_alarm_rate, found.chosen) == (0.1, "auto")
 
 
 def test_rates_from_labels_are_those_of_least_cost() -> None:

@@ -81,6 +81,7 @@ def document(scored: list[ImageScore]) -> dict[str, Any]:
         "threshold": {
             "score": 2.0,
             "false_alarm_rate": 0.01,
+            "chosen": "auto",
             "effective_rate": 0.01,
             "calibration_images": 99,
             "warning": None,
@@ -115,6 +116,11 @@ def page_of(
             page.add(image, seen(image.path, folder))
         page.write(document(scored), Background({}, np.linspace(-2, 2, 99)))
     return path, path.read_text(encoding="utf-8")
+
+
+def test_the_page_says_that_the_rate_was_chosen_automatically(tmp_path: Path) -> None:
+    _, text = page_of(["a"], tmp_path)
+    assert "a false-alarm rate of 1 % (chosen automatically) on 99 calibration" in text
 
 
 class Page(HTMLParser):
@@ -440,6 +446,7 @@ def test_scoring_writes_the_page(
 
     scored = json.loads(out)
     assert "failed the check" not in page.read_text()
+    assert "chosen automatically" not in page.read_text()
     first = Page(page.read_text())
     assert [row[1] for row in first.data["images"]] == [row["path"] for row in scored["images"]]
     assert {len(pictures) for _, pictures in first.images()} == {3}

@@ -25,6 +25,7 @@ HOSTILE = "$\\frac{1$ 字 <b>&\x1b\n" + "x" * 60
 THRESHOLD = Threshold(
     score=2.0,
     false_alarm_rate=0.02,
+    chosen="given",
     effective_rate=0.02,
     calibration_images=99,
     uncertainty=(0.002, 0.055),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anoscan.scoring import calibration
+from anoscan.scoring.choices import RATES
 
 
 def test_p_values_count_calibration_scores_at_least_as_high() -> None:
@@ -129,6 +130,19 @@ def test_the_uncertainty_of_a_threshold_covers_the_true_rate_as_often_as_it_says
     low, high = calibration.rate_interval(n, rate)
     assert np.mean(true < low) == pytest.approx(0.025, abs=0.008)
     assert np.mean(true > high) == pytest.approx(0.025, abs=0.008)
+
+
+def test_the_automatic_rate_is_the_lowest_with_five_calibration_images_above_its_threshold() -> (
+    None
+):
+    rng = np.random.default_rng(0)
+    for n in (*range(1, 140), *range(290, 310), *range(590, 610), 5000):
+        scores, chosen = rng.normal(size=n), calibration.automatic_rate(n)
+        above = {
+            rate: int((scores > calibration.threshold(scores, rate)[0]).sum()) for rate in RATES
+        }
+        assert all(above[rate] < 5 for rate in RATES if rate < chosen), n
+        assert above[chosen] >= 5 or (chosen == 0.1 and n < 59), n
 
 
 def test_more_calibration_images_make_a_threshold_more_certain() -> None:

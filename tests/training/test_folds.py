@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anoscan.cli.tables import render
 from anoscan.core.config import TrainConfig
 from anoscan.core.errors import UsageError
 from anoscan.detector import Detector
@@ -53,6 +54,11 @@ def test_every_image_calibrates_and_none_is_measured_by_what_learned_from_it(
         assert not rows & inside
         assert len(rows) == 60
         assert seen[f"encoder-fold{number}"] == rows
+    assert detector.report is not None
+    seconds = detector.report.seconds
+    assert {"calibration", "folds"} <= set(seconds)
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["total"])
+    assert "s of them for calibration in folds" in " ".join(map(str, render(detector.report)))
     assert Detector.load(path).model.config.calibration_folds == 3
     assert np.isfinite(detector.score(few.queries).images[0].score)
 

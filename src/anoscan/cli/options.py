@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from anoscan.core import config
-from anoscan.core.config import DEVICES, FALSE_ALARM_RATE, IMAGES, PRECISIONS
+from anoscan.core.config import DEVICES, IMAGES, PRECISIONS
 from anoscan.core.errors import AnoscanWarning, ExitCode, UsageError
 from anoscan.scoring.choices import (
     DEFAULT_MAP_FORMS,
     DEFAULT_SCORE,
     DISCRIMINATION_LOSSES,
+    FEWEST_ABOVE,
     MAP_FORMS,
     MAPPINGS,
+    RATES,
     SCORES,
     STEPS,
     map_forms,
@@ -174,12 +175,14 @@ RoiMask = Annotated[
         panel=IMAGES,
     ),
 ]
+_RATES = ", ".join(f"{100 * rate:g}" for rate in RATES)
 Rate = Annotated[
-    float | None,
+    str | None,
     option(
-        help="Call about this share of normal images anomalous.",
-        metavar="SHARE",
-        default=f"the model's own, {FALSE_ALARM_RATE} unless calibrate set another",
+        help="Call about this share of normal images anomalous, such as 0.01 or 1%. auto: the "
+        f"lowest of {_RATES} % above whose threshold at least {FEWEST_ABOVE} held-out normals lie.",
+        metavar="auto|SHARE",
+        default="the model's own, auto unless calibrate set another",
     ),
 ]
 ScoreName = Annotated[
@@ -299,11 +302,6 @@ def finish(
 Named = Annotated[str, typer.Argument(metavar="MODEL", help="Name or path of a model.")]
 
 TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
-
-
-def checked_rate(rate: float | None) -> float | None:
-    """Return a rate in (0, 1), or None for the model's own; raise UsageError otherwise."""
-    return None if rate is None else config.rate_in_range(rate)
 
 
 def first_images(report: ScoreReport, top: int | None, rows: int | None) -> ScoreReport:

@@ -18,7 +18,7 @@ from anoscan.cli.options import (
     option,
 )
 from anoscan.core import registry
-from anoscan.core.config import TrainConfig
+from anoscan.core.config import FalseAlarmRate, TrainConfig, rate_in_range
 from anoscan.core.errors import UsageError
 from anoscan.scoring.choices import BATCH_SIZE, DEFAULT_SCORE, HowToScore, Inversion
 
@@ -76,9 +76,31 @@ def asked_for(values: dict[str, Any]) -> HowToScore:
     return HowToScore(
         score=values["score"],
         mapping=inversion,
-        false_alarm_rate=values["false_alarm_rate"],
+        false_alarm_rate=rate_named(values["false_alarm_rate"]),
         batch_size=values["batch_size"],
     )
+
+
+def rate_named(text: str | None) -> FalseAlarmRate | None:
+    """Read a false-alarm rate: ``auto``, a share such as 0.01, or 1%; None where it is not given.
+
+    Raises
+    ------
+    UsageError
+        When it is none of these, or no number between 0 and 1.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    number = text.strip().removesuffix("%")
+    try:
+        rate = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise UsageError(
+            f"--false-alarm-rate must be auto, a share such as 0.01, or 1%. Got {text!r}."
+        ) from None
+    return rate_in_range(rate)
 
 
 def given_settings(values: dict[str, Any]) -> dict[str, Any]:

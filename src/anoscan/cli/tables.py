@@ -16,6 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from anoscan.cli import thresholds
 from anoscan.core import results
 from anoscan.core.config import NO_BACKBONE
 from anoscan.core.files import printable
@@ -57,6 +58,8 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     yield Text(
         f"training: {game if report.images_shown['gan'] else 'no GAN'}{features}; "
         f"{report.seconds['total']:.0f} s on {report.device} ({report.precision})"
+        + f", {report.seconds.get('folds', 0):.0f} s of them for calibration in folds"
+        * ("folds" in report.seconds)
     )
     if report.tracking is not None:
         yield f"losses and pictures of the training: {printable(report.tracking)}"
@@ -158,8 +161,10 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
     yield Text(
         f"{counts['scored']:,} scored{f' ({hidden:,} not listed: see --top)' if hidden else ''}, "
         f"{counts['anomalous']:,} anomalous, {counts['skipped']:,} skipped; anomalous is a score "
-        f"above {_at(threshold)}"
+        f"above {thresholds.described(threshold)}"
     )
+    if threshold.at_other_rates:
+        yield Text(thresholds.at_other_rates(threshold.at_other_rates))
 
 
 def _of_mismatches(images: Sequence[results.ImageScore]) -> str:
@@ -179,15 +184,6 @@ def _where(regions: Sequence[results.Region]) -> str:
     worst = regions[0]
     mark = "~" if worst.below_level else ""
     return f"{mark}{worst.x + worst.width // 2},{worst.y + worst.height // 2}"
-
-
-def _at(threshold: results.Threshold) -> str:
-    """Describe a threshold in words."""
-    labels = ", a rate that was set with labels (uses labels)" if threshold.uses_labels else ""
-    return (
-        f"{threshold.score:.3f}, a false-alarm rate of {threshold.effective_rate:.2g} on "
-        f"{threshold.calibration_images:,} calibration images{labels}"
-    )
 
 
 def _number(value: float | None) -> str:
@@ -218,7 +214,8 @@ def _eval(report: results.EvalReport) -> Iterator[RenderableType]:
     if report.undefined:
         yield Text(f"undefined: {printable(report.undefined)}")
     yield Text(
-        f"at the threshold {at.score:.3f}, which was set {_how_set(report)}: "
+        f"at the threshold {at.score:.3f}, for {thresholds.rate(report.threshold)}, which was set "
+        f"{_how_set(report)}: "
         f"{_percent(at.recall)} of the anomalous images are found, {_percent(at.false_alarm_rate)} "
         f"of the normal ones are false alarms (precision {_number(at.precision)}, "
         f"F1 {_number(at.f1)})"
@@ -315,7 +312,7 @@ def _calibrate(report: results.CalibrateReport) -> Iterator[RenderableType]:
             f"{decision.labelled['anomalous']:,} anomalies and {decision.labelled['normal']:,} "
             f"normal images; {_percent(decision.recall)} of these very anomalies are found"
         )
-    yield Text(f"anomalous is a score above {_at(report.threshold)}")
+    yield Text(f"anomalous is a score above {thresholds.described(report.threshold)}")
 
 
 def _dropped(images: results.TrainImages) -> str:
@@ -351,7 +348,7 @@ def _drift(report: results.DriftReport) -> Iterator[RenderableType]:
         f"{counts['compared']:,} images compared with {report.calibration_images:,} of the "
         f"calibration; {counts['mismatch']:,} mismatch, {counts['skipped']:,} skipped; "
         f"{_percent(report.anomalous_share)} are anomalous at a false-alarm rate of "
-        f"{report.false_alarm_rate:.2g}"
+        f"{thresholds.percent(report.false_alarm_rate)}"
     )
     yield Text(report.advice, "green" if report.fits else "red")
 
@@ -371,8 +368,7 @@ def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
     yield f"          {folder}/residuals has all"
     quoted, model_file = shlex.quote(folder), shlex.quote(printable(report.train.model.path))
     yield "next, on the demo's images and on your own:"
-    rate = report.score.threshold.false_alarm_rate
-    yield f"  anoscan score {quoted}/queries --model {model_file} --false-alarm-rate {rate:g}"
+    yield f"  anoscan score {quoted}/queries --model {model_file}"
     yield "  anoscan train YOUR_NORMAL_IMAGES"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from anoscan.core import registry
 from anoscan.core.errors import UsageError
@@ -17,7 +17,8 @@ FEWEST_PATCHES = 8
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ALIGNMENTS = ("auto", "on", "off")
 PRECISIONS = ("auto", "float32", "bfloat16")
-FALSE_ALARM_RATE = 0.01
+# "auto" is decided from the number of calibration images; see `scoring.calibration`.
+FalseAlarmRate = float | Literal["auto"]
 NO_BACKBONE, LITE = "none", "efficientnet-lite0"  # names of pretrained networks
 # Random changes that the discriminator may see in its images, real and generated.
 AUGMENTATIONS = {
@@ -350,14 +351,18 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def rate_in_range(rate: float) -> float:
+def rate_in_range(rate: FalseAlarmRate) -> FalseAlarmRate:
     """Return a false-alarm rate that is valid.
 
     Raises
     ------
     UsageError
-        Unless it lies strictly between 0 and 1.
+        Unless it is "auto", or lies strictly between 0 and 1.
     """
+    if rate == "auto":
+        return rate
+    if isinstance(rate, str):
+        raise UsageError(f"--false-alarm-rate must be auto or a number. Got {rate!r}.")
     if not 0 < rate < 1:
         raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
     return rate

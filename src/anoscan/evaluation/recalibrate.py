@@ -17,7 +17,7 @@ import numpy as np
 
 import anoscan
 from anoscan.core.arrays import evenly
-from anoscan.core.config import rate_in_range
+from anoscan.core.config import FalseAlarmRate, rate_in_range
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.results import Decision, Skipped
 from anoscan.core.runtime import Runtime
@@ -45,7 +45,8 @@ class Target:
 
     Parameters
     ----------
-    false_alarm_rate : float in (0, 1), optional
+    false_alarm_rate : float in (0, 1) or 'auto', optional
+        'auto' is chosen by the number of calibration images, and anew when these change.
     labels : Path, optional
         CSV of labelled images as for ``anoscan eval``. Its paths are relative to its folder.
     miss_cost : float above 0, optional
@@ -60,7 +61,7 @@ class Target:
         When a number is out of range, or arguments do not go together.
     """
 
-    false_alarm_rate: float | None = None
+    false_alarm_rate: FalseAlarmRate | None = None
     labels: Path | None = None
     miss_cost: float | None = None
     target_recall: float | None = None
@@ -121,10 +122,16 @@ def renew(
         decision, more = _by_labels(model, target, target.labels, runtime)
         skipped += more
     elif target is not None and target.false_alarm_rate is not None:
-        decision = Decision(
-            false_alarm_rate=target.false_alarm_rate, set_by="false-alarm-rate", uses_labels=False
-        )
+        decision = _asked(model, target.false_alarm_rate)
     return model if decision is None else _decided(model, decision), decision, skipped
+
+
+def _asked(model: Model, rate: FalseAlarmRate) -> Decision:
+    """Return the decision for a rate that was asked for; it stays "auto" where that was."""
+    if rate == "auto":
+        chosen = calibration.automatic_rate(len(model.calibration.terms))
+        return Decision(false_alarm_rate=chosen, set_by="auto", uses_labels=False)
+    return Decision(false_alarm_rate=rate, set_by="false-alarm-rate", uses_labels=False)
 
 
 def on_normals(

@@ -187,13 +187,15 @@ class Judge:
             When the model cannot do the search that is asked for; see `check`.
         """
         asked, score = request.false_alarm_rate, request.score
-        rate = self.model.false_alarm_rate if asked is None else asked
+        wanted = rate_in_range(self.model.false_alarm_rate if asked is None else asked)
         scores = self.scorer.calibration_scores(score)
+        rate = calibration.automatic_rate(len(scores)) if wanted == "auto" else wanted
         self.check(request.inversion)
-        level, effective, warning = calibration.threshold(scores, rate_in_range(rate))
+        level, effective, warning = calibration.threshold(scores, rate)
         return Threshold(
             score=level,
             false_alarm_rate=rate,
+            chosen="auto" if wanted == "auto" else "given",
             effective_rate=effective,
             calibration_images=len(scores),
             uncertainty=calibration.rate_interval(len(scores), rate),

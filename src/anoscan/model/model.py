@@ -20,8 +20,8 @@ import anoscan
 from anoscan.core import registry
 from anoscan.core.arrays import under
 from anoscan.core.config import (
-    FALSE_ALARM_RATE,
     NO_BACKBONE,
+    FalseAlarmRate,
     TrainConfig,
     architecture_for,
     rate_in_range,
@@ -117,9 +117,12 @@ class Model:
         return Measurer(self.networks, self.fitted, self.rule, self.maps)
 
     @property
-    def false_alarm_rate(self) -> float:
+    def false_alarm_rate(self) -> FalseAlarmRate:
         """False-alarm rate of verdicts where none is asked for; see `evaluation.recalibrate`."""
-        return rate_in_range(self._decision.get("false_alarm_rate", FALSE_ALARM_RATE))
+        # The rate that "auto" meant when it was set does not count: other images may calibrate now.
+        if self._decision.get("set_by", "auto") == "auto":
+            return "auto"
+        return rate_in_range(self._decision["false_alarm_rate"])
 
     @property
     def reconstructions(self) -> Literal["ok", "unusable"]:

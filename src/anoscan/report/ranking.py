@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ import numpy as np
 
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.results import (
+    AtRate,
     ImageScore,
     ModelReference,
     Neighbour,
     Region,
     ScoreReport,
     Skipped,
+    Threshold,
 )
 from anoscan.images.files import ImageFile
 from anoscan.model.judge import Judge, Wanted, nothing_readable, searched
 from anoscan.report.views import ImageViews, OnImage, ViewFiles
 from anoscan.scoring import calibration
-from anoscan.scoring.choices import ScoreRequest
+from anoscan.scoring.choices import RATES, ScoreRequest
 from anoscan.training import health
 
 
@@ -99,13 +102,24 @@ class Ranking:
             score=request.score,
             mapping=request.inversion.mapping,
             search=searched(request.inversion),
-            threshold=self.judge.threshold(request),
+            threshold=self._compared(self.judge.threshold(request), images.scores),
             counts={"scored": len(images), "anomalous": anomalous, "skipped": len(skipped)},
             images=images,
             skipped=tuple(skipped),
             warning=health.of_scores(len(images), anomalous),
             health=health.of_model(model.name, self.judge.model.metadata),
         )
+
+    def _compared(self, used: Threshold, scores: np.ndarray) -> Threshold:
+        """Add to a threshold how many of the images with `scores` (n,) others would call."""
+        held_out = self.judge.scorer.calibration_scores(self.request.score)
+        others = []
+        for rate in RATES:
+            level, _, warning = calibration.threshold(held_out, rate)
+            if warning is None and level != used.score:
+                found = int((scores > level).sum())
+                others.append(AtRate(false_alarm_rate=rate, threshold=level, anomalous=found))
+        return dataclasses.replace(used, at_other_rates=tuple(others))
 
 
 class _Extras(NamedTuple):
@@ -143,6 +157,11 @@ class RankedImages(Sequence[ImageScore]):
         if extras != _Extras():
             self._extras[len(self._paths)] = extras
         self._paths.append(image.path)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Scores (n,) of the images, in the order in which they were added."""
+        return np.array(self._numbers[:: 2 + 2 * len(self._terms)])
 
     def rank(self) -> None:
         """Sort the images, the most anomalous first and ties by path; give ranks and q-values."""

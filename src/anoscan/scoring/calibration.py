@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import betaincinv, logsumexp
 from scipy.stats import false_discovery_control
 
+from anoscan.scoring.choices import FEWEST_ABOVE, RATES
+
 FOLDS = 10
 # Least standard deviation of the logarithm of a term. A term that is almost the same for all images
 # would otherwise decide the score alone.
@@ -179,6 +181,20 @@ def rate_for_cost(anomalous: np.ndarray, n: int, share: float, cost: float) -> f
     rates = np.arange(1, n + 1) / (n + 1)
     missed = (anomalous[None, :] > rates[:, None] + 1e-9).mean(1)
     return float(rates[np.argmin((1 - share) * rates + share * cost * missed)])
+
+
+def automatic_rate(n: int) -> float:
+    """Return the false-alarm rate that "auto" means for n calibration images.
+
+    It is the lowest of `RATES` above whose `threshold` at least `FEWEST_ABOVE` of them lie, or the
+    highest of `RATES` where n is too few for any.
+
+    >>> [automatic_rate(n) for n in (599, 598, 299, 119, 59, 20)]
+    [0.01, 0.02, 0.02, 0.05, 0.1, 0.1]
+    """
+    # The threshold is itself the score of the last image allowed, so it has one fewer above it.
+    enough = (rate for rate in RATES if _allowed(n, rate) - 1 >= FEWEST_ABOVE)
+    return next(enough, RATES[-1])
 
 
 def threshold(calibration: np.ndarray, rate: float) -> tuple[float, float, str | None]:

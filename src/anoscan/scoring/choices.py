@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from anoscan.core.config import rate_in_range
+from anoscan.core.config import FalseAlarmRate, rate_in_range
 from anoscan.core.errors import UsageError
 
 
@@ -59,6 +59,10 @@ SCORES = {
 }
 DEFAULT_SCORE = "calibrated"
 BATCH_SIZE = 64
+# What a false-alarm rate of "auto" chooses from: the lowest of these above whose threshold at least
+# `FEWEST_ABOVE` calibration images lie. A threshold that is set by fewer depends much on chance.
+RATES = (0.01, 0.02, 0.05, 0.1)
+FEWEST_ABOVE = 5
 
 
 def score_named(name: str) -> Score:
@@ -156,8 +160,10 @@ class ScoreRequest:
     ----------
     score : {'calibrated', 'paper', 'anogan'}
     inversion : Inversion
-    false_alarm_rate : float in (0, 1), optional
-        The share of normal images that may be called anomalous. By default it is the model's own.
+    false_alarm_rate : float in (0, 1) or 'auto', optional
+        The share of normal images that may be called anomalous. 'auto' chooses it by the number of
+        calibration images; see `scoring.calibration.automatic_rate`. By default it is the model's
+        own, which is 'auto' unless ``anoscan calibrate`` set another.
     nearest : int
         How many of the most similar training images are reported; the model must have kept them.
     batch_size : int >= 1
@@ -171,7 +177,7 @@ class ScoreRequest:
 
     score: str = DEFAULT_SCORE
     inversion: Inversion = ENCODER
-    false_alarm_rate: float | None = None
+    false_alarm_rate: FalseAlarmRate | None = None
     nearest: int = 0
     batch_size: int = BATCH_SIZE
 
@@ -196,7 +202,7 @@ class HowToScore(TypedDict, total=False):
 
     score: str
     mapping: str | Inversion
-    false_alarm_rate: float | None
+    false_alarm_rate: FalseAlarmRate | None
     nearest: int
     batch_size: int
 

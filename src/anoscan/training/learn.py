@@ -234,7 +234,11 @@ def learn(
     part.begin()
     measurer = Measurer(networks, fitted, material.rule, maps)
     held = measure_held_out(measurer, baselines, material, config.seed)
+    if config.calibration_folds is not None:
+        clock.lap("calibration")
     extended = folds.extend(held.calibration, list(fitted), usual=material.rows)
+    if config.calibration_folds is not None:
+        clock.lap("folds")
     held = dataclasses.replace(held, calibration=extended)
     part.begin()
     health = examine(

@@ -86,9 +86,9 @@ class Clock:
         return self.seconds | {"total": sum(self.seconds.values())}
 
     def lap(self, part: str) -> None:
-        """End a part, whose time is what has passed since the part before it ended."""
+        """End a part, or a piece of it: count the time since the part before it ended."""
         now = time.monotonic()
-        self.seconds[part] = now - self._since
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from anoscan.cli.options import Device, Force, Json, Named, Quiet, Workers, finish, load, option
+from anoscan.cli.settings import rate_named
 from anoscan.core.errors import UsageError
 
 
@@ -20,10 +21,11 @@ def calibrate(
         ),
     ] = None,
     false_alarm_rate: Annotated[
-        float | None,
+        str | None,
         option(
-            help="Let the model call about this share of normal images anomalous from now on.",
-            metavar="SHARE",
+            help="Let the model call about this share of normal images anomalous from now on, such "
+            "as 0.01 or 1%; auto lets the number of calibration images decide.",
+            metavar="auto|SHARE",
             default="as it was",
         ),
     ] = None,
@@ -74,7 +76,7 @@ def calibrate(
     from anoscan.cli.output import Output
     from anoscan.evaluation.recalibrate import Target
 
-    target = Target(false_alarm_rate, labels, miss_cost, target_recall)
+    target = Target(rate_named(false_alarm_rate), labels, miss_cost, target_recall)
     output = Output(as_json=as_json, quiet=quiet)
     detector = load(model, device, workers, None, output)
     with output.progress() as on_progress:

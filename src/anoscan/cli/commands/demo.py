@@ -39,8 +39,6 @@ ODD_DIGIT = 0
 QUERIES_OF_NORMALS = 0.2
 SHEET_ROWS = 6
 IMAGES_SHOWN = 48_000
-# At 1 % the threshold would be almost the highest of 130 held-out scores, and miss most anomalies.
-FALSE_ALARM_RATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -109,19 +107,12 @@ def run(
         ) from None
     if detector.report is None:
         raise RuntimeError("training gives a report")
-    score = detector.score(
-        folders.queries,
-        residuals=folders.residuals,
-        false_alarm_rate=FALSE_ALARM_RATE,
-        on_progress=on_progress,
-    )
+    score = detector.score(folders.queries, residuals=folders.residuals, on_progress=on_progress)
     _write_sheet(detector, [Path(image.residual or "") for image in score.images], folders)
     return DemoReport(
         train=detector.report,
         score=score,
-        eval=detector.evaluate(
-            folders.labels, false_alarm_rate=FALSE_ALARM_RATE, on_progress=on_progress
-        ),
+        eval=detector.evaluate(folders.labels, on_progress=on_progress),
         output=output.as_posix(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anoscan.core.results.common import (
+    AtRate,
     Health,
     HealthCheck,
     HealthReport,
@@ -60,6 +61,7 @@ from anoscan.core.results.upkeep import (
 
 __all__ = [
     "IMAGE_SCHEMA",
+    "AtRate",
     "AtThreshold",
     "BestDice",
     "CalibrateReport",

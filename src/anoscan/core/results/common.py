@@ -61,23 +61,36 @@ class ModelHealth:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtRate:
+    """The threshold of another false-alarm rate, and how many scored images are above it."""
+
+    false_alarm_rate: float
+    threshold: float
+    anomalous: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """The score above which an image is called anomalous.
 
-    `false_alarm_rate` was asked for. `effective_rate` is what n = `calibration_images` can promise;
+    `false_alarm_rate` was asked for ('given' by a user or by the model), or `chosen` by the number
+    of calibration images ('auto'). `effective_rate` is what n = `calibration_images` can promise;
     it is never below 1 / (n + 1). `uncertainty` is the central 95 % interval (low, high) of the
     true false-alarm rate; see `scoring.calibration.rate_interval`. `warning` says where the first
     two differ. `uses_labels` says whether labelled anomalies decided the rate
-    (``anoscan calibrate --labels``).
+    (``anoscan calibrate --labels``). `at_other_rates` has the other rates of
+    `scoring.choices.RATES` that n images can promise; it is null where no images were scored.
     """
 
     score: float
     false_alarm_rate: float
+    chosen: Literal["auto", "given"]
     effective_rate: float
     calibration_images: int
     uncertainty: tuple[float, float]
     warning: str | None
     uses_labels: bool = False
+    at_other_rates: tuple[AtRate, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from anoscan.core.results.train import TrainReport
 class Decision:
     """The false-alarm rate at which a model decides, and the option that set it.
 
-    `set_by` is 'false-alarm-rate', 'target-recall' or 'miss-cost'. Only the last two have `wanted`
-    (the value of the option), `labelled` (numbers of images by label) and `recall` (on those
-    images).
+    `set_by` is 'auto', 'false-alarm-rate', 'target-recall' or 'miss-cost'. Only the last two have
+    `wanted` (the value of the option), `labelled` (numbers of images by label) and `recall` (on
+    those images). With 'auto' the rate changes when other images calibrate the model.
     """
 
     false_alarm_rate: float
