@@ -35,7 +35,7 @@ from anoscan.networks.gan_stage import sample
 from anoscan.report import pictures
 from anoscan.scoring.choices import Inversion
 from anoscan.scoring.search import search
-from anoscan.scoring.terms import gather
+from anoscan.scoring.terms import Evidence
 from benchmarks import cells, data, run
 from benchmarks.cells import Cell, keep
 
@@ -219,7 +219,7 @@ def _mapped(networks: Networks, x: Tensor, anomalous: np.ndarray) -> dict[str, A
 
 
 def _aurocs(networks: Networks, x: Tensor, z: Tensor, anomalous: np.ndarray) -> dict[str, float]:
-    evidence = gather(networks, x, z)
+    evidence = Evidence(networks, x, z=z)
     found = {}
     for name in ("anogan", "paper"):
         scores = registry.load("terms", name).measure(evidence, {})

@@ -199,7 +199,7 @@ def learn(
         When `stopping` said yes.
     """
     files, measuring = request.files, runtime.measuring()
-    pretrained = _pretrained(request)
+    backbone, origin = _pretrained(request)
     inspection = _inspect(request, runtime)
     config = resolve(request.config, inspection)
     clock = Clock()
@@ -216,13 +216,9 @@ def learn(
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
     trained = _trained(request.before, material, config, runtime, training)
-    origin: dict[str, Any] = {}
-    if pretrained is not None:
-        backbone, origin = pretrained
-        trained.with_backbone(backbone.to(measuring.device))
-    networks, folds = trained.networks, trained.folds
+    networks, folds = trained.with_backbone(backbone)
     patches, suspected = config.patches is not None, None
-    names = terms_of(rotated=folds.rotated, patches=patches, backbone=pretrained is not None)
+    names = terms_of(rotated=folds.rotated, patches=patches, backbone=backbone is not None)
     if request.drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
@@ -272,12 +268,12 @@ def learn(
     return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
 
 
-def _pretrained(request: TrainRequest) -> tuple[Backbone, dict[str, Any]] | None:
+def _pretrained(request: TrainRequest) -> tuple[Backbone | None, dict[str, Any]]:
     """Return the pretrained network and its entry in the metadata, where one is asked for."""
     if request.config.backbone == NO_BACKBONE:
         if request.weights is not None:
             raise UsageError("--backbone-weights needs --backbone.", hint="Name the network.")
-        return None
+        return None, {}
     if request.before is not None and request.before.networks.backbone is not None:
         return request.before.networks.backbone, {"backbone": request.before.metadata["backbone"]}
     network, origin = backbones.pretrained(request.config.backbone, request.weights)

@@ -152,10 +152,12 @@ class TrainedNetworks:
     game: Game | None
     folds: Folds
 
-    def with_backbone(self, backbone: Backbone) -> TrainedNetworks:
-        """Add a pretrained network, here and in folds; return self."""
+    def with_backbone(self, backbone: Backbone | None) -> tuple[Networks, Folds]:
+        """Add a pretrained network to the networks and to those of folds, and return both."""
+        if backbone is not None:
+            backbone.to(next(self.networks.encoder.parameters()).device)
         self.networks.backbone = self.folds.after_gan.backbone = backbone
-        return self
+        return self.networks, self.folds
 
 
 def train_networks(
