@@ -174,6 +174,10 @@ def test_the_command_trains_with_a_game_and_its_table_names_the_network(
     document = json.loads(run("score", folder / "queries", "--model", "both", "--json")[1])
     assert {"rotation", "density"} & set(document["images"][0]["terms"])
     assert set(document["images"][0]["terms"]) >= TERMS
+    assert run("train", folder / "normal", "--name", "both", "--redo", "encoder")[0] == 0
+    again = json.loads(run("score", folder / "queries", "--model", "both", "--json")[1])
+    scores = [{i["path"]: i["score"] for i in found["images"]} for found in (document, again)]
+    assert scores[0] == pytest.approx(scores[1])  # the encoder has no part in these scores
 
 
 def test_an_unknown_network_ends_before_the_training(folder: Path, run: Run) -> None:
