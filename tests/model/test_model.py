@@ -34,6 +34,7 @@ FREE = {
     "calibration/region_peaks",
     "calibration/terms",
     "neighbours/paths",
+    "terms/nearest/means",
     "terms/prototype/prototypes",
 }
 # Texts that are only shown.
@@ -258,9 +259,10 @@ def test_weights_that_give_no_number_give_no_verdict(
     contents: Contents, score: Command, tmp_path: Path
 ) -> None:
     path, name = tmp_path / "m.safetensors", "terms/density/whiten"
+    trust = contents.tensors["calibration/trust"]
     huge = torch.full_like(contents.tensors[name], 3e38)  # finite, but not its products
     weights = {"terms/density/mean": torch.full_like(contents.tensors["terms/density/mean"], 3e38)}
-    tensors = contents.tensors | weights | {name: huge, "calibration/trust": torch.ones(9).double()}
+    tensors = contents.tensors | weights | {name: huge, "calibration/trust": torch.ones_like(trust)}
     first = "discriminator/blocks.0.1.weight"
     tensors[first] = torch.full_like(tensors[first], 3e38)
     modelfile.save(path, tensors, contents.metadata)

@@ -51,6 +51,19 @@ SCORES = {
                 "rotation": 1,
             },
         ),
+        Score(
+            "pca",
+            "the squared residual of the pixels from principal components, a simple baseline",
+            {"pca": 1},
+            raw=True,
+        ),
+        Score(
+            "nearest",
+            "the distance of the pixels from the nearest training images, a simple baseline; "
+            "models of patches lack it",
+            {"nearest": 1},
+            raw=True,
+        ),
         Score("paper", "the formula of f-AnoGAN, unscaled, for comparison", {"paper": 1}, raw=True),
         Score("anogan", "the formula of AnoGAN, unscaled, for comparison", {"anogan": 1}, raw=True),
     )
@@ -152,7 +165,7 @@ class ScoreRequest:
 
     Parameters
     ----------
-    score : {'calibrated', 'paper', 'anogan'}
+    score : {'calibrated', 'pca', 'nearest', 'paper', 'anogan'}
     inversion : Inversion
     false_alarm_rate : float in (0, 1), optional
         The share of normal images that may be called anomalous. By default it is the model's own.

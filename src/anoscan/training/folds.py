@@ -24,7 +24,8 @@ from anoscan.model.model import Calibration
 from anoscan.networks.architectures import Networks
 from anoscan.networks.loop import Position, Stage, run
 from anoscan.networks.stages import Planned, Stages
-from anoscan.scoring.measure import Measurer, chunks, fit_terms
+from anoscan.scoring.fitting import fit_all
+from anoscan.scoring.measure import Measurer
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,6 @@ class Folds:
         self, networks: Networks, names: list[str], rows: np.ndarray, inside: np.ndarray
     ) -> np.ndarray:
         """Fit terms on `rows`, and return the raw terms (n, k) of the images `inside` (n,)."""
-        read, device = self.material.pixels.__getitem__, self.runtime.measuring().device
-        fitted = fit_terms(networks, names, chunks(rows, read, device))
-        return Measurer(networks, fitted, self.material.rule).terms(self.material.pixels, inside)
+        pixels, device = self.material.pixels, self.runtime.measuring().device
+        fitted, _ = fit_all(networks, names, pixels, rows, self.config.seed, device)
+        return Measurer(networks, fitted, self.material.rule).terms(pixels, inside)

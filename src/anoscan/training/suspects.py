@@ -142,7 +142,9 @@ def _cross_fitted(
     for number, rows in enumerate(folds):
         # Where the other folds hold only suspects, terms are fitted on the images' own fold.
         known = [other for other in filled if other != number] or filled
-        fitted = fit_sums([sums[other] for other in known])
+        again = fit_sums([sums[other] for other in known])
+        # Terms on principal components keep their statistics: the default score has none of them.
+        fitted = measurer.fitted | {name: stats for name, stats in again.items() if stats}
         terms[rows] = Measurer(networks, fitted, measurer.rule).terms(pixels, rows)
     return terms
 

@@ -99,6 +99,10 @@ class Term:
     forms : callable
         Takes evidence of any one image and returns what the result of `fit` must be like. Loaded
         models are checked by it.
+    on_components : callable, optional
+        Takes the ``mean`` and ``components`` of `Baselines` and the coordinates (n, k) of training
+        images, and returns what the model stores. `measure` finds both among its statistics; see
+        `scoring.fitting`. It takes the place of `sums` and `fit`.
     weight : callable, optional
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
@@ -120,6 +124,7 @@ class Term:
     sums: Callable[[Evidence], Tensors] = no_sums
     fit: Callable[[Tensors], Tensors] = as_summed
     forms: Callable[[Evidence], Forms] = no_forms
+    on_components: Callable[[Tensors, Tensor], Tensors] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
