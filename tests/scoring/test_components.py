@@ -1,4 +1,4 @@
-"""The terms on the principal components that a model stores: `pca` and `nearest`."""
+"""The terms on the principal components that a model stores: `pca`, `nearest` and `mixture`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -19,11 +20,12 @@ from anoscan.detector import Detector
 from anoscan.images.decode import ImageRule
 from anoscan.model import file as model_file
 from anoscan.model.model import Model, fresh_networks
+from anoscan.model.patch_test import term_weights
 from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring import fitting, measure
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.calibration import p_values
-from anoscan.scoring.terms import Evidence, Tensors, nearest, pca
+from anoscan.scoring.terms import Evidence, Tensors, mixture, nearest, pca
 from tests.conftest import Digits
 
 KINDS, SIDE = 6, 16
@@ -49,7 +51,7 @@ def fitted(x: Tensor, rows: np.ndarray | None = None) -> tuple[dict[str, Tensors
     rule = ImageRule(size=SIDE, channels=channels, window=None)
     networks = fresh_networks(config, rule).frozen()
     rows = np.arange(len(x)) if rows is None else rows
-    names = ("nearest", "pca", "prototype")
+    names = ("mixture", "nearest", "pca", "density")
     return fitting.fit_all(networks, names, x.numpy(), rows, 0, torch.device("cpu"))
 
 
@@ -114,6 +116,7 @@ def test_few_images_and_equal_ones_give_finite_numbers(n: int) -> None:
         for y in (x, pictures(3, 1)):
             values = [pca.measure(evidence(y), found["pca"])]
             values.append(nearest.measure(evidence(y), found["nearest"]))
+            values.append(mixture.measure(evidence(y), found["mixture"]))
             assert all(torch.isfinite(v).all() and (v >= 0).all() for v in values)
 
 
@@ -122,7 +125,7 @@ def test_company_changes_nothing_and_other_rows_do_not_count() -> None:
     terms, _ = fitted(x)
     apart = torch.cat([x, torch.randn(20, 1, SIDE, SIDE)])
     some, _ = fitted(apart, np.arange(60))
-    for term, name in ((pca, "pca"), (nearest, "nearest")):
+    for term, name in ((pca, "pca"), (nearest, "nearest"), (mixture, "mixture")):
         whole = term.measure(evidence(new), terms[name])
         alone = [term.measure(evidence(image[None]), terms[name]) for image in new]
         assert torch.equal(whole, torch.cat(alone))
@@ -132,7 +135,7 @@ def test_company_changes_nothing_and_other_rows_do_not_count() -> None:
 def test_parts_of_larger_images_have_pca_alone() -> None:
     names = measure.terms_of(rotated=True, patches=True)
     assert "pca" in names
-    assert "nearest" not in names
+    assert not {"nearest", "mixture"} & set(names)
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +172,10 @@ def test_eval_has_the_same_auroc_as_its_baseline(saved: Path, few: Digits) -> No
 
 def test_components_are_stored_once(saved: Path) -> None:
     tensors = model_file.load(saved).tensors
-    own = {name for name in tensors if name.startswith(("terms/pca", "terms/nearest"))}
-    assert own == {"terms/nearest/means"}
+    terms = ("terms/pca", "terms/nearest", "terms/mixture")
+    own = {name.removeprefix("terms/") for name in tensors if name.startswith(terms)}
+    kinds = {f"mixture/{name}" for name in ("centres", "gain", "height", "whiten")}
+    assert own == {"nearest/means"} | kinds
     model, _ = Model.read(saved, Runtime.resolve("cpu", "float32", 1))
     assert set(model.fitted["pca"]) == {"mean", "components"}
     assert set(model.fitted["nearest"]) == {"mean", "components", "means"}
@@ -199,3 +204,83 @@ def test_the_nearest_images_find_what_pca_does_not() -> None:
     }
     assert roc_auc_score(truth, found[pca]) < 0.6
     assert roc_auc_score(truth, found[nearest]) > 0.85
+
+
+def test_mixture_is_the_density_of_several_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("IMAGES_A_KIND", 50), ("FITS", 1), ("LEAST", 0)):
+        monkeypatch.setattr(mixture, name, value)
+    x, new = pictures(300, 0), pictures(100, 1)
+    terms, baselines = fitted(x)
+    d = terms["mixture"]["centres"].shape[1]
+    assert d == mixture.COMPONENTS
+    inside, place = (
+        (y.flatten(1).numpy() - baselines.mean) @ baselines.components[:d].T for y in (x, new)
+    )
+    noise = mixture.SHRINKAGE * inside.var(0).mean()
+    kinds = GaussianMixture(6, reg_covar=noise, random_state=0).fit(inside)
+    found = mixture.measure(evidence(new), terms["mixture"]).numpy()
+    assert (found >= 1).all()
+    # Squares of the distances are minus twice the logarithm of the density, plus a constant.
+    together = kinds.score_samples(place) + d * np.square(np.log(found)) / 2
+    np.testing.assert_allclose(together, together.mean(), atol=0.05)
+
+
+def test_mixture_sees_what_one_gaussian_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "IMAGES_A_KIND", 50)
+    x, new = pictures(300, 0), pictures(100, 1)
+    mixed = (new + pictures(100, 2)) / 2
+    truth = np.repeat([0, 1], 100)
+
+    def auroc() -> float:
+        terms, _ = fitted(x)
+        scores = [mixture.measure(evidence(y), terms["mixture"]) for y in (new, mixed)]
+        return float(roc_auc_score(truth, torch.cat(scores)))
+
+    assert auroc() > 0.85
+    monkeypatch.setattr(mixture, "MOST_KINDS", 1)
+    assert auroc() < 0.5
+
+
+def test_kinds_of_few_images_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "IMAGES_A_KIND", 20)
+    x = pictures(300, 0)
+    anomalies = x[:1].flip(2, 3) + 0.02 * pictures(6, 1)
+    both = torch.cat([x, anomalies])
+    without = mixture.measure(evidence(anomalies), fitted(both)[0]["mixture"])
+    monkeypatch.setattr(mixture, "LEAST", 0)
+    beside = mixture.measure(evidence(anomalies), fitted(both)[0]["mixture"])
+    assert without.log().min() > 2 * beside.log().max()
+
+
+def test_a_query_far_from_all_has_a_finite_distance() -> None:
+    terms, _ = fitted(pictures(300, 0))
+    far = 1e6 * torch.ones(1, 1, SIDE, SIDE)
+    assert torch.isfinite(mixture.measure(evidence(far), terms["mixture"])).all()
+
+
+def test_the_gain_says_whether_images_are_of_several_kinds() -> None:
+    one = 0.2 * torch.randn(1200, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    several, _ = fitted(pictures(1200, 0))
+    single, _ = fitted(one)
+    few, _ = fitted(pictures(200, 0))
+    assert mixture.factor(several["mixture"]) > 0.5
+    assert mixture.factor(single["mixture"]) < 0.1
+    assert mixture.factor(few["mixture"]) == 0
+
+
+def test_the_weight_of_a_term_is_lowered_by_its_factor() -> None:
+    config = TrainConfig(size=SIDE, channels=1, latent_dim=4, width=8)
+    rule = ImageRule(size=SIDE, channels=1, window=None)
+    networks = fresh_networks(config, rule).frozen()
+    terms, _ = fitted(pictures(300, 0))
+    x = pictures(40, 3).numpy()
+
+    def weight(gain: float) -> float:
+        stats = terms["mixture"] | {"gain": torch.tensor(gain)}
+        measurer = measure.Measurer(networks, {"mixture": stats}, rule)
+        return float(term_weights(measurer, x, measurer.terms(x), np.ones((40, 1)), 0)[0])
+
+    full = weight(2.0)
+    assert 0 < full <= 1
+    assert weight(mixture.FULL_GAIN / 2) == pytest.approx(full / 2)
+    assert weight(0.0) == 0

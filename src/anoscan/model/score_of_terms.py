@@ -90,8 +90,8 @@ class Scorer:
         chosen = score_named(score).weights
         given = np.array([chosen[name] for name in self.terms(score)], dtype=np.float64)
         tested: np.ndarray = self._calibration.weights[self._places(score)] * given
-        # Where no term passed the patch test, all keep the weights of the score.
-        return tested if tested.any() else given
+        # Where no term passed the patch test, all that the score counts have the same weight.
+        return tested if tested.any() else np.minimum(given, 1)
 
     @cached_property
     def _scales(self) -> dict[str, TermScale]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,17 +39,25 @@ def fit_all(
         The device of the networks.
     """
     fitted = fit_terms(networks, names, chunks(rows, pixels.__getitem__, device))
+    components, baselines = fit_components(names, pixels, rows, seed, device)
+    return fitted | components, baselines
+
+
+def fit_components(
+    names: Iterable[str], pixels: Floats, rows: np.ndarray, seed: int, device: torch.device
+) -> tuple[dict[str, Tensors], Baselines]:
+    """Fit baselines, and those of the named terms that have `Term.on_components`; see `fit_all`."""
     baselines = Baselines.fit(pixels, rows, seed)
     components = baselines.tensors(device)
-    if any(_term(name).on_components for name in names):
-        with exact_float32():
-            inside = [
+    fits = {name: _term(name).on_components for name in names}
+    with exact_float32():
+        inside = torch.cat(
+            [
                 (x.flatten(1) - components["mean"]) @ components["components"].T
                 for x in chunks(rows, pixels.__getitem__, device)
             ]
-            for name in names:
-                if fit := _term(name).on_components:
-                    fitted[name] = fit(components, torch.cat(inside))
+        )
+        fitted = {name: fit(components, inside) for name, fit in fits.items() if fit}
     return shared(fitted, baselines, device), baselines
 
 

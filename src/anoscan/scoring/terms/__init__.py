@@ -103,6 +103,8 @@ class Term:
         Takes the ``mean`` and ``components`` of `Baselines` and the coordinates (n, k) of training
         images, and returns what the model stores. `measure` finds both among its statistics; see
         `scoring.fitting`. It takes the place of `sums` and `fit`.
+    factor : callable, optional
+        Takes the fitted statistics and returns a number in [0, 1] that lowers the weight.
     weight : callable, optional
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
@@ -125,6 +127,7 @@ class Term:
     fit: Callable[[Tensors], Tensors] = as_summed
     forms: Callable[[Evidence], Forms] = no_forms
     on_components: Callable[[Tensors, Tensor], Tensors] | None = None
+    factor: Callable[[Tensors], float] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
