@@ -263,9 +263,11 @@ def test_the_gain_says_whether_images_are_of_several_kinds() -> None:
     several, _ = fitted(pictures(1200, 0))
     single, _ = fitted(one)
     few, _ = fitted(pictures(200, 0))
-    assert mixture.factor(several["mixture"]) > 0.5
-    assert mixture.factor(single["mixture"]) < 0.1
-    assert mixture.factor(few["mixture"]) == 0
+    assert mixture.factor(several["mixture"], SIDE) > 0.5
+    assert mixture.factor(single["mixture"], SIDE) < 0.1
+    assert mixture.factor(few["mixture"], SIDE) == 0
+    small, large = (mixture.factor(several["mixture"], side) for side in (63, 64))
+    assert 0 < large < small / 3
 
 
 def test_the_weight_of_a_term_is_lowered_by_its_factor() -> None:

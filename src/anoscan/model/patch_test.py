@@ -63,7 +63,7 @@ def term_weights(
             seen = max(2 * roc_auc_score(odd, scores) - 1, 0)
             values.append(seen if term.narrow else seen**0.5)
         if term.factor is not None:
-            values[-1] *= term.factor(measurer.fitted[name])
+            values[-1] *= term.factor(measurer.fitted[name], pixels.shape[-1])
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
     return bounded
 

@@ -104,7 +104,8 @@ class Term:
         images, and returns what the model stores. `measure` finds both among its statistics; see
         `scoring.fitting`. It takes the place of `sums` and `fit`.
     factor : callable, optional
-        Takes the fitted statistics and returns a number in [0, 1] that lowers the weight.
+        Takes the fitted statistics and the side of images in pixels, and returns a number in
+        [0, 1] that lowers the weight.
     weight : callable, optional
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
@@ -127,7 +128,7 @@ class Term:
     fit: Callable[[Tensors], Tensors] = as_summed
     forms: Callable[[Evidence], Forms] = no_forms
     on_components: Callable[[Tensors, Tensor], Tensors] | None = None
-    factor: Callable[[Tensors], float] | None = None
+    factor: Callable[[Tensors, int], float] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True

@@ -31,6 +31,9 @@ LEAST = 0.6  # share of the mean number of images a kind; smaller kinds may be o
 FITS = 3  # mixtures that are taken together: where one ends depends on where it starts
 ROUNDS = 20  # of expectation and maximisation
 FULL_GAIN = 0.5  # nats a component; from this gain on, the weight is not lowered
+# From this side on, in pixels, anomalies are often small. There a term that sees the image as a
+# whole must not drown those that see its places, so its weight is lowered to this share.
+LARGE, IN_LARGE = 64, 0.3
 FARTHEST = 300.0  # keeps the exponential finite
 
 
@@ -101,9 +104,10 @@ def forms(evidence: Evidence) -> Forms:
     }
 
 
-def factor(fitted: Tensors) -> float:
+def factor(fitted: Tensors, side: int) -> float:
     """Return by how much the weight of the term is lowered: to 0 where there is one kind."""
-    return min(1.0, float(fitted["gain"]) / FULL_GAIN)
+    lowered = IN_LARGE if side >= LARGE else 1.0
+    return lowered * min(1.0, float(fitted["gain"]) / FULL_GAIN)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
