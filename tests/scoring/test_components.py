@@ -286,3 +286,15 @@ def test_the_weight_of_a_term_is_lowered_by_its_factor() -> None:
     assert 0 < full <= 1
     assert weight(mixture.FULL_GAIN / 2) == pytest.approx(full / 2)
     assert weight(0.0) == 0
+
+
+def test_a_mixture_of_more_components_than_the_model_has_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = model_file.load(saved)
+    many = len(contents.tensors["baselines/components"]) + 1
+    wide = {"centres": torch.zeros(1, many), "whiten": torch.zeros(1, many, many)}
+    tensors = contents.tensors | {f"terms/mixture/{name}": value for name, value in wide.items()}
+    monkeypatch.setattr(model_file, "load", lambda path: contents._replace(tensors=tensors))
+    with pytest.raises(ModelError, match="terms/mixture/centres has too many components"):
+        Model.read(saved, Runtime.resolve("cpu", "float32", 1))

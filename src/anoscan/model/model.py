@@ -232,6 +232,9 @@ class Model:
             tiles,
         )
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
+        centres = tensors.get("terms/mixture/centres")
+        if centres is not None and centres.shape[1] > len(components):
+            raise ValueError("the tensor terms/mixture/centres has too many components")
         baselines = Baselines(mean.numpy(), components.numpy())
         kept = Neighbours.of_tensors(tensors) if described.config.keep_thumbnails else None
         own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
