@@ -71,7 +71,7 @@ def anoscan(
     assert done.detector.report is not None
     assert done.detector.report.self_test is not None
     model, odd = done.detector.model, split.anomalous
-    scores = {name: judge.scorer.scores(terms, name) for name in SCORES}
+    scores = {name: judge.scorer.scores(terms, name) for name in filter(judge.scorer.terms, SCORES)}
     level = judge.threshold(ScoreRequest(false_alarm_rate=FALSE_ALARM_RATE)).score
     called = scores["calibrated"] > level
     return {
@@ -79,7 +79,9 @@ def anoscan(
         "auroc_by_term": {
             name: _auroc(odd, column) for name, column in zip(model.fitted, terms.T, strict=True)
         },
-        "auroc_by_score": {name: _auroc(odd, scores[name]) for name in ("paper", "anogan")},
+        "auroc_by_score": {
+            name: _auroc(odd, values) for name, values in scores.items() if name != "calibrated"
+        },
         "auroc_of_own_baselines": {name: _auroc(odd, values) for name, values in own.items()},
         "auroc_of_ablation": ablation(model, terms, odd),
         "false_alarm_rate": float(called[~odd].mean()),

@@ -171,7 +171,7 @@ def test_a_fold_of_suspects_alone_and_copies_of_one_image_are_borne(
     usual = np.ones(30, dtype=bool)
     usual[folds[2]] = False
     for some in (usual, np.arange(30) < 6):  # of the other folds, one lacks witnesses, or all do
-        terms = suspects._cross_fitted(trained.model.measurer, pixels, folds, some)
+        terms = suspects._cross_fitted(trained.model.measurer, 0, pixels, folds, some)
         assert np.isfinite(terms).all()
     with pytest.raises(InputError, match="same picture"):
         suspects.scores(model.measurer, scorer, 0, pixels, [b"one"] * 30)

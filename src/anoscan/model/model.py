@@ -38,6 +38,7 @@ from anoscan.networks import backbone
 from anoscan.networks.architectures import Architecture, Networks, Shape, build
 from anoscan.networks.encoders import Encoder
 from anoscan.networks.low_rank import LowRank
+from anoscan.scoring import fitting
 from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.maps import forms as map_forms
@@ -182,7 +183,7 @@ class Model:
             tensors |= self.neighbours.tensors()
         for part, network in self.networks.parts().items():
             tensors |= {f"{part}/{key}": value for key, value in network.state_dict().items()}
-        for term, stats in self.fitted.items():
+        for term, stats in fitting.own(self.fitted).items():
             tensors |= {f"terms/{term}/{key}": value for key, value in stats.items()}
         tensors |= {f"maps/{key}": value for key, value in self.maps.stored().items()}
         return model_file.save(path, tensors, self.metadata)
@@ -242,10 +243,14 @@ class Model:
             tiles,
         )
         mean, components = tensors["baselines/mean"], tensors["baselines/components"]
+        centres = tensors.get("terms/mixture/centres")
+        if centres is not None and centres.shape[1] > len(components):
+            raise ValueError("the tensor terms/mixture/centres has too many components")
         baselines = Baselines(mean.numpy(), components.numpy())
         kept = Neighbours.of_tensors(tensors) if described.config.keep_thumbnails else None
         own = {k: v.to(runtime.device) for k, v in under(tensors, "maps/").items()}
         maps = Maps.restored(own, metadata["maps"], fitted)
+        fitted = fitting.shared(fitted, baselines, runtime.device)
         return cls(networks, fitted, calibration, baselines, metadata, maps, kept)
 
 

@@ -41,7 +41,8 @@ def term_weights(
         - 0 for a term that does not count in images so small (`Term.least_side`);
         - the mean of `own` for a term with its own `Term.weight`;
         - max(2 AUROC - 1, 0) of patched against unchanged images for a narrow term;
-        - the square root of that for others, which may still find images anomalous as a whole.
+        - the square root of that for others, which may still find images anomalous as a whole;
+        - any of these times `Term.factor`, for a term that has one.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -61,6 +62,8 @@ def term_weights(
             odd = np.arange(len(scores)) >= len(clean)
             seen = max(2 * roc_auc_score(odd, scores) - 1, 0)
             values.append(seen if term.narrow else seen**0.5)
+        if term.factor is not None:
+            values[-1] *= term.factor(measurer.fitted[name], pixels.shape[-1])
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
     return bounded
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from anoscan.core import registry
+from anoscan.core.errors import ModelError
 from anoscan.model.model import Calibration
 from anoscan.scoring.calibration import (
     TermScale,
@@ -46,7 +47,20 @@ class Scorer:
         return chosen[:, 0] if how.raw else self._scales[how.name].combine(chosen)
 
     def calibration_scores(self, score: str) -> np.ndarray:
-        """Return the scores (n,) of calibration images, each on scales fitted without it."""
+        """Return the scores (n,) of calibration images, each on scales fitted without it.
+
+        Raises
+        ------
+        ModelError
+            When the model has none of the terms that the score counts.
+        """
+        if not self.terms(score):
+            missing = " or ".join(score_named(score).weights)
+            raise ModelError(
+                f"--score {score}: this model has no term {missing}.",
+                hint="Use another score. Models of patches have no nearest, and a model of an "
+                "older anoscan has it when it is trained again.",
+            )
         return self._calibration_scores[score_named(score).name]
 
     def among_themselves(self, terms: np.ndarray) -> np.ndarray:
@@ -76,14 +90,14 @@ class Scorer:
         chosen = score_named(score).weights
         given = np.array([chosen[name] for name in self.terms(score)], dtype=np.float64)
         tested: np.ndarray = self._calibration.weights[self._places(score)] * given
-        # Where no term passed the patch test, all keep the weights of the score.
-        return tested if tested.any() else given
+        # Where no term passed the patch test, all that the score counts have the same weight.
+        return tested if tested.any() else np.minimum(given, 1)
 
     @cached_property
     def _scales(self) -> dict[str, TermScale]:
         terms, tiles = self._calibration.terms, self._calibration.tiles
         found = {}
-        for name in SCORES:
+        for name in filter(self.terms, SCORES):
             places, weights = self._places(name), self._weights(name)
             found[name] = (
                 TermScale.fit(terms[:, places], weights)
@@ -95,7 +109,7 @@ class Scorer:
     @cached_property
     def _calibration_scores(self) -> dict[str, np.ndarray]:
         found = {}
-        for name in SCORES:
+        for name in filter(self.terms, SCORES):
             places, weights = self._places(name), self._weights(name)
             terms, tiles = self._calibration.terms[:, places], self._calibration.tiles
             crossed = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 COMPONENTS = 64
@@ -40,8 +41,16 @@ class Baselines:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         flat = np.asarray(pixels[rows], dtype=np.float32).reshape(len(rows), p)
         k = min(COMPONENTS, len(rows) - 1, p)
-        pca = PCA(k, svd_solver="randomized", random_state=seed).fit(flat)
-        return cls(pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
+        with np.errstate(invalid="ignore"):  # equal images have no variance to take shares of
+            pca = PCA(k, svd_solver="randomized", random_state=seed).fit(flat)
+        # In C order, as a model is loaded: the order of sums, and so the last digits, depend on it.
+        components = np.ascontiguousarray(pca.components_, dtype=np.float32)
+        return cls(pca.mean_.astype(np.float32), components)
+
+    def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return `mean` and `components` as tensors on a device."""
+        arrays = {"mean": self.mean, "components": self.components}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
     def scores(self, pixels: ArrayLike) -> dict[str, np.ndarray]:
         """Return the scores (n,) of images (n, c, s, s) by each baseline; higher is more anomalous.

@@ -46,12 +46,25 @@ SCORES = {
                 "latent": 0,
                 "density": 1,
                 "local": 1,
-                "prototype": 1,
+                "mixture": 3.5,
                 "subspace": 1,
                 "rotation": 1,
                 "backbone_density": 1,
                 "backbone_local": 1,
             },
+        ),
+        Score(
+            "pca",
+            "the squared residual of the pixels from principal components, a simple baseline",
+            {"pca": 1},
+            raw=True,
+        ),
+        Score(
+            "nearest",
+            "the distance of the pixels from the nearest training images, a simple baseline; "
+            "models of patches lack it",
+            {"nearest": 1},
+            raw=True,
         ),
         Score("paper", "the formula of f-AnoGAN, unscaled, for comparison", {"paper": 1}, raw=True),
         Score("anogan", "the formula of AnoGAN, unscaled, for comparison", {"anogan": 1}, raw=True),
@@ -158,7 +171,7 @@ class ScoreRequest:
 
     Parameters
     ----------
-    score : {'calibrated', 'paper', 'anogan'}
+    score : {'calibrated', 'pca', 'nearest', 'paper', 'anogan'}
     inversion : Inversion
     false_alarm_rate : float in (0, 1) or 'auto', optional
         The share of normal images that may be called anomalous. 'auto' chooses it by the number of

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from anoscan.core import registry
-from anoscan.core.arrays import Floats, evenly
+from anoscan.core.arrays import Floats
 from anoscan.core.runtime import exact_float32
 from anoscan.images.decode import ImageRule
 from anoscan.networks.architectures import Networks
@@ -21,7 +21,6 @@ from anoscan.scoring.search import latents
 from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term
 
 CHUNK = 64
-MOST_OF_BACKBONE = 4096  # images that terms of a pretrained network are fitted to, at most
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,6 @@ def terms_of(*, rotated: bool, patches: bool, backbone: bool = False) -> tuple[s
         )
 
     return tuple(name for name in registry.names("terms") if has(name))
-
-
-def fit_terms_of_rows(
-    networks: Networks,
-    names: Sequence[str],
-    pixels: Floats,
-    rows: np.ndarray,
-    device: torch.device,
-) -> dict[str, Tensors]:
-    """Fit terms to rows of images (n, c, s, s); see `fit_terms`.
-
-    Terms that are `Term.of_backbone` see at most `MOST_OF_BACKBONE` of the rows, evenly chosen.
-    """
-    slow = [name for name in names if registry.load("terms", name).of_backbone]
-    quick = [name for name in names if name not in slow]
-    read = pixels.__getitem__
-    fitted = fit_terms(networks, quick, chunks(rows, read, device))
-    if slow:
-        fitted |= fit_terms(networks, slow, chunks(evenly(rows, MOST_OF_BACKBONE), read, device))
-    return {name: fitted[name] for name in names}
 
 
 def fit_terms(

@@ -24,7 +24,8 @@ from anoscan.model.model import Calibration
 from anoscan.networks.architectures import Networks
 from anoscan.networks.loop import Position, Stage, run
 from anoscan.networks.stages import Planned, Stages
-from anoscan.scoring.measure import Measurer, fit_terms_of_rows
+from anoscan.scoring.fitting import fit_all
+from anoscan.scoring.measure import Measurer
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,5 @@ class Folds:
     ) -> np.ndarray:
         """Fit terms on `rows`, and return the raw terms (n, k) of the images `inside` (n,)."""
         pixels, device = self.material.pixels, self.runtime.measuring().device
-        fitted = fit_terms_of_rows(networks, names, pixels, rows, device)
+        fitted, _ = fit_all(networks, names, pixels, rows, self.config.seed, device)
         return Measurer(networks, fitted, self.material.rule).terms(pixels, inside)

@@ -219,8 +219,8 @@ def _check(name: str, verdict: Health, value: float, message: str) -> HealthChec
 def _images(n: int, of: str) -> HealthCheck:
     if n < 50:
         advice = (
-            f"{n} training {of} are far too few for a GAN: scores may mean little. Go by the PCA "
-            f"baseline of anoscan eval."
+            f"{n} training {of} are far too few for a GAN: scores may mean little. Compare "
+            f"--score pca."
         )
         return _check("images", "fail", n, advice)
     if n < 500:

@@ -44,9 +44,9 @@ from anoscan.networks.architectures import Networks
 from anoscan.networks.backbone import Backbone
 from anoscan.networks.loop import stop_where_asked
 from anoscan.scoring import maps as anomaly_maps
-from anoscan.scoring.baselines import Baselines
+from anoscan.scoring.fitting import fit_all
 from anoscan.scoring.maps import Maps
-from anoscan.scoring.measure import Measurer, chunks, fit_terms_of_rows, terms_of
+from anoscan.scoring.measure import Measurer, chunks, terms_of
 from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
@@ -224,7 +224,10 @@ def learn(
         material = material.without(suspected.worst)
         clock.lap("suspects")
     part = _Parts(on_progress, stopping)
-    fitted, baselines = _fitted(networks, names, material, config, measuring)
+    pixels = material.pixels
+    fitted, baselines = fit_all(
+        networks, names, pixels, material.rows, config.seed, measuring.device
+    )
     part.begin()
     maps = _maps(networks, fitted, material, config, measuring)
     part.begin()
@@ -297,18 +300,6 @@ def _trained(
     return redo_encoder(before, material, config, runtime, training)
 
 
-def _fitted(
-    networks: Networks,
-    names: Sequence[str],
-    material: Material,
-    config: TrainConfig,
-    runtime: Runtime,
-) -> tuple[dict[str, Tensors], Baselines]:
-    pixels, rows = material.pixels, material.rows
-    fitted = fit_terms_of_rows(networks, names, pixels, rows, runtime.device)
-    return fitted, Baselines.fit(pixels, rows, config.seed)
-
-
 def _suspected(
     networks: Networks,
     names: Sequence[str],
@@ -320,7 +311,8 @@ def _suspected(
 
     Held-out images take no part in the fits of others, which would lower their scores.
     """
-    fitted, baselines = _fitted(networks, names, material, config, runtime)
+    pixels, rows = material.pixels, material.rows
+    fitted, baselines = fit_all(networks, names, pixels, rows, config.seed, runtime.device)
     measurer = Measurer(networks, fitted, material.rule)
     held = measure_held_out(measurer, baselines, material, config.seed)
     scorer = Scorer(fitted, held.calibration)

@@ -290,5 +290,5 @@ def _advice(model: Model, trained: int, scale: float) -> str:
     if scale > 1.2 and config.patches is None:
         ways.append("show the networks more detail (a larger --size, or --patches)")
     if not ways:
-        return "Until a model does better, go by the PCA line of anoscan eval."
+        return "Until a model does better, compare anoscan eval --score pca."
     return f"What may help: {', or '.join(ways)}."

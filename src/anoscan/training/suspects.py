@@ -26,6 +26,7 @@ from anoscan.model.judge import nothing_readable
 from anoscan.model.model import Model
 from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring import calibration
+from anoscan.scoring.fitting import fit_components
 from anoscan.scoring.measure import Measurer, chunks, fit_sums, term_sums
 
 FOLDS = 5
@@ -118,9 +119,9 @@ def scores(
     folds = dealt(groups, FOLDS, random_stream(seed, "suspects"))
     if len(folds) == 1:
         raise InputError("the images are all the same picture: none is more suspect than another.")
-    first = scorer.among_themselves(_cross_fitted(measurer, pixels, folds, usual))
+    first = scorer.among_themselves(_cross_fitted(measurer, seed, pixels, folds, usual))
     usual[np.argsort(-first, kind="stable")[: _share(n)]] = False
-    return scorer.among_themselves(_cross_fitted(measurer, pixels, folds, usual))
+    return scorer.among_themselves(_cross_fitted(measurer, seed, pixels, folds, usual))
 
 
 def _share(n: int) -> int:
@@ -128,7 +129,7 @@ def _share(n: int) -> int:
 
 
 def _cross_fitted(
-    measurer: Measurer, pixels: Floats, folds: Sequence[np.ndarray], usual: np.ndarray
+    measurer: Measurer, seed: int, pixels: Floats, folds: Sequence[np.ndarray], usual: np.ndarray
 ) -> np.ndarray:
     """Measure the raw terms (n, k) of each fold by fits on the `usual` images of the other folds.
 
@@ -142,7 +143,9 @@ def _cross_fitted(
     for number, rows in enumerate(folds):
         # Where the other folds hold only suspects, terms are fitted on the images' own fold.
         known = [other for other in filled if other != number] or filled
+        inside = np.concatenate([folds[other][usual[folds[other]]] for other in known])
         fitted = fit_sums([sums[other] for other in known])
+        fitted |= fit_components(names, pixels, np.sort(inside), seed, device)[0]
         terms[rows] = Measurer(networks, fitted, measurer.rule).terms(pixels, rows)
     return terms
 

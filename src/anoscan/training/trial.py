@@ -22,7 +22,8 @@ from anoscan.networks.architectures import Growing, Networks
 from anoscan.networks.loop import Stage
 from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.baselines import MOST_NUMBERS
-from anoscan.scoring.measure import CHUNK, Measurer, chunks, fit_terms, terms_of
+from anoscan.scoring.fitting import fit_all
+from anoscan.scoring.measure import CHUNK, Measurer, chunks, terms_of
 
 # Places in a stage where steps are tried, as shares of its length. A place near the end comes
 # first, because networks that grow are slow there.
@@ -82,8 +83,9 @@ def run(
     networks.frozen(device)
     patches = config.patches is not None
     names = terms_of(rotated=True, patches=patches, backbone=pretrained)
-    fitted = fit_terms(networks, names, [batch])
-    fitting = _timed(lambda: fit_terms(networks, names, [batch]), runtime)
+    fit = partial(fit_all, networks, names, pixels, np.arange(len(batch)), config.seed, device)
+    fitted, _ = fit()
+    fitting = _timed(fit, runtime)
     measuring = _timed(lambda: Measurer(networks, fitted, rule).measure(batch), runtime)
     measured = held_out + min(held_out, MOST_IMAGES)
     seconds["calibration"] = (fitting * trained + measuring * measured) / len(batch)

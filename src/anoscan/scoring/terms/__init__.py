@@ -118,6 +118,13 @@ class Term:
     forms : callable
         Takes evidence of any one image and returns what the result of `fit` must be like. Loaded
         models are checked by it.
+    on_components : callable, optional
+        Takes the ``mean`` and ``components`` of `Baselines` and the coordinates (n, k) of training
+        images, and returns what the model stores. `measure` finds both among its statistics; see
+        `scoring.fitting`. It takes the place of `sums` and `fit`.
+    factor : callable, optional
+        Takes the fitted statistics and the side of images in pixels, and returns a number in
+        [0, 1] that lowers the weight.
     weight : callable, optional
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
@@ -141,6 +148,8 @@ class Term:
     sums: Callable[[Evidence], Tensors] = no_sums
     fit: Callable[[Tensors], Tensors] = as_summed
     forms: Callable[[Evidence], Forms] = no_forms
+    on_components: Callable[[Tensors, Tensor], Tensors] | None = None
+    factor: Callable[[Tensors, int], float] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
     narrow: bool = False
     needs_latent: bool = True
