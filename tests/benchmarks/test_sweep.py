@@ -175,7 +175,7 @@ def test_a_row_of_the_lineage_leaves_its_figures_and_a_sheet_of_samples(
     assert lines[0].count("|") == lines[2].count("|")
     assert lines[2].startswith("| default |")
     assert "*" not in lines[2]
-    del found["auroc_by_term"]["mixture"]
+    del found["auroc_by_term"][family.OF_TODAY]
     cells.keep(cell, found, "command")
     figure = f"{found['auroc']:.3f}"
     starred = family.lineage("digits").splitlines()[2]
@@ -206,7 +206,7 @@ def test_rows_are_compared_with_the_default_of_the_same_seed(
     found = {"default": [0.90, 0.80, 0.70], "hinge": [0.92, 0.83, 0.74], "bce": [0.9]}
     for row, values in found.items():
         for seed, auroc in enumerate(values):
-            terms = {} if (row, seed) == ("hinge", 2) else {"mixture": 0.5}  # an older score
+            terms = {} if (row, seed) == ("hinge", 2) else {family.OF_TODAY: 0.5}  # an older score
             _keep("lineage/digits", row, seed, auroc=auroc, auroc_by_term=terms)
 
     lines = family.seeds().splitlines()

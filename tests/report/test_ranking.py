@@ -13,7 +13,7 @@ from anoscan.core.results import ImageScore, Neighbour, Region, to_json
 from anoscan.report.ranking import RankedImages
 from anoscan.scoring.calibration import q_values
 
-TERMS = ("pixel", "feature", "latent", "density", "local", "mixture", "subspace")
+TERMS = ("pixel", "feature", "latent", "density", "local", "prototype", "subspace")
 REGION = Region(x=1, y=2, width=3, height=4, score=5.5, area=6, p_value=0.5)
 
 

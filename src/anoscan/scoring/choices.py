@@ -46,6 +46,7 @@ SCORES = {
                 "latent": 0,
                 "density": 1,
                 "local": 1,
+                "prototype": 1,
                 "mixture": 3.5,
                 "subspace": 1,
                 "rotation": 1,

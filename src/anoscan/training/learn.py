@@ -223,11 +223,8 @@ def learn(
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
         clock.lap("suspects")
-    part = _Parts(on_progress, stopping)
-    pixels = material.pixels
-    fitted, baselines = fit_all(
-        networks, names, pixels, material.rows, config.seed, measuring.device
-    )
+    part, pixels, rows = _Parts(on_progress, stopping), material.pixels, material.rows
+    fitted, baselines = fit_all(networks, names, pixels, rows, config.seed, measuring.device)
     part.begin()
     maps = _maps(networks, fitted, material, config, measuring)
     part.begin()

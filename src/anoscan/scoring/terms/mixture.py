@@ -1,7 +1,8 @@
 """Distance from the nearest of several kinds of normal images, by a mixture of Gaussians.
 
 Normal images may be of several kinds. One Gaussian takes all that lies between the kinds for
-normal, and one subspace all that mixes them; a mixture does not. It is fitted to the largest
+normal, and one subspace all that mixes them; a mixture does not. The term counts only where normal
+images are of several kinds. Then it counts more than any other. It is fitted to the largest
 principal components of the pixels, which are those of `scoring.baselines.Baselines` (Bishop 1994,
 "Novelty detection and neural network validation").
 """
@@ -30,10 +31,10 @@ SHRINKAGE = 0.1  # added variance, as a share of the mean variance of the compon
 LEAST = 0.6  # share of the mean number of images a kind; smaller kinds may be of anomalies
 FITS = 3  # mixtures that are taken together: where one ends depends on where it starts
 ROUNDS = 20  # of expectation and maximisation
-FULL_GAIN = 0.5  # nats a component; from this gain on, the weight is not lowered
+SEVERAL = 0.4  # nats a component; from this gain on, images count as of several kinds
 # From this side on, in pixels, anomalies are often small. There a term that sees the image as a
-# whole must not drown those that see its places, so its weight is lowered to this share.
-LARGE, IN_LARGE = 64, 0.3
+# whole must not drown those that see its places.
+LARGE = 64
 FARTHEST = 300.0  # keeps the exponential finite
 
 
@@ -105,9 +106,8 @@ def forms(evidence: Evidence) -> Forms:
 
 
 def factor(fitted: Tensors, side: int) -> float:
-    """Return by how much the weight of the term is lowered: to 0 where there is one kind."""
-    lowered = IN_LARGE if side >= LARGE else 1.0
-    return lowered * min(1.0, float(fitted["gain"]) / FULL_GAIN)
+    """Return 1 where normal images, of so many pixels a side, are small and of several kinds."""
+    return float(side < LARGE and float(fitted["gain"]) >= SEVERAL)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
