@@ -124,7 +124,7 @@ TRAIN = {
     "precision", "seed", "anoscan_version",
 }  # fmt: skip
 TRAINED_MODEL = REFERENCE | {
-    "architecture", "objective", "encoder", "mapping", "size", "patch_size",
+    "architecture", "objective", "encoder", "mapping", "backbone", "size", "patch_size",
     "channels", "latent_dim",
 }  # fmt: skip
 SCORE = {

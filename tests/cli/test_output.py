@@ -63,6 +63,7 @@ TRAIN = TrainReport(
         objective="nonsaturating",
         encoder="ae",
         mapping="izi_f",
+        backbone="none",
         size=64,
         patch_size=None,
         channels=3,

@@ -35,6 +35,7 @@ FREE = {
     "calibration/terms",
     "neighbours/paths",
     "terms/nearest/means",
+    "terms/prototype/prototypes",
 }
 # Tensors whose length must be that of others, one of which the refusal may name.
 GROUPS = {"neighbours/latents": "neighbours", "terms/mixture/centres": "terms/mixture"}

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused_and_the_way_out_is_said(tmp_
     assert raised.value.hint == "Train without --resume."
 
 
-@pytest.mark.parametrize("asked_in", ["_fitted", "_maps", "_trained"])
+@pytest.mark.parametrize("asked_in", ["fit_all", "_maps", "_trained"])
 def test_an_interrupt_after_the_last_stage_loses_none_of_them(
     asked_in: str,
     few: Digits,

@@ -124,7 +124,7 @@ def test_networks_are_frozen_and_scoring_changes_no_byte(
     trained: Detector, digits: Digits, tmp_path: Path
 ) -> None:
     trained.score(digits.queries)
-    for network in vars(trained.model.networks).values():
+    for network in trained.model.networks.parts().values():
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
     assert trained.model.write(tmp_path / "after.safetensors") == trained.reference.sha256
