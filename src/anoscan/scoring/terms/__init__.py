@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,3 +201,26 @@ def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
     """
     centred = vectors.double() - fitted["mean"].double()
     return (centred @ fitted["whiten"].double()).square().mean(1)
+
+
+def gaussian_term(
+    vectors: Callable[[Evidence], Tensor], shrinkage: float, paper: str, **about: Any
+) -> Term:
+    """Make a term: the Mahalanobis distance of an image's vector from those of normal images.
+
+    `vectors` returns the vectors (n, d) of images. `about` are more parameters of `Term`.
+    """
+
+    def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
+        return mahalanobis(vectors(evidence), fitted)
+
+    def sums(evidence: Evidence) -> Tensors:
+        return gaussian_sums(vectors(evidence))
+
+    def fit(total: Tensors) -> Tensors:
+        return fit_gaussian(total, shrinkage)
+
+    def forms(evidence: Evidence) -> Forms:
+        return gaussian_forms(vectors(evidence).shape[1])
+
+    return Term(measure, paper, sums=sums, fit=fit, forms=forms, **about)

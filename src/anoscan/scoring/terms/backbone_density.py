@@ -10,19 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.scoring.terms import (
-    Evidence,
-    Forms,
-    Tensors,
-    Term,
-    fit_gaussian,
-    gaussian_forms,
-    gaussian_sums,
-    mahalanobis,
-)
+from anoscan.scoring.terms import Evidence, gaussian_term
 
-SHRINKAGE = 0.02
 CHANNELS = 1280  # of a map; a wider one is projected on so many random directions
+
+
+def of_backbone(evidence: Evidence) -> Tensor:
+    """Return the pooled features (n, d) of the pretrained network."""
+    return pooled(evidence.backbone)
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
@@ -30,26 +25,6 @@ def pooled(maps: list[Tensor]) -> Tensor:
     flat = [_narrowed(block).flatten(2).double() for block in maps]
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat[:-1]]
     return torch.cat([block.mean(2) for block in flat] + spreads, 1)
-
-
-def sums(evidence: Evidence) -> Tensors:
-    """Return the Gaussian sums of the pooled features."""
-    return gaussian_sums(pooled(evidence.backbone))
-
-
-def fit(total: Tensors) -> Tensors:
-    """Fit the mean and whitening of the pooled features."""
-    return fit_gaussian(total, SHRINKAGE)
-
-
-def forms(evidence: Evidence) -> Forms:
-    """Return what the fitted tensors are like."""
-    return gaussian_forms(pooled(evidence.backbone).shape[1])
-
-
-def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Return the mean squared whitened coordinate of the pooled features, (n,)."""
-    return mahalanobis(pooled(evidence.backbone), fitted)
 
 
 def weight(evidence: Evidence) -> Tensor:
@@ -66,12 +41,10 @@ def _narrowed(block: Tensor) -> Tensor:
     return torch.einsum("nchw,cd->ndhw", block, directions.to(block))
 
 
-ENTRY = Term(
-    measure,
+ENTRY = gaussian_term(
+    of_backbone,
+    shrinkage=0.02,
     paper="Rippel et al. 2021",
-    sums=sums,
-    fit=fit,
-    forms=forms,
     weight=weight,
     needs_latent=False,
     of_backbone=True,

@@ -10,18 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.scoring.terms import (
-    Evidence,
-    Forms,
-    Tensors,
-    Term,
-    fit_gaussian,
-    gaussian_forms,
-    gaussian_sums,
-    mahalanobis,
-)
+from anoscan.scoring.terms import Evidence, gaussian_term
 
-SHRINKAGE = 0.02
+
+def of_discriminator(evidence: Evidence) -> Tensor:
+    """Return the pooled features (n, d) of the discriminator."""
+    return pooled(evidence.features)
 
 
 def pooled(features: list[Tensor]) -> Tensor:
@@ -37,24 +31,4 @@ def pooled(features: list[Tensor]) -> Tensor:
     return torch.cat(means + spreads + peaks, 1)
 
 
-def sums(evidence: Evidence) -> Tensors:
-    """Return the Gaussian sums of the pooled features."""
-    return gaussian_sums(pooled(evidence.features))
-
-
-def fit(total: Tensors) -> Tensors:
-    """Fit the mean and whitening of the pooled features."""
-    return fit_gaussian(total, SHRINKAGE)
-
-
-def forms(evidence: Evidence) -> Forms:
-    """Return what the fitted tensors are like."""
-    return gaussian_forms(pooled(evidence.features).shape[1])
-
-
-def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Return the mean squared whitened coordinate of the pooled features, (n,)."""
-    return mahalanobis(pooled(evidence.features), fitted)
-
-
-ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, forms=forms, needs_latent=False)
+ENTRY = gaussian_term(of_discriminator, shrinkage=0.02, paper="Lee et al. 2018", needs_latent=False)

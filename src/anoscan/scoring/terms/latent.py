@@ -8,38 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from anoscan.scoring.terms import (
-    Evidence,
-    Forms,
-    Tensors,
-    Term,
-    fit_gaussian,
-    gaussian_forms,
-    gaussian_sums,
-    mahalanobis,
-)
-
-SHRINKAGE = 0.01
+from anoscan.scoring.terms import Evidence, gaussian_term
 
 
-def sums(evidence: Evidence) -> Tensors:
-    """Return the Gaussian sums of the latents."""
-    return gaussian_sums(evidence.z)
+def latents(evidence: Evidence) -> Tensor:
+    """Return the latents (n, d) of the images."""
+    return evidence.z
 
 
-def fit(total: Tensors) -> Tensors:
-    """Fit the mean and whitening of the latents."""
-    return fit_gaussian(total, SHRINKAGE)
-
-
-def forms(evidence: Evidence) -> Forms:
-    """Return what the fitted tensors are like."""
-    return gaussian_forms(evidence.z.shape[1])
-
-
-def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
-    """Return the mean squared whitened coordinate of the latent, (n,)."""
-    return mahalanobis(evidence.z, fitted)
-
-
-ENTRY = Term(measure, paper="Lee et al. 2018", sums=sums, fit=fit, forms=forms)
+ENTRY = gaussian_term(latents, shrinkage=0.01, paper="Lee et al. 2018")
