@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anoscan.core.files import printable
 from anoscan.report import pictures
 
-NO_RECONSTRUCTION = "no reconstruction: the encoder did not learn these images"
+NO_RECONSTRUCTION = "no reconstruction: this model has not learned to make one"
 _GROUND, _INK, _MUTED, _ALARM = (32, 32, 32), (240, 240, 240), (176, 176, 176), (255, 150, 90)
 _PLACARD = (96, 96, 96)
 _MARK, _HALO = (0, 235, 255), (0, 0, 0)  # no colour of a map is like cyan
