@@ -209,8 +209,8 @@ def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
 
     They are about 1 for normal images.
     """
-    centred = vectors.double() - fitted["mean"].double()
-    return (centred @ fitted["whiten"].double()).square().mean(1)
+    centred = vectors.float() - fitted["mean"]
+    return (centred @ fitted["whiten"]).double().square().mean(1)
 
 
 def gaussian_term(
