@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from anoscan.core.ahead import ahead
 from anoscan.core.arrays import Floats
 from anoscan.core.config import rate_in_range
 from anoscan.core.errors import InputError, ModelError, UsageError
@@ -29,6 +30,7 @@ from anoscan.scoring import calibration
 from anoscan.scoring.baselines import NAMES
 from anoscan.scoring.choices import ENCODER, Inversion, ScoreRequest
 from anoscan.scoring.neighbours import latent
+from anoscan.scoring.terms import Evidence
 from anoscan.scoring.tiled import OnRows, OnTiles, measure_tiled, views
 
 _NOTHING = np.empty(0)
@@ -263,26 +265,35 @@ class Judge:
                 else:
                     yield [self._measure_large(outcome, how, wanted)]
             return
-        waiting: list[Decoded | Skipped] = []
-        readable = 0
-        for outcome in decoded:
-            waiting.append(outcome)
-            readable += isinstance(outcome, Decoded)
-            if readable == batch_size or len(waiting) == 4 * batch_size:
-                yield self._measure(waiting, how, wanted)
-                waiting, readable = [], 0
-        if waiting:
-            yield self._measure(waiting, how, wanted)
+        seen: Iterator[tuple[list[Decoded | Skipped], Evidence | None]]
+        seen = (self._seen(batch, how) for batch in _batches(decoded, batch_size))
+        # A source of files that is slow must not delay results.
+        long = isinstance(files, Sequence) and len(files) > batch_size
+        if long:
+            seen = ahead(seen, "networks")
+        found = (self._measure(*batch, wanted) for batch in seen)
+        yield from ahead(found, "terms") if long else found
 
-    def _measure(
-        self, outcomes: list[Decoded | Skipped], how: Inversion, wanted: Wanted
-    ) -> list[MeasuredImage]:
+    def _seen(
+        self, outcomes: list[Decoded | Skipped], how: Inversion
+    ) -> tuple[list[Decoded | Skipped], Evidence | None]:
+        """Run the networks on images."""
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Decoded)]
         if not pixels:
-            return [MeasuredImage(outcome) for outcome in outcomes]
+            return outcomes, None
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
+        return outcomes, self.model.measurer.evidence(x, how)
+
+    def _measure(
+        self,
+        outcomes: list[Decoded | Skipped],
+        evidence: Evidence | None,
+        wanted: Wanted,
+    ) -> list[MeasuredImage]:
+        if evidence is None:
+            return [MeasuredImage(outcome) for outcome in outcomes]
         only = self._only(wanted)
-        measured = self.model.measurer.measure(x, how, mapped=wanted.mapped, only=only)
+        measured = self.model.measurer.of_evidence(evidence, mapped=wanted.mapped, only=only)
         arrays = (measured.terms, measured.x_hat, measured.residual, measured.anomaly_map)
         found = iter(zip(*arrays, strict=True))
         rows: list[MeasuredImage] = []
@@ -400,6 +411,20 @@ class Judge:
         if not levels.nearest or kept is None:
             return None
         return kept.nearest(latent(self.model.networks, decoded.pixels), levels.nearest)
+
+
+def _batches(outcomes: Iterable[Decoded | Skipped], size: int) -> Iterator[list[Decoded | Skipped]]:
+    """Yield outcomes in batches with at most `size` readable images."""
+    waiting: list[Decoded | Skipped] = []
+    readable = 0
+    for outcome in outcomes:
+        waiting.append(outcome)
+        readable += isinstance(outcome, Decoded)
+        if readable == size or len(waiting) == 4 * size:
+            yield waiting
+            waiting, readable = [], 0
+    if waiting:
+        yield waiting
 
 
 def nothing_readable(skipped: Sequence[Skipped]) -> InputError:

@@ -108,13 +108,24 @@ def figure(panes: Sequence[Pane], title: Title, bar: ColourBar) -> Image.Image:
             _write(draw, (left, top - line), pane.caption, small, column, _MUTED)
         drawn.paste(boxed(pane.picture, pane.boxes, factor), (left, top))
         left += column + gap
+    drawn.paste(_foot((width, size[1] - below), strip, gap // 3, small, bar, legend), (gap, below))
+    return drawn
+
+
+@functools.lru_cache(64)  # most figures of a run have the same
+def _foot(
+    size: tuple[int, int], strip: int, gap: int, small: int, bar: ColourBar, legend: tuple[str, ...]
+) -> Image.Image:
+    """Draw the colour bar, `strip` pixels high, and the legend below it."""
+    drawn = Image.new("RGB", size, _GROUND)
+    draw = ImageDraw.Draw(drawn)
     colours = pictures.coloured(np.linspace(0, 1, 256)[None], 1.0)
-    drawn.paste(colours.resize((width, strip), Image.Resampling.BILINEAR), (gap, below))
-    ends = ("0", f"{bar.brightest:.2g}+")
-    _ruler(draw, (gap, below + strip + gap // 3), width, (ends[0], bar.unit, ends[1]), small)
-    for number, words in enumerate(legend, start=1):
-        place = (gap, below + strip + gap // 3 + line * number)
-        _write(draw, place, words, small, width, _MARK)
+    drawn.paste(colours.resize((size[0], strip), Image.Resampling.BILINEAR), (0, 0))
+    words = ("0", bar.unit, f"{bar.brightest:.2g}+")
+    _ruler(draw, (0, strip + gap), size[0], words, small)
+    for number, text in enumerate(legend, start=1):
+        place = (0, strip + gap + round(1.45 * small) * number)
+        _write(draw, place, text, small, size[0], _MARK)
     return drawn
 
 
@@ -157,13 +168,13 @@ def placard(size: tuple[int, int], words: str) -> Image.Image:
     return drawn
 
 
-def _legend(boxes: Sequence[Box]) -> list[str]:
+def _legend(boxes: Sequence[Box]) -> tuple[str, ...]:
     marked = {box.below_level for box in boxes}
     words = {
         False: "solid box: above the level of normal images",
         True: "dashed box: the hottest place, below the level of normal images",
     }
-    return [text for below, text in words.items() if below in marked]
+    return tuple(text for below, text in words.items() if below in marked)
 
 
 def _outline(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -21,8 +23,9 @@ from anoscan.core.results import (
     Skipped,
     Threshold,
 )
+from anoscan.images.decode import Decoded
 from anoscan.images.files import ImageFile
-from anoscan.model.judge import Judge, Levels, MeasuredImage, Wanted, nothing_readable, searched
+from anoscan.model.judge import Judge, MeasuredImage, Wanted, nothing_readable, searched
 from anoscan.report.views import ImageViews, OnImage, ViewFiles
 from anoscan.scoring import calibration
 from anoscan.scoring.choices import RATES, ScoreRequest
@@ -61,26 +64,37 @@ class Ranking:
             rows_for=None if views is None else views.rows_for,
             on_tiles=on_tiles,
         )
-        for batch in self.judge.measured(files, request.batch_size, request.inversion, wanted):
-            results = iter(self.judge.judge(batch, levels))
-            for measured in batch:
-                done += 1
-                if isinstance(measured.decoded, Skipped):
-                    yield measured.decoded
-                else:
-                    yield self._drawn(next(results), measured, levels)
-            self.on_progress(Progress("scoring", done, total))
+        batches = self.judge.measured(files, request.batch_size, request.inversion, wanted)
+        workers = self.judge.runtime.workers if self.judge.model.rule.patch is None else 1
+        with ThreadPoolExecutor(workers, thread_name_prefix="draw") as drawing:
+            for batch in batches:
+                readable = [m for m in batch if isinstance(m.decoded, Decoded)]
+                results = zip(self.judge.judge(readable, levels), readable, strict=True)
+                write = partial(self._written, level=levels.region)
+                # Pictures are drawn by several threads; results keep their order.
+                drawn = (map if views is None else drawing.map)(write, results)
+                for measured in batch:
+                    done += 1
+                    if isinstance(measured.decoded, Skipped):
+                        yield measured.decoded
+                        continue
+                    result, seen = next(drawn)
+                    if self.on_image is not None and seen is not None:
+                        self.on_image(result, seen)
+                    yield result
+                self.on_progress(Progress("scoring", done, total))
 
-    def _drawn(self, result: ImageScore, measured: MeasuredImage, levels: Levels) -> ImageScore:
-        """Write the files of an image, pass its views on, and return its result."""
+    def _written(
+        self, found: tuple[ImageScore, MeasuredImage], level: float
+    ) -> tuple[ImageScore, ImageViews | None]:
+        """Write the files of an image, and return its result and its views, where wanted."""
+        result, measured = found
         if isinstance(measured.decoded, Skipped) or (self.views is None and self.on_image is None):
-            return result
+            return result, None
         seen = ImageViews.of(self.judge.model, measured.decoded, measured)
         if self.views is not None:
-            result = self.views.write(result, seen, levels.region)
-        if self.on_image is not None:
-            self.on_image(result, seen)
-        return result
+            result = self.views.write(result, seen, level)
+        return result, seen
 
     def report(self, files: Sequence[ImageFile], model: ModelReference) -> ScoreReport:
         """Score and rank images, the most anomalous first; without files, the report is empty.

@@ -30,7 +30,7 @@ from anoscan.report.figure import Box, ColourBar, Pane, Title
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring.tiled import OnRows
 
-_ENLARGED, _ENLARGED_PANE = 512, 320  # pixels: small images are enlarged to about this side
+_ENLARGED, _ENLARGED_PANE = 384, 320  # pixels: small images are enlarged to about this side
 _LARGEST_PANE = 1024  # pixels along a side of each of several panes, at most
 _LEGIBLE = 192  # pixels: small views are enlarged to about this side
 

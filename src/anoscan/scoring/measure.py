@@ -21,6 +21,7 @@ from anoscan.scoring.search import latents
 from anoscan.scoring.terms import ROWS, Evidence, Tensors, Term
 
 CHUNK = 64
+_OUTPUTS = ("x_hat", "features", "features_hat", "backbone", "rotations")  # of `Evidence`
 
 
 @dataclass(frozen=True)
@@ -154,18 +155,35 @@ class Measurer:
         mapped: bool = False,
         only: Collection[str] | None = None,
     ) -> Measured:
-        """Measure images (n, c, s, s) in [-1, 1] on the device.
+        """Measure images (n, c, s, s) in [-1, 1] on the device; see `of_evidence`."""
+        return self.of_evidence(self.evidence(x, how, only), mapped=mapped, only=only)
 
-        Their maps are measured where `mapped`, and `only` these terms where given.
-        """
+    def evidence(
+        self, x: Tensor, how: Inversion = ENCODER, only: Collection[str] | None = None
+    ) -> Evidence:
+        """Run the networks on images (n, c, s, s), as far as terms, or `only` some, need them."""
         with exact_float32():
             z = latents(self.networks, x, how)
             # What a search minimised is measured as it is, without a correction.
             x_hat = None if how.mapping == "encoder" else self.networks.mirror[1](z)
             evidence = Evidence(self.networks, x, z=z, x_hat=x_hat)
-            width = len(self.fitted)
-            terms = x.new_full((len(x), width), torch.nan, dtype=torch.float64)
-            weights = x.new_ones((len(x), width), dtype=torch.float64)
+            asked = self.fitted.keys() if only is None else only
+            for name in _OUTPUTS:
+                if name != "rotations" or "rotation" in asked:
+                    getattr(evidence, name)
+        return evidence
+
+    def of_evidence(
+        self, evidence: Evidence, *, mapped: bool = False, only: Collection[str] | None = None
+    ) -> Measured:
+        """Measure what networks returned for images.
+
+        Their maps are measured where `mapped`, and `only` these terms where given.
+        """
+        n, width = len(evidence.x), len(self.fitted)
+        terms = evidence.x.new_full((n, width), torch.nan, dtype=torch.float64)
+        weights = evidence.x.new_ones((n, width), dtype=torch.float64)
+        with exact_float32():
             for column, (name, fitted) in enumerate(self.fitted.items()):
                 if only is not None and name not in only:
                     continue
@@ -173,13 +191,14 @@ class Measurer:
                 terms[:, column] = term.measure(evidence, fitted)
                 if term.weight is not None:
                     weights[:, column] = term.weight(evidence)
-            empty = np.empty((len(x), 0, 0), np.float32)
             return Measured(
                 terms.cpu().numpy(),
                 evidence.x_hat.cpu().numpy(),
                 residual(evidence).cpu().numpy(),
                 weights.cpu().numpy(),
-                self.maps.measure(evidence) if mapped and self.maps else empty,
+                self.maps.measure(evidence)
+                if mapped and self.maps
+                else np.empty((n, 0, 0), np.float32),
             )
 
     def terms(self, pixels: Floats, rows: np.ndarray | None = None) -> np.ndarray:
