@@ -39,7 +39,7 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import store
+from anoscan.model import names, store
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
@@ -153,7 +153,7 @@ class Detector:
         TrainingDiverged, TrainingInterrupted
         """
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
-        name = store.check_name(name or store.name_for(Path(paths[0])))
+        name = names.check_name(name or names.name_for(Path(paths[0])))
         runtime, before = Runtime.resolve(device, precision, workers), None
         if redo is not None:
             if resume:

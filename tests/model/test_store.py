@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from anoscan.core.errors import ModelError, UsageError
 from anoscan.model import file as modelfile
+from anoscan.model import names as naming
 from anoscan.model import store
 
 METADATA = {
@@ -126,7 +127,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_name_that_is_no_safe_file_name_is_a_usage_error(name: str) -> None:
-    for function in (store.check_name, store.path_for, store.checkpoint_path, store.remove):
+    for function in (naming.check_name, store.path_for, store.checkpoint_path, store.remove):
         with pytest.raises(UsageError) as caught:
             function(name)
         assert caught.value.hint
@@ -137,12 +138,12 @@ def test_a_name_that_is_no_safe_file_name_is_a_usage_error(name: str) -> None:
     "name", ["bottle", "a.b_c-d +(1)", "Größe 2", "नमस्ते", "螺丝", "x" * 100, "console", "v1.2"]
 )
 def test_names_in_any_script_are_taken(name: str) -> None:
-    assert store.check_name(name) == name
-    assert store.name_for(Path(name)) == name
+    assert naming.check_name(name) == name
+    assert naming.name_for(Path(name)) == name
 
 
 def test_a_decomposed_name_is_the_same_as_the_composed_one() -> None:
-    assert store.check_name("Gro\u0308ße") == store.name_for(Path("Gro\u0308ße")) == "Größe"
+    assert naming.check_name("Gro\u0308ße") == naming.name_for(Path("Gro\u0308ße")) == "Größe"
 
 
 @pytest.mark.parametrize(
@@ -161,18 +162,18 @@ def test_a_decomposed_name_is_the_same_as_the_composed_one() -> None:
     ids=ascii,
 )
 def test_a_folder_gives_a_model_its_name(folder: str, name: str) -> None:
-    assert store.name_for(Path(folder)) == name
+    assert naming.name_for(Path(folder)) == name
 
 
 def test_a_dot_takes_the_name_of_the_working_folder() -> None:
-    assert store.name_for(Path()) == "work"
+    assert naming.name_for(Path()) == "work"
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(exclude_characters="/\0", codec=None), min_size=1, max_size=150))
 def test_the_name_made_from_any_folder_is_valid_and_stays(text: str) -> None:
-    name = store._valid(text)
-    assert store.check_name(name) == name == store._valid(name)
+    name = naming.made_of(text)
+    assert naming.check_name(name) == name == naming.made_of(name)
 
 
 def test_no_model_at_all_hints_at_training(home: Path) -> None:

@@ -22,18 +22,10 @@ from anoscan.core.errors import ModelError, UsageError
 from anoscan.core.files import reason_of, remove_leftovers, why_unwritable
 from anoscan.core.results import ModelSummary
 from anoscan.model import file as model_file
+from anoscan.model.names import SUFFIX, check_name, made_of, problem_with
 from anoscan.model.training_record import Record
 
-SUFFIX = ".safetensors"
-
 _RUNNING = ".running"  # ends the name of the mark of a training that runs
-_LONGEST = 100  # characters
-_MOST_BYTES = 200  # in UTF-8; file systems allow 255 for name and suffix together
-_PUNCTUATION = frozenset("._- +()")
-_DEVICES = frozenset(
-    ["CON", "PRN", "AUX", "NUL"]
-    + [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
-)
 _LIST_HINT = "anoscan models list shows the models."
 _FORCE_HINT = "Choose another name, or replace it with --force."
 _HOME_HINT = "Set ANOSCAN_HOME to a folder of your own that has room."
@@ -138,68 +130,6 @@ def _clean_up(name: str) -> None:
             mark.unlink()
 
 
-def check_name(name: str) -> str:
-    """Check that every file system accepts a name, and return it in Unicode's composed form (NFC).
-
-    A name has at most 100 characters (200 bytes in UTF-8): letters, marks and digits of any script,
-    ``. _ - + ( )`` and inner spaces. It may not start with a dot or a hyphen, end in the suffix of
-    model files, or be the name of a Windows device.
-
-    Raises
-    ------
-    UsageError
-        When the name is not allowed; the message names the problem.
-    """
-    name = unicodedata.normalize("NFC", name)
-    if problem := _problem_with(name):
-        raise UsageError(
-            f"{name!r} cannot name a model: {problem}.",
-            hint="Use letters, digits, spaces and . _ - + ( ), at most 100 characters.",
-        )
-    return name
-
-
-def _problem_with(name: str) -> str | None:
-    if not name:
-        return "it is empty"
-    if strange := [c for c in name if not _allowed(c)]:
-        return f"it holds {strange[0]!r}"
-    if len(name) > _LONGEST or len(name.encode()) > _MOST_BYTES:
-        return "it is too long"
-    if name[0] in ".-":
-        return f"it starts with {name[0]!r}"
-    if name != name.strip():
-        return "it starts or ends with a space"
-    if name.lower().endswith(SUFFIX):
-        return f"{SUFFIX} is added to names, and cannot end one"
-    if name.split(".")[0].strip().upper() in _DEVICES:
-        return "Windows keeps it for a device"
-    return None
-
-
-def _allowed(character: str) -> bool:
-    # Marks are allowed too, because the vowel signs of many scripts are marks.
-    return character in _PUNCTUATION or unicodedata.category(character)[0] in "LMN"
-
-
-def name_for(folder: Path) -> str:
-    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed."""
-    return _valid(Path(os.path.realpath(folder)).name)
-
-
-def _valid(text: str) -> str:
-    composed = unicodedata.normalize("NFC", text)
-    name = "".join(c if _allowed(c) else "-" for c in composed)[:_LONGEST]
-    name = name.encode()[:_MOST_BYTES].decode(errors="ignore").strip(" .-")
-    while name.lower().endswith(SUFFIX):
-        name = name[: -len(SUFFIX)].strip(" .-")
-    # Characters may compose in new ways after cutting and stripping, so the result is checked.
-    name = unicodedata.normalize("NFC", name)
-    if name and _problem_with(name):
-        name = f"model-{name}"[:_LONGEST]
-    return name if not _problem_with(name) else "model"
-
-
 def resolve(model: str | Path | None) -> Path:
     """Find a model file; whether it is a model is checked by `model.file` when it is read.
 
@@ -220,12 +150,12 @@ def resolve(model: str | Path | None) -> Path:
             return newest
         raise ModelError("there is no model yet.", hint="Train one: anoscan train FOLDER")
     text = str(model)
-    if not _problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
+    if not problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
         return path_for(text)
     if _exists(Path(text)):
         return Path(text)
     if Path(text).name != text or text.endswith(SUFFIX):
-        raise ModelError(f"there is no model file {text}.", hint=_close_to(_valid(Path(text).name)))
+        raise ModelError(f"there is no model file {text}.", hint=_close_to(made_of(Path(text).name)))
     raise _missing(text)
 
 
@@ -328,7 +258,7 @@ def _summary(path: Path) -> ModelSummary:
         _object(metadata.get(key)) for key in ("config", "image_rule", "training_data")
     )
     problem = None
-    if unicodedata.normalize("NFC", name) != name or _problem_with(name):
+    if unicodedata.normalize("NFC", name) != name or problem_with(name):
         problem = f"{path} has a file name that is no model name; rename the file."
     return ModelSummary(
         name=name,
@@ -438,7 +368,7 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     UsageError
         For a name that `check_name` refuses.
     """
-    chosen = _valid(file.name) if name is None else check_name(name)
+    chosen = made_of(file.name) if name is None else check_name(name)
     if model_file.read_metadata(file).get("kind") == "checkpoint":
         raise ModelError(
             f"{file} is a checkpoint of an unfinished training, not a model.",
@@ -468,7 +398,7 @@ def _existing(name: str) -> Path:
 
 
 def _missing(name: str) -> ModelError:
-    if _problem_with(name) and _exists(models_folder() / f"{name}{SUFFIX}"):
+    if problem_with(name) and _exists(models_folder() / f"{name}{SUFFIX}"):
         return ModelError(
             f"{name}{SUFFIX} is in {models_folder()}, but {name!r} cannot name a model.",
             hint="Rename the file.",

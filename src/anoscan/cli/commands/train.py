@@ -257,13 +257,13 @@ def _dry_run(
     from anoscan.images import masks
     from anoscan.images.files import find
     from anoscan.images.layout import training_paths
-    from anoscan.model import store
+    from anoscan.model import names, store
     from anoscan.training.checkpoint import Checkpoint
     from anoscan.training.learn import resolve
 
     # Refuse what the training would refuse, except a name that is taken. A user may ask about the
     # settings of that very model.
-    name = store.check_name(name or store.name_for(paths[0]))
+    name = names.check_name(name or names.name_for(paths[0]))
     if resume:
         Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
