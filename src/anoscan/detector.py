@@ -39,7 +39,8 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import names, store
+from anoscan.model import history, names, store, versions
+from anoscan.model.claims import claim
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
@@ -164,7 +165,7 @@ class Detector:
             settings = (config.to_dict() if config else {}) | settings
             config, settings, force = settings_for(before, settings), {}, True
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
-        with store.claim(name):  # until its files are at their final places
+        with claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
             files = find(normal)
@@ -191,7 +192,8 @@ class Detector:
                 with stop_on_interrupt() as stopping, closing(tracker):
                     learned = learn(request, runtime, tracker, on_progress, stopping)
                 detector = cls(learned.model, runtime.measuring())
-                detector.save(target)
+                with versions.keeping(target, action := "redo" if redo else "train"):
+                    detector.save(target)
                 checkpoint.unlink(missing_ok=True)
                 # The record of the whole training stays where only a stage was trained again.
                 tracking = record.move(Record(target)) if before is None else Record(target)
@@ -199,6 +201,14 @@ class Detector:
                 if before is not None:
                     checkpoint.unlink(missing_ok=True)
                     record.clear()
+        history.add(
+            target,
+            action,
+            folders=paths,
+            images=learned.model.metadata["training_data"]["trained"],
+            threshold=detector.threshold(),
+            sha256=detector.reference.sha256,
+        )
         detector.suspicion = learned.suspicion
         detector.report = learned.report(detector.reference, tracking, runtime)
         return detector
@@ -218,7 +228,7 @@ class Detector:
         workers: int | None = None,
         roi: str | Path | None = None,
     ) -> Detector:
-        """Read a model by name or path; None takes the model trained last.
+        """Read a model by name or path; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
@@ -387,14 +397,24 @@ class Detector:
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
         self.model, self._judge = model, self._judge.of(model)
-        with store.dated_like(Path(before.path), file):
+        with versions.keeping(file, "calibrate"), store.dated_like(Path(before.path), file):
             self.save(file)
+        threshold = self.threshold()
+        history.add(
+            file,
+            "calibrate",
+            folders=[*paths, *([target.labels] if target and target.labels else [])],
+            images=len(model.calibration.terms),
+            threshold=threshold,
+            sha256=self.reference.sha256,
+            note=f"from {before.name}" if name else None,
+        )
         return CalibrateReport(
             model=self.reference,
             previous=before,
             images=len(model.calibration.terms) if paths else None,
             warning=recalibrate.caveat(model) if paths else None,
-            threshold=self.threshold(),
+            threshold=threshold,
             decision=decision,
             uses_labels=model.uses_labels,
             history=tuple(model.metadata["history"]),

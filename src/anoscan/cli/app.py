@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -21,7 +22,7 @@ from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
 from anoscan.cli.options import SETTINGS, Command, output_of
-from anoscan.core.errors import AnoscanError, ExitCode, UsageError
+from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, UsageError
 
 app = typer.Typer(
     name="anoscan",
@@ -77,6 +78,9 @@ app.add_typer(model_commands, name="models")
 _MODELS: dict[str, Callable[..., None]] = {
     "list": models.list_models,
     "show": models.show,
+    "use": models.use,
+    "history": models.history,
+    "restore": models.restore,
     "remove": models.remove,
     "rename": models.rename,
     "export": models.export,
@@ -89,7 +93,8 @@ for name, command in _MODELS.items():
 def main() -> NoReturn:
     """Run the command line; `_run` or `typer.Exit` decides every exit code."""
     streams.prepare()
-    with signals.end_cleanly():
+    with signals.end_cleanly(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         code = _run()
     streams.flush_stdout()
     sys.exit(code)
@@ -116,6 +121,21 @@ def _run() -> int:
     if code == ExitCode.INTERRUPTED:
         output_of(False, False).note("interrupted")
     return int(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of anoscan in one line, and any other as Python does."""
+    if issubclass(category, AnoscanWarning):
+        output_of(False, False).warn(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(error: AnoscanError) -> int:

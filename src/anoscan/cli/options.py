@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from anoscan.cli.output import Output
     from anoscan.core.results import ScoreReport, Skipped
     from anoscan.detector import Detector
+    from anoscan.model.store import Default
     from anoscan.report.map_files import MapFiles
 
 
+DEFAULT_MODEL = "the one that models use pinned, or else the one trained last"
 MACHINE, OUTPUT = "Machine", "Output"
 
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
@@ -136,9 +138,7 @@ BatchSize = Annotated[
 ]
 Model = Annotated[
     str | None,
-    option(
-        help="Use the model of this name or path.", metavar="MODEL", default="the one trained last"
-    ),
+    option(help="Use the model of this name or path.", metavar="MODEL", default=DEFAULT_MODEL),
 ]
 Models = Annotated[
     list[str] | None,
@@ -146,7 +146,7 @@ Models = Annotated[
         "--model",
         help="Use the model of this name or path; further ones are compared with the first.",
         metavar="MODEL",
-        default="the one trained last",
+        default=DEFAULT_MODEL,
     ),
 ]
 Report = Annotated[
@@ -249,18 +249,29 @@ def load(
     roi: Path | None,
     output: Output,
 ) -> Detector:
-    """Load the model; note its name if `model` is None, and say what failed checks affect."""
+    """Load the model; note which and why if `model` is None, and say what failed checks affect."""
     from anoscan.detector import Detector
+    from anoscan.model import store
     from anoscan.training import health
 
+    chosen = store.default() if model is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AnoscanWarning)  # they are printed below
-        detector = Detector.load(model, device=device, workers=workers, roi=roi)
-    if model is None:
-        output.note(f"using the model trained last: {detector.reference.name}")
+        path = chosen.path if chosen else model
+        detector = Detector.load(path, device=device, workers=workers, roi=roi)
+    if chosen is not None:
+        output.note(_why(chosen))
     for warning in health.warnings_of(detector.reference.name, detector.model.metadata):
         output.caution(warning)
     return detector
+
+
+def _why(chosen: Default) -> str:
+    name = chosen.path.stem
+    if chosen.pinned:
+        return f"using the model that is pinned: {name}"
+    when = f"{chosen.trained:%Y-%m-%d %H:%M} UTC"
+    return f"using the model trained last: {name} ({when}; `anoscan models use` pins another)"
 
 
 def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:

@@ -16,32 +16,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from anoscan.cli import thresholds
+from anoscan.cli import model_tables, thresholds
+from anoscan.cli.cells import NameCell
+from anoscan.cli.cells import cell as _cell
+from anoscan.cli.cells import table as _table
 from anoscan.core import results
 from anoscan.core.config import NO_BACKBONE
 from anoscan.core.files import printable
 
 SUSPECTS_SHOWN = 20
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
-_COLOURS = {1: "grey", 3: "RGB"}
 
 
 def render(report: Any) -> Iterator[RenderableType]:
     """Yield the parts of a report of any command, in the order of printing."""
     return _RENDERERS[type(report)](report)
-
-
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(columns))
-    for column in columns:
-        table.add_column(
-            _cell(column), justify="right" if column in right else "left", overflow="fold"
-        )
-    return table
-
-
-def _cell(value: str, style: str = "") -> Text:
-    return Text(printable(value), style, overflow="fold")
 
 
 def _train(report: results.TrainReport) -> Iterator[RenderableType]:
@@ -51,7 +40,7 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     yield Text(
         f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
         f"{_dropped(images)}{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
-        f"{_COLOURS[model.channels]}"
+        f"{model_tables.COLOURS[model.channels]}"
     )
     game = f"{model.architecture}, {model.objective}, {model.mapping}"
     features = "" if model.backbone == NO_BACKBONE else f"; features of {model.backbone}"
@@ -141,10 +130,10 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
             Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
             *([Text(_where(image.regions))] * placed),
             *([Text(words, "yellow")] * unlike),
-            _cell(image.path),
+            NameCell(image.path),
         )
         for neighbour in image.nearest or ():
-            like = _cell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
+            like = NameCell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
             table.add_row("", "", "", "", *[""] * len(extra), like)
     yield table
     if placed:
@@ -322,7 +311,7 @@ def _dropped(images: results.TrainImages) -> str:
 def _suspects(report: results.SuspectsReport) -> Iterator[RenderableType]:
     table = _table("rank", "score", "image", right=("rank", "score"))
     for image in report.images[:SUSPECTS_SHOWN]:
-        table.add_row(str(image.rank), f"{image.score:.3f}", _cell(image.path))
+        table.add_row(str(image.rank), f"{image.score:.3f}", NameCell(image.path))
     yield table
     n, shown = len(report.images), min(len(report.images), SUSPECTS_SHOWN)
     yield Text(
@@ -383,31 +372,6 @@ def _sample(report: results.SampleReport) -> Iterator[RenderableType]:
             f"{turing.real} real and {turing.generated} generated images: {printable(turing.sheet)}"
         )
         yield f"which is which: {printable(turing.key)}"
-
-
-def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
-    if not report.models:
-        yield Text("no models yet: anoscan train FOLDER makes one")
-        return
-    table = _table("name", "architecture", "objective", "size", "images", "MB", "by")
-    broken = [model for model in report.models if model.problem]
-    for model in report.models:
-        if not model.problem:
-            table.add_row(
-                _cell(f"{model.name} *" if model.default else model.name),
-                _cell(model.architecture or "-"),
-                _cell(model.objective or "-"),
-                f"{model.size or '-'} {_COLOURS.get(model.channels or 0, '')}",
-                "-" if model.images is None else f"{model.images:,}",
-                f"{model.bytes / 1e6:.1f}",
-                _cell(model.created_by or "-"),
-            )
-    if table.row_count:
-        yield table
-    if any(model.default for model in report.models if not model.problem):
-        yield Text("* trained last: what commands use without --model", "dim")
-    for model in broken:
-        yield f"cannot be used: {printable(model.name)}: {printable(model.problem or '')}"
 
 
 def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
@@ -486,6 +450,7 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.DriftReport: _drift,
     results.SuspectsReport: _suspects,
     results.SampleReport: _sample,
-    results.ModelsReport: _models,
+    results.ModelsReport: model_tables.models,
+    results.HistoryReport: model_tables.history,
     results.DoctorReport: _doctor,
 }

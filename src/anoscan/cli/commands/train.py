@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anoscan.cli.asking import Yes, ask_before, taken_back
 from anoscan.cli.options import (
     OUTPUT,
     Device,
@@ -92,6 +93,7 @@ def train(
         ),
     ] = None,
     force: Force = False,
+    yes: Yes = False,
     backbone_weights: Annotated[
         Path | None,
         option(
@@ -138,6 +140,8 @@ def train(
     if dry_run:
         _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
         return
+    if force or redo is not None:
+        _ask(images, name, yes)
     if clean_report is not None:
         check_writable(clean_report, "--clean-report")
     detector = _train(
@@ -160,6 +164,13 @@ def train(
     output.emit(detector.report)
     output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
     finish(output, detector.report.images.skipped)
+
+
+def _ask(images: list[Path], name: str | None, yes: bool) -> None:
+    from anoscan.model import names, store
+
+    path = store.path_for(name or names.name_for(images[0]))
+    ask_before(f"This replaces the model {path.stem}. {taken_back(path)}", path, yes)
 
 
 def _train(
