@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 import anoscan
-from anoscan.cli import signals, streams
+from anoscan.cli import hints, signals, streams
 from anoscan.cli.commands import calibrate, drift, models, sample, suspects, train
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
@@ -64,8 +64,52 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     demo,
     doctor,
 )
+
+
+class _Train(Command):
+    basic = (
+        "--name",
+        "--size",
+        "--patches",
+        "--backbone",
+        "--images-shown",
+        "--calibration-folds",
+        "--resume",
+        "--force",
+        "--device",
+        "--json",
+    )
+    examples = (
+        "anoscan train ./normal_imgs --name bolts",
+        "anoscan train ./large_photos --patches 20k --images-shown 64k",
+        "anoscan train ./few_imgs --backbone efficientnet-lite0 --calibration-folds 5",
+    )
+
+
+class _Score(Command):
+    basic = (
+        "--model",
+        "--false-alarm-rate",
+        "--top",
+        "--fail-on-anomaly",
+        "--residuals",
+        "--report",
+        "--maps",
+        "--device",
+        "--json",
+        "--csv",
+    )
+    examples = (
+        "anoscan score ./queries --top 20 --residuals ./pictures",
+        "anoscan score ./queries --model bolts --false-alarm-rate 1% --report page.html",
+        "anoscan score ./queries --fail-on-anomaly --json > result.json",
+    )
+
+
+_CLASSES: dict[Callable[..., None], type[Command]] = {train.train: _Train, score: _Score}
 for command in _COMMANDS:
-    app.command(name="eval" if command is evaluate else None, cls=Command)(command)
+    name = "eval" if command is evaluate else None
+    app.command(name=name, cls=_CLASSES.get(command, Command))(command)
 
 model_commands = typer.Typer(
     help="List, show and move trained models.",
@@ -86,8 +130,8 @@ _MODELS: dict[str, Callable[..., None]] = {
     "export": models.export,
     "import": models.import_model,
 }
-for name, command in _MODELS.items():
-    model_commands.command(name=name, cls=Command)(command)
+for title, command in _MODELS.items():
+    model_commands.command(name=title, cls=Command)(command)
 
 
 def main() -> NoReturn:
@@ -107,9 +151,12 @@ def _run() -> int:
             return _unwritten(lost)
     except _WrongUsage as error:
         command = error.ctx.command_path if error.ctx else "anoscan"
-        message = error.format_message()
+        option = getattr(error, "option_name", None)
+        hint = hints.for_option(option, error.ctx.command) if option and error.ctx else None
+        # The program's own guess is an option that is spelt alike.
+        message = error.message if hint else error.format_message()
         message = message if message.endswith("?") else message.rstrip(".") + "."
-        return _fail(UsageError(message, hint=f"See {command} --help."))
+        return _fail(UsageError(message, hint=hint or f"See {command} --help."))
     except AnoscanError as error:
         return _fail(error)
     except OSError as error:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from anoscan.core.files import printable
 
-_FEWEST = 20  # columns of a name, at least; a longer one is shortened
+_FEWEST = 12  # columns of a name, at least; a longer one is shortened
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:

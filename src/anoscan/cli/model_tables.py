@@ -23,7 +23,6 @@ def models(report: results.ModelsReport) -> Iterator[RenderableType]:
     broken = [model for model in report.models if model.problem]
     for model in report.models:
         if not model.problem:
-            kept = f"{model.kept} ({_mb(model.kept_bytes)} MB)" if model.kept else "-"
             listed.add_row(
                 NameCell(f"{model.name} *" if model.default else model.name),
                 cell(model.architecture or "-"),
@@ -32,13 +31,18 @@ def models(report: results.ModelsReport) -> Iterator[RenderableType]:
                 "-" if model.images is None else f"{model.images:,}",
                 _mb(model.bytes),
                 cell(model.created_by or "-"),
-                kept,
+                f"{model.kept or '-'}",
             )
+    for column in listed.columns[1:]:
+        column.no_wrap = True
     if listed.row_count:
         yield listed
     yield from _default(report)
-    if any(model.kept for model in report.models):
-        yield Text("kept: earlier versions, which anoscan models restore brings back", "dim")
+    if size := sum(model.kept_bytes for model in report.models):
+        yield Text(
+            f"kept: earlier versions ({_mb(size)} MB), which anoscan models restore brings back",
+            "dim",
+        )
     for model in broken:
         yield f"cannot be used: {printable(model.name)}: {printable(model.problem or '')}"
     for gone in report.removed:

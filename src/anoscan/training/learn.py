@@ -17,7 +17,7 @@ import anoscan
 from anoscan.core.arrays import evenly
 from anoscan.core.config import NO_BACKBONE, TrainConfig, architecture_for, decided
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.progress import OnProgress, Progress, on_reading
+from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.results import (
     HealthCheck,
     HealthReport,
@@ -51,7 +51,14 @@ from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
 from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.health import Findings, examine, of_folder, with_kept
+from anoscan.training.health import (
+    Findings,
+    examine,
+    few_to_calibrate,
+    of_folder,
+    shrinking,
+    with_kept,
+)
 from anoscan.training.redo import redo_encoder
 from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
@@ -203,6 +210,7 @@ def learn(
     inspection = _inspect(request, runtime)
     config = resolve(request.config, inspection)
     clock = Clock()
+    notify(on_progress, "reading", shrinking(inspection), len(files))
     material = Material.load(
         files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
     )
@@ -212,7 +220,8 @@ def learn(
     identity = _run_identity(config, material)
     checkpoint = Checkpoint(request.checkpoint, identity, request.resume)
     folder = _of_folder(material, inspection, config)
-    _note(folder, len(files), on_progress)
+    few = few_to_calibrate(len(material.held_out), config)
+    _note(folder, few, len(files), on_progress)
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
     trained = _trained(request.before, material, config, runtime, training)
@@ -334,7 +343,10 @@ def _of_folder(
     return of_folder(counts, len(material.rows), calibrating, of)
 
 
-def _note(checks: Sequence[HealthCheck], files: int, on_progress: OnProgress) -> None:
+def _note(
+    checks: Sequence[HealthCheck], few: str | None, files: int, on_progress: OnProgress
+) -> None:
+    notify(on_progress, "reading", few, files)
     for check in checks:
         if check.verdict != "ok" and check.name != "calibration":
             on_progress(Progress("reading", files, files, note=check.message))

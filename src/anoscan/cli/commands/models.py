@@ -7,13 +7,22 @@ from typing import Annotated
 
 import typer
 
+from anoscan.cli import completion
 from anoscan.cli.asking import Yes, ask_before, taken_back
 from anoscan.cli.options import DEFAULT_MODEL, Force, Json, option
 from anoscan.core.errors import UsageError
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Model in the store.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Model in the store.", autocompletion=completion.models),
+]
 Known = Annotated[
-    str, typer.Argument(metavar="NAME", help="Model, which may be removed; or path of a file.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Model, which may be removed; or path of a file.",
+        autocompletion=completion.known_models,
+    ),
 ]
 
 
@@ -39,7 +48,9 @@ def show(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help=f"Name or path of a model. [default: {DEFAULT_MODEL}]"
+            metavar="MODEL",
+            help=f"Name or path of a model. [default: {DEFAULT_MODEL}]",
+            autocompletion=completion.models,
         ),
     ] = None,
     as_json: Json = False,
@@ -56,7 +67,10 @@ def show(
 
 def use(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Model in the store to pin.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Model in the store to pin.", autocompletion=completion.models
+        ),
     ] = None,
     none: Annotated[
         bool, option("--none", help="Pin no model: the one trained last is the default again.")
@@ -133,7 +147,9 @@ def remove(
 
 
 def rename(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Name now.")],
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="Name now.", autocompletion=completion.models)
+    ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Name then.")],
     force: Force = False,
     yes: Yes = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anoscan.cli.completion import models
 from anoscan.cli.options import (
     DEFAULT_MODEL,
     OUTPUT,
@@ -26,7 +27,9 @@ def sample(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help=f"Name or path of a model. [default: {DEFAULT_MODEL}]"
+            metavar="MODEL",
+            help=f"Name or path of a model. [default: {DEFAULT_MODEL}]",
+            autocompletion=models,
         ),
     ] = None,
     folder: Annotated[

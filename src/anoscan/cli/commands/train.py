@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anoscan.cli.asking import Yes, ask_before, taken_back
+from anoscan.cli.completion import among
 from anoscan.cli.options import (
     OUTPUT,
     Device,
     Force,
+    HelpAll,
     Json,
     Precision,
     Quiet,
@@ -90,6 +92,7 @@ def train(
             help="Train only this stage of the model again, on the same images, and replace it: "
             "where reconstructions are unusable.",
             metavar="encoder",
+            complete=among(["encoder"]),
         ),
     ] = None,
     force: Force = False,
@@ -119,12 +122,10 @@ def train(
     workers: Workers = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    help_all: HelpAll = False,
     **settings: Any,
 ) -> None:
-    """Learn what normal looks like from a folder of normal images.
-
-    Example: anoscan train ./normal_imgs --name bolts
-    """
+    """Learn what normal looks like from a folder of normal images."""
     chosen = TrainConfig.from_dict(_merged(settings_of(config_file), given_settings(settings)))
     from anoscan.cli.output import Output
 
