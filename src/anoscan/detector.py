@@ -77,6 +77,8 @@ class Detector:
         Report of the training that made the model; None for a loaded model.
     suspicion : Suspicion or None
         How suspect each image of that training is; None unless suspects were dropped.
+    held_out : tuple of str
+        Paths of the images that no network of that training saw; empty for a loaded model.
     """
 
     def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
@@ -85,6 +87,7 @@ class Detector:
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
+        self.held_out: tuple[str, ...] = ()
 
     @classmethod
     def train(
@@ -104,6 +107,7 @@ class Detector:
         roi: str | Path | None = None,
         redo: str | None = None,
         backbone_weights: str | Path | None = None,
+        like: Model | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -137,6 +141,8 @@ class Detector:
             File of weights for the pretrained network that the setting `backbone` names, as
             ``torch.save`` writes them. By default they are those of the extra ``imagenet`` or of
             torchvision.
+        like : Model, optional
+            Model whose settings, region of interest and pretrained network are used again.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -164,16 +170,18 @@ class Detector:
             before = model_to_redo(redo, store.resolve(path or name), runtime)
             settings = (config.to_dict() if config else {}) | settings
             config, settings, force = settings_for(before, settings), {}, True
+        if like is not None:
+            config = config or like.config
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
         with claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
             files = find(normal)
-            if before is None:
-                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            if source := before or like:
+                region = source.rule.roi
+                drop_suspects |= source.metadata["training_data"]["dropped"] > 0
             else:
-                region = before.rule.roi
-                drop_suspects |= before.metadata["training_data"]["dropped"] > 0
+                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
             unfinished = name if before is None else f"{name}-{redo}"
             record = Record(checkpoint := store.checkpoint_path(unfinished))
             if resume:
@@ -186,13 +194,14 @@ class Detector:
             tracker = Tracker(record, resume=resume, tensorboard=events)
             weights = None if backbone_weights is None else Path(backbone_weights)
             request = TrainRequest(
-                files, config, checkpoint, resume, drop_suspects, region, before, weights
+                files, config, checkpoint, resume, drop_suspects, region, before, weights, like
             )
             try:
                 with stop_on_interrupt() as stopping, closing(tracker):
                     learned = learn(request, runtime, tracker, on_progress, stopping)
                 detector = cls(learned.model, runtime.measuring())
-                with versions.keeping(target, action := "redo" if redo else "train"):
+                action = "redo" if before else "retrain" if like else "train"
+                with versions.keeping(target, action):
                     detector.save(target)
                 checkpoint.unlink(missing_ok=True)
                 # The record of the whole training stays where only a stage was trained again.
@@ -209,7 +218,7 @@ class Detector:
             threshold=detector.threshold(),
             sha256=detector.reference.sha256,
         )
-        detector.suspicion = learned.suspicion
+        detector.suspicion, detector.held_out = learned.suspicion, learned.held_out
         detector.report = learned.report(detector.reference, tracking, runtime)
         return detector
 

@@ -16,7 +16,7 @@ import typer
 
 import anoscan
 from anoscan.cli import hints, signals, streams
-from anoscan.cli.commands import calibrate, drift, models, sample, suspects, train
+from anoscan.cli.commands import calibrate, drift, models, retrain, sample, suspects, train
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
@@ -60,6 +60,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     sample.sample,
     calibrate.calibrate,
     drift.drift,
+    retrain.retrain,
     suspects.suspects,
     demo,
     doctor,

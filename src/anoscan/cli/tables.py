@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -342,6 +343,31 @@ def _drift(report: results.DriftReport) -> Iterator[RenderableType]:
     yield Text(report.advice, "green" if report.fits else "red")
 
 
+def _retrain(report: results.RetrainReport) -> Iterator[RenderableType]:
+    yield from _train(report.train)
+    yield Text(f"on {report.held_out:,} held-out normals of the new folder:")
+    table = _table("model", "alarms", "promised", "median score", "at its calibration", "")
+    for label, row in (("old", report.old), ("new", report.new)):
+        table.add_row(
+            f"{label}, {row.model.sha256[:8]}",
+            _percent(row.anomalous_share),
+            thresholds.percent(row.false_alarm_rate),
+            f"{row.score_median:.3f}",
+            f"{row.calibration_median:.3f}",
+            Text("fits", "green") if row.fits else Text("drifted", "red"),
+        )
+    yield table
+    yield Text(
+        "Scores of two models have no common unit. The new model was calibrated on these images, "
+        "so its alarms are what was set."
+    )
+    if report.labelled:
+        named = zip(("old", "new"), report.labelled, strict=True)
+        yield from _comparison(
+            [replace(row, model=replace(row.model, name=name)) for name, row in named]
+        )
+
+
 def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
     yield Text("1. train: scanned digits 1 to 9 are normal", "bold")
     yield from _train(report.train)
@@ -448,6 +474,7 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.DemoReport: _demo,
     results.CalibrateReport: _calibrate,
     results.DriftReport: _drift,
+    results.RetrainReport: _retrain,
     results.SuspectsReport: _suspects,
     results.SampleReport: _sample,
     results.ModelsReport: model_tables.models,

@@ -198,9 +198,14 @@ def _train(
             if options["redo"]:
                 stopped = "training was stopped; the model is as it was."
                 raise TrainingInterrupted(stopped) from error
-            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-            command = shlex.join(["anoscan", *arguments, "--resume"])
-            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
+            raise resumable(error) from None
+
+
+def resumable(error: TrainingInterrupted) -> TrainingInterrupted:
+    """Return the error that says how to go on with the training that this command began."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    command = shlex.join(["anoscan", *arguments, "--resume"])
+    return TrainingInterrupted(error.message, hint=f"Go on with: {command}")
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:

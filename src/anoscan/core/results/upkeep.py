@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from anoscan.core.results.common import ModelReference, Skipped, Threshold
-from anoscan.core.results.evaluate import EvalReport
+from anoscan.core.results.evaluate import ComparedModel, EvalReport
 from anoscan.core.results.score import ScoreReport
 from anoscan.core.results.train import TrainReport
 
@@ -235,3 +235,40 @@ class HistoryReport:
     exists: bool
     events: tuple[ModelEvent, ...]
     kept: tuple[KeptVersion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnHeldOut:
+    """What a model says of held-out normals.
+
+    `anomalous_share` of them are above its `threshold`; `false_alarm_rate` is what the threshold
+    promises. `score_median` is theirs, and `calibration_median` that of the calibration images of
+    the model. `fits` is the answer of ``anoscan drift``. Scores of two models have no common unit.
+    """
+
+    model: ModelReference
+    anomalous_share: float
+    false_alarm_rate: float
+    threshold: float
+    score_median: float
+    calibration_median: float
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainReport:
+    """Result of ``anoscan retrain``: the training, and the `old` model against the `new` one.
+
+    Both are compared on `held_out` normals of the new folder. The new model was calibrated on
+    these, so its share of alarms is what was set. `labelled` compares both on labelled images, and
+    is null without labels. `replaced` says whether the new model took the place of the old one.
+    """
+
+    schema: ClassVar[str] = "anoscan.retrain/1"
+    train: TrainReport
+    replaced: bool
+    held_out: int
+    old: OnHeldOut
+    new: OnHeldOut
+    labelled: tuple[ComparedModel, ...] | None
+    warning: str | None
