@@ -60,9 +60,9 @@ def retrain(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model again with its settings on new images, and compare the old one with the new.
+    """Train a model again on new images, and compare old and new.
 
-    Both are measured on images of the new folder that the new model did not learn from.
+    Its settings stay. Both are measured on images that the new model did not learn from.
 
     Example: anoscan retrain bolts ./this_year --labels labels.csv
     """
