@@ -118,6 +118,8 @@ def test_packages_are_empty_but_for_those_that_hand_on_names_or_define_a_family(
         ["sample"],
         ["calibrate"],
         ["drift"],
+        ["retrain"],
+        ["train", "--help-all"],
     ],
 )
 def test_help_imports_neither_torch_nor_scikit_learn(command: list[str]) -> None:

@@ -39,7 +39,8 @@ from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import store
+from anoscan.model import history, names, store, versions
+from anoscan.model.claims import claim
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
 from anoscan.model.training_record import Record
@@ -76,6 +77,8 @@ class Detector:
         Report of the training that made the model; None for a loaded model.
     suspicion : Suspicion or None
         How suspect each image of that training is; None unless suspects were dropped.
+    held_out : tuple of str
+        Paths of the images that no network of that training saw; empty for a loaded model.
     """
 
     def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
@@ -84,6 +87,7 @@ class Detector:
         self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
+        self.held_out: tuple[str, ...] = ()
 
     @classmethod
     def train(
@@ -103,6 +107,7 @@ class Detector:
         roi: str | Path | None = None,
         redo: str | None = None,
         backbone_weights: str | Path | None = None,
+        like: Model | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
     ) -> Detector:
@@ -136,6 +141,8 @@ class Detector:
             File of weights for the pretrained network that the setting `backbone` names, as
             ``torch.save`` writes them. By default they are those of the extra ``imagenet`` or of
             torchvision.
+        like : Model, optional
+            Model whose settings, region of interest and pretrained network are used again.
         on_progress : callable
             Called with a `Progress` a few times a second.
         **settings
@@ -153,7 +160,7 @@ class Detector:
         TrainingDiverged, TrainingInterrupted
         """
         paths = [folder] if isinstance(folder, str | Path) else list(folder)
-        name = store.check_name(name or store.name_for(Path(paths[0])))
+        name = names.check_name(name or names.name_for(Path(paths[0])))
         runtime, before = Runtime.resolve(device, precision, workers), None
         if redo is not None:
             if resume:
@@ -163,16 +170,18 @@ class Detector:
             before = model_to_redo(redo, store.resolve(path or name), runtime)
             settings = (config.to_dict() if config else {}) | settings
             config, settings, force = settings_for(before, settings), {}, True
+        if like is not None:
+            config = config or like.config
         config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
-        with store.claim(name):  # until its files are at their final places
+        with claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
             files = find(normal)
-            if before is None:
-                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
+            if source := before or like:
+                region = source.rule.roi
+                drop_suspects |= source.metadata["training_data"]["dropped"] > 0
             else:
-                region = before.rule.roi
-                drop_suspects |= before.metadata["training_data"]["dropped"] > 0
+                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
             unfinished = name if before is None else f"{name}-{redo}"
             record = Record(checkpoint := store.checkpoint_path(unfinished))
             if resume:
@@ -185,13 +194,15 @@ class Detector:
             tracker = Tracker(record, resume=resume, tensorboard=events)
             weights = None if backbone_weights is None else Path(backbone_weights)
             request = TrainRequest(
-                files, config, checkpoint, resume, drop_suspects, region, before, weights
+                files, config, checkpoint, resume, drop_suspects, region, before, weights, like
             )
             try:
                 with stop_on_interrupt() as stopping, closing(tracker):
                     learned = learn(request, runtime, tracker, on_progress, stopping)
                 detector = cls(learned.model, runtime.measuring())
-                detector.save(target)
+                action = "redo" if before else "retrain" if like else "train"
+                with versions.keeping(target, action):
+                    detector.save(target)
                 checkpoint.unlink(missing_ok=True)
                 # The record of the whole training stays where only a stage was trained again.
                 tracking = record.move(Record(target)) if before is None else Record(target)
@@ -199,7 +210,15 @@ class Detector:
                 if before is not None:
                     checkpoint.unlink(missing_ok=True)
                     record.clear()
-        detector.suspicion = learned.suspicion
+        history.add(
+            target,
+            action,
+            folders=paths,
+            images=learned.model.metadata["training_data"]["trained"],
+            threshold=detector.threshold(),
+            sha256=detector.reference.sha256,
+        )
+        detector.suspicion, detector.held_out = learned.suspicion, learned.held_out
         detector.report = learned.report(detector.reference, tracking, runtime)
         return detector
 
@@ -218,7 +237,7 @@ class Detector:
         workers: int | None = None,
         roi: str | Path | None = None,
     ) -> Detector:
-        """Read a model by name or path; None takes the model trained last.
+        """Read a model by name or path; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
@@ -387,14 +406,24 @@ class Detector:
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
         self.model, self._judge = model, self._judge.of(model)
-        with store.dated_like(Path(before.path), file):
+        with versions.keeping(file, "calibrate"), store.dated_like(Path(before.path), file):
             self.save(file)
+        threshold = self.threshold()
+        history.add(
+            file,
+            "calibrate",
+            folders=[*paths, *([target.labels] if target and target.labels else [])],
+            images=len(model.calibration.terms),
+            threshold=threshold,
+            sha256=self.reference.sha256,
+            note=f"from {before.name}" if name else None,
+        )
         return CalibrateReport(
             model=self.reference,
             previous=before,
             images=len(model.calibration.terms) if paths else None,
             warning=recalibrate.caveat(model) if paths else None,
-            threshold=self.threshold(),
+            threshold=threshold,
             decision=decision,
             uses_labels=model.uses_labels,
             history=tuple(model.metadata["history"]),

@@ -292,7 +292,8 @@ def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(
 
 
 def test_help_says_which_games_are_longer(run: Run) -> None:
-    text = " ".join(run("train", "--help").out.split())
+    # Lines may be broken after a hyphen.
+    text = " ".join(run("train", "--help-all").out.split()).replace("- ", "-")
     for name in registry.names("objectives"):
         longer = registry.load("objectives", name).times_as_long
         said = {1: "", 3: f"three times that for {name}"}[longer]
@@ -352,7 +353,7 @@ def test_settings_of_a_model_train_another_like_it(run: Run, few: Digits, tmp_pa
 
 
 def test_every_setting_has_an_option(run: Run) -> None:
-    text = run("train", "--help").out
+    text = run("train", "--help-all").out
     for name in TrainConfig().to_dict():
         assert f"--{name.replace('_', '-')}" in text, name
 
@@ -435,8 +436,9 @@ def test_a_model_is_not_replaced_without_force(run: Run, few: Digits) -> None:
 
 def test_training_says_little_in_a_log_and_nothing_when_quiet(run: Run, few: Digits) -> None:
     loud = run("train", few.normal, *SMALL)
-    # A line a stage, and two more for each time that the encoder is trained again.
-    assert len(loud.err.splitlines()) <= 13
+    # A line a stage, a note on few images, and two more lines for each time that the encoder is
+    # trained again.
+    assert len(loud.err.splitlines()) <= 14
     assert "\x1b" not in loud.err + loud.out
     assert run("train", few.normal, *SMALL, "--force", "--quiet").err == ""
 
@@ -863,7 +865,7 @@ def test_the_doctor_reports_and_fails_when_nothing_can_be_written(
 
 
 def test_help_names_every_choice(run: Run) -> None:
-    train, score = run("train", "--help").out, run("score", "--help").out
+    train, score = run("train", "--help-all").out, run("score", "--help-all").out
     for family in ("architectures", "objectives", "encoders", "mappings"):
         assert all(f"{name}:" in train for name in registry.names(family))
     assert all(f"{name}:" in score for name in SCORES)

@@ -15,7 +15,7 @@ import pytest
 
 from anoscan.core.errors import InputError, ModelError
 from anoscan.detector import Detector
-from anoscan.model import store
+from anoscan.model import listing, store
 from anoscan.model.training_record import LOSSES, Record
 from anoscan.report.map_files import MapFiles
 from tests.cli.test_cli import SMALL, Result, Run, _source, run
@@ -145,7 +145,7 @@ def test_models_reports_and_checkpoints_on_a_full_disk(
         report = tmp_path / "clean.json"
         result = run("train", few.normal, *SMALL, "--name", "a", "--clean-report", report)
         check(result, report)
-    assert [model.problem for model in store.models()] == [None]
+    assert [model.problem for model in listing.models()] == [None]
     assert not list(store.home().rglob(UNFINISHED))
     assert not list(tmp_path.iterdir())
 

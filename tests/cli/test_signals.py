@@ -14,6 +14,7 @@ import pytest
 
 from anoscan.cli.signals import end_cleanly, whole_line
 from anoscan.model import store
+from anoscan.model.claims import claim
 from anoscan.model.training_record import Record
 from anoscan.networks.loop import stop_on_interrupt
 from tests.cli.test_cli import SMALL, Run, anoscan, run
@@ -114,8 +115,9 @@ KILLED = """
 import os, signal, sys
 from anoscan.core.files import replacing
 from anoscan.model import store
+from anoscan.model.claims import claim
 from anoscan.model.training_record import Record
-with store.claim("a"):
+with claim("a"):
     record = Record(store.checkpoint_path("a"))
     record.append({"stage": "gan", "images": 1, "losses": {}, "pictures": []})
     with replacing(record.picture("samples", "gan", 1)), replacing(store.path_for("a")):
@@ -143,7 +145,7 @@ def test_the_next_training_removes_what_a_killed_one_left(run: Run, few: Digits)
 def test_a_killed_training_that_can_be_resumed_keeps_its_record(run: Run, few: Digits) -> None:
     killed()
     store.checkpoint_path("a").write_bytes(b"a checkpoint")
-    with store.claim("b"):
+    with claim("b"):
         pass
     assert Record(store.checkpoint_path("a")).lines() == [LINE]
     assert not list((store.home() / "locks").glob("*.running"))
@@ -151,12 +153,12 @@ def test_a_killed_training_that_can_be_resumed_keeps_its_record(run: Run, few: D
 
 def test_a_record_of_a_running_training_is_left_alone() -> None:
     record = Record(store.checkpoint_path("a"))
-    with store.claim("a"):
+    with claim("a"):
         record.append(LINE)
-        with store.claim("b"):
+        with claim("b"):
             pass
         assert record.lines() == [LINE]
-    with store.claim("b"):
+    with claim("b"):
         pass
     assert record.lines() == [LINE]  # it ended by itself, as a diverged training does
 

@@ -430,8 +430,8 @@ def test_a_file_name_that_is_not_utf8_works(tmp_path: Path) -> None:
 
 def test_reading_metadata_imports_neither_torch_nor_numpy(model: Path) -> None:
     code = (
-        "import sys, pathlib; from anoscan.model import file as modelfile, store\n"
-        "modelfile.read_metadata(pathlib.Path(sys.argv[1])); store.models()\n"
+        "import sys, pathlib; from anoscan.model import file as modelfile, listing\n"
+        "modelfile.read_metadata(pathlib.Path(sys.argv[1])); listing.models()\n"
         "print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
     environment = {**os.environ, "ANOSCAN_HOME": str(model.parent / "home")}

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from anoscan.core.errors import ModelError, UsageError
 from anoscan.model import file as modelfile
-from anoscan.model import store
+from anoscan.model import listing, store
+from anoscan.model import names as naming
+from anoscan.model.claims import claim
 
 METADATA = {
     "format": 1,
@@ -41,7 +43,7 @@ def add(name: str, *, trained_at: int = 0, **metadata: object) -> Path:
 
 
 def names() -> list[str]:
-    return [summary.name for summary in store.models()]
+    return [summary.name for summary in listing.models()]
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +61,14 @@ def test_models_and_checkpoints_live_under_anoscan_home(home: Path) -> None:
 
 
 def test_two_trainings_of_one_name_do_not_run_at_once(home: Path) -> None:
-    with store.claim("a"), store.claim("b"):
+    with claim("a"), claim("b"):
         with (
             pytest.raises(ModelError, match="another training of the name 'a'") as raised,
-            store.claim("a"),
+            claim("a"),
         ):
             pass
         assert "--name" in str(raised.value.hint)
-    with store.claim("a"):
+    with claim("a"):
         pass
 
 
@@ -80,7 +82,7 @@ def test_a_file_whose_name_is_no_models_is_not_suggested_for_itself(home: Path) 
 
 def test_a_store_that_cannot_be_written_is_said_before_training(home: Path) -> None:
     home.write_text("a file where the folder should be")
-    with pytest.raises(ModelError, match="cannot write to"), store.claim("a"):
+    with pytest.raises(ModelError, match="cannot write to"), claim("a"):
         pass
 
 
@@ -126,7 +128,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_name_that_is_no_safe_file_name_is_a_usage_error(name: str) -> None:
-    for function in (store.check_name, store.path_for, store.checkpoint_path, store.remove):
+    for function in (naming.check_name, store.path_for, store.checkpoint_path, store.remove):
         with pytest.raises(UsageError) as caught:
             function(name)
         assert caught.value.hint
@@ -137,12 +139,12 @@ def test_a_name_that_is_no_safe_file_name_is_a_usage_error(name: str) -> None:
     "name", ["bottle", "a.b_c-d +(1)", "Größe 2", "नमस्ते", "螺丝", "x" * 100, "console", "v1.2"]
 )
 def test_names_in_any_script_are_taken(name: str) -> None:
-    assert store.check_name(name) == name
-    assert store.name_for(Path(name)) == name
+    assert naming.check_name(name) == name
+    assert naming.name_for(Path(name)) == name
 
 
 def test_a_decomposed_name_is_the_same_as_the_composed_one() -> None:
-    assert store.check_name("Gro\u0308ße") == store.name_for(Path("Gro\u0308ße")) == "Größe"
+    assert naming.check_name("Gro\u0308ße") == naming.name_for(Path("Gro\u0308ße")) == "Größe"
 
 
 @pytest.mark.parametrize(
@@ -161,18 +163,18 @@ def test_a_decomposed_name_is_the_same_as_the_composed_one() -> None:
     ids=ascii,
 )
 def test_a_folder_gives_a_model_its_name(folder: str, name: str) -> None:
-    assert store.name_for(Path(folder)) == name
+    assert naming.name_for(Path(folder)) == name
 
 
 def test_a_dot_takes_the_name_of_the_working_folder() -> None:
-    assert store.name_for(Path()) == "work"
+    assert naming.name_for(Path()) == "work"
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(exclude_characters="/\0", codec=None), min_size=1, max_size=150))
 def test_the_name_made_from_any_folder_is_valid_and_stays(text: str) -> None:
-    name = store._valid(text)
-    assert store.check_name(name) == name == store._valid(name)
+    name = naming.made_of(text)
+    assert naming.check_name(name) == name == naming.made_of(name)
 
 
 def test_no_model_at_all_hints_at_training(home: Path) -> None:
@@ -236,7 +238,7 @@ def test_nothing_that_is_not_there_resolves(wrong: str) -> None:
 def test_models_are_listed_by_name_with_what_they_are() -> None:
     add("b")
     path = add("a")
-    first, second = store.models()
+    first, second = listing.models()
     assert (first.name, second.name) == ("a", "b")
     assert first.path == str(path)
     assert first.bytes == path.stat().st_size
@@ -248,12 +250,12 @@ def test_models_are_listed_by_name_with_what_they_are() -> None:
 def test_metadata_of_other_shapes_leave_the_summary_empty() -> None:
     add("a", anoscan_version=3, config=[], image_rule={"size": "32", "channels": True})
     add("b", training_data=None, config={"architecture": 1, "objective": None}, image_rule=4)
-    for summary in store.models():
+    for summary in listing.models():
         assert summary.problem is None
         assert (summary.architecture, summary.objective) == (None, None)
         assert (summary.size, summary.channels) == (None, None)
-    assert store.models()[0].created_by is None
-    assert store.models()[1].images is None
+    assert listing.models()[0].created_by is None
+    assert listing.models()[1].images is None
 
 
 def test_files_that_are_no_models_are_listed_with_their_problem(home: Path) -> None:
@@ -262,7 +264,7 @@ def test_files_that_are_no_models_are_listed_with_their_problem(home: Path) -> N
     store.path_for("folder").mkdir()
     store.path_for("gone").symlink_to("nowhere")
     write(home / "models" / "odd:name.safetensors")
-    problems = {summary.name: summary.problem for summary in store.models()}
+    problems = {summary.name: summary.problem for summary in listing.models()}
     assert problems.pop("good") is None
     assert sorted(problems) == ["bad", "folder", "gone", "odd:name"]
     assert all(problems.values())
@@ -277,20 +279,20 @@ def test_other_files_in_the_folder_are_not_listed(home: Path) -> None:
 
 
 def test_without_a_folder_there_are_no_models() -> None:
-    assert store.models() == []
+    assert listing.models() == []
 
 
 def test_a_store_that_cannot_be_read_is_a_model_error(home: Path) -> None:
     home.mkdir()
     (home / "models").touch()
     with pytest.raises(ModelError, match="cannot read the folder"):
-        store.models()
+        listing.models()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_file_name_that_is_not_utf8_is_listed(home: Path) -> None:
     write(home / "models" / os.fsdecode(b"m\xff\n.safetensors"))
-    assert store.models()[0].problem
+    assert listing.models()[0].problem
 
 
 def test_remove_deletes_the_model_and_only_that() -> None:
@@ -318,7 +320,7 @@ def test_rename_replaces_another_model_only_by_force() -> None:
     assert "--force" in (caught.value.hint or "")
     assert names() == ["a", "b"]
     store.rename("a", "b", force=True)
-    assert [(s.name, s.created_by) for s in store.models()] == [("b", "A")]
+    assert [(s.name, s.created_by) for s in listing.models()] == [("b", "A")]
 
 
 def test_missing_models_are_model_errors_with_a_hint() -> None:
@@ -386,9 +388,9 @@ def test_import_replaces_a_model_only_by_force() -> None:
     file = write(Path("a.safetensors"), anoscan_version="new")
     with pytest.raises(ModelError, match="'a' already"):
         store.import_model(file)
-    assert store.models()[0].created_by == "old"
+    assert listing.models()[0].created_by == "old"
     store.import_model(file, force=True)
-    assert store.models()[0].created_by == "new"
+    assert listing.models()[0].created_by == "new"
 
 
 def test_an_imported_model_does_not_pass_for_the_most_recently_trained() -> None:
@@ -405,7 +407,7 @@ def test_import_refuses_what_is_no_model() -> None:
             store.import_model(file, force=True)
     with pytest.raises(UsageError):
         store.import_model(write(Path("y.safetensors")), name="../y")
-    assert store.models() == []
+    assert listing.models() == []
 
 
 def test_a_saved_model_is_found_by_name() -> None:

@@ -20,7 +20,7 @@ from anoscan.core.errors import TrainingInterrupted, UsageError
 from anoscan.core.progress import Progress
 from anoscan.detector import Detector
 from anoscan.model import file as modelfile
-from anoscan.model import store
+from anoscan.model import listing, store
 from anoscan.model.training_record import LOSSES, Record
 from anoscan.networks import loop
 from anoscan.networks.loop import run
@@ -287,7 +287,7 @@ def test_the_store_takes_a_record_along_with_its_model(tmp_path: Path) -> None:
     plain = recorded("plain")
     store.remove("plain")
     assert not plain.folder.exists()
-    assert [model.name for model in store.models()] == ["other"]
+    assert [model.name for model in listing.models()] == ["other"]
 
 
 def test_a_line_cut_short_by_a_power_cut_is_forgotten(tmp_path: Path) -> None:

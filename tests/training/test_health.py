@@ -20,6 +20,7 @@ from anoscan.core.progress import Progress
 from anoscan.core.results import Health, HealthReport, ModelHealth
 from anoscan.dataset import census
 from anoscan.dataset.census import Census
+from anoscan.dataset.inspection import Inspection
 from anoscan.detector import Detector
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
@@ -495,3 +496,53 @@ def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
 @pytest.mark.parametrize(("side", "images"), [(16, 512), (128, 512), (256, 128), (512, 32)])
 def test_up_to_128_pixels_as_many_images_are_looked_at_as_ever(side: int, images: int) -> None:
     assert network_checks.in_full(network_checks.SAMPLES, side) == images
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "said"),
+    [
+        ({"1600x1200": 9, "64x64": 1}, 128, "12.5 times smaller: 1600x1200 pixels are seen as"),
+        ({"128x512": 3}, 128, "4.0 times smaller"),
+        ({"500x500": 3}, 128, None),
+        ({"16x16": 3}, 64, None),
+    ],
+)
+def test_much_smaller_images_are_said_with_the_way_out(
+    sizes: dict[str, int], side: int, said: str | None
+) -> None:
+    rule = ImageRule(size=side, channels=1, window=None)
+    found = Inspection(rule=rule, sizes=sizes, bit_depths={}, inspected=1)
+    note = health.shrinking(found)
+    parts = dataclasses.replace(found, rule=dataclasses.replace(rule, patch=side))
+    assert health.shrinking(parts) is None
+    assert (note is None) == (said is None)
+    if note is not None and said is not None:
+        assert said in note
+        assert "--patches" in note
+
+
+def test_few_calibration_images_are_said_with_the_way_out() -> None:
+    note = health.few_to_calibrate(30, TrainConfig())
+    assert note is not None
+    assert "below 3.2%" in note
+    assert "--calibration-folds 5" in note
+    assert health.few_to_calibrate(99, TrainConfig()) is None
+    assert health.few_to_calibrate(30, TrainConfig(calibration_folds=5)) is None
+    assert health.few_to_calibrate(30, TrainConfig(patches=100)) is None
+
+
+def test_both_are_said_before_any_network_is_trained(few: Digits, tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for file in sorted(few.normal.iterdir())[:40]:
+        with Image.open(file) as image:
+            image.resize((640, 480)).save(folder / file.name)
+    seen: list[Progress] = []
+    Detector.train(
+        folder, path=tmp_path / "m.safetensors", images_shown=64, encoder_images_shown=64, width=4,
+        workers=1, on_progress=seen.append, size=16,
+    )  # fmt: skip
+    first = next(index for index, progress in enumerate(seen) if progress.stage == "gan")
+    notes = [progress.note for progress in seen[:first] if progress.note]
+    assert any("40.0 times smaller: 640x480 pixels are seen as 16x16" in note for note in notes)
+    assert any("--calibration-folds 5" in note for note in notes)

@@ -8,20 +8,21 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 import anoscan
-from anoscan.cli import signals, streams
-from anoscan.cli.commands import calibrate, drift, models, sample, suspects, train
+from anoscan.cli import hints, signals, streams
+from anoscan.cli.commands import calibrate, drift, models, retrain, sample, suspects, train
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
 from anoscan.cli.options import SETTINGS, Command, output_of
-from anoscan.core.errors import AnoscanError, ExitCode, UsageError
+from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, UsageError
 
 app = typer.Typer(
     name="anoscan",
@@ -59,12 +60,57 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     sample.sample,
     calibrate.calibrate,
     drift.drift,
+    retrain.retrain,
     suspects.suspects,
     demo,
     doctor,
 )
+
+
+class _Train(Command):
+    basic = (
+        "--name",
+        "--size",
+        "--patches",
+        "--backbone",
+        "--images-shown",
+        "--calibration-folds",
+        "--resume",
+        "--force",
+        "--device",
+        "--json",
+    )
+    examples = (
+        "anoscan train ./normal_imgs --name bolts",
+        "anoscan train ./large_photos --patches 20k --images-shown 64k",
+        "anoscan train ./few_imgs --backbone efficientnet-lite0 --calibration-folds 5",
+    )
+
+
+class _Score(Command):
+    basic = (
+        "--model",
+        "--false-alarm-rate",
+        "--top",
+        "--fail-on-anomaly",
+        "--residuals",
+        "--report",
+        "--maps",
+        "--device",
+        "--json",
+        "--csv",
+    )
+    examples = (
+        "anoscan score ./queries --top 20 --residuals ./pictures",
+        "anoscan score ./queries --model bolts --false-alarm-rate 1% --report page.html",
+        "anoscan score ./queries --fail-on-anomaly --json > result.json",
+    )
+
+
+_CLASSES: dict[Callable[..., None], type[Command]] = {train.train: _Train, score: _Score}
 for command in _COMMANDS:
-    app.command(name="eval" if command is evaluate else None, cls=Command)(command)
+    name = "eval" if command is evaluate else None
+    app.command(name=name, cls=_CLASSES.get(command, Command))(command)
 
 model_commands = typer.Typer(
     help="List, show and move trained models.",
@@ -77,19 +123,23 @@ app.add_typer(model_commands, name="models")
 _MODELS: dict[str, Callable[..., None]] = {
     "list": models.list_models,
     "show": models.show,
+    "use": models.use,
+    "history": models.history,
+    "restore": models.restore,
     "remove": models.remove,
     "rename": models.rename,
     "export": models.export,
     "import": models.import_model,
 }
-for name, command in _MODELS.items():
-    model_commands.command(name=name, cls=Command)(command)
+for title, command in _MODELS.items():
+    model_commands.command(name=title, cls=Command)(command)
 
 
 def main() -> NoReturn:
     """Run the command line; `_run` or `typer.Exit` decides every exit code."""
     streams.prepare()
-    with signals.end_cleanly():
+    with signals.end_cleanly(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         code = _run()
     streams.flush_stdout()
     sys.exit(code)
@@ -102,9 +152,12 @@ def _run() -> int:
             return _unwritten(lost)
     except _WrongUsage as error:
         command = error.ctx.command_path if error.ctx else "anoscan"
-        message = error.format_message()
+        option = getattr(error, "option_name", None)
+        hint = hints.for_option(option, error.ctx.command) if option and error.ctx else None
+        # The program's own guess is an option that is spelt alike.
+        message = error.message if hint else error.format_message()
         message = message if message.endswith("?") else message.rstrip(".") + "."
-        return _fail(UsageError(message, hint=f"See {command} --help."))
+        return _fail(UsageError(message, hint=hint or f"See {command} --help."))
     except AnoscanError as error:
         return _fail(error)
     except OSError as error:
@@ -116,6 +169,21 @@ def _run() -> int:
     if code == ExitCode.INTERRUPTED:
         output_of(False, False).note("interrupted")
     return int(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of anoscan in one line, and any other as Python does."""
+    if issubclass(category, AnoscanWarning):
+        output_of(False, False).warn(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(error: AnoscanError) -> int:

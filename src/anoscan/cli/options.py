@@ -7,14 +7,18 @@ Help is plain text in sections. Rich's boxes take longer to import than everythi
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from anoscan.cli.completion import Complete, choices, models
+from anoscan.cli.completion import listed as listed_words
 from anoscan.core.config import DEVICES, IMAGES, PRECISIONS
 from anoscan.core.errors import AnoscanWarning, ExitCode, UsageError
 from anoscan.scoring.choices import (
@@ -34,11 +38,15 @@ if TYPE_CHECKING:
     from anoscan.cli.output import Output
     from anoscan.core.results import ScoreReport, Skipped
     from anoscan.detector import Detector
+    from anoscan.model.store import Default
     from anoscan.report.map_files import MapFiles
 
 
+DEFAULT_MODEL = "the one that models use pinned, or else the one trained last"
 MACHINE, OUTPUT = "Machine", "Output"
 
+DOCUMENTATION = "docs/cli.md in the repository"
+_ALL = "anoscan.help_all"  # in the context: whether --help-all was given
 SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
 
 
@@ -46,7 +54,17 @@ class Command(TyperCommand):
     """Command whose plain-text help has a section for each panel of options.
 
     It names arguments itself, because versions of Typer name them differently.
+
+    Attributes
+    ----------
+    basic : tuple of str
+        The options that ``--help`` shows, where ``--help-all`` shows all; by default all.
+    examples : tuple of str
+        Command lines to end the help with.
     """
+
+    basic: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """List the arguments after the options; PATH... takes several, [PATH] may be left out."""
@@ -60,29 +78,104 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options under the titles of their panels."""
         sections: dict[str, list[tuple[str, str]]] = {}
+        left = 0
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue
             if parameter.param_type_name == "argument":
                 sections.setdefault("Arguments", []).append((parameter.metavar or "", record[1]))
+                continue
+            title = getattr(parameter, "rich_help_panel", None) or "Options"
+            rows = sections.setdefault(title, [])  # in the same order whatever is shown
+            if self._shown(parameter, ctx):
+                rows.append(record)
             else:
-                title = getattr(parameter, "rich_help_panel", None) or "Options"
-                sections.setdefault(title, []).append(record)
+                left += 1
         for title, rows in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(rows)
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        if left:
+            with formatter.section("More"):
+                formatter.write_text(f"{left} further options: {ctx.command_path} --help-all")
+
+    def _shown(self, parameter: Any, ctx: Any) -> bool:
+        always = {"--help", "--help-all", *self.basic}
+        return not self.basic or _ALL in ctx.meta or not always.isdisjoint(parameter.opts)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, one a line, and where the documentation is."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"  {example}\n")
+            formatter.write(f"\nDocumentation: {DOCUMENTATION}\n")
+
+
+def _show_all(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        context.meta[_ALL] = True
+        typer.echo(context.get_help())
+        raise typer.Exit()
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all",
+        callback=_show_all,
+        is_eager=True,
+        expose_value=False,
+        help="Show all options and exit.",
+    ),
+]
 
 
 def option(
-    *names: str, help: str, default: object = None, metavar: str | None = None, panel: str = ""
+    *names: str,
+    help: str,
+    default: object = None,
+    metavar: str | None = None,
+    panel: str = "",
+    complete: Complete | None = None,
+    parser: Callable[[str], Any] | None = None,
 ) -> Any:
-    """Declare an option whose help ends with its default, which may be given in words."""
+    """Declare an option whose help ends with its default, which may be given in words.
+
+    `complete` returns what a shell may complete; by default it is the words of the metavar.
+    `parser` makes a value of the text, and raises ValueError for a wrong one.
+    """
     if default is not None:
         help = f"{help} [default: {default}]"
     return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel or None
+        *names,
+        help=help,
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=panel or None,
+        autocompletion=complete or choices(metavar),
+        parser=parser,
     )
+
+
+def counted(text: str) -> int:
+    """Read a number of images, such as 32000, 32k or 1.5M.
+
+    Raises
+    ------
+    typer.BadParameter
+        For anything else, and for a part of an image.
+    """
+    found = _COUNT.fullmatch(text.strip())
+    number = Decimal(found[1]) * _TIMES[found[2].lower()] if found else Decimal("0.5")
+    if number != int(number):
+        raise typer.BadParameter(f"{text!r} is no number of images, such as 32000, 32k or 1.5M.")
+    return int(number)
+
+
+_COUNT = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)([kKmM]?)")
+_TIMES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
 def listed(choices: dict[str, str]) -> str:
@@ -137,7 +230,10 @@ BatchSize = Annotated[
 Model = Annotated[
     str | None,
     option(
-        help="Use the model of this name or path.", metavar="MODEL", default="the one trained last"
+        help="Use the model of this name or path.",
+        metavar="MODEL",
+        default=DEFAULT_MODEL,
+        complete=models,
     ),
 ]
 Models = Annotated[
@@ -146,7 +242,8 @@ Models = Annotated[
         "--model",
         help="Use the model of this name or path; further ones are compared with the first.",
         metavar="MODEL",
-        default="the one trained last",
+        default=DEFAULT_MODEL,
+        complete=models,
     ),
 ]
 Report = Annotated[
@@ -225,6 +322,7 @@ MapsFormat = Annotated[
     str | None,
     option(
         metavar="LIST",
+        complete=listed_words(list(MAP_FORMS)),
         help=f"Write maps in these forms, with commas between. {listed(MAP_FORMS)}",
         default=DEFAULT_MAP_FORMS,
         panel=OUTPUT,
@@ -249,18 +347,29 @@ def load(
     roi: Path | None,
     output: Output,
 ) -> Detector:
-    """Load the model; note its name if `model` is None, and say what failed checks affect."""
+    """Load the model; note which and why if `model` is None, and say what failed checks affect."""
     from anoscan.detector import Detector
+    from anoscan.model import store
     from anoscan.training import health
 
+    chosen = store.default() if model is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AnoscanWarning)  # they are printed below
-        detector = Detector.load(model, device=device, workers=workers, roi=roi)
-    if model is None:
-        output.note(f"using the model trained last: {detector.reference.name}")
+        path = chosen.path if chosen else model
+        detector = Detector.load(path, device=device, workers=workers, roi=roi)
+    if chosen is not None:
+        output.note(_why(chosen))
     for warning in health.warnings_of(detector.reference.name, detector.model.metadata):
         output.caution(warning)
     return detector
+
+
+def _why(chosen: Default) -> str:
+    name = chosen.path.stem
+    if chosen.pinned:
+        return f"using the model that is pinned: {name}"
+    when = f"{chosen.trained:%Y-%m-%d %H:%M} UTC"
+    return f"using the model trained last: {name} ({when}; `anoscan models use` pins another)"
 
 
 def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:
@@ -299,7 +408,9 @@ def finish(
         raise typer.Exit(ExitCode.SKIPPED)
 
 
-Named = Annotated[str, typer.Argument(metavar="MODEL", help="Name or path of a model.")]
+Named = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name or path of a model.", autocompletion=models)
+]
 
 TABLE_ROWS, DEMO_ROWS, SHOWN = 20, 10, 5
 

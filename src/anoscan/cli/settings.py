@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Optional
 
+from anoscan.cli import completion
+from anoscan.cli.completion import Complete
 from anoscan.cli.options import (
     BatchSize,
     DiscriminationLoss,
@@ -15,13 +17,29 @@ from anoscan.cli.options import (
     ScoreName,
     SearchSeed,
     SearchSteps,
+    counted,
     option,
 )
 from anoscan.core import registry
-from anoscan.core.config import FalseAlarmRate, TrainConfig, rate_in_range
+from anoscan.core.config import (
+    AUGMENTATIONS,
+    LITE,
+    NO_BACKBONE,
+    FalseAlarmRate,
+    TrainConfig,
+    rate_in_range,
+)
 from anoscan.core.errors import UsageError
 from anoscan.scoring.choices import BATCH_SIZE, DEFAULT_SCORE, HowToScore, Inversion
 
+COUNTS = (
+    "patches",
+    "images_shown",
+    "rotation_images_shown",
+    "encoder_images_shown",
+    "reconstruction_images_shown",
+    "ema_images",
+)  # settings that are numbers of images or patches, such as 32k
 Run = Callable[..., None]
 
 
@@ -137,16 +155,26 @@ def _option_of(field: dataclasses.Field[Any]) -> Any:
     if _is_flag(field):
         return Annotated[bool, option(f"--{field.name.replace('_', '-')}", help=about["help"])]
     family = f"{field.name}s"
-    choices = [
-        f"{name}: {registry.summary(family, name)}"
-        for name in (registry.names(family) if family in registry.FAMILIES else ())
-    ]
+    names = registry.names(family) if family in registry.FAMILIES else ()
+    described = [f"{name}: {registry.summary(family, name)}" for name in names]
     kinds = {"int": int, "float": float, "str": str}
     kind = str if _may_be_auto(field) else kinds[str(field.type).removesuffix(" | None")]
     declared = option(
-        help=" ".join(filter(None, (about["help"], *choices))),
+        help=" ".join(filter(None, (about["help"], *described))),
         default=about["default"],
         metavar=about["metavar"],
         panel=about["panel"],
+        complete=_completing(field.name, names),
+        parser=counted if field.name in COUNTS else None,
     )
     return Annotated[Optional[kind], declared]  # noqa: UP045 - the type is only known at run time
+
+
+def _completing(setting: str, names: Sequence[str]) -> Complete | None:
+    """Return what completes a setting whose metavar does not list its words; else None."""
+    if setting == "augment":
+        return completion.listed(["auto", "none", *AUGMENTATIONS])
+    if setting == "backbone":
+        return completion.among([NO_BACKBONE, LITE])
+    auto = ["auto"] if setting == "architecture" else []
+    return completion.among([*auto, *names]) if names else None

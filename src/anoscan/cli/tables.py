@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -16,32 +17,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from anoscan.cli import thresholds
+from anoscan.cli import model_tables, thresholds
+from anoscan.cli.cells import NameCell
+from anoscan.cli.cells import cell as _cell
+from anoscan.cli.cells import table as _table
 from anoscan.core import results
 from anoscan.core.config import NO_BACKBONE
 from anoscan.core.files import printable
 
 SUSPECTS_SHOWN = 20
 _VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
-_COLOURS = {1: "grey", 3: "RGB"}
 
 
 def render(report: Any) -> Iterator[RenderableType]:
     """Yield the parts of a report of any command, in the order of printing."""
     return _RENDERERS[type(report)](report)
-
-
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(columns))
-    for column in columns:
-        table.add_column(
-            _cell(column), justify="right" if column in right else "left", overflow="fold"
-        )
-    return table
-
-
-def _cell(value: str, style: str = "") -> Text:
-    return Text(printable(value), style, overflow="fold")
 
 
 def _train(report: results.TrainReport) -> Iterator[RenderableType]:
@@ -51,7 +41,7 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     yield Text(
         f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
         f"{_dropped(images)}{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
-        f"{_COLOURS[model.channels]}"
+        f"{model_tables.COLOURS[model.channels]}"
     )
     game = f"{model.architecture}, {model.objective}, {model.mapping}"
     features = "" if model.backbone == NO_BACKBONE else f"; features of {model.backbone}"
@@ -141,10 +131,10 @@ def _score(report: results.ScoreReport) -> Iterator[RenderableType]:
             Text(image.verdict, "red" if image.verdict == "anomalous" else "green"),
             *([Text(_where(image.regions))] * placed),
             *([Text(words, "yellow")] * unlike),
-            _cell(image.path),
+            NameCell(image.path),
         )
         for neighbour in image.nearest or ():
-            like = _cell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
+            like = NameCell(f"like {neighbour.path} ({neighbour.distance:.2f})", "dim")
             table.add_row("", "", "", "", *[""] * len(extra), like)
     yield table
     if placed:
@@ -322,7 +312,7 @@ def _dropped(images: results.TrainImages) -> str:
 def _suspects(report: results.SuspectsReport) -> Iterator[RenderableType]:
     table = _table("rank", "score", "image", right=("rank", "score"))
     for image in report.images[:SUSPECTS_SHOWN]:
-        table.add_row(str(image.rank), f"{image.score:.3f}", _cell(image.path))
+        table.add_row(str(image.rank), f"{image.score:.3f}", NameCell(image.path))
     yield table
     n, shown = len(report.images), min(len(report.images), SUSPECTS_SHOWN)
     yield Text(
@@ -351,6 +341,31 @@ def _drift(report: results.DriftReport) -> Iterator[RenderableType]:
         f"{thresholds.percent(report.false_alarm_rate)}"
     )
     yield Text(report.advice, "green" if report.fits else "red")
+
+
+def _retrain(report: results.RetrainReport) -> Iterator[RenderableType]:
+    yield from _train(report.train)
+    yield Text(f"on {report.held_out:,} held-out normals of the new folder:")
+    table = _table("model", "alarms", "promised", "median score", "at its calibration", "")
+    for label, row in (("old", report.old), ("new", report.new)):
+        table.add_row(
+            f"{label}, {row.model.sha256[:8]}",
+            _percent(row.anomalous_share),
+            thresholds.percent(row.false_alarm_rate),
+            f"{row.score_median:.3f}",
+            f"{row.calibration_median:.3f}",
+            Text("fits", "green") if row.fits else Text("drifted", "red"),
+        )
+    yield table
+    yield Text(
+        "Scores of two models have no common unit. The new model was calibrated on these images, "
+        "so its alarms are what was set."
+    )
+    if report.labelled:
+        named = zip(("old", "new"), report.labelled, strict=True)
+        yield from _comparison(
+            [replace(row, model=replace(row.model, name=name)) for name, row in named]
+        )
 
 
 def _demo(report: results.DemoReport) -> Iterator[RenderableType]:
@@ -383,31 +398,6 @@ def _sample(report: results.SampleReport) -> Iterator[RenderableType]:
             f"{turing.real} real and {turing.generated} generated images: {printable(turing.sheet)}"
         )
         yield f"which is which: {printable(turing.key)}"
-
-
-def _models(report: results.ModelsReport) -> Iterator[RenderableType]:
-    if not report.models:
-        yield Text("no models yet: anoscan train FOLDER makes one")
-        return
-    table = _table("name", "architecture", "objective", "size", "images", "MB", "by")
-    broken = [model for model in report.models if model.problem]
-    for model in report.models:
-        if not model.problem:
-            table.add_row(
-                _cell(f"{model.name} *" if model.default else model.name),
-                _cell(model.architecture or "-"),
-                _cell(model.objective or "-"),
-                f"{model.size or '-'} {_COLOURS.get(model.channels or 0, '')}",
-                "-" if model.images is None else f"{model.images:,}",
-                f"{model.bytes / 1e6:.1f}",
-                _cell(model.created_by or "-"),
-            )
-    if table.row_count:
-        yield table
-    if any(model.default for model in report.models if not model.problem):
-        yield Text("* trained last: what commands use without --model", "dim")
-    for model in broken:
-        yield f"cannot be used: {printable(model.name)}: {printable(model.problem or '')}"
 
 
 def _doctor(report: results.DoctorReport) -> Iterator[RenderableType]:
@@ -484,8 +474,10 @@ _RENDERERS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
     results.DemoReport: _demo,
     results.CalibrateReport: _calibrate,
     results.DriftReport: _drift,
+    results.RetrainReport: _retrain,
     results.SuspectsReport: _suspects,
     results.SampleReport: _sample,
-    results.ModelsReport: _models,
+    results.ModelsReport: model_tables.models,
+    results.HistoryReport: model_tables.history,
     results.DoctorReport: _doctor,
 }

@@ -100,8 +100,8 @@ class TrainConfig:
     )
     images_shown: int | None = _setting(
         None,
-        "Length of the GAN stage: real images that the discriminator sees. 0 trains no network, "
-        "and needs --backbone.",
+        "Length of the GAN stage: real images that the discriminator sees, such as 32k or 1.5M. 0 "
+        "trains no network, and needs --backbone.",
         default=f"{IMAGES_SHOWN}, three times that for wgan-gp",
     )
     rotation_images_shown: int | None = _setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from anoscan.core.errors import AnoscanError, InputError, UsageError
 
@@ -56,6 +57,25 @@ def replacing(
             temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error, failure) from error
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a line of JSON values to a file; on a full disk no half of it stays.
+
+    Raises
+    ------
+    OSError
+        When the file or its folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values, allow_nan=False) + "\n")
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 @contextmanager

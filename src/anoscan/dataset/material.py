@@ -201,6 +201,11 @@ class Material:
         return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
 
     @property
+    def unseen_paths(self) -> tuple[str, ...]:
+        """Paths of the images that are held out."""
+        return tuple(self.images[row].path for row in self.held_out)
+
+    @property
     def groups(self) -> list[bytes]:
         """Label of each image; those with the same label stay together. See `together`."""
         return together(self.images, self.digests)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 import struct
 from collections.abc import Iterator
@@ -180,6 +181,26 @@ def opened(path: Path) -> Iterator[BufferedReader]:
             f"cannot read the model file {path}: {error.strerror or error}.",
             hint="Check the file's permissions.",
         ) from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a model file, completely or not at all; the copy has the date of the source.
+
+    Raises
+    ------
+    ModelError
+        When one file cannot be read, or the other not be written.
+    """
+    with opened(source) as reader, replacing_model(target) as writer:
+        shutil.copyfileobj(reader, writer)
+        times = os.fstat(reader.fileno())
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a model file in hexadecimal; raise ModelError as `opened` does."""
+    with opened(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _text(metadata: dict[str, Any]) -> str:

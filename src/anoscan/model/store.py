@@ -5,38 +5,27 @@ Nothing here imports torch, so listing and moving models is fast.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
-import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
 
-from anoscan.core.errors import ModelError, UsageError
-from anoscan.core.files import reason_of, remove_leftovers, why_unwritable
-from anoscan.core.results import ModelSummary
+from anoscan.core.errors import ModelError
+from anoscan.core.files import reason_of, replacing, why_unwritable
 from anoscan.model import file as model_file
+from anoscan.model import history, versions
+from anoscan.model.names import SUFFIX, check_name, made_of, problem_with
 from anoscan.model.training_record import Record
 
-SUFFIX = ".safetensors"
-
-_RUNNING = ".running"  # ends the name of the mark of a training that runs
-_LONGEST = 100  # characters
-_MOST_BYTES = 200  # in UTF-8; file systems allow 255 for name and suffix together
-_PUNCTUATION = frozenset("._- +()")
-_DEVICES = frozenset(
-    ["CON", "PRN", "AUX", "NUL"]
-    + [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
-)
 _LIST_HINT = "anoscan models list shows the models."
 _FORCE_HINT = "Choose another name, or replace it with --force."
-_HOME_HINT = "Set ANOSCAN_HOME to a folder of your own that has room."
+HOME_HINT = "Set ANOSCAN_HOME to a folder of your own that has room."
 
 
 def home() -> Path:
@@ -73,133 +62,6 @@ def checkpoint_path(name: str) -> Path:
     return home() / "checkpoints" / f"{check_name(name)}{SUFFIX}"
 
 
-@contextmanager
-def claim(name: str) -> Iterator[None]:
-    """Reserve a training's checkpoint, record and name; the lock also ends with the process.
-
-    Raises
-    ------
-    ModelError
-        When another process trains under that name, or the store cannot be written.
-    UsageError
-        For a name that `check_name` refuses.
-    """
-    lock, running = _lock(name), _locks() / f"{check_name(name)}{_RUNNING}"
-    try:
-        _locks().mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ModelError(
-            f"another training of the name {name!r} is running.",
-            hint="Wait until it has ended, or give another --name.",
-        ) from None
-    except NotImplementedError:
-        pass  # a file system without locks cannot keep other processes out
-    except OSError as error:
-        raise ModelError(
-            f"cannot write to {home()}: {reason_of(error)}.", hint=_HOME_HINT
-        ) from error
-    try:
-        writable(checkpoint_path(name))
-        _clean_up(name)
-        with suppress(OSError):
-            running.touch()
-        yield
-    finally:
-        with suppress(OSError):
-            running.unlink(missing_ok=True)
-        lock.release()
-
-
-def _locks() -> Path:
-    return home() / "locks"
-
-
-def _lock(name: str) -> FileLock:
-    return FileLock(_locks() / f"{check_name(name)}.lock")
-
-
-def _clean_up(name: str) -> None:
-    """Remove what trainings that were killed left behind; this process holds the lock of `name`.
-
-    A training marks that it runs. A mark whose lock is free is of one that was killed. Its record
-    is of no use without a checkpoint to go on from.
-    """
-    for folder in (models_folder(), home() / "checkpoints"):
-        remove_leftovers(folder)
-    for mark in list(_locks().glob(f"*{_RUNNING}")):
-        killed = mark.name.removesuffix(_RUNNING)
-        with (
-            suppress(OSError, Timeout, NotImplementedError, UsageError),
-            nullcontext() if killed == name else _lock(killed).acquire(timeout=0),
-        ):
-            if not checkpoint_path(killed).exists():
-                Record(checkpoint_path(killed)).clear()
-            mark.unlink()
-
-
-def check_name(name: str) -> str:
-    """Check that every file system accepts a name, and return it in Unicode's composed form (NFC).
-
-    A name has at most 100 characters (200 bytes in UTF-8): letters, marks and digits of any script,
-    ``. _ - + ( )`` and inner spaces. It may not start with a dot or a hyphen, end in the suffix of
-    model files, or be the name of a Windows device.
-
-    Raises
-    ------
-    UsageError
-        When the name is not allowed; the message names the problem.
-    """
-    name = unicodedata.normalize("NFC", name)
-    if problem := _problem_with(name):
-        raise UsageError(
-            f"{name!r} cannot name a model: {problem}.",
-            hint="Use letters, digits, spaces and . _ - + ( ), at most 100 characters.",
-        )
-    return name
-
-
-def _problem_with(name: str) -> str | None:
-    if not name:
-        return "it is empty"
-    if strange := [c for c in name if not _allowed(c)]:
-        return f"it holds {strange[0]!r}"
-    if len(name) > _LONGEST or len(name.encode()) > _MOST_BYTES:
-        return "it is too long"
-    if name[0] in ".-":
-        return f"it starts with {name[0]!r}"
-    if name != name.strip():
-        return "it starts or ends with a space"
-    if name.lower().endswith(SUFFIX):
-        return f"{SUFFIX} is added to names, and cannot end one"
-    if name.split(".")[0].strip().upper() in _DEVICES:
-        return "Windows keeps it for a device"
-    return None
-
-
-def _allowed(character: str) -> bool:
-    # Marks are allowed too, because the vowel signs of many scripts are marks.
-    return character in _PUNCTUATION or unicodedata.category(character)[0] in "LMN"
-
-
-def name_for(folder: Path) -> str:
-    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed."""
-    return _valid(Path(os.path.realpath(folder)).name)
-
-
-def _valid(text: str) -> str:
-    composed = unicodedata.normalize("NFC", text)
-    name = "".join(c if _allowed(c) else "-" for c in composed)[:_LONGEST]
-    name = name.encode()[:_MOST_BYTES].decode(errors="ignore").strip(" .-")
-    while name.lower().endswith(SUFFIX):
-        name = name[: -len(SUFFIX)].strip(" .-")
-    # Characters may compose in new ways after cutting and stripping, so the result is checked.
-    name = unicodedata.normalize("NFC", name)
-    if name and _problem_with(name):
-        name = f"model-{name}"[:_LONGEST]
-    return name if not _problem_with(name) else "model"
-
-
 def resolve(model: str | Path | None) -> Path:
     """Find a model file; whether it is a model is checked by `model.file` when it is read.
 
@@ -207,8 +69,7 @@ def resolve(model: str | Path | None) -> Path:
     ----------
     model : str, Path or None
         A name in the store, or else a path; ``./name`` is the file in the working folder. None
-        takes the most recently trained model: the newest file of the store, the first by name among
-        equals.
+        takes the model that is pinned, or else the most recently trained one: see `default`.
 
     Raises
     ------
@@ -216,22 +77,91 @@ def resolve(model: str | Path | None) -> Path:
         When there is no such model, with a hint at similar names, or no model at all.
     """
     if model is None:
-        if newest := _newest():
-            return newest
-        raise ModelError("there is no model yet.", hint="Train one: anoscan train FOLDER")
+        return default().path
     text = str(model)
-    if not _problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
+    if not problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
         return path_for(text)
     if _exists(Path(text)):
         return Path(text)
     if Path(text).name != text or text.endswith(SUFFIX):
-        raise ModelError(f"there is no model file {text}.", hint=_close_to(_valid(Path(text).name)))
+        close = _close_to(made_of(Path(text).name))
+        raise ModelError(f"there is no model file {text}.", hint=close)
     raise _missing(text)
 
 
-def _newest() -> Path | None:
+@dataclass(frozen=True)
+class Default:
+    """The model that commands use without ``--model``, and whether it is pinned.
+
+    `trained` is when it was trained, in UTC.
+    """
+
+    path: Path
+    pinned: bool
+    trained: datetime
+
+
+def default() -> Default:
+    """Return the model that is pinned, or else the most recently trained one.
+
+    That is the newest file of the store, and the first by name among equals.
+
+    Raises
+    ------
+    ModelError
+        When there is no model, or the pinned one is not there.
+    """
+    if (name := pinned()) is not None:
+        path = path_for(name)
+        if not _exists(path):
+            raise ModelError(
+                f"the pinned model {name!r} is not there.",
+                hint="Pin another with anoscan models use NAME, or none with --none.",
+            )
+    elif found := newest():
+        path = found
+    else:
+        raise ModelError("there is no model yet.", hint="Train one: anoscan train FOLDER")
+    trained = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return Default(path, name is not None, trained)
+
+
+def pinned() -> str | None:
+    """Return the name of the model that `pin` made the default; None without one."""
+    try:
+        name = _pin_file().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return None if problem_with(name) else name
+
+
+def pin(name: str | None) -> None:
+    """Make a model of the store the default, until another is; None takes that back.
+
+    Raises
+    ------
+    ModelError
+        When there is no model of that name, or the store cannot be written.
+    """
+    try:
+        if name is None:
+            _pin_file().unlink(missing_ok=True)
+            return
+    except OSError as error:
+        raise ModelError(f"cannot remove {_pin_file()}: {reason_of(error)}.") from error
+    path = _existing(name)
+    with replacing(_pin_file(), ModelError) as stream:
+        stream.write(f"{path.stem}\n".encode())
+
+
+def _pin_file() -> Path:
+    return home() / "default-model"
+
+
+def newest() -> Path | None:
+    """Return the most recently trained model of the store; None where there is none."""
     dated = []
-    for path in _files():
+    for path in files():
         try:
             dated.append((-path.stat().st_mtime_ns, path.name, path))
         except FileNotFoundError:  # another process removed it after the listing
@@ -280,24 +210,18 @@ def writable(model: Path) -> Path:
         When it cannot.
     """
     if problem := why_unwritable(model):
-        raise ModelError(f"cannot write {model}: {problem}.", hint=_HOME_HINT)
+        raise ModelError(f"cannot write {model}: {problem}.", hint=HOME_HINT)
     return model
 
 
-def models() -> list[ModelSummary]:
-    """Return summaries of the store's models, by name; an unreadable file has a `problem`.
+def files() -> list[Path]:
+    """Return the model files of the store, by name.
 
     Raises
     ------
     ModelError
         When the folder of the store cannot be read.
     """
-    remove_leftovers(models_folder())
-    newest = _newest()
-    return [dataclasses.replace(_summary(path), default=path == newest) for path in _files()]
-
-
-def _files() -> list[Path]:
     folder = models_folder()
     try:
         entries = list(folder.iterdir())
@@ -312,68 +236,38 @@ def _files() -> list[Path]:
     return sorted(found, key=lambda path: path.stem)
 
 
-def _summary(path: Path) -> ModelSummary:
-    name = path.stem
-    try:
-        size = path.stat().st_size
-    except OSError:  # removed meanwhile, or a dangling link
-        size = 0
-    try:
-        metadata = model_file.read_metadata(path)
-    except ModelError as error:
-        return ModelSummary(
-            name=name, path=str(path), bytes=size, created_by=None, problem=error.message
-        )
-    config, rule, data = (
-        _object(metadata.get(key)) for key in ("config", "image_rule", "training_data")
-    )
-    problem = None
-    if unicodedata.normalize("NFC", name) != name or _problem_with(name):
-        problem = f"{path} has a file name that is no model name; rename the file."
-    return ModelSummary(
-        name=name,
-        path=str(path),
-        bytes=size,
-        created_by=_text(metadata.get("anoscan_version")),
-        architecture=_text(config.get("architecture")),
-        objective=_text(config.get("objective")),
-        size=_integer(rule.get("size")),
-        channels=_integer(rule.get("channels")),
-        images=_integer(data.get("trained")),
-        problem=problem,
-    )
+def remove(name: str, *, purge: bool = False) -> None:
+    """Take a model out of the store; it is kept for `restore`. If it is pinned, none is then.
 
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def remove(name: str) -> None:
-    """Delete a model of the store, and the record of its training.
+    With `purge`, it is deleted, with its kept versions and its history. It may be removed already.
 
     Raises
     ------
     ModelError
         When there is no model of that name, or the system refuses.
     """
-    path = _existing(name)
+    gone = purge and not os.path.lexists(path_for(name)) and versions.kept(path_for(name))
+    path = path_for(name) if gone else _existing(name)
     try:
-        path.unlink()
+        with nullcontext() if purge else versions.keeping(path, "remove"):
+            path.unlink(missing_ok=bool(gone))
     except OSError as error:
         raise ModelError(f"cannot remove {path}: {error.strerror or error}.") from error
     Record(path).clear()
+    if pinned() == path.stem:
+        pin(None)
+    if purge:
+        versions.purge(path)
+        history.clear(path)
+    else:
+        history.add(path, "remove")
 
 
 def rename(old: str, new: str, *, force: bool = False) -> None:
-    """Give a model of the store, and its record, another name.
+    """Give a model of the store another name; its record, kept versions, history and pin follow.
+
+    Where the new name has kept versions or a history of its own, those of the old name stay with
+    that, and both names can be restored.
 
     Raises
     ------
@@ -385,16 +279,69 @@ def rename(old: str, new: str, *, force: bool = False) -> None:
     """
     source, destination = _existing(old), path_for(new)
     # Where the file system ignores case, both names may be the same file, which is allowed.
-    if _exists(destination) and not destination.samefile(source) and not force:
+    same = _exists(destination) and destination.samefile(source)
+    if _exists(destination) and not same and not force:
         raise ModelError(f"there is a model named {new!r} already.", hint=_FORCE_HINT)
-    try:
-        source.replace(destination)
-    except OSError as error:
-        raise ModelError(f"cannot rename {source}: {error.strerror or error}.") from error
+    taken = not same and (
+        _exists(destination) or versions.kept(destination) or history.events(destination)
+    )
+    was_pinned = pinned() == source.stem
+    with ExitStack() as stack:
+        if taken:
+            stack.enter_context(versions.keeping(source, "rename"))
+            stack.enter_context(versions.keeping(destination, "rename"))
+        try:
+            source.replace(destination)
+        except OSError as error:
+            raise ModelError(f"cannot rename {source}: {error.strerror or error}.") from error
     Record(source).move(Record(destination))
+    said = f"from {source.stem} to {destination.stem}"
+    if taken:
+        history.add(source, "rename", note=said)
+    elif source != destination:
+        versions.follow(source, destination)
+        history.follow(source, destination)
+    if source != destination:
+        history.add(destination, "rename", note=said)
+    if was_pinned:
+        pin(destination.stem)
 
 
-def export(name: str, destination: Path, *, force: bool = False) -> Path:
+def restore(model: str, *, forward: bool = False) -> versions.Version:
+    """Take back the last change of a model, or with `forward` the last `restore`.
+
+    `model` is a name, or the path of a file outside the store. Returns what was brought back.
+
+    Raises
+    ------
+    ModelError
+        When nothing can be taken back, or the system refuses.
+    """
+    path = known(model)
+    version = versions.restore(path, forward=forward)
+    again = "again as after" if forward else "as before"
+    history.add(path, "restore", sha256=model_file.digest(path), note=f"{again} {version.action}")
+    return version
+
+
+def known(model: str) -> Path:
+    """Find a model by its name or path, even if only kept versions or a history are left of it.
+
+    Raises
+    ------
+    ModelError
+        When there is nothing of it.
+    """
+    places = [] if problem_with(unicodedata.normalize("NFC", model)) else [path_for(model)]
+    for path in (*places, Path(model)):
+        if path.name and (versions.kept(path) or history.events(path)):
+            return path
+    return resolve(model)
+
+
+def export(
+    name: str, destination: Path, *, with_history: bool = False, force: bool = False
+) -> Path:
     """Copy a model out of the store, and return the file that was written.
 
     Parameters
@@ -402,6 +349,8 @@ def export(name: str, destination: Path, *, force: bool = False) -> Path:
     name : str
     destination : Path
         The file to write, or an existing folder, in which the file is named like the model.
+    with_history : bool
+        Whether the history is copied too, to a file beside that one.
     force : bool
         Whether a file that exists is replaced.
 
@@ -416,7 +365,9 @@ def export(name: str, destination: Path, *, force: bool = False) -> Path:
         raise ModelError(
             f"{target} exists already.", hint="Choose another file, or replace it with --force."
         )
-    _copy(source, target)
+    model_file.copy(source, target)
+    if with_history:
+        history.carry(source, target)
     return target
 
 
@@ -438,7 +389,7 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     UsageError
         For a name that `check_name` refuses.
     """
-    chosen = _valid(file.name) if name is None else check_name(name)
+    chosen = made_of(file.name) if name is None else check_name(name)
     if model_file.read_metadata(file).get("kind") == "checkpoint":
         raise ModelError(
             f"{file} is a checkpoint of an unfinished training, not a model.",
@@ -447,17 +398,13 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     target = path_for(chosen)
     if os.path.lexists(target) and not force:
         raise ModelError(f"there is a model named {chosen!r} already.", hint=_FORCE_HINT)
-    _copy(file, target)
+    with versions.keeping(target, "import"):
+        model_file.copy(file, target)
     Record(target).clear()  # a record that is there belongs to the model that was replaced
+    if not history.events(target):
+        history.carry(file, target)
+    history.add(target, "import", folders=[file], sha256=model_file.digest(target))
     return chosen
-
-
-def _copy(source: Path, target: Path) -> None:
-    with model_file.opened(source) as reader, model_file.replacing_model(target) as writer:
-        shutil.copyfileobj(reader, writer)
-        times = os.fstat(reader.fileno())
-    # A copy keeps its date, because the newest file counts as the most recently trained model.
-    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _existing(name: str) -> Path:
@@ -468,7 +415,7 @@ def _existing(name: str) -> Path:
 
 
 def _missing(name: str) -> ModelError:
-    if _problem_with(name) and _exists(models_folder() / f"{name}{SUFFIX}"):
+    if problem_with(name) and _exists(models_folder() / f"{name}{SUFFIX}"):
         return ModelError(
             f"{name}{SUFFIX} is in {models_folder()}, but {name!r} cannot name a model.",
             hint="Rename the file.",
@@ -477,7 +424,8 @@ def _missing(name: str) -> ModelError:
 
 
 def _close_to(name: str) -> str:
-    close = difflib.get_close_matches(name, [path.stem for path in _files()], n=3)
+    names = [*(path.stem for path in files()), *versions.removed(models_folder())]
+    close = difflib.get_close_matches(name, names, n=3)
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else _LIST_HINT
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from anoscan.core.files import remove_leftovers, replacing
+from anoscan.core.files import append_line, remove_leftovers, replacing
 
 LOSSES = "losses.jsonl"
 _SUFFIX, _MODEL_SUFFIX = ".training", ".safetensors"
@@ -41,16 +41,7 @@ class Record:
         OSError
             When the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        losses = self.folder / LOSSES
-        size = losses.stat().st_size if losses.exists() else 0
-        try:
-            with losses.open("a", encoding="utf-8") as stream:
-                stream.write(_text(line))
-        except OSError:
-            with suppress(OSError):
-                os.truncate(losses, size)
-            raise
+        append_line(self.folder / LOSSES, line)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines of the losses, up to the first that is cut short or malformed."""
@@ -100,6 +91,19 @@ class Record:
             for file in self._own():
                 file.unlink()
             self.folder.rmdir()
+
+    def copy(self, other: Record) -> None:
+        """Make `other` a copy of this record, as far as the system allows; it must not exist yet.
+
+        Files are linked where that can be done, because no file of a finished record is changed.
+        """
+        with suppress(OSError):
+            for file in self._own():
+                other.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(file, other.folder / file.name)
+                except OSError:
+                    shutil.copyfile(file, other.folder / file.name)
 
     def move(self, other: Record) -> Record:
         """Move this record over `other`; return that, or this one where the system refuses."""

@@ -140,7 +140,7 @@ def _store() -> tuple[dict[str, Any], list[HealthCheck]]:
         message = f"{home} cannot be written: set ANOSCAN_HOME to a folder that can."
         return facts, [_check("store", "fail", None, message)]
     try:
-        facts["models"] = len(store.models())
+        facts["models"] = len(store.files())
     except ModelError as error:
         return facts, [_check("store", "fail", None, f"{error.message} {error.hint}")]
     if free < NEEDED_BYTES:

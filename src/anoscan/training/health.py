@@ -9,13 +9,16 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anoscan.core.config import TrainConfig
 from anoscan.core.progress import OnProgress, Progress
 from anoscan.core.results import Health, HealthCheck, HealthReport, ModelHealth
 from anoscan.dataset.census import Census, odd_depths, odd_sizes
+from anoscan.dataset.inspection import Inspection
 from anoscan.training.network_checks import Game, NetworkChecks
 
 WATCHED = 8  # parts of the GAN stage, which is checked between them from its middle on
@@ -29,6 +32,7 @@ COPIED, GAP, BY_HEART = 0.6, 2.0, 0.5
 # Ratio of `Findings.reconstruction` above which reconstructions are unusable. They still miss half
 # of what the mean image misses, so most of what they show is no trait of the image.
 UNUSABLE = 0.5
+SHRUNK = 4.0  # images that become so many times smaller may lose their defects
 FEWEST_QUERIES, MOST_ODD = 10, 0.8  # fewest queries that are judged, and share of anomalous ones
 
 _GENERATOR = (
@@ -101,6 +105,31 @@ def of_folder(census: Census, trained: int, held_out: int, of: str) -> tuple[Hea
         _blank(census),
         _sizes(census),
         _bit_depths(census),
+    )
+
+
+def shrinking(found: Inspection) -> str | None:
+    """Return a note where whole images become much smaller for the networks, else None."""
+    side, sizes = found.rule.size, found.sizes
+    width, height = map(int, max(sizes, key=sizes.__getitem__).split("x"))
+    times = max(width, height) / side
+    if found.rule.patch is not None or times < SHRUNK:
+        return None
+    return (
+        f"images become {times:.1f} times smaller: {width}x{height} pixels are seen as "
+        f"{side}x{side}. Where defects are smaller than {math.ceil(2 * times)} pixels, learn from "
+        f"parts at full size instead: --patches 20k, or give a larger --size."
+    )
+
+
+def few_to_calibrate(held_out: int, config: TrainConfig) -> str | None:
+    """Return a note where `held_out` images promise no rate of 1 % and folds would help."""
+    if held_out >= 99 or config.patches is not None or config.calibration_folds is not None:
+        return None
+    return (
+        f"{held_out} held-out images calibrate the model, which promises no false-alarm rate below "
+        f"{1 / (held_out + 1):.1%}. --calibration-folds 5 calibrates on the training images too, "
+        "and takes about three times as long."
     )
 
 

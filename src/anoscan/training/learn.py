@@ -17,7 +17,7 @@ import anoscan
 from anoscan.core.arrays import evenly
 from anoscan.core.config import NO_BACKBONE, TrainConfig, architecture_for, decided
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.progress import OnProgress, Progress, on_reading
+from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.results import (
     HealthCheck,
     HealthReport,
@@ -51,7 +51,14 @@ from anoscan.scoring.neighbours import Neighbours
 from anoscan.scoring.terms import Tensors
 from anoscan.training import network_checks, suspects
 from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.health import Findings, examine, of_folder, with_kept
+from anoscan.training.health import (
+    Findings,
+    examine,
+    few_to_calibrate,
+    of_folder,
+    shrinking,
+    with_kept,
+)
 from anoscan.training.redo import redo_encoder
 from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
@@ -71,14 +78,15 @@ MAPS_SAMPLE = 1024  # training images, or patches, at most, that anomaly maps ar
 class Learned:
     """A trained model, and what its training reports.
 
-    `suspicion` is None unless suspects were dropped. `seconds` is the wall-clock time by part of
-    the training, and in total.
+    `held_out` are the paths of the images that no network saw. `suspicion` is None unless suspects
+    were dropped. `seconds` is the wall-clock time by part of the training, and in total.
     """
 
     model: Model
     health: HealthReport
     self_test: SelfTest
     skipped: tuple[Skipped, ...]
+    held_out: tuple[str, ...]
     suspicion: Suspicion | None
     seconds: dict[str, float]
 
@@ -161,6 +169,8 @@ class TrainRequest:
         Model whose encoder and reconstructions are trained again, on the same images.
     weights : Path, optional
         File of the weights of the pretrained network; by default the known ones.
+    like : Model, optional
+        Model whose pretrained network is used again.
     """
 
     files: Sequence[ImageFile]
@@ -171,6 +181,7 @@ class TrainRequest:
     roi: Roi | None = None
     before: Model | None = None
     weights: Path | None = None
+    like: Model | None = None
 
 
 def learn(
@@ -200,7 +211,7 @@ def learn(
     """
     files, measuring = request.files, runtime.measuring()
     backbone, origin = _pretrained(request)
-    inspection = _inspect(request, runtime)
+    inspection = _inspect(request, runtime, on_progress)
     config = resolve(request.config, inspection)
     clock = Clock()
     material = Material.load(
@@ -212,7 +223,7 @@ def learn(
     identity = _run_identity(config, material)
     checkpoint = Checkpoint(request.checkpoint, identity, request.resume)
     folder = _of_folder(material, inspection, config)
-    _note(folder, len(files), on_progress)
+    _note(folder, few_to_calibrate(len(material.held_out), config), len(files), on_progress)
     observer.show(material.some_held_out(SHOWN), config.latent_dim, config.seed, runtime.device)
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
     trained = _trained(request.before, material, config, runtime, training)
@@ -265,7 +276,8 @@ def learn(
     model = dataclasses.replace(model, metadata=metadata | {"self_test": to_json(self_test)})
     part.done()
     clock.lap("self_test")
-    return Learned(model, health, self_test, tuple(material.skipped), suspected, clock.with_total())
+    unread, unseen = tuple(material.skipped), material.unseen_paths
+    return Learned(model, health, self_test, unread, unseen, suspected, clock.with_total())
 
 
 def _pretrained(request: TrainRequest) -> tuple[Backbone | None, dict[str, Any]]:
@@ -274,8 +286,9 @@ def _pretrained(request: TrainRequest) -> tuple[Backbone | None, dict[str, Any]]
         if request.weights is not None:
             raise UsageError("--backbone-weights needs --backbone.", hint="Name the network.")
         return None, {}
-    if request.before is not None and request.before.networks.backbone is not None:
-        return request.before.networks.backbone, {"backbone": request.before.metadata["backbone"]}
+    source = request.before or request.like
+    if source is not None and source.networks.backbone is not None:
+        return source.networks.backbone, {"backbone": source.metadata["backbone"]}
     network, origin = backbones.pretrained(request.config.backbone, request.weights)
     return network, {"backbone": dataclasses.asdict(origin)}
 
@@ -334,7 +347,10 @@ def _of_folder(
     return of_folder(counts, len(material.rows), calibrating, of)
 
 
-def _note(checks: Sequence[HealthCheck], files: int, on_progress: OnProgress) -> None:
+def _note(
+    checks: Sequence[HealthCheck], few: str | None, files: int, on_progress: OnProgress
+) -> None:
+    notify(on_progress, "reading", few, files)
     for check in checks:
         if check.verdict != "ok" and check.name != "calibration":
             on_progress(Progress("reading", files, files, note=check.message))
@@ -380,8 +396,9 @@ def _fingerprint(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def _inspect(request: TrainRequest, runtime: Runtime) -> Inspection:
+def _inspect(request: TrainRequest, runtime: Runtime, on_progress: OnProgress) -> Inspection:
     found = inspect(request.files, request.config, runtime.workers, roi=request.roi)
+    notify(on_progress, "reading", shrinking(found), len(request.files))
     return dataclasses.replace(found, rule=dataclasses.replace(found.rule, roi=request.roi))
 
 

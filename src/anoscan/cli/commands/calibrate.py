@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anoscan.cli.asking import Yes, ask_before, taken_back
 from anoscan.cli.options import Device, Force, Json, Named, Quiet, Workers, finish, load, option
 from anoscan.cli.settings import rate_named
 from anoscan.core.errors import UsageError
@@ -57,6 +58,7 @@ def calibrate(
         ),
     ] = None,
     force: Force = False,
+    yes: Yes = False,
     device: Device = "auto",
     workers: Workers = None,
     as_json: Json = False,
@@ -75,8 +77,15 @@ def calibrate(
         raise UsageError("--miss-cost and --target-recall need --labels FILE.")
     from anoscan.cli.output import Output
     from anoscan.evaluation.recalibrate import Target
+    from anoscan.model import store
 
     target = Target(rate_named(false_alarm_rate), labels, miss_cost, target_recall)
+    if name is None:
+        path, change = store.resolve(model), f"This changes the model {model}."
+    else:
+        path, change = store.path_for(name), f"This replaces the model {name}."
+    if name is None or force:
+        ask_before(f"{change} {taken_back(path)}", path, yes)
     output = Output(as_json=as_json, quiet=quiet)
     detector = load(model, device, workers, None, output)
     with output.progress() as on_progress:

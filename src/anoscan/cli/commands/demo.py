@@ -87,6 +87,7 @@ def run(
             hint="Give an empty or new folder with --output.",
         )
     _write_images(folders)
+    folders.model.unlink(missing_ok=True)  # the model of an earlier demo need not be kept
     try:
         detector = Detector.train(
             folders.normal,

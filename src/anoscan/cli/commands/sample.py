@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from anoscan.cli.options import OUTPUT, Device, Json, Quiet, Workers, finish, load, option
+from anoscan.cli.completion import models
+from anoscan.cli.options import (
+    DEFAULT_MODEL,
+    OUTPUT,
+    Device,
+    Json,
+    Quiet,
+    Workers,
+    finish,
+    load,
+    option,
+)
 
 FOLDER = "anoscan-samples"
 
@@ -16,7 +27,9 @@ def sample(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="Name or path of a model. [default: the one trained last]"
+            metavar="MODEL",
+            help=f"Name or path of a model. [default: {DEFAULT_MODEL}]",
+            autocompletion=models,
         ),
     ] = None,
     folder: Annotated[

@@ -14,6 +14,7 @@ from anoscan.cli.options import (
     SHOWN,
     TABLE_ROWS,
     Device,
+    HelpAll,
     Json,
     Maps,
     MapsFormat,
@@ -106,12 +107,10 @@ def score(
         bool, option("--csv", help="Print one CSV row an image, as it is scored.", panel=OUTPUT)
     ] = False,
     quiet: Quiet = False,
+    help_all: HelpAll = False,
     **asked: Any,
 ) -> None:
-    """Rank images by how anomalous they are. A higher score is more anomalous.
-
-    Example: anoscan score ./queries --top 20 --residuals ./pictures
-    """
+    """Rank images by how anomalous they are. A higher score is more anomalous."""
     streams = as_jsonl or as_csv
     if as_json + as_jsonl + as_csv > 1:
         raise UsageError("--json, --jsonl and --csv exclude each other.")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anoscan.cli.options import Device, Json, Quiet, Workers, finish, load, option
+from anoscan.cli.completion import models
+from anoscan.cli.options import Device, Json, Quiet, Workers, counted, finish, load, option
 from anoscan.core import config
 from anoscan.core.errors import UsageError
 from anoscan.core.files import temporary_folder
@@ -31,6 +32,7 @@ def suspects(
         option(
             help="Use this model, which was trained on the images.",
             metavar="MODEL",
+            complete=models,
             default="one is trained, and not kept",
         ),
     ] = None,
@@ -39,6 +41,7 @@ def suspects(
         option(
             help="Length of the GAN stage of that training.",
             metavar="N",
+            parser=counted,
             default=str(config.IMAGES_SHOWN),
         ),
     ] = None,

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anoscan.cli.asking import Yes, ask_before, taken_back
+from anoscan.cli.completion import among
 from anoscan.cli.options import (
     OUTPUT,
     Device,
     Force,
+    HelpAll,
     Json,
     Precision,
     Quiet,
@@ -89,9 +92,11 @@ def train(
             help="Train only this stage of the model again, on the same images, and replace it: "
             "where reconstructions are unusable.",
             metavar="encoder",
+            complete=among(["encoder"]),
         ),
     ] = None,
     force: Force = False,
+    yes: Yes = False,
     backbone_weights: Annotated[
         Path | None,
         option(
@@ -117,12 +122,10 @@ def train(
     workers: Workers = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    help_all: HelpAll = False,
     **settings: Any,
 ) -> None:
-    """Learn what normal looks like from a folder of normal images.
-
-    Example: anoscan train ./normal_imgs --name bolts
-    """
+    """Learn what normal looks like from a folder of normal images."""
     chosen = TrainConfig.from_dict(_merged(settings_of(config_file), given_settings(settings)))
     from anoscan.cli.output import Output
 
@@ -138,6 +141,8 @@ def train(
     if dry_run:
         _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
         return
+    if force or redo is not None:
+        _ask(images, name, yes)
     if clean_report is not None:
         check_writable(clean_report, "--clean-report")
     detector = _train(
@@ -160,6 +165,13 @@ def train(
     output.emit(detector.report)
     output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
     finish(output, detector.report.images.skipped)
+
+
+def _ask(images: list[Path], name: str | None, yes: bool) -> None:
+    from anoscan.model import names, store
+
+    path = store.path_for(name or names.name_for(images[0]))
+    ask_before(f"This replaces the model {path.stem}. {taken_back(path)}", path, yes)
 
 
 def _train(
@@ -186,9 +198,14 @@ def _train(
             if options["redo"]:
                 stopped = "training was stopped; the model is as it was."
                 raise TrainingInterrupted(stopped) from error
-            arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-            command = shlex.join(["anoscan", *arguments, "--resume"])
-            raise TrainingInterrupted(error.message, hint=f"Go on with: {command}") from None
+            raise resumable(error) from None
+
+
+def resumable(error: TrainingInterrupted) -> TrainingInterrupted:
+    """Return the error that says how to go on with the training that this command began."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    command = shlex.join(["anoscan", *arguments, "--resume"])
+    return TrainingInterrupted(error.message, hint=f"Go on with: {command}")
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:
@@ -257,13 +274,13 @@ def _dry_run(
     from anoscan.images import masks
     from anoscan.images.files import find
     from anoscan.images.layout import training_paths
-    from anoscan.model import store
+    from anoscan.model import names, store
     from anoscan.training.checkpoint import Checkpoint
     from anoscan.training.learn import resolve
 
     # Refuse what the training would refuse, except a name that is taken. A user may ask about the
     # settings of that very model.
-    name = store.check_name(name or store.name_for(paths[0]))
+    name = names.check_name(name or names.name_for(paths[0]))
     if resume:
         Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from anoscan.core.results.common import ModelReference, Skipped, Threshold
-from anoscan.core.results.evaluate import EvalReport
+from anoscan.core.results.evaluate import ComparedModel, EvalReport
 from anoscan.core.results.score import ScoreReport
 from anoscan.core.results.train import TrainReport
 
@@ -147,9 +147,11 @@ class SampleReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """One model of ``anoscan models list``; `default` marks the one that was trained last.
+    """One model of ``anoscan models list``.
 
-    `problem` says why a model cannot be read.
+    `default` marks the model that commands use without ``--model``: the one that is `pinned`, or
+    else the one that was trained last. `kept` counts the versions that ``models restore`` can bring
+    back, and `kept_bytes` is their size. `problem` says why a model cannot be read.
     """
 
     name: str
@@ -163,11 +165,110 @@ class ModelSummary:
     images: int | None = None
     problem: str | None = None
     default: bool = False
+    pinned: bool = False
+    kept: int = 0
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovedModel:
+    """A model that was removed, of which `kept` versions of `kept_bytes` in all are left."""
+
+    name: str
+    kept: int
+    kept_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsReport:
-    """Result of ``anoscan models list``."""
+    """Result of ``anoscan models list``; `pinned` names the model that ``models use`` pinned."""
 
     schema: ClassVar[str] = "anoscan.models/1"
     models: tuple[ModelSummary, ...] = field(default=())
+    removed: tuple[RemovedModel, ...] = ()
+    pinned: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEvent:
+    """One line of the history of a model.
+
+    `at` is the time in UTC, and `by` the version of anoscan. `folders` are what the images came
+    from, or the file that was imported. `images` counts those that were trained on, or that
+    calibrated the model. `threshold` and `false_alarm_rate` are those of the model afterwards, and
+    `sha256` is the hash of its file. All are null where the action sets none.
+    """
+
+    at: str
+    action: str
+    by: str | None
+    folders: tuple[str, ...]
+    images: int | None
+    threshold: float | None
+    false_alarm_rate: float | None
+    sha256: str | None
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptVersion:
+    """An earlier version of a model, which ``models restore`` can bring back.
+
+    `at` is when `action` replaced it. `undone` marks one that ``models restore`` replaced; then
+    `action` is what had made it, and ``models restore --forward`` brings it back.
+    """
+
+    at: str
+    action: str
+    undone: bool
+    bytes: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryReport:
+    """Result of ``anoscan models history``: events and kept versions, the oldest first."""
+
+    schema: ClassVar[str] = "anoscan.history/1"
+    name: str
+    path: str
+    exists: bool
+    events: tuple[ModelEvent, ...]
+    kept: tuple[KeptVersion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnHeldOut:
+    """What a model says of held-out normals.
+
+    `anomalous_share` of them are above its `threshold`; `false_alarm_rate` is what the threshold
+    promises. `score_median` is theirs, and `calibration_median` that of the calibration images of
+    the model. `fits` is the answer of ``anoscan drift``. Scores of two models have no common unit.
+    """
+
+    model: ModelReference
+    anomalous_share: float
+    false_alarm_rate: float
+    threshold: float
+    score_median: float
+    calibration_median: float
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainReport:
+    """Result of ``anoscan retrain``: the training, and the `old` model against the `new` one.
+
+    Both are compared on `held_out` normals of the new folder. The new model was calibrated on
+    these, so its share of alarms is what was set. `labelled` compares both on labelled images, and
+    is null without labels. `replaced` says whether the new model took the place of the old one.
+    """
+
+    schema: ClassVar[str] = "anoscan.retrain/1"
+    train: TrainReport
+    replaced: bool
+    held_out: int
+    old: OnHeldOut
+    new: OnHeldOut
+    labelled: tuple[ComparedModel, ...] | None
+    warning: str | None
