@@ -129,7 +129,7 @@ TRAINED_MODEL = REFERENCE | {
 }  # fmt: skip
 SCORE = {
     "schema", "model", "score", "mapping", "search", "threshold", "counts", "images", "skipped",
-    "warning", "health",
+    "warning", "health", "alarms",
 }  # fmt: skip
 REGION = {"x", "y", "width", "height", "score", "area", "p_value", "below_level"}
 THRESHOLD = {

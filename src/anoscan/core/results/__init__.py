@@ -14,6 +14,8 @@ from anoscan.core.results.common import (
     Skipped,
     Threshold,
     Verdict,
+    json_parts,
+    json_text,
     to_json,
 )
 from anoscan.core.results.evaluate import (
@@ -30,8 +32,10 @@ from anoscan.core.results.evaluate import (
     PrecisionRecall,
     Roc,
 )
+from anoscan.core.results.history import PastRun, TrendCheck, TrendReport
 from anoscan.core.results.score import (
     IMAGE_SCHEMA,
+    Alarm,
     ImageScore,
     Neighbour,
     Region,
@@ -61,6 +65,7 @@ from anoscan.core.results.upkeep import (
 
 __all__ = [
     "IMAGE_SCHEMA",
+    "Alarm",
     "AtRate",
     "AtThreshold",
     "BestDice",
@@ -86,6 +91,7 @@ __all__ = [
     "ModelSummary",
     "ModelsReport",
     "Neighbour",
+    "PastRun",
     "PixelReport",
     "PrecisionRecall",
     "Reconstructions",
@@ -103,7 +109,11 @@ __all__ = [
     "TrainImages",
     "TrainReport",
     "TrainedModel",
+    "TrendCheck",
+    "TrendReport",
     "TuringTest",
     "Verdict",
+    "json_parts",
+    "json_text",
     "to_json",
 ]
