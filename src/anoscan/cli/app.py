@@ -20,6 +20,7 @@ from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
+from anoscan.cli.commands.trend import trend
 from anoscan.cli.options import SETTINGS, Command, output_of
 from anoscan.core.errors import AnoscanError, ExitCode, UsageError
 
@@ -59,6 +60,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     sample.sample,
     calibrate.calibrate,
     drift.drift,
+    trend,
     suspects.suspects,
     demo,
     doctor,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anoscan.cli.terminal import Gallery
     from anoscan.core.progress import Progress
 
-
+Render = Callable[[Any], Iterator[RenderableType]]
 SKIPPED_SHOWN = 5
 LINE_SECONDS = 10.0  # time between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
@@ -135,14 +135,14 @@ class Output:
 
     # --- stdout ---------------------------------------------------------------------------------
 
-    def emit(self, report: Any) -> None:
-        """Print a result as its JSON document, or as tables."""
+    def emit(self, report: Any, render: Render = tables.render) -> None:
+        """Print a result as its JSON document, or as the tables that `render` yields of it."""
         if self.as_json:
             for part in results.json_parts(report):
                 sys.stdout.write(part)
             sys.stdout.flush()
         else:
-            self._show(tables.render(report))
+            self._show(render(report))
 
     def model(self, document: dict[str, Any]) -> None:
         """Print all metadata of a model as JSON, or as a table."""
