@@ -26,7 +26,7 @@ def trend(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show past runs, and say whether the rate of alarms or the scores drift.
+    """Show past runs, and say whether alarms or scores drift.
 
     Example: anoscan trend history.csv --plot trend.png
     """
