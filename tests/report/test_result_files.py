@@ -336,20 +336,21 @@ def test_a_full_disk_takes_neither_the_table_nor_the_older_file(
 
 
 def test_a_file_that_fails_does_not_keep_the_others_from_being_written(
-    run: Run,
-    model: Path,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: object) -> None:
         raise UsageError("no room for JSON.")
 
     monkeypatch.setitem(result_files.FORMATS, ".json", result_files.Format(fail))
-    files = [tmp_path / "r.json", tmp_path / "r.csv"]
-    result = run("score", folder, "--model", model, "-o", files[0], "-o", files[1])
-    assert "no room for JSON" in result.err.splitlines()[-1]
-    assert files[1].exists()
+    names = ["r.json", "r.csv", "r.html"]
+    options = [part for name in names for part in ("-o", tmp_path / name)]
+    options += ["--append", tmp_path / "h.csv"]
+    result = run("score", folder, "--model", model, *options)
+    assert result.err.splitlines()[-1] == "Error: no room for JSON."
+    assert "rank" in result.out
+    kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert kept == {"r.csv", "r.html", "h.csv"}
+    assert run("score", folder, "--model", model, *options, "--json").out == ""
 
 
 def test_an_interrupted_run_leaves_no_file(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from anoscan.core.errors import UsageError
+from anoscan.core.errors import AnoscanError, UsageError
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
@@ -70,6 +70,17 @@ class Destinations:
         return kept + ["coco"] * any(p.name.lower().endswith(".coco.json") for p in self.files)
 
 
+def first_failure(*steps: Callable[[], None]) -> AnoscanError | None:
+    """Take all steps, also after one that fails; return the first failure, or None."""
+    failures = []
+    for step in steps:
+        try:
+            step()
+        except AnoscanError as error:
+            failures.append(error)
+    return failures[0] if failures else None
+
+
 class ScoringViewers:
     """Collects images while they are scored, for result files, the HTML page and the terminal.
 
@@ -119,12 +130,15 @@ class ScoringViewers:
         return add if watching else None
 
     def write(self, report: ScoreReport, detector: Detector) -> None:
-        """Write the result files and the page, if there are any."""
+        """Write the result files, if there are any."""
         if self._files is not None:
             from anoscan.model.score_of_terms import Scorer
 
             scorer = Scorer(detector.model.fitted, detector.model.calibration)
             self._files.write(report, scorer.weights(report.score))
+
+    def write_page(self, report: ScoreReport, detector: Detector) -> None:
+        """Write the HTML page, if there is one."""
         if self._page is not None:
             from anoscan.core import results
             from anoscan.report.html_page import Background

@@ -42,11 +42,9 @@ class Format:
 
 def _csv(results: Results, path: Path) -> None:
     # Excel takes a CSV for UTF-8 only when it begins with a byte order mark.
-    plain = all(encodable(row.path).isascii() for row in results.rows())
+    encoding = "utf-8" if results.plain else "utf-8-sig"
     with replacing(path) as stream:
-        writer = csv.writer(
-            codecs.getwriter("utf-8" if plain else "utf-8-sig")(stream), lineterminator="\n"
-        )
+        writer = csv.writer(codecs.getwriter(encoding)(stream), lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(map(_csv_cell, row) for row in results.rows())
 
@@ -65,13 +63,13 @@ def _json(results: Results, path: Path) -> None:
 
 def _jsonl(results: Results, path: Path) -> None:
     """Write a line for each row; those of images also have all fields of ``score --jsonl``."""
-    images: Iterator[ImageScore] = iter(results.report.images)
+    head = {"schema": IMAGE_SCHEMA}
     with replacing(path) as stream:
-        for row, image in itertools.zip_longest(results.rows(), images):
-            value = {"schema": IMAGE_SCHEMA} | to_json(row._asdict())
-            if image is not None:
-                value |= to_json(image)
-            stream.write(_compact(value) + b"\n")
+        for image in results.report.images:
+            row = results.row(image)._asdict()
+            stream.write(_compact(head | to_json(row) | to_json(image)) + b"\n")
+        for item in results.report.skipped:
+            stream.write(_compact(head | to_json(results.skipped(item)._asdict())) + b"\n")
 
 
 def _parquet(results: Results, path: Path) -> None:
@@ -220,6 +218,7 @@ class ResultFiles:
         self.paths = tuple(dict.fromkeys(paths))
         formats = {format_of(path) for path in self.paths}
         self._pages = {f.path: f.page for f in files if f.page is not None} if paths else {}
+        self._plain = all(file.path.isascii() for file in files)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._sized = FORMATS[".coco.json"] in formats
         self._pictures = SmallPictures() if FORMATS[".xlsx"] in formats else None
@@ -246,7 +245,8 @@ class ResultFiles:
             For the first file that cannot be written.
         """
         drawn = self._pictures.by_path() if self._pictures is not None else {}
-        results, failures = Results(report, self._pages, weights, self._sizes, drawn), []
+        results = Results(report, self._pages, weights, self._sizes, drawn, self._plain)
+        failures = []
         for path in self.paths:
             form = format_of(path)
             try:

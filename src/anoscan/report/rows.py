@@ -53,6 +53,8 @@ class Results:
         Width and height of each image as stored, by path; empty where no format needs them.
     pictures : mapping of str to bytes
         JPEG of each image that has one, by path.
+    plain : bool
+        Whether all paths are ASCII.
     """
 
     report: ScoreReport
@@ -60,6 +62,7 @@ class Results:
     weights: Mapping[str, float]
     sizes: Mapping[str, tuple[int, int]]
     pictures: Mapping[str, bytes]
+    plain: bool
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of the images by rank, then those of the skipped files."""

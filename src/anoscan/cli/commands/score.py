@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anoscan.cli import queries
-from anoscan.cli.destinations import Destinations, ScoringViewers
+from anoscan.cli.destinations import Destinations, ScoringViewers, first_failure
 from anoscan.cli.options import (
     OUTPUT,
     SHOWN,
@@ -225,19 +225,24 @@ class _Job:
             tally, alarms = self._judged(report.images, report.threshold, report.skipped)
             report = dataclasses.replace(report, alarms=alarms)
             printed = first_images(report, top, None if output.as_json else TABLE_ROWS)
-            # The table comes first, so that a full disk does not take it. JSON comes only when all
-            # is well.
-            if not output.as_json:
+            failure = first_failure(
+                lambda: viewers.write(report, detector),
+                lambda: viewers.write_page(report, detector),
+                lambda: self._record(tally),
+            )
+            # A full disk does not take the table; JSON is printed only when all is well.
+            if failure is None or not output.as_json:
                 output.emit(printed)
-            viewers.write(report, detector)
-            if tally is not None:
-                self.wanted.record(tally, detector.reference, self.paths)
-            if output.as_json:
-                output.emit(printed)
+            if failure is not None:
+                raise failure
             if report.warning:
                 output.caution(report.warning)
             viewers.show(output)
         return alarms, report.skipped
+
+    def _record(self, tally: Tally | None) -> None:
+        if tally is not None:
+            self.wanted.record(tally, self.detector.reference, self.paths)
 
     def _judged(
         self, images: Sequence[ImageScore], threshold: Threshold, skipped: Sequence[Skipped]
@@ -276,7 +281,7 @@ class _Job:
         if as_csv:
             table.begin()  # the header stands even where no image follows
         tally.skipped = len(skipped)
-        self.wanted.record(tally, detector.reference, self.paths)
+        self._record(tally)
         return [rule.judge(tally) for rule in self.rules], skipped
 
 
