@@ -129,7 +129,7 @@ TRAINED_MODEL = REFERENCE | {
 }  # fmt: skip
 SCORE = {
     "schema", "model", "score", "mapping", "search", "threshold", "counts", "images", "skipped",
-    "warning", "health",
+    "warning", "health", "alarms",
 }  # fmt: skip
 REGION = {"x", "y", "width", "height", "score", "area", "p_value", "below_level"}
 THRESHOLD = {
@@ -467,7 +467,8 @@ def test_an_interrupted_training_keeps_a_checkpoint_and_says_how_to_go_on(
 
 
 def test_a_mistyped_command_is_answered_with_the_one_it_looks_like(run: Run) -> None:
-    assert "Did you mean 'train'? See " in run("trian").err
+    assert "Did you mean 'train', 'trend'? See " in run("trian").err
+    assert "Did you mean 'score'? See " in run("scroe").err
 
 
 # --- score --------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from anoscan.core.results import (
     TrainedModel,
     TrainImages,
     TrainReport,
+    json_parts,
     to_json,
 )
 
@@ -368,7 +369,7 @@ def test_every_report_is_one_strict_json_document(
 @pytest.mark.parametrize("report", ALL.values(), ids=ALL)
 def test_a_document_in_parts_is_the_document(report: Any, tmp_path: Path) -> None:
     whole = json.dumps(to_json(report), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
-    assert "".join(output.json_parts(report)) == whole
+    assert "".join(json_parts(report)) == whole
     Output().save(report, tmp_path / "file")
     assert (tmp_path / "file").read_text(encoding="ascii") == whole
 

@@ -21,6 +21,7 @@ from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
+from anoscan.cli.commands.trend import trend
 from anoscan.cli.options import SETTINGS, Command, output_of
 from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, UsageError
 
@@ -61,6 +62,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     calibrate.calibrate,
     drift.drift,
     retrain.retrain,
+    trend,
     suspects.suspects,
     demo,
     doctor,
@@ -98,7 +100,7 @@ class _Score(Command):
         "--maps",
         "--device",
         "--json",
-        "--csv",
+        "--output",
     )
     examples = (
         "anoscan score ./queries --top 20 --residuals ./pictures",

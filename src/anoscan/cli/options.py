@@ -391,18 +391,18 @@ def map_files(folder: Path | None, forms: str | None) -> MapFiles | None:
 
 
 def finish(
-    output: Output, skipped: Sequence[Skipped], *, anomalous: int = 0, listed: bool = False
+    output: Output, skipped: Sequence[Skipped], *, alarm: bool = False, listed: bool = False
 ) -> None:
     """Report skipped files, unless they are `listed`, and exit with the code of docs/cli.md.
 
     Raises
     ------
     typer.Exit
-        With `ExitCode.ANOMALY` if `anomalous` is not 0, else `SKIPPED` if files were skipped.
+        With `ExitCode.ANOMALY` for an `alarm`, else `SKIPPED` if files were skipped.
     """
     if not listed:
         output.skipped(skipped)
-    if anomalous:
+    if alarm:
         raise typer.Exit(ExitCode.ANOMALY)
     if skipped:
         raise typer.Exit(ExitCode.SKIPPED)

@@ -6,8 +6,6 @@ File names are printed so that they cannot act as markup, control codes or formu
 from __future__ import annotations
 
 import csv
-import dataclasses
-import itertools
 import json
 import os
 import sys
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from anoscan.cli.terminal import Gallery
     from anoscan.core.progress import Progress
 
-
+Render = Callable[[Any], Iterator[RenderableType]]
 SKIPPED_SHOWN = 5
 LINE_SECONDS = 10.0  # time between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
@@ -88,6 +86,17 @@ class Output:
         line = Text("Warning: ", style="yellow").append(printable(message), "default")
         self._err.print(line, soft_wrap=True)
 
+    def alarms(self, alarms: Sequence[results.Alarm]) -> None:
+        """Print the rules that hold, and as notes those that do not, with their numbers."""
+        for alarm in alarms:
+            if alarm.holds:
+                line = Text("Alarm: ", style="red").append(
+                    f"{alarm.rule}: {alarm.detail}", "default"
+                )
+                self._err.print(line, soft_wrap=True)
+            else:
+                self.note(f"no alarm by {alarm.rule}: {alarm.detail}")
+
     def error(self, error: AnoscanError) -> None:
         """Print in one line what went wrong and what to do."""
         line = Text("Error: ", style="red").append(printable(error.message), "default")
@@ -126,14 +135,14 @@ class Output:
 
     # --- stdout ---------------------------------------------------------------------------------
 
-    def emit(self, report: Any) -> None:
-        """Print a result as its JSON document, or as tables."""
+    def emit(self, report: Any, render: Render = tables.render) -> None:
+        """Print a result as its JSON document, or as the tables that `render` yields of it."""
         if self.as_json:
-            for part in json_parts(report):
+            for part in results.json_parts(report):
                 sys.stdout.write(part)
             sys.stdout.flush()
         else:
-            self._show(tables.render(report))
+            self._show(render(report))
 
     def model(self, document: dict[str, Any]) -> None:
         """Print all metadata of a model as JSON, or as a table."""
@@ -144,13 +153,13 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        sys.stdout.write(_json(value) + "\n")
+        sys.stdout.write(results.json_text(value) + "\n")
         sys.stdout.flush()
 
     def save(self, report: Any, file: Path) -> None:
         """Write a result to a file as a JSON document; raise InputError where that fails."""
         with replacing(file) as stream:
-            for part in json_parts(report):
+            for part in results.json_parts(report):
                 stream.write(part.encode("ascii"))
 
     def line(self, image: results.ImageScore) -> None:
@@ -182,28 +191,6 @@ class Output:
             lines = [line.rstrip() for line in printed.get().split("\n")]
             self._out.file.write("\n".join(lines))
             self._out.file.flush()
-
-
-def json_parts(report: Any) -> Iterator[str]:
-    """Yield a result as its JSON document, in parts: lists of results are never whole in memory."""
-    head = [("schema", report.schema)]
-    fields = ((field.name, getattr(report, field.name)) for field in dataclasses.fields(report))
-    comma = "{"
-    for name, value in itertools.chain(head, fields):
-        yield f'{comma}\n  "{name}": '
-        comma = ","
-        if isinstance(value, Sequence) and value and dataclasses.is_dataclass(value[0]):
-            for number, item in enumerate(value):
-                yield ",\n    " if number else "[\n    "
-                yield _json(results.to_json(item)).replace("\n", "\n    ")
-            yield "\n  ]"
-        else:
-            yield _json(results.to_json(value)).replace("\n", "\n  ")
-    yield "\n}\n"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
 
 
 def _console(stream: IO[str]) -> Console:

@@ -31,7 +31,7 @@ def gather(
         Folders that the same command writes pictures to. Where they are inside a folder of
         `paths`, they are not searched.
     allow_empty : bool
-        Whether the list on stdin may be empty.
+        Whether the list on stdin may be empty, and folders may hold no image.
 
     Returns
     -------
@@ -51,16 +51,16 @@ def gather(
     given, also = query_paths([path for path in paths if path != "-"])
     notes = [note for note in (narrowed, also, *_notes(written, [*listed, *given])) if note]
     if "-" not in paths:
-        return find(given, written), notes
+        return find(given, written, allow_empty=allow_empty), notes
     found: list[ImageFile] = []
     for path in listed:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-            found += find([path], written)
+            found += find([path], written, allow_empty=allow_empty)
         else:
             # A missing path is reported later, with unreadable files, so the others are scored.
             found += in_file(path, Path(path), path)
     if given:
-        found += find(given, written)
+        found += find(given, written, allow_empty=allow_empty)
     if not found and not allow_empty:
         raise InputError(
             "the list of images on stdin is empty.", hint="Where that is no fault: --allow-empty."

@@ -36,7 +36,9 @@ class ImageFile:
     page: int | None = None
 
 
-def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageFile]:
+def find(
+    paths: Sequence[str | Path], apart: Sequence[Path] = (), *, allow_empty: bool = False
+) -> list[ImageFile]:
     """Find the images of files, of folders and of pages such as ``scan.tif/3``.
 
     Files stay in their order. Folders are searched recursively and sorted, without hidden entries,
@@ -46,8 +48,8 @@ def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageF
     Raises
     ------
     InputError
-        When a path does not exist, a folder cannot be listed or holds no image, or `paths` is
-        empty.
+        When a path does not exist, a folder cannot be listed, or `paths` is empty. Also when a
+        folder holds no image, unless `allow_empty`.
     """
     if not paths:
         raise InputError("no images given.", hint="Name image files or folders.")
@@ -64,7 +66,7 @@ def find(paths: Sequence[str | Path], apart: Sequence[Path] = ()) -> list[ImageF
             _add(found, in_file(name, root, name if several else short))
             continue
         inside = _images_below(root, apart)
-        if not inside:
+        if not inside and not allow_empty:
             raise InputError(
                 f"no images in {name}.", hint=f"Images are {KINDS} files; folders may nest."
             )

@@ -35,6 +35,10 @@ class Scorer:
         """Return the names of the terms that a score shows, of those that the model has."""
         return tuple(name for name in score_named(score).weights if name in self.columns)
 
+    def weights(self, score: str) -> dict[str, float]:
+        """Return how much each term of a score counts, by name; 0 for terms that are only shown."""
+        return dict(zip(self.terms(score), self._weights(score).tolist(), strict=True))
+
     def needs_latent(self, score: str) -> bool:
         """Return whether a score counts a term that depends on z or G(z)."""
         weights = zip(self.terms(score), self._weights(score), strict=True)

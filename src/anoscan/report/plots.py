@@ -1,9 +1,11 @@
-"""Draw the figures of an evaluation as PNG and SVG, with Matplotlib (the extra ``plots``)."""
+"""Draw evaluations and histories as pictures, with Matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
+import datetime
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from anoscan.core.results import (
     Curves,
     EvalReport,
     Histogram,
+    PastRun,
+    TrendReport,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +49,8 @@ _STYLE: Any = {
 }
 
 
-def check() -> None:
-    """Refuse to go on without Matplotlib.
+def check(option: str = "--plots") -> None:
+    """Refuse to go on without Matplotlib, which an option needs.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def check() -> None:
     """
     if find_spec("matplotlib") is None:
         raise UsageError(
-            "--plots: Matplotlib is not installed.",
+            f"{option}: Matplotlib is not installed.",
             hint="Install it: python -m pip install 'anoscan[plots]'",
         )
 
@@ -72,12 +76,8 @@ def write(report: EvalReport, folder: Path) -> list[Path]:
     InputError
         When a file cannot be written.
     """
-    from matplotlib import rc_context
-
     written = []
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # The PNG shows a box for a letter that the font lacks. The SVG is right all the same.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with _styled():
         for name, figure in _figures(report):
             for suffix in ("png", "svg"):
                 file = folder / f"{name}.{suffix}"
@@ -86,6 +86,16 @@ def write(report: EvalReport, folder: Path) -> list[Path]:
                     figure.savefig(stream, format=suffix, metadata=metadata)
                 written.append(file)
     return written
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # The PNG shows a box for a letter that the font lacks. The SVG is right all the same.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
 
 
 def _figures(report: EvalReport) -> Iterator[tuple[str, Figure]]:
@@ -231,3 +241,63 @@ def _classes(classes: Sequence[ClassReport]) -> Figure:
 
 def _short(name: str) -> str:
     return name if len(name) <= 30 else f"{name[:29]}…"
+
+
+def write_trend(report: TrendReport, file: Path) -> None:
+    """Draw the shares of alarms and the scores of all runs with images, by time, as PNG.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be written.
+    """
+    with _styled(), replacing(file) as stream:
+        _trend(report).savefig(stream, format="png", metadata={"Software": None})
+
+
+def _trend(report: TrendReport) -> Figure:
+    import matplotlib.dates
+    from matplotlib.figure import Figure
+
+    dates: Any = matplotlib.dates
+    figure = Figure(figsize=(7.5, 5.6), layout="constrained")
+    alarms, scores = figure.subplots(2, sharex=True)
+    runs = [run for run in report.runs if run.scored]
+    times = [datetime.datetime.fromisoformat(run.time) for run in runs]
+    shares = [100 * run.anomalous / run.scored for run in runs]
+    promised = [100 * run.false_alarm_rate for run in runs]
+    alarms.plot(times, shares, "o-", color=ANOMALOUS, markersize=4, label="anomalous")
+    alarms.step(times, promised, "--", where="mid", color="black", linewidth=1.0, label="promised")
+    alarms.set(title="Share of anomalous images", ylabel="% of the images", ylim=(0, None))
+    for values, style, label in (
+        ([run.score_q95 for run in runs], "v-", "95 % quantile"),
+        ([run.score_median for run in runs], "o-", "median"),
+    ):
+        colour = NORMAL if label == "median" else GUIDE
+        scores.plot(times, _numbers(values), style, color=colour, markersize=4, label=label)
+    levels = [run.threshold for run in runs]
+    scores.step(times, levels, "--", where="mid", color="black", linewidth=1.0, label="threshold")
+    scores.set(title="Scores", ylabel="score")
+    for axes in (alarms, scores):
+        for when in _changes(runs, times):
+            axes.axvline(when, color=GUIDE, linewidth=0.8, linestyle=":")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    locator = dates.AutoDateLocator(tz=datetime.UTC)
+    scores.xaxis.set_major_locator(locator)
+    scores.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=datetime.UTC))
+    scores.set_xlabel("time (UTC); dotted lines: another model or threshold")
+    return figure
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _changes(
+    runs: Sequence[PastRun], times: Sequence[datetime.datetime]
+) -> Iterator[datetime.datetime]:
+    """Yield the middle of the times between which the model or its threshold changed."""
+    for place in range(1, len(runs)):
+        before, after = runs[place - 1], runs[place]
+        if (before.sha256, before.threshold) != (after.sha256, after.threshold):
+            yield times[place - 1] + (times[place] - times[place - 1]) / 2

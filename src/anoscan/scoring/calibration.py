@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv, logsumexp
-from scipy.stats import false_discovery_control
+from scipy.stats import betabinom, false_discovery_control
 
 from anoscan.scoring.choices import FEWEST_ABOVE, RATES
 
@@ -244,6 +244,23 @@ def rate_interval(n: int, rate: float) -> tuple[float, float]:
     j = max(_allowed(n, rate), 1)
     low, high = betaincinv(j, n + 1 - j, (0.025, 0.975))
     return float(low), float(high)
+
+
+def excess_p_value(anomalous: int, scored: int, n: int, rate: float) -> float:
+    """Return the chance that of `scored` normal images at least `anomalous` exceed a `threshold`.
+
+    The true false-alarm rate follows Beta(j, n + 1 - j), as in `rate_interval`. So the number of
+    normal images above the threshold has a Beta-binomial distribution. The p-value is exact for
+    independent images, and too large with ties among scores.
+
+    >>> round(excess_p_value(5, 100, 199, 0.01), 4)
+    0.0171
+    >>> excess_p_value(0, 100, 199, 0.01)
+    1.0
+    """
+    j = max(_allowed(n, rate), 1)
+    chance = betabinom.sf(anomalous - 1, scored, j, n + 1 - j)
+    return float(np.clip(chance, 0, 1))
 
 
 def _allowed(n: int, rate: float) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anoscan.cli import queries
+from anoscan.cli.destinations import Destinations, ScoringViewers, first_failure
 from anoscan.cli.options import (
     OUTPUT,
     SHOWN,
@@ -37,9 +40,11 @@ from anoscan.scoring.choices import ScoreRequest
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
-    from anoscan.core.results import ImageScore, ScoreReport, Skipped
+    from anoscan.core.results import Alarm, ImageScore, Skipped, Threshold
     from anoscan.detector import Detector
-    from anoscan.report.views import ImageViews, OnImage
+    from anoscan.images.files import ImageFile
+    from anoscan.report.alarms import Rule, Tally
+    from anoscan.report.views import ViewFiles
 
 
 @with_request
@@ -62,11 +67,44 @@ def score(
     ] = None,
     roi: RoiMask = None,
     allow_empty: Annotated[
-        bool, option("--allow-empty", help="Take an empty list on stdin for no fault.")
+        bool,
+        option("--allow-empty", help="Take an empty folder, or an empty list, for no fault."),
     ] = False,
     fail_on_anomaly: Annotated[
         bool, option("--fail-on-anomaly", help="Exit with 4 when an image is anomalous.")
     ] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        option(
+            "--fail-if",
+            metavar="RULE",
+            help="Exit with 4 when this holds, in quotes: 'count>N' anomalous images; 'share>X' of "
+            "all images; 'q<X', the q-value of any image; excess, more than normal images explain "
+            "at this false-alarm rate. May be repeated.",
+        ),
+    ] = None,
+    result_files: Annotated[
+        list[Path] | None,
+        option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Also write all images there, ranked, as the name ends: .csv, .json, .jsonl, "
+            ".xlsx, .parquet, .html (like --report), or .coco.json with the regions. May be "
+            "repeated.",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    append: Annotated[
+        Path | None,
+        option(
+            "--append",
+            metavar="FILE",
+            help="Append a row about this run to this history, .csv or .parquet, which anoscan "
+            "trend reads.",
+            panel=OUTPUT,
+        ),
+    ] = None,
     residuals: Annotated[
         Path | None,
         option(
@@ -114,24 +152,25 @@ def score(
     streams = as_jsonl or as_csv
     if as_json + as_jsonl + as_csv > 1:
         raise UsageError("--json, --jsonl and --csv exclude each other.")
-    if top is not None and streams:
-        raise UsageError("--top needs all images: not with --jsonl or --csv.")
     if show and (as_json or streams):
         raise UsageError("--show goes with the table: not with --json, --jsonl or --csv.")
-    if report_file is not None and streams:
-        raise UsageError("--report needs all images: not with --jsonl or --csv.")
-    if report_assets and report_file is None:
+    for named, value in {"top": top, "report": report_file, "output": result_files}.items():
+        if value and streams:
+            raise UsageError(f"--{named} needs all images: not with --jsonl or --csv.")
+    wanted = Destinations.of(report_file, result_files, append)
+    if report_assets and wanted.page is None:
         raise UsageError("--report-assets needs --report.")
+    rules = _rules([*["count>0"] * fail_on_anomaly, *(fail_if or ())])
     request = ScoreRequest.of(nearest=nearest, **asked_for(asked))
     wanted_maps = map_files(maps, maps_format)
     output = output_of(as_json, quiet)
-    pages_folder = beside(report_file) if report_file and report_assets else None
+    pages_folder = beside(wanted.page) if wanted.page and report_assets else None
     written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
     files, notes = queries.gather(paths, written, allow_empty=allow_empty)
     if not streams:
-        extras = {"residuals": residuals, "maps": maps, "report": report_file}
+        extras = {"residuals": residuals, "maps": maps}
         kept = [name for name, value in extras.items() if value is not None]
-        if warning := memory_warning(len(files), kept, nearest):
+        if warning := memory_warning(len(files), [*kept, *wanted.kept()], nearest):
             output.warn(warning)
     for note in notes:
         output.note(note)
@@ -141,126 +180,124 @@ def score(
     if hint := detector.hint(request):
         output.note(hint)
     views = detector.view_files(residuals, wanted_maps)
-    shown = show * (top or SHOWN)
-    with (
-        ScoringViewers(len(files), report_file, assets=report_assets, show=shown) as viewers,
-        output.progress(streams=streams) as on_progress,
-    ):
-        if streams:
-            outcomes = detector.stream(files, request, views, on_progress=on_progress)
-            terms = detector.score_terms(request.score)
-            anomalous, skipped = _stream(outcomes, output, as_csv, terms)
-        else:
-            report = detector.score_files(
-                files, request, views, on_progress=on_progress, on_image=viewers.on_image
-            )
-            anomalous, skipped = report.counts["anomalous"], list(report.skipped)
-            viewers.write(report, detector)
-    if not streams:
-        output.emit(first_images(report, top, None if as_json else TABLE_ROWS))
-        if report.warning:
-            output.caution(report.warning)
+    job = _Job(paths, files, detector, request, views, wanted, rules, output)
+    if streams:
+        alarms, skipped = job.print_each(as_csv)
+    else:
+        alarms, skipped = job.rank(top, assets=report_assets, show=show)
     if residuals is not None:
         output.note(f"pictures: {residuals}")
-    viewers.show(output)
     if maps is not None:
         output.note(f"maps: {maps}")
-    finish(output, skipped, anomalous=anomalous if fail_on_anomaly else 0, listed=streams)
+    output.alarms(alarms)
+    finish(output, skipped, alarm=any(alarm.holds for alarm in alarms), listed=streams)
 
 
-def _stream(
-    outcomes: Iterator[ImageScore | Skipped], output: Output, as_csv: bool, terms: tuple[str, ...]
-) -> tuple[int, list[Skipped]]:
-    from anoscan.cli.output import CsvWriter
-    from anoscan.core.results import Skipped
-    from anoscan.model.judge import nothing_readable
+@dataclass(frozen=True)
+class _Job:
+    """Images to score, how, and where the results go."""
 
-    table = CsvWriter(terms)
-    write = table.write if as_csv else output.line
-    scored, anomalous, skipped = 0, 0, []
-    for outcome in outcomes:
-        if isinstance(outcome, Skipped):
-            output.unreadable(outcome)
-            skipped.append(outcome)
-            continue
-        write(outcome)
-        scored += 1
-        anomalous += outcome.verdict == "anomalous"
-    if skipped and not scored:
-        raise nothing_readable(skipped)
-    if as_csv:
-        table.begin()  # the header stands even where no image follows
-    return anomalous, skipped
+    paths: Sequence[str]
+    files: Sequence[ImageFile]
+    detector: Detector
+    request: ScoreRequest
+    views: ViewFiles | None
+    wanted: Destinations
+    rules: Sequence[Rule]
+    output: Output
+
+    def rank(
+        self, top: int | None, *, assets: bool, show: bool
+    ) -> tuple[Sequence[Alarm], Sequence[Skipped]]:
+        """Score all images, and print the ranking; return the alarms and the skipped files."""
+        output, detector, request = self.output, self.detector, self.request
+        shown = show * (top or SHOWN)
+        with ScoringViewers(self.files, self.wanted, assets=assets, show=shown) as viewers:
+            with output.progress() as on_progress:
+                report = detector.score_files(
+                    self.files,
+                    request,
+                    self.views,
+                    on_progress=on_progress,
+                    on_image=viewers.on_image,
+                )
+            tally, alarms = self._judged(report.images, report.threshold, report.skipped)
+            report = dataclasses.replace(report, alarms=alarms)
+            printed = first_images(report, top, None if output.as_json else TABLE_ROWS)
+            failure = first_failure(
+                lambda: viewers.write(report, detector),
+                lambda: viewers.write_page(report, detector),
+                lambda: self._record(tally),
+            )
+            # A full disk does not take the table; JSON is printed only when all is well.
+            if failure is None or not output.as_json:
+                output.emit(printed)
+            if failure is not None:
+                raise failure
+            if report.warning:
+                output.caution(report.warning)
+            viewers.show(output)
+        return alarms, report.skipped
+
+    def _record(self, tally: Tally | None) -> None:
+        if tally is not None:
+            self.wanted.record(tally, self.detector.reference, self.paths)
+
+    def _judged(
+        self, images: Sequence[ImageScore], threshold: Threshold, skipped: Sequence[Skipped]
+    ) -> tuple[Tally | None, tuple[Alarm, ...]]:
+        """Return the tally of all images and the alarms; None and () where none are wanted."""
+        if not self.rules and self.wanted.history is None:
+            return None, ()
+        from anoscan.report.alarms import Tally
+
+        tally = Tally.of(threshold, images, len(skipped))
+        return tally, tuple(rule.judge(tally) for rule in self.rules)
+
+    def print_each(self, as_csv: bool) -> tuple[Sequence[Alarm], Sequence[Skipped]]:
+        """Print each image as it is scored; return the alarms and the skipped files."""
+        from anoscan.cli.output import CsvWriter
+        from anoscan.core.results import Skipped
+        from anoscan.model.judge import nothing_readable
+        from anoscan.report.alarms import Tally
+
+        output, detector, request = self.output, self.detector, self.request
+        table = CsvWriter(detector.score_terms(request.score))
+        write = table.write if as_csv else output.line
+        tally, skipped = Tally(detector.threshold(request)), []
+        with output.progress(streams=True) as on_progress:
+            for outcome in detector.stream(
+                self.files, request, self.views, on_progress=on_progress
+            ):
+                if isinstance(outcome, Skipped):
+                    output.unreadable(outcome)
+                    skipped.append(outcome)
+                    continue
+                write(outcome)
+                tally.add(outcome)
+        if skipped and not tally.scored:
+            raise nothing_readable(skipped)
+        if as_csv:
+            table.begin()  # the header stands even where no image follows
+        tally.skipped = len(skipped)
+        self._record(tally)
+        return [rule.judge(tally) for rule in self.rules], skipped
 
 
-class ScoringViewers:
-    """Collects images while they are scored, for the HTML page and for the terminal.
+def _rules(texts: Sequence[str]) -> list[Rule]:
+    """Read the rules of --fail-if; each counts once."""
+    if not texts:
+        return []
+    from anoscan.report.alarms import Rule
 
-    Parameters
-    ----------
-    images : int
-        Approximate number of images.
-    page : Path, optional
-        File of the HTML page.
-    assets : bool
-        Whether the pictures of the page are kept in a folder beside it.
-    show : int
-        Number of the most anomalous images to show in the terminal.
-    """
-
-    def __init__(self, images: int, page: Path | None, *, assets: bool, show: int) -> None:
-        self._page: HtmlReport | None = None
-        self._gallery: Gallery | None = None
-        if show:
-            from anoscan.cli.terminal import Gallery
-
-            self._gallery = Gallery(show)
-        if page is not None:
-            from anoscan.report.html_page import HtmlReport
-
-            self._page = HtmlReport(page, images, assets=assets)
-
-    @property
-    def on_image(self) -> OnImage | None:
-        """Function to call with every image; None where there is no page and no terminal."""
-        watching = [watch.add for watch in (self._page, self._gallery) if watch is not None]
-
-        def add(image: ImageScore, seen: ImageViews) -> None:
-            for watch in watching:
-                watch(image, seen)
-
-        return add if watching else None
-
-    def write(self, report: ScoreReport, detector: Detector) -> None:
-        """Write the page, if there is one."""
-        if self._page is None:
-            return
-        from anoscan.core import results
-        from anoscan.report.html_page import Background
-
-        scores = detector.calibration_scores(report.score)
-        self._page.write(results.to_json(report), Background(detector.model.metadata, scores))
-
-    def show(self, output: Output) -> None:
-        """Show the pictures in the terminal, and print the path of the page."""
-        if self._gallery is not None:
-            output.gallery(self._gallery)
-        if self._page is not None:
-            output.note(f"report: {self._page.path}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._page is not None:
-            self._page.close()
+    return list(dict.fromkeys(Rule.of(text) for text in texts))
 
 
 # Peak memory of score --json, measured at 30,000 and 60,000 images with paths of 50 characters: the
 # program and the model, and for each image its path, its result, and what is written of it. A run
 # of 1,000,000 images had its peak at 1.54 GB.
 _BYTES, _BYTES_AN_IMAGE, _BYTES_A_NEIGHBOUR = 650_000_000, 890, 200
-_BYTES_MORE = {"residuals": 240, "maps": 570, "report": 3_550}
+_BYTES_MORE = {"residuals": 240, "maps": 570, "report": 3_550, "coco": 220}
 _MOST_BYTES = 2_000_000_000
 
 

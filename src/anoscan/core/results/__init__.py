@@ -14,6 +14,8 @@ from anoscan.core.results.common import (
     Skipped,
     Threshold,
     Verdict,
+    json_parts,
+    json_text,
     to_json,
 )
 from anoscan.core.results.evaluate import (
@@ -30,8 +32,10 @@ from anoscan.core.results.evaluate import (
     PrecisionRecall,
     Roc,
 )
+from anoscan.core.results.history import PastRun, TrendCheck, TrendReport
 from anoscan.core.results.score import (
     IMAGE_SCHEMA,
+    Alarm,
     ImageScore,
     Neighbour,
     Region,
@@ -67,6 +71,7 @@ from anoscan.core.results.upkeep import (
 
 __all__ = [
     "IMAGE_SCHEMA",
+    "Alarm",
     "AtRate",
     "AtThreshold",
     "BestDice",
@@ -96,6 +101,7 @@ __all__ = [
     "ModelsReport",
     "Neighbour",
     "OnHeldOut",
+    "PastRun",
     "PixelReport",
     "PrecisionRecall",
     "Reconstructions",
@@ -115,7 +121,11 @@ __all__ = [
     "TrainImages",
     "TrainReport",
     "TrainedModel",
+    "TrendCheck",
+    "TrendReport",
     "TuringTest",
     "Verdict",
+    "json_parts",
+    "json_text",
     "to_json",
 ]

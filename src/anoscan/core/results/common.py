@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -118,3 +120,26 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def json_text(value: Any) -> str:
+    """Return plain JSON values as the text of a document, in ASCII and on several lines."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True)
+
+
+def json_parts(report: Any) -> Iterator[str]:
+    """Yield a result as its JSON document, in parts: lists of results are never whole in memory."""
+    head = [("schema", report.schema)]
+    members = ((field.name, getattr(report, field.name)) for field in fields(report))
+    comma = "{"
+    for name, value in itertools.chain(head, members):
+        yield f'{comma}\n  "{name}": '
+        comma = ","
+        if isinstance(value, Sequence) and value and is_dataclass(value[0]):
+            for number, item in enumerate(value):
+                yield ",\n    " if number else "[\n    "
+                yield json_text(to_json(item)).replace("\n", "\n    ")
+            yield "\n  ]"
+        else:
+            yield json_text(to_json(value)).replace("\n", "\n  ")
+    yield "\n}\n"

@@ -79,11 +79,21 @@ class ImageScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A rule of ``--fail-if``, whether it holds for the run, and in `detail` with which numbers."""
+
+    rule: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreReport:
     """Result of ``anoscan score``; `score` and `mapping` say how images were scored.
 
     `search` is null where the encoder gave the latents. `warning` is set when nearly all images are
-    anomalous, which is hardly ever true. `health` is that of the model.
+    anomalous, which is hardly ever true. `health` is that of the model. `alarms` are the rules that
+    the run was asked to check.
     """
 
     schema: ClassVar[str] = "anoscan.score/1"
@@ -97,3 +107,4 @@ class ScoreReport:
     warning: str | None = None
     search: Search | None = None
     health: ModelHealth
+    alarms: tuple[Alarm, ...] = ()
