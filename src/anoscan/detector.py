@@ -422,7 +422,8 @@ class Detector:
         Parameters
         ----------
         labels : path, optional
-            CSV ``path,label`` (docs/cli.md); without it, `folder` must be laid out like MVTec AD.
+            CSV ``path,label`` (docs/cli.md); without it, `folder` must be laid out like MVTec AD,
+            or have folders of good and of bad images.
         folder : path, optional
             Folder that paths in the CSV are relative to; by default the folder of the CSV.
         masks : path, optional

@@ -65,6 +65,9 @@ def assess(
     for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
         if paths:
             notify(on_progress, "scoring", f"{what}: {_some(paths)}", total)
+    if given.training:
+        left = f"left out: {given.training:,} rows of the split 'train'"
+        notify(on_progress, "scoring", left, total)
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
