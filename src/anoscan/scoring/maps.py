@@ -195,8 +195,8 @@ def fit(
     align : bool or None
         Whether every place has its own Gaussians. With None, the likelihood of the features of
         held-out normals decides.
-    inside : ndarray of shape (s, s), bool, optional
-        The places that count; by default all.
+    inside : ndarray of shape (s, s) or (n, s, s), bool, optional
+        The places that count, in all images or in each; by default all.
     """
     with exact_float32():
         anywhere = _fit_blocks(networks, training())
@@ -227,22 +227,24 @@ def calibrated(
     held_out : callable
         A function that returns batches (n, c, s, s) in [-1, 1] of normal images that no network
         learned from. It is called twice.
-    inside : ndarray of shape (s, s), bool, optional
-        The places that count; by default all.
+    inside : ndarray of shape (s, s) or (n, s, s), bool, optional
+        The places that count, in all images or in each; by default all.
     """
     layers, side = _held(networks, maps, held_out)
     n, folds = len(layers), min(FOLDS, len(layers))
-    places = np.ones((side, side), np.bool_) if inside is None else inside
-    counted = np.empty((n, int(places.sum())), np.float32)
+    counted = np.empty((n, side, side), np.float32)
     for first in range(folds):
         own = range(first, n, folds)
         others = [layers[row] for row in range(n) if row not in own] or list(layers)
         crossed = _fitted(maps, others, side)._of_layers([layers[row] for row in own], side)
-        counted[list(own)] = crossed[:, places]
-    level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
-    peaks = counted.max(1).astype(np.float64)
+        counted[list(own)] = crossed
+    places = None if inside is None else np.broadcast_to(inside, counted.shape)
+    level = np.quantile(counted if places is None else counted[places], 1 - PIXEL_RATE)
+    if places is not None:
+        counted[~places] = -np.inf
+    peaks = counted.max((1, 2)).astype(np.float64)
     return dataclasses.replace(
-        _fitted(maps, list(layers), side), scale=MapScale(level), peaks=peaks
+        _fitted(maps, list(layers), side), scale=MapScale(max(float(level), 1e-3)), peaks=peaks
     )
 
 
