@@ -20,6 +20,7 @@ from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
+from anoscan.cli.commands.watch import watch
 from anoscan.cli.options import SETTINGS, Command, output_of
 from anoscan.core.errors import AnoscanError, ExitCode, UsageError
 
@@ -55,6 +56,7 @@ def _root(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     train.train,
     score,
+    watch,
     evaluate,
     sample.sample,
     calibrate.calibrate,

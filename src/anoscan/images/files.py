@@ -109,6 +109,20 @@ def _add(found: dict[str, ImageFile], images: Iterable[ImageFile]) -> None:
         found.setdefault(absolute if image.page is None else f"{absolute}/{image.page}", image)
 
 
+def images_below(root: Path) -> list[str]:
+    """Return the paths inside a folder of all files that `find` takes for images, sorted.
+
+    Raises
+    ------
+    InputError
+        When a folder cannot be listed.
+    """
+    try:
+        return _images_below(root, ())
+    except OSError as error:
+        raise InputError(f"folder {root} cannot be read: {os_reason(error)}.") from None
+
+
 def exists(path: Path) -> bool:
     """Say whether a path exists.
 
