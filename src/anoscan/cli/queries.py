@@ -47,7 +47,7 @@ def gather(
     from anoscan.images.files import find, in_file
     from anoscan.images.layout import query_paths
 
-    listed, narrowed = query_paths(_listed() if "-" in paths else [])
+    listed, narrowed = query_paths(_listed() if "-" in paths else [], patterns=False)
     given, also = query_paths([path for path in paths if path != "-"])
     notes = [note for note in (narrowed, also, *_notes(written, [*listed, *given])) if note]
     if "-" not in paths:

@@ -7,6 +7,7 @@ Folders are those of MVTec AD (``train/good``, ``test/<type>``, and
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images import formats
 from anoscan.images.files import ImageFile, find, named, page_of
+from anoscan.images.globs import is_pattern, matches, root_of
 from anoscan.images.layout import LAYOUT, MASKS, TEST
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -75,7 +77,8 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
         CSV of labels; see `read_labels`. Without it, `folder` must be laid out like MVTec AD, or
         have folders of good and of bad images.
     folder : Path, optional
-        Folder that paths in the CSV are relative to; by default the CSV's folder.
+        Folder that paths in the CSV are relative to; by default the CSV's folder. Of a pattern,
+        it is the folder that it starts from, and only images that it matches are kept.
     masks : Path, optional
         Folder of masks. A mask has the relative path of its image. Its suffix may differ, and
         ``_mask`` may follow the name. Parent folders that all images share may be left out.
@@ -89,7 +92,11 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
     """
     if masks is not None and not masks.is_dir():
         raise InputError(f"the folder of masks {masks} does not exist.")
+    chosen = None if folder is None or not is_pattern(folder) else matches(folder)
+    folder = folder if chosen is None else root_of(folder or "")
     found = _from_folders(folder, masks) if labels is None else _from_csv(labels, folder, masks)
+    if chosen is not None:
+        found = _among(found, chosen)
     if masks is not None and not any(item.mask for item in found.images):
         some = next((item for item in found.images if item.anomalous), found.images[0])
         name = PurePosixPath(some.image.inside).stem
@@ -99,6 +106,26 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
             f"{name}_mask.png for {some.image.inside!r}.",
         )
     return found
+
+
+def _among(found: LabelledSet, chosen: Sequence[str]) -> LabelledSet:
+    """Return the labelled images that a pattern matched, or that are in a folder that it matched.
+
+    Raises
+    ------
+    InputError
+        When it matched none.
+    """
+    places = {os.path.realpath(path) for path in chosen}
+
+    def is_chosen(image: ImageFile) -> bool:
+        real = Path(os.path.realpath(image.file))
+        return not places.isdisjoint(map(str, (real, *real.parents)))
+
+    images = tuple(item for item in found.images if is_chosen(item.image))
+    if not images:
+        raise InputError("the pattern matches none of the labelled images.")
+    return dataclasses.replace(found, images=images)
 
 
 def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet:

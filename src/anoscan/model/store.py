@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from anoscan.core.errors import ModelError, UsageError
 from anoscan.core.files import reason_of, remove_leftovers, why_unwritable
 from anoscan.core.results import ModelSummary
+from anoscan.images.globs import root_of
 from anoscan.model import file as model_file
 from anoscan.model.training_record import Record
 
@@ -183,8 +184,11 @@ def _allowed(character: str) -> bool:
 
 
 def name_for(folder: Path) -> str:
-    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed."""
-    return _valid(Path(os.path.realpath(folder)).name)
+    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed.
+
+    Of a pattern, the folder that it starts from is taken.
+    """
+    return _valid(Path(os.path.realpath(root_of(folder))).name)
 
 
 def _valid(text: str) -> str:
