@@ -37,7 +37,7 @@ from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
-from anoscan.images.files import ImageFile, find
+from anoscan.images.files import ImageFile, every_nth, find
 from anoscan.images.layout import query_paths, training_paths
 from anoscan.model import store
 from anoscan.model.judge import Judge
@@ -102,6 +102,7 @@ class Detector:
         drop_suspects: bool = False,
         roi: str | Path | None = None,
         redo: str | None = None,
+        every: int = 1,
         backbone_weights: str | Path | None = None,
         on_progress: OnProgress = _quiet,
         **settings: Any,
@@ -132,6 +133,8 @@ class Detector:
         redo : 'encoder', optional
             Train only the encoder and the reconstructions of the model again, which must exist and
             is replaced. The images must be those that it was trained on.
+        every : int
+            Of video files, every so many-th frame is learned from.
         backbone_weights : path, optional
             File of weights for the pretrained network that the setting `backbone` names, as
             ``torch.save`` writes them. By default they are those of the extra ``imagenet`` or of
@@ -167,7 +170,7 @@ class Detector:
         with store.claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
-            files = find(normal)
+            files = every_nth(find(normal), every)
             if before is None:
                 region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
             else:

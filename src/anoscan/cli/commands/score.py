@@ -14,6 +14,7 @@ from anoscan.cli.options import (
     SHOWN,
     TABLE_ROWS,
     Device,
+    Every,
     Json,
     Maps,
     MapsFormat,
@@ -60,6 +61,7 @@ def score(
         ),
     ] = None,
     roi: RoiMask = None,
+    every: Every = 1,
     allow_empty: Annotated[
         bool, option("--allow-empty", help="Take an empty list on stdin for no fault.")
     ] = False,
@@ -128,7 +130,7 @@ def score(
     output = output_of(as_json, quiet)
     pages_folder = beside(report_file) if report_file and report_assets else None
     written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
-    files, notes = queries.gather(paths, written, allow_empty=allow_empty)
+    files, notes = queries.gather(paths, written, allow_empty=allow_empty, every=every)
     if not streams:
         extras = {"residuals": residuals, "maps": maps, "report": report_file}
         kept = [name for name, value in extras.items() if value is not None]

@@ -17,6 +17,7 @@ import typer
 from anoscan.cli.options import (
     OUTPUT,
     Device,
+    Every,
     Force,
     Json,
     Precision,
@@ -58,6 +59,7 @@ def train(
             panel=IMAGES,
         ),
     ] = None,
+    every: Every = 1,
     config_file: Annotated[
         Path | None,
         option(
@@ -136,7 +138,7 @@ def train(
     if dry_run and redo is not None:
         raise UsageError("--redo does not go with --dry-run: it takes the settings of the model.")
     if dry_run:
-        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
+        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every)
         return
     if clean_report is not None:
         check_writable(clean_report, "--clean-report")
@@ -152,6 +154,7 @@ def train(
         drop_suspects=drop_suspects,
         roi=roi,
         redo=redo,
+        every=every,
         backbone_weights=backbone_weights,
         **machine,
     )
@@ -250,12 +253,13 @@ def _dry_run(
     name: str | None,
     resume: bool,
     roi: str | None,
+    every: int,
 ) -> None:
     from anoscan.core.runtime import Runtime
     from anoscan.dataset.inspection import inspect
     from anoscan.dataset.split import check_count
     from anoscan.images import masks
-    from anoscan.images.files import find
+    from anoscan.images.files import every_nth, find
     from anoscan.images.layout import training_paths
     from anoscan.model import store
     from anoscan.training.checkpoint import Checkpoint
@@ -267,7 +271,7 @@ def _dry_run(
     if resume:
         Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
-    files = find(training_paths(paths)[0])
+    files = every_nth(find(training_paths(paths)[0]), every)
     masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
     inspection = inspect(files, chosen, runtime.workers)
     check_count(inspection.inspected)
