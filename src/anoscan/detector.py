@@ -37,7 +37,7 @@ from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
 from anoscan.images import masks
-from anoscan.images.files import ImageFile, find
+from anoscan.images.files import ImageFile, every_nth, find
 from anoscan.images.layout import query_paths, training_paths
 from anoscan.model import history, names, store, versions
 from anoscan.model.claims import claim
@@ -106,6 +106,7 @@ class Detector:
         drop_suspects: bool = False,
         roi: str | Path | None = None,
         redo: str | None = None,
+        every: int = 1,
         backbone_weights: str | Path | None = None,
         like: Model | None = None,
         on_progress: OnProgress = _quiet,
@@ -137,6 +138,8 @@ class Detector:
         redo : 'encoder', optional
             Train only the encoder and the reconstructions of the model again, which must exist and
             is replaced. The images must be those that it was trained on.
+        every : int
+            Of video files, every so many-th frame is learned from.
         backbone_weights : path, optional
             File of weights for the pretrained network that the setting `backbone` names, as
             ``torch.save`` writes them. By default they are those of the extra ``imagenet`` or of
@@ -176,7 +179,7 @@ class Detector:
         with claim(name):  # until its files are at their final places
             target = store.unused(name, Path(path) if path else None, force=force)
             normal, narrowed = training_paths(paths)
-            files = find(normal)
+            files = every_nth(find(normal), every)
             if source := before or like:
                 region = source.rule.roi
                 drop_suspects |= source.metadata["training_data"]["dropped"] > 0
@@ -451,7 +454,8 @@ class Detector:
         Parameters
         ----------
         labels : path, optional
-            CSV ``path,label`` (docs/cli.md); without it, `folder` must be laid out like MVTec AD.
+            CSV ``path,label`` (docs/cli.md); without it, `folder` must be laid out like MVTec AD,
+            or have folders of good and of bad images.
         folder : path, optional
             Folder that paths in the CSV are relative to; by default the folder of the CSV.
         masks : path, optional

@@ -296,3 +296,30 @@ def test_training_on_the_layout_takes_the_good_images_and_says_so(
     assert detector.report.images.found == 40
     assert detector.reference.name == "digits"
     assert any("train/good is used" in note for note in notes)
+
+
+def test_eval_of_good_and_bad_folders_and_of_splits_says_what_it_leaves_out(
+    run: Run, model_file: Path, digits: Digits, tmp_path: Path
+) -> None:
+    rows = digits.labels.read_text().split()[1:]
+    rows = [*rows[:4], *rows[-4:]]
+    lines = ["image_path,label,label_index,split"]
+    for row in rows:
+        path, label = row.split(",")
+        target = tmp_path / ("NG" if label == "1" else "ok") / Path(path).name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(digits.labels.parent / path, target)
+        inside = target.relative_to(tmp_path).as_posix()
+        lines.append(f"{inside},{target.parent.name},{label},{'train' if row in rows[:2] else ''}")
+    code, out, err = run("eval", tmp_path, "--model", model_file, "--json")
+    assert code == 0, err
+    found = json.loads(out)["images"]
+    assert (found["normal"], found["anomalous"], found["unlabelled"]) == (4, 4, 0)
+    csv = tmp_path / "samples.csv"
+    csv.write_text("\n".join(lines))
+    code, out, err = run("eval", "--labels", csv, "--model", model_file, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["images"]["normal"], document["images"]["anomalous"]) == (2, 4)
+    assert [row["name"] for row in document["classes"]] == ["NG", "ok"]
+    assert "left out: 2 rows of the split 'train'" in err

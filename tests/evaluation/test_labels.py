@@ -168,6 +168,94 @@ def test_folders_that_say_nothing_of_labels_are_refused(tmp_path: Path) -> None:
         gather(None, touched(tmp_path / "b", "test/0.png"), None)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        *(("good", "bad"), ("OK", "NG"), ("Normal", "Anomaly"), ("0", "1"), ("ok", "anomalous")),
+        *(("good", "abnormal"), ("good", "Defects"), ("good", "defect_7")),
+    ],
+)
+def test_folders_of_good_and_bad_images_are_labels(tmp_path: Path, good: str, bad: str) -> None:
+    touched(tmp_path, f"{good}/0.png", f"{good}/deep/1.png", f"{bad}/2.png", "other/3.png", "4.png")
+    found = gather(None, tmp_path, None)
+    assert {(i.image.inside, i.anomalous, i.cls) for i in found.images} == {
+        (f"{good}/0.png", False, None),
+        (f"{good}/deep/1.png", False, None),
+        (f"{bad}/2.png", True, None),
+    }
+    assert (found.unlabelled, found.masks) == (2, False)
+
+
+def test_several_bad_folders_are_classes_and_masks_lie_beside_them(tmp_path: Path) -> None:
+    touched(
+        tmp_path,
+        *("good/0.png", "defect_hole/1.png", "defect_scratch/2.png", "ng/3.png"),
+        *("ground_truth/defect_hole/1_mask.png", "ground_truth/bad/9.png"),
+    )
+    found = gather(None, tmp_path, None)
+    assert [(i.image.inside, i.anomalous, i.cls, i.mask is not None) for i in found.images] == [
+        ("defect_hole/1.png", True, "defect_hole", True),
+        ("defect_scratch/2.png", True, "defect_scratch", False),
+        ("good/0.png", False, "good", False),
+        ("ng/3.png", True, "ng", False),
+    ]
+    assert (found.unlabelled, found.masks) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["good/0.png"], "has a folder of good images, but none of bad ones"),
+        (["ng/0.png"], "has a folder of bad images, but none of good ones"),
+        (["a/0.png"], "is none of these"),
+    ],
+)
+def test_what_folders_lack_is_said(tmp_path: Path, names: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        gather(None, touched(tmp_path, *names), None)
+    for way in ("--labels FILE", "test/good", "bad|ng|anomaly|anomalous|abnormal|1|defect*"):
+        assert way in caught.value.message
+    with pytest.raises(UsageError, match="is no folder"):
+        gather(None, tmp_path / "nowhere", None)
+
+
+def test_folders_of_good_and_bad_images_need_images_in_both(tmp_path: Path) -> None:
+    touched(tmp_path, "good/0.png", "bad/notes.txt")
+    with pytest.raises(InputError, match="good images only"):
+        gather(None, tmp_path, None)
+
+
+ANOMALIB = """path,split,label,image_path,label_index,mask_path
+data/bottle,train,good,train/good/0.png,0,
+data/bottle,test,good,test/good/0.png,0,
+data/bottle,test,hole,test/hole/0.png,1,ground_truth/hole/0_mask.png
+data/bottle,Split.TRAIN,good,train/good/1.png,0,
+"""
+
+
+def test_a_csv_of_anomalib_is_read_without_its_training_rows(tmp_path: Path) -> None:
+    touched(
+        tmp_path,
+        *("train/good/0.png", "train/good/1.png", "test/good/0.png", "test/hole/0.png"),
+        "ground_truth/hole/0_mask.png",
+    )
+    csv = tmp_path / "samples.csv"
+    csv.write_text(ANOMALIB)
+    found = gather(csv, None, None)
+    assert [(i.image.path, i.anomalous, i.cls, i.mask) for i in found.images] == [
+        ("test/good/0.png", False, "good", None),
+        ("test/hole/0.png", True, "hole", tmp_path / "ground_truth/hole/0_mask.png"),
+    ]
+    assert (found.training, found.missing, found.masks) == (2, (), True)
+
+
+def test_a_csv_of_training_rows_alone_is_refused(tmp_path: Path) -> None:
+    csv = touched(tmp_path, "a.png") / "labels.csv"
+    csv.write_text("path,label,split\na.png,0,train\n")
+    with pytest.raises(InputError, match=r"all 1 rows of .* are of the split 'train'"):
+        gather(csv, None, None)
+
+
 def test_only_the_good_images_of_the_layout_are_learned_from(layout: Path) -> None:
     plain = layout.parent / "plain"
     paths, note = training_paths([str(layout), plain])

@@ -22,6 +22,7 @@ from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
 from anoscan.cli.commands.score import score
 from anoscan.cli.commands.trend import trend
+from anoscan.cli.commands.watch import watch
 from anoscan.cli.options import SETTINGS, Command, output_of
 from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, UsageError
 
@@ -57,6 +58,7 @@ def _root(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     train.train,
     score,
+    watch,
     evaluate,
     sample.sample,
     calibrate.calibrate,

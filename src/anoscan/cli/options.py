@@ -183,6 +183,15 @@ def listed(choices: dict[str, str]) -> str:
     return " ".join(f"{name}: {summary}." for name, summary in choices.items())
 
 
+Every = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Take every N-th frame of video files only.",
+        rich_help_panel=IMAGES,
+    ),
+]
 Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[
     bool,

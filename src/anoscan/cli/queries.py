@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def gather(
-    paths: Sequence[str], written: Sequence[Path] = (), *, allow_empty: bool = False
+    paths: Sequence[str],
+    written: Sequence[Path] = (),
+    *,
+    allow_empty: bool = False,
+    every: int = 1,
 ) -> tuple[list[ImageFile], list[str]]:
     """Find the images of the arguments; ``-`` stands for the list on stdin.
 
@@ -33,6 +37,9 @@ def gather(
     allow_empty : bool
         Whether the list on stdin may be empty, and folders may hold no image.
 
+    every : int
+        Of videos, every so many-th frame is taken.
+
     Returns
     -------
     images : list of ImageFile
@@ -44,14 +51,14 @@ def gather(
     InputError
         When a path does not exist, there is no image, or a folder or stdin cannot be read.
     """
-    from anoscan.images.files import find, in_file
+    from anoscan.images.files import every_nth, find, in_file
     from anoscan.images.layout import query_paths
 
-    listed, narrowed = query_paths(_listed() if "-" in paths else [])
+    listed, narrowed = query_paths(_listed() if "-" in paths else [], patterns=False)
     given, also = query_paths([path for path in paths if path != "-"])
     notes = [note for note in (narrowed, also, *_notes(written, [*listed, *given])) if note]
     if "-" not in paths:
-        return find(given, written, allow_empty=allow_empty), notes
+        return list(every_nth(find(given, written, allow_empty=allow_empty), every)), notes
     found: list[ImageFile] = []
     for path in listed:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
@@ -65,7 +72,7 @@ def gather(
         raise InputError(
             "the list of images on stdin is empty.", hint="Where that is no fault: --allow-empty."
         )
-    return found, notes
+    return list(every_nth(found, every)), notes
 
 
 def _notes(written: Sequence[Path], paths: Sequence[str]) -> Iterator[str]:

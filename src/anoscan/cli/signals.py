@@ -48,11 +48,14 @@ def end_cleanly() -> Iterator[None]:
 
 @contextmanager
 def whole_line() -> Iterator[None]:
-    """Put KeyboardInterrupt off until the line that is written in this context is complete."""
-    _ending.in_line = True
+    """Put KeyboardInterrupt off until what is written in this context is complete.
+
+    Contexts may nest. Only the outermost one raises.
+    """
+    outer, _ending.in_line = _ending.in_line, True
     try:
         yield
     finally:
-        _ending.in_line = False
-    if _ending.asked:
+        _ending.in_line = outer
+    if _ending.asked and not outer:
         raise KeyboardInterrupt

@@ -27,6 +27,15 @@ AUGMENTATIONS = {
     "brightness": "lighter or darker",
     "flip": "mirrored left to right",
 }
+# How a whole image that is not square becomes square.
+FITS = {
+    "stretch": "all of it, in other proportions",
+    "pad": "all of it in its proportions, with bars of its median colour",
+    "crop": "the square in its middle; the rest is not looked at",
+}
+_FIT_HELP = "Make whole images square like this. " + " ".join(
+    f"{name}: {summary}." for name, summary in FITS.items()
+)
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
 FEW_IMAGES = 3000  # images or patches; the discriminator can learn fewer by heart
 # Real images shown in the GAN stage by default, before the factor `Objective.times_as_long`.
@@ -73,6 +82,7 @@ class TrainConfig:
         default="auto",
         panel=IMAGES,
     )
+    fit: str = _setting("stretch", _FIT_HELP, "|".join(FITS), panel=IMAGES)
     patches: int | None = _setting(
         None,
         "Learn from so many random parts of larger images, not from whole ones made small.",
@@ -179,6 +189,7 @@ class TrainConfig:
         _optional_int("--width", self.width, 4, 1024)
         _optional_int("--ema-images", self.ema_images, 1, None)
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
+        _check_fit(self.fit, self.patches)
         self._check_patches()
         self._check_align()
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
@@ -304,7 +315,9 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, from which `from_dict` restores them."""
-        return dataclasses.asdict(self)
+        # Without the default, model files stay as they were before there was a choice.
+        whole = dataclasses.asdict(self).items()
+        return {name: value for name, value in whole if (name, value) != ("fit", "stretch")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -366,6 +379,16 @@ def rate_in_range(rate: FalseAlarmRate) -> FalseAlarmRate:
     if not 0 < rate < 1:
         raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
     return rate
+
+
+def _check_fit(fit: str, patches: int | None) -> None:
+    if fit not in FITS:
+        raise UsageError(f"--fit must be one of {', '.join(FITS)}. Got {fit!r}.")
+    if fit != "stretch" and patches is not None:
+        raise UsageError(
+            f"--fit {fit} does not go with --patches, which keep their proportions.",
+            hint="Leave --fit out.",
+        )
 
 
 def _optional_int(option: str, value: int | None, low: int, high: int | None) -> None:

@@ -71,10 +71,11 @@ def inspect(
     """Find out how images become tensors, from at most 512 of the files, drawn by the seed.
 
     A size of None becomes the size of patches. For whole images it becomes the median of the longer
-    sides, rounded to a multiple of 4, from 16 to 128. Channels of None become 1 where no image has
-    a colour, else 3. Deep images give the window: the 0.05 % and 99.95 % quantiles of their
-    samples. It goes from the minimum to the maximum instead where that is less than 1.5 times as
-    wide, or where the quantiles are equal. Only samples inside `roi` count, where there is one.
+    sides (of cropped images, the shorter ones), rounded to a multiple of 4, from 16 to 128.
+    Channels of None become 1 where no image has a colour, else 3. Deep images give the window: the
+    0.05 % and 99.95 % quantiles of their samples. It goes from the minimum to the maximum instead
+    where that is less than 1.5 times as wide, or where the quantiles are equal. Only samples inside
+    `roi` count, where there is one.
 
     Raises
     ------
@@ -102,13 +103,14 @@ def inspect(
     if size is None and patch is not None:
         size = patch
     elif size is None:
-        side = statistics.median(max(look.width, look.height) for look in looks)
+        seen = min if config.fit == "crop" else max
+        side = statistics.median(seen(look.width, look.height) for look in looks)
         size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
     if channels is None:
         channels = 3 if any(look.colour for look in looks) else 1
     window = _window([look.samples for look in looks if look.samples is not None])
     return Inspection(
-        rule=ImageRule(size=size, channels=channels, window=window, patch=patch),
+        rule=ImageRule(size=size, channels=channels, window=window, patch=patch, fit=config.fit),
         sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
         bit_depths=dict(Counter(look.bit_depth for look in looks)),
         inspected=len(looks),

@@ -194,11 +194,24 @@ class Material:
         large = self.large(evenly(self.held_out, n))
         return np.stack([decoded.canvas.centre(self.rule.size) for decoded in large])
 
-    @property
-    def inside(self) -> np.ndarray | None:
-        """Mask (s, s) of bool, True where whole images count; None where every place counts."""
-        roi, side = self.rule.roi, (self.rule.size, self.rule.size)
-        return None if roi is None or self.rule.patch is not None else roi.part((0, 0), side, side)
+    def inside_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Where the whole images of these rows of `images` count; None where every place counts.
+
+        A mask of bool, (s, s), or (n, s, s) where images of different proportions are padded.
+        """
+        if self.rule.patch is not None or (self.rule.roi is None and self.rule.fit != "pad"):
+            return None
+        sizes = [(self.looks[row].height, self.looks[row].width) for row in rows]
+        masks = {size: self._inside(size) for size in set(sizes)}
+        different = {mask.tobytes() for mask in masks.values()}
+        return masks[sizes[0]] if len(different) == 1 else np.stack([masks[size] for size in sizes])
+
+    def _inside(self, size: tuple[int, int]) -> np.ndarray:
+        """Mask (s, s) of where an upright image of `size` (height, width) counts."""
+        fit, roi = self.rule.fit_of(*size), self.rule.roi
+        shape = (self.rule.size, self.rule.size) if fit is None else (fit.height, fit.width)
+        inside = np.ones(shape, np.bool_) if roi is None else roi.part((0, 0), shape, shape)
+        return inside if fit is None else fit.on_square(inside, False)
 
     @property
     def unseen_paths(self) -> tuple[str, ...]:

@@ -65,6 +65,9 @@ def assess(
     for what, paths in (("labels without an image", given.missing), ("no such mask", given.lost)):
         if paths:
             notify(on_progress, "scoring", f"{what}: {_some(paths)}", total)
+    if given.training:
+        left = f"left out: {given.training:,} rows of the split 'train'"
+        notify(on_progress, "scoring", left, total)
     measured = []
     for number, subject in enumerate(subjects):
         done = number * len(given.images)
@@ -111,7 +114,7 @@ class _Measured:
         judge = subject.judge
         files = [item.image for item in given.images]
         by_path = {item.image.path: item for item in given.images}
-        wanted = Wanted(request.score, pictures=False, mapped=given.masks)
+        wanted = Wanted(pictures=False, mapped=given.masks)
         batches = judge.measured(files, request.batch_size, request.inversion, wanted)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None

@@ -1,11 +1,13 @@
-"""Find labelled images and their masks, by a CSV file or in folders laid out like MVTec AD.
+"""Find labelled images and their masks, by a CSV file or by the names of their folders.
 
-That layout is ``train/good``, ``test/<type>`` and ``ground_truth/<type>/<name>_mask.png``.
+Folders are those of MVTec AD (``train/good``, ``test/<type>``, and
+``ground_truth/<type>/<name>_mask.png``), or folders of good and of bad images.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -15,9 +17,14 @@ from pathlib import Path, PurePosixPath
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images import formats
 from anoscan.images.files import ImageFile, find, named, page_of
+from anoscan.images.globs import is_pattern, matches, root_of
 from anoscan.images.layout import LAYOUT, MASKS, TEST
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+# Names in lower case of folders whose images are normal or anomalous; `DEFECT` begins a name.
+GOOD_FOLDERS = ("good", "ok", "normal", "0")
+BAD_FOLDERS = ("bad", "ng", "anomaly", "anomalous", "abnormal", "1")
+DEFECT = "defect"
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class LabelledSet:
         Whether there are masks, so that pixels can be measured too.
     lost : tuple of str
         Masks that the CSV names, but that are no files.
+    training : int
+        Number of rows that the CSV gives to the split ``train``; they are left out.
     """
 
     images: tuple[Labelled, ...]
@@ -56,6 +65,7 @@ class LabelledSet:
     unlabelled: int
     masks: bool
     lost: tuple[str, ...] = ()
+    training: int = 0
 
 
 def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> LabelledSet:
@@ -64,9 +74,11 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
     Parameters
     ----------
     labels : Path, optional
-        CSV of labels; see `read_labels`. Without it, `folder` must be laid out like MVTec AD.
+        CSV of labels; see `read_labels`. Without it, `folder` must be laid out like MVTec AD, or
+        have folders of good and of bad images.
     folder : Path, optional
-        Folder that paths in the CSV are relative to; by default the CSV's folder.
+        Folder that paths in the CSV are relative to; by default the CSV's folder. Of a pattern,
+        it is the folder that it starts from, and only images that it matches are kept.
     masks : Path, optional
         Folder of masks. A mask has the relative path of its image. Its suffix may differ, and
         ``_mask`` may follow the name. Parent folders that all images share may be left out.
@@ -76,11 +88,15 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
     InputError
         When no labelled image is found, or `masks` has no mask of any.
     UsageError
-        When there is neither a CSV nor a folder laid out like MVTec AD.
+        When there is no CSV, and the names of the folders say nothing of labels.
     """
     if masks is not None and not masks.is_dir():
         raise InputError(f"the folder of masks {masks} does not exist.")
+    chosen = None if folder is None or not is_pattern(folder) else matches(folder)
+    folder = folder if chosen is None else root_of(folder or "")
     found = _from_folders(folder, masks) if labels is None else _from_csv(labels, folder, masks)
+    if chosen is not None:
+        found = _among(found, chosen)
     if masks is not None and not any(item.mask for item in found.images):
         some = next((item for item in found.images if item.anomalous), found.images[0])
         name = PurePosixPath(some.image.inside).stem
@@ -92,8 +108,34 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
     return found
 
 
+def _among(found: LabelledSet, chosen: Sequence[str]) -> LabelledSet:
+    """Return the labelled images that a pattern matched, or that are in a folder that it matched.
+
+    Raises
+    ------
+    InputError
+        When it matched none.
+    """
+    places = {os.path.realpath(path) for path in chosen}
+
+    def is_chosen(image: ImageFile) -> bool:
+        real = Path(os.path.realpath(image.file))
+        return not places.isdisjoint(map(str, (real, *real.parents)))
+
+    images = tuple(item for item in found.images if is_chosen(item.image))
+    if not images:
+        raise InputError("the pattern matches none of the labelled images.")
+    return dataclasses.replace(found, images=images)
+
+
 def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet:
-    rows = read_labels(csv)
+    every = read_labels(csv)
+    rows = [row for row in every if not row.training]
+    if not rows:
+        raise InputError(
+            f"all {len(every)} rows of {csv} are of the split 'train', which is left out.",
+            hint="Give the rows to measure another split, such as test.",
+        )
     base = csv.parent if folder is None else folder
     matched, missing = match(rows, base)
     if not matched:
@@ -115,16 +157,13 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
         unlabelled=unlabelled(folder, files),
         masks=masks is not None or any(label.mask for label, _ in matched),
         lost=tuple(dict.fromkeys(lost)),
+        training=len(every) - len(rows),
     )
 
 
 def _from_folders(folder: Path | None, masks: Path | None) -> LabelledSet:
     if folder is None or not (folder / TEST).is_dir():
-        of = "" if folder is None else f" {folder} is not one."
-        raise UsageError(
-            "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
-            f"like MVTec AD ({LAYOUT}).{of}"
-        )
+        return _good_and_bad(folder, masks)
     files = find([folder / TEST])
     kept = [(image, image.inside.split("/")[0]) for image in files if "/" in image.inside]
     if not kept:
@@ -139,6 +178,59 @@ def _from_folders(folder: Path | None, masks: Path | None) -> LabelledSet:
         unlabelled=len(files) - len(kept),
         masks=beside.folder is not None,
     )
+
+
+def _good_and_bad(folder: Path | None, masks: Path | None) -> LabelledSet:
+    """Label images by the folder of `folder` that they are in; bad folders are classes."""
+    labels = {} if folder is None else _labelled_folders(folder)
+    if folder is None or len(set(labels.values())) < 2:
+        good, bad = "|".join(GOOD_FOLDERS), "|".join((*BAD_FOLDERS, f"{DEFECT}*"))
+        raise UsageError(
+            "eval needs --labels FILE, a CSV with the header path,label; or a folder laid out like "
+            f"MVTec AD ({LAYOUT}); or one with a folder {good} and a folder {bad}."
+            f"{'' if folder is None else _lacking(folder, labels)}"
+        )
+    beside = masks or _folder(folder / MASKS)
+    files = find([folder], [place for place in (folder / MASKS, masks) if place is not None])
+    kept = [(image, kind) for image in files if (kind := image.inside.partition("/")[0]) in labels]
+    if {labels[kind] for _, kind in kept} != {True, False}:
+        raise InputError(
+            f"{folder} has images in its folders of {'bad' if labels[kept[0][1]] else 'good'} "
+            "images only."
+            if kept
+            else f"{folder} has no image in its folders {', '.join(sorted(labels))}."
+        )
+    several = sum(labels.values()) > 1
+    found = _Masks(beside, [image for image, _ in kept])
+    return LabelledSet(
+        images=tuple(
+            Labelled(image, labels[kind], kind if several else None, found.of(image))
+            for image, kind in kept
+        ),
+        missing=(),
+        unlabelled=len(files) - len(kept),
+        masks=beside is not None,
+    )
+
+
+def _labelled_folders(folder: Path) -> dict[str, bool]:
+    """Return the folders in `folder` whose name is a label, and whether they are of bad images."""
+    labels = {}
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        name = entry.name.lower()
+        bad = name in BAD_FOLDERS or name.startswith(DEFECT)
+        if entry.is_dir() and (bad or name in GOOD_FOLDERS):
+            labels[entry.name] = bad
+    return labels
+
+
+def _lacking(folder: Path, labels: dict[str, bool]) -> str:
+    if not folder.is_dir():
+        return f" {folder} is no folder."
+    if not labels:
+        return f" {folder} is none of these."
+    kinds = ("bad", "good") if any(labels.values()) else ("good", "bad")
+    return f" {folder} has a folder of {kinds[0]} images, but none of {kinds[1]} ones."
 
 
 def _folder(path: Path) -> Path | None:
@@ -191,7 +283,16 @@ COLUMNS = {
     "label": ("label", "target", "y"),
     "mask": ("mask", "mask_path"),
     "class": ("class",),
+    "split": ("split",),
 }
+# A CSV of anomalib has label_index for 0 or 1. Its label is the type, and its path may be a folder.
+_INDEX = "label_index"
+_OF_ANOMALIB = COLUMNS | {
+    "path": ("image_path", *COLUMNS["path"]),
+    "label": (_INDEX,),
+    "class": ("class", "label"),
+}
+_TRAIN = "train"
 ANOMALOUS = frozenset(("1", "1.0", "true", "positive", "anomaly", "anomalous", "abnormal")).union(
     ("bad", "defect", "defective", "ng", "nok", "fail")
 )
@@ -207,21 +308,27 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Label:
-    """One row of a labels file: its line (from 1), and its path, mask and class as written."""
+    """One row of a labels file: its line (from 1), and its path, mask and class as written.
+
+    `training` says whether the row has the split ``train``.
+    """
 
     line: int
     path: str
     anomalous: bool
     mask: str | None = None
     cls: str | None = None
+    training: bool = False
 
 
 def read_labels(file: Path) -> list[Label]:
     """Read the labels of a CSV, in the order of the file; there is at least one.
 
-    The columns are ``path`` and ``label``, and optionally ``mask`` and ``class``; `COLUMNS` has
-    other names for them. Columns come in any order and case, separated by commas, semicolons or
-    tabs. Blank rows are skipped. So are rows that repeat the path and the label of an earlier row.
+    The columns are ``path`` and ``label``, and optionally ``mask``, ``class`` and ``split``;
+    `COLUMNS` has other names for them. A CSV of anomalib is read too: its ``label_index`` is the
+    label, and its ``label`` the class. Columns come in any order and case, separated by commas,
+    semicolons or tabs. Blank rows are skipped. So are rows that repeat the path and the label of an
+    earlier row.
 
     Raises
     ------
@@ -308,7 +415,7 @@ def _text(file: Path) -> str:
 def _columns(file: Path, rows: list[tuple[int, list[str]]]) -> dict[str, int]:
     header = [cell.lower().replace(" ", "_").replace("-", "_") for cell in rows[0][1]]
     columns = {}
-    for column, aliases in COLUMNS.items():
+    for column, aliases in (_OF_ANOMALIB if _INDEX in header else COLUMNS).items():
         known = [alias for alias in aliases if alias in header]
         if known:
             columns[column] = header.index(known[0])
@@ -336,6 +443,7 @@ def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> 
         anomalous=word in ANOMALOUS,
         mask=row.get("mask") or None,
         cls=row.get("class") or None,
+        training=row.get("split", "").rpartition(".")[2].lower() == _TRAIN,
     )
 
 

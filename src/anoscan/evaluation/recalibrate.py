@@ -194,7 +194,8 @@ def caveat(model: Model) -> str | None:
 
 def _maps_of(maps: Maps, networks: Networks, material: Material, runtime: Runtime) -> Maps:
     read, unseen = material.pixels.__getitem__, evenly(material.unseen, MOST_HELD_OUT)
-    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device), material.inside)
+    inside = material.inside_of(unseen)
+    return calibrated(networks, maps, lambda: chunks(unseen, read, runtime.device), inside)
 
 
 def _by_labels(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.core.arrays import Floats
-from anoscan.images.roi import Cover
+from anoscan.images.fit import Fit
+from anoscan.images.roi import LARGEST, Cover, Roi
 
 TRIES = 3  # places that are drawn for one crop: the next is tried where it is blank
 BLANK = 2 / 127.5  # range of a crop that counts as blank: two of 255 levels
@@ -29,12 +32,15 @@ class Canvas:
         for 8 bits, where 0 becomes -1 and 255 becomes 1.
     cover : Cover, optional
         Region of interest, and the values that replace everything outside it.
+    fit : Fit, optional
+        Where the image lies on the canvas, which then is a square; without it, it is all of it.
     """
 
     samples: NDArray[np.uint8] | NDArray[np.uint16] | Floats
     channels: int
     window: tuple[float, float] | None
     cover: Cover | None = None
+    fit: Fit | None = None
 
     @property
     def height(self) -> int:
@@ -60,15 +66,56 @@ class Canvas:
             values = values / 127.5 - 1
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         if self.cover is not None:
-            values = self.cover.over(values, (top, left), (self.height, self.width))
+            values = self.cover.over(values, (top, left), (self.height, self.width), self.fit)
         shape = (self.channels, *values.shape[1:])
         return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
 
+    def of_image(self, found: NDArray[Any]) -> NDArray[Any]:
+        """Return what was found of the canvas (..., h, w) as it lies over the whole image.
+
+        Padding is left out, and what was cropped is 0.
+        """
+        return found if self.fit is None or not found.size else self.fit.of_square(found)
+
     def counted(self, found: NDArray[Any]) -> NDArray[Any]:
-        """Set a map (h, w), stretched over the image, to 0 outside the region of interest."""
+        """Return a map (h, w) of the canvas over the whole image, with 0 where nothing counts."""
+        found = self.of_image(found)
         if self.cover is None or not found.size:
             return found
         return np.where(self.cover.roi.part((0, 0), found.shape, found.shape), found, 0)
+
+    def inside(self, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Return which places of a map of the whole image, of this shape, count; None for all."""
+        cropped = self.fit is not None and self.fit.crops
+        seen = self.fit.seen(shape) if self.fit is not None and cropped else None
+        if self.cover is None:
+            return seen
+        inside = self.cover.roi.part((0, 0), shape, shape)
+        return inside if seen is None else inside & seen
+
+    def image(self) -> Canvas:
+        """Return the canvas of the whole image, without padding; what was cropped is covered."""
+        if self.fit is None:
+            return self
+        samples = np.moveaxis(np.atleast_3d(self.samples), 2, 0)
+        whole = np.moveaxis(self.fit.of_square(samples), 0, 2)
+        own = whole[..., 0] if self.samples.ndim == 2 else whole
+        cover = self.cover
+        if cover is not None and cover.fill.shape[1:] != (1, 1):
+            cover = Cover(cover.roi, self.fit.of_square(cover.fill))
+        return Canvas(own, self.channels, self.window, cover).covered(self.fit)
+
+    def covered(self, fit: Fit | None) -> Canvas:
+        """Return this canvas of a whole image with a cover of all that is cropped by `fit`."""
+        if fit is None or not fit.crops:
+            return self
+        seen = Roi.of(fit.seen((min(fit.height, LARGEST), min(fit.width, LARGEST))))
+        with suppress(ValueError):  # the region of interest may be all cropped
+            seen = seen.within(None if self.cover is None else self.cover.roi)
+        cover = Cover.grey(seen, self.channels)
+        if self.cover is not None:
+            cover = Cover(seen, self.cover.fill)
+        return dataclasses.replace(self, cover=cover)
 
     def counted_rows(self, top: int, rows: Floats) -> Floats:
         """Set rows (h, width) of a full-size map, from row `top` on, to 0 outside the region."""

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anoscan.core.arrays import Floats
-from anoscan.core.config import LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
+from anoscan.core.config import FITS, LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
 from anoscan.images import formats, pool, resampling
 from anoscan.images.canvas import Canvas
 from anoscan.images.files import ImageFile
+from anoscan.images.fit import Fit
 from anoscan.images.formats.picture import DAMAGE, Opened, memory
 from anoscan.images.mismatch import Look, kind
 from anoscan.images.roi import Cover, Roi
@@ -39,7 +40,7 @@ TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R 601, as in Pillow
 
 _RULE = {"size", "channels", "window"}
-_OPTIONAL = {"patch", "roi"}
+_OPTIONAL = {"patch", "roi", "fit"}
 _STRIP = 2**22  # pixels that are laid over black at a time
 _UNREDUCED = 2**31  # side in pixels; no JPEG is larger, so none is reduced
 
@@ -61,9 +62,12 @@ class ImageRule:
         integers. 8-bit samples always map 0..255 to [-1, 1].
     patch : int, optional
         Side in pixels of the squares of an image that the networks see. They are reduced to `size`
-        where that is less. Without it, a whole image is stretched to the square of `size`.
+        where that is less. Without it, a whole image becomes the square of `size`.
     roi : Roi, optional
         Region of interest. Everything outside it is mid-grey (0) for the networks.
+    fit : str
+        How a whole image becomes square: a key of `core.config.FITS`. Padding has the median of
+        the image, channel by channel.
     """
 
     size: int
@@ -71,6 +75,7 @@ class ImageRule:
     window: tuple[float, float] | None
     patch: int | None = None
     roi: Roi | None = None
+    fit: str = "stretch"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as JSON values, from which `from_dict` restores it."""
@@ -78,6 +83,8 @@ class ImageRule:
         whole: dict[str, Any] = {"size": self.size, "channels": self.channels, "window": window}
         if self.patch is not None:
             whole |= {"patch": self.patch}
+        if self.fit != "stretch":
+            whole |= {"fit": self.fit}
         return whole if self.roi is None else whole | {"roi": self.roi.to_dict()}
 
     @classmethod
@@ -90,7 +97,9 @@ class ImageRule:
             When `to_dict` cannot have written the values.
         """
         if not isinstance(values, dict) or set(values) - _OPTIONAL != _RULE:
-            raise ValueError("an image rule has size, channels, window, and maybe patch and roi")
+            raise ValueError(
+                "an image rule has size, channels, window, and maybe patch, roi and fit"
+            )
         size, channels, window = values["size"], values["channels"], values["window"]
         if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
             raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}")
@@ -101,7 +110,20 @@ class ImageRule:
             raise ValueError(f"patch must be from {size} to {LARGEST_PATCH}")
         window, roi = _checked_window(window), values.get("roi")
         roi = None if roi is None else Roi.from_dict(roi)
-        return cls(size=size, channels=channels, window=window, patch=patch, roi=roi)
+        fit = values.get("fit", "stretch")
+        if not isinstance(fit, str) or fit not in FITS or (patch is not None and fit != "stretch"):
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, and stretch with patches")
+        return cls(size=size, channels=channels, window=window, patch=patch, roi=roi, fit=fit)
+
+    def fit_of(self, height: int, width: int) -> Fit | None:
+        """Return how an upright image lies on the square, or None where it is all of the square.
+
+        Raises
+        ------
+        InputError
+            When the image is too long to be cropped. The message is the bare reason.
+        """
+        return None if self.patch is not None else Fit.of(self.fit, (height, width), self.size)
 
 
 def _checked_window(window: Any) -> tuple[float, float] | None:
@@ -128,8 +150,8 @@ class Decoded:
     ----------
     image : ImageFile
     canvas : Canvas
-        The upright image in stored samples. It is size x size, or all of a large image whose
-        patches the networks see.
+        The upright image in stored samples. It is size x size (see `Canvas.fit`), or all of a
+        large image whose patches the networks see.
     width, height, orientation : int
         Size in pixels of the image as stored, before its EXIF orientation, 1 to 8, is applied.
     look : Look
@@ -170,7 +192,7 @@ class Decoded:
 def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Decoded:
     """Read one image as `rule` says; `cover` is by default `rule.roi`, filled with mid-grey.
 
-    The image is made upright, and stretched to the square with antialiasing. It is not resampled if
+    The image is made upright, and fitted to the square with antialiasing. It is not resampled if
     it has the size already, or if patches are seen at their own resolution. Transparent pixels
     become black. Only the first frame of an animation is read. Grey keeps all its levels; colours
     keep more than 8 bits under a rule with a window.
@@ -197,7 +219,8 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
     width, height, orientation = opened.width, opened.height, opened.orientation
     picture = opened.picture
     depth = kind(picture) if isinstance(picture, Image.Image) else opened.depth
-    look = Look.of(depth, canvas, (height, width) if orientation >= 5 else (width, height))
+    size = (height, width) if orientation >= 5 else (width, height)
+    look = Look.of(depth, _without_padding(canvas), size)
     decoded = Decoded(image, canvas, width, height, orientation, look, opened.digest)
     if rule.patch is None:
         _ = decoded.pixels  # computed here, because several threads decode
@@ -245,7 +268,9 @@ def _bare(image: ImageFile, rule: ImageRule, cover: Cover | None) -> Decoded:
 
 def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
     bands, window = _bands(opened, rule)
-    side = _side(opened, rule)
+    upright = (opened.height, opened.width)
+    fit = rule.fit_of(*(upright[::-1] if opened.orientation >= 5 else upright))
+    side = _side(opened, rule, fit)
     ready: list[NDArray[Any]] = []
     for place, band in enumerate(bands):
         if not isinstance(band, Image.Image):
@@ -256,13 +281,36 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
         if cover is not None:
             # The cover is needed before resampling too, which would mix in pixels from outside.
             fill = cover.fill if band.mode == "RGB" else cover.fill[place : place + 1]
+            if fit is not None and fill.shape[1:] != (1, 1):
+                fill = fit.of_square(fill)
             band = _covered(band, Cover(cover.roi, fill), window, opened.pending)
         image = band.resize(side, Image.Resampling.BILINEAR)
         if opened.pending != 1:
             image = image.transpose(UPRIGHT[opened.pending])
         ready.append(np.asarray(image))
     samples = ready[0] if len(ready) == 1 else np.stack(ready, 2)
-    return Canvas(samples, rule.channels, window, cover)
+    if fit is not None:
+        samples = fit.on_square(samples, _median(samples, cover))
+    return Canvas(samples, rule.channels, window, cover, fit)
+
+
+def _median(samples: NDArray[Any], cover: Cover | None) -> NDArray[Any]:
+    """Median of the samples (h, w) or (h, w, 3) that count, channel by channel, in their dtype."""
+    height, width = samples.shape[:2]
+    flat = samples.reshape(height * width, -1)
+    if cover is not None:
+        inside = cover.roi.part((0, 0), (height, width), (height, width)).ravel()
+        flat = flat[inside] if inside.any() else flat
+    middle = np.median(flat, axis=0).astype(samples.dtype)
+    return np.asarray(middle if samples.ndim > 2 else middle[0])
+
+
+def _without_padding(canvas: Canvas) -> Canvas:
+    """Return what a canvas shows of its image: a padded one would look flatter than it is."""
+    fit = canvas.fit
+    if fit is None or fit.crops:
+        return canvas
+    return canvas.image()
 
 
 def _covered(
@@ -296,7 +344,10 @@ def _bands(
     return bands, rule.window or opened.full
 
 
-def _side(opened: Opened, rule: ImageRule) -> tuple[int, int]:
+def _side(opened: Opened, rule: ImageRule, fit: Fit | None) -> tuple[int, int]:
+    """Width and height to which the picture is resized, before it is made upright."""
+    if fit is not None:
+        return (fit.height, fit.width) if opened.pending >= 5 else (fit.width, fit.height)
     if rule.patch is None:
         return rule.size, rule.size
     picture = opened.picture

@@ -26,8 +26,9 @@ class ImageFile:
     inside : str
         Path relative to the folder that was given, '/'-separated; for a single file, its name.
     page : int, optional
-        Number of the page, from 1; None for the only image of a file. It ends `path` and `inside`,
-        as if the file were a folder of its pages. No other file can have such a path.
+        Number of the page, from 1; None for the only image of a file. The number, or the name that
+        the format gives the page, ends `path` and `inside`, as if the file were a folder of its
+        pages. No other file can have such a path.
     """
 
     path: str
@@ -68,7 +69,8 @@ def find(
         inside = _images_below(root, apart)
         if not inside and not allow_empty:
             raise InputError(
-                f"no images in {name}.", hint=f"Images are {KINDS} files; folders may nest."
+                f"no images in {name}.",
+                hint=f"Images are {KINDS} files, HDF5 or videos; folders may nest.",
             )
         prefix = name if name.endswith("/") else name + "/"
         for below in inside:
@@ -77,16 +79,47 @@ def find(
     return list(found.values())
 
 
+def every_nth(files: Sequence[ImageFile], n: int) -> Sequence[ImageFile]:
+    """Keep every n-th frame of each video, from the first on, and all other images."""
+    if n == 1:
+        return files
+    return [
+        image
+        for image in files
+        if image.page is None
+        or (image.page - 1) % n == 0
+        or not image.file.name.lower().endswith(formats.VIDEOS)
+    ]
+
+
 def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
     """Return the images of a file: its only image, all its pages, or the page that `file` names.
 
     The file or the page may be missing; only decoding will find that.
     """
-    pages = 1 if page_of(file) else formats.count(file)
-    if pages < 2:
+    pages = () if page_of(file) else _names(file)
+    if not pages:
         return [named(path, file, inside)]
-    numbers = range(1, pages + 1)
-    return [ImageFile(f"{path}/{n}", file, f"{inside}/{n}", n) for n in numbers]
+    return [
+        ImageFile(f"{path}/{name}", file, f"{inside}/{name}", number)
+        for number, name in enumerate(pages, start=1)
+    ]
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """Names of the pages of a file of several images; () for others."""
+    if not formats.lists_natively(file):
+        return formats.page_names(file)
+    from anoscan.images import pool  # which needs this module
+
+    try:
+        return pool.read_one(_names_of, ImageFile(str(file), file, file.name))
+    except InputError:
+        return ()
+
+
+def _names_of(image: ImageFile) -> tuple[str, ...]:
+    return formats.page_names(image.file)
 
 
 def named(path: str, file: Path, inside: str) -> ImageFile:
@@ -96,7 +129,20 @@ def named(path: str, file: Path, inside: str) -> ImageFile:
 
 
 def page_of(path: Path) -> tuple[Path, int] | None:
-    """Return file and page of a path like scan.tif/3, where scan.tif is a file; None for others."""
+    """Return file and page of a path like scan.tif/3, where scan.tif is a file; None for others.
+
+    In formats whose pages have names, these come before numbers.
+    """
+    text = path.as_posix().lower()
+    inside = any(f"{ending}/" in text for ending in formats.CONTAINERS)
+    for parent in path.parents if inside else ():
+        if parent.name.lower().endswith(formats.CONTAINERS):
+            try:
+                pages = _names(parent) if parent.is_file() else ()
+            except (OSError, ValueError):
+                continue
+            if (name := path.relative_to(parent).as_posix()) in pages:
+                return parent, pages.index(name) + 1
     try:
         if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
             return path.parent, int(path.name)
@@ -109,6 +155,20 @@ def _add(found: dict[str, ImageFile], images: Iterable[ImageFile]) -> None:
     for image in images:
         absolute = os.path.normpath(image.file.absolute())
         found.setdefault(absolute if image.page is None else f"{absolute}/{image.page}", image)
+
+
+def images_below(root: Path) -> list[str]:
+    """Return the paths inside a folder of all files that `find` takes for images, sorted.
+
+    Raises
+    ------
+    InputError
+        When a folder cannot be listed.
+    """
+    try:
+        return _images_below(root, ())
+    except OSError as error:
+        raise InputError(f"folder {root} cannot be read: {os_reason(error)}.") from None
 
 
 def exists(path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anoscan.core.errors import InputError, UsageError
+from anoscan.images.globs import expanded
 
 LAYOUT = "test/good, test/<type> and maybe ground_truth/<type>/<name>_mask.png"
 _TRAIN, _UNSEEN = Path("train", "good"), Path("test", "good")
@@ -16,9 +17,10 @@ TEST, MASKS = "test", "ground_truth"
 def training_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
     """Return folders of normal images to train on, and a note for the user where one was replaced.
 
-    A folder that is laid out like MVTec AD is replaced by its ``train/good``.
+    A folder that is laid out like MVTec AD is replaced by its ``train/good``, and a pattern by what
+    it matches (see `globs.expanded`).
     """
-    return _narrowed(paths, _TRAIN)
+    return _narrowed(expanded(paths), _TRAIN)
 
 
 def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
@@ -31,6 +33,7 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
     InputError
         When such a folder has no ``test/good``.
     """
+    paths = expanded(paths)
     for path in map(Path, paths):
         if is_laid_out(path) and not (path / _UNSEEN).is_dir():
             raise InputError(
@@ -40,13 +43,18 @@ def unseen_paths(paths: Sequence[str | Path]) -> tuple[list[Path], str | None]:
     return _narrowed(paths, _UNSEEN)
 
 
-def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], str | None]:
+def query_paths(
+    paths: str | Path | Sequence[str | Path], *, patterns: bool = True
+) -> tuple[list[str], str | None]:
     """Return the paths of query images, and a note as `training_paths` does; one path may be given.
 
-    A folder that is laid out like MVTec AD is replaced by its ``test``.
+    A folder that is laid out like MVTec AD is replaced by its ``test``. With `patterns`, a pattern
+    is replaced by what it matches.
 
     Raises
     ------
+    InputError
+        When a pattern matches nothing.
     UsageError
         When something is not a path, such as an array.
     """
@@ -57,7 +65,7 @@ def query_paths(paths: str | Path | Sequence[str | Path]) -> tuple[list[str], st
                 f"images are given as paths of files and folders. Got {type(path).__name__}.",
                 hint="Save an array first: numpy.save('image.npy', array).",
             )
-    given = [str(path) for path in several]
+    given = [str(path) for path in (expanded(several) if patterns else several)]
     _, note = _narrowed(given, Path(TEST))
     # Path would change what the user wrote, and turn an empty path into the current folder.
     found = [

@@ -32,6 +32,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images.files import ImageFile
+from anoscan.images.formats import VIDEOS
 from anoscan.images.formats.picture import NO_ROOM
 
 T = TypeVar("T")
@@ -154,14 +155,18 @@ def _together(files: int, workers: int) -> int:
 
 
 def _batches(files: Iterable[ImageFile], most: int) -> Iterator[list[ImageFile]]:
-    """Yield groups of at most so many files, and of one where a file is large."""
+    """Yield groups of at most so many files, and of one where a file is large.
+
+    Frames of a video are small, however large it is, and cost the least one after the other.
+    """
     if most == 1:  # of an iterator, which may be slow
         yield from ([image] for image in files)
         return
     batch: list[ImageFile] = []
     size = 0
     for image in files:
-        more = _size(image.file)
+        frame = image.page is not None and image.file.name.lower().endswith(VIDEOS)
+        more = 0 if frame else _size(image.file)
         if batch and (len(batch) == most or size + more > _BYTES):
             yield batch
             batch, size = [], 0

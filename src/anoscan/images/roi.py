@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anoscan.core.arrays import Floats
+from anoscan.images.fit import Fit
 
 Bools = NDArray[np.bool_]
 
@@ -138,15 +139,25 @@ class Cover:
         return cls(roi, np.zeros((channels, 1, 1), np.float32))
 
     def over(
-        self, values: NDArray[Any], corner: tuple[int, int], whole: tuple[int, int]
+        self,
+        values: NDArray[Any],
+        corner: tuple[int, int],
+        whole: tuple[int, int],
+        fit: Fit | None = None,
     ) -> NDArray[Any]:
         """Return a part (channels, h, w) of an image as networks see it, with the fill outside.
 
-        `corner` (its top left) and `whole` (the size of the image) are (rows, columns).
+        `corner` (its top left) and `whole` (the size of the image) are (rows, columns). With a
+        `fit`, the image is a square in which the region lies as the image does. Padding stays.
         """
         _, height, width = values.shape
         fill = self.fill
         if fill.shape[1:] != (1, 1):
             fill = fill[:, corner[0] : corner[0] + height, corner[1] : corner[1] + width]
-        inside = self.roi.part(corner, (height, width), whole)
+        if fit is None:
+            inside = self.roi.part(corner, (height, width), whole)
+        else:
+            size = fit.height, fit.width
+            inside = fit.on_square(self.roi.part((0, 0), size, size), True)
+            inside = inside[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
         return np.where(inside, values, fill)

@@ -74,7 +74,7 @@ class HeldOut:
 
 def measured(measurer: Measurer, baselines: Baselines, material: Material) -> Iterator[HeldOut]:
     """Measure held-out images just as queries; yield some at a time, and a large one alone."""
-    rule, rows, inside = material.rule, material.held_out, material.inside
+    rule, rows = material.rule, material.held_out
     if rule.patch is not None:
         for decoded in material.large(rows):
             tiled = measure_tiled(measurer, decoded, picture=False, mapped=True)
@@ -84,12 +84,13 @@ def measured(measurer: Measurer, baselines: Baselines, material: Material) -> It
         return
     mapped = measurer.maps is not None
     for start in range(0, len(rows), CHUNK):
-        x = np.ascontiguousarray(material.pixels[rows[start : start + CHUNK]])
+        some = rows[start : start + CHUNK]
+        x, inside = np.ascontiguousarray(material.pixels[some]), material.inside_of(some)
         found = measurer.measure(torch.from_numpy(x).to(measurer.device), mapped=mapped)
         error = np.square(x - found.x_hat).mean((1, 2, 3))
         residual = found.residual
         if inside is not None:
-            residual = residual[:, inside]
+            residual = residual[np.broadcast_to(inside, residual.shape)]
         if inside is not None and mapped:
             found = dataclasses.replace(found, anomaly_map=np.where(inside, found.anomaly_map, 0))
         level = float(np.quantile(residual, 0.999))

@@ -46,7 +46,7 @@ class MeasuredImage(NamedTuple):
     terms : ndarray of shape (k,), float64
         The raw terms.
     x_hat : ndarray of shape (c, h, w), float32
-        The reconstruction.
+        The reconstruction of the whole image, 0 where it was cropped.
     residual, anomaly_map : ndarray of shape (h, w), float32
         The absolute residual of the pixels, and the map, which may be coarser than a large image.
     finder : Finder or None
@@ -302,8 +302,9 @@ class Judge:
                 rows.append(MeasuredImage(outcome))
                 continue
             terms, x_hat, residual, anomaly_map = next(found)
-            count = outcome.canvas.counted
-            rows.append(MeasuredImage(outcome, terms, x_hat, count(residual), count(anomaly_map)))
+            canvas = outcome.canvas
+            x_hat, residual = canvas.of_image(x_hat), canvas.counted(residual)
+            rows.append(MeasuredImage(outcome, terms, x_hat, residual, canvas.counted(anomaly_map)))
         return rows
 
     def _measure_large(self, decoded: Decoded, how: Inversion, wanted: Wanted) -> MeasuredImage:

@@ -116,7 +116,8 @@ def checked(metadata: dict[str, Any]) -> Described:
     found = converted(metadata, _Metadata)
     config, rule = TrainConfig.from_dict(found.config), ImageRule.from_dict(found.image_rule)
     _check_resolved(config)
-    if (config.size, config.channels, config.patch) != (rule.size, rule.channels, rule.patch):
+    asked = (config.size, config.channels, config.patch, config.fit)
+    if asked != (rule.size, rule.channels, rule.patch, rule.fit):
         raise ValueError("the settings and the rule for images do not fit each other")
     if len(set(found.terms)) != len(found.terms):
         raise ValueError("a term is named twice")

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from anoscan.core.errors import UsageError
+from anoscan.images.globs import root_of
 
 SUFFIX = ".safetensors"
 
@@ -65,8 +66,11 @@ def _allowed(character: str) -> bool:
 
 
 def name_for(folder: Path) -> str:
-    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed."""
-    return made_of(Path(os.path.realpath(folder)).name)
+    """Return a model's name after a resolved folder; ``-`` replaces what is not allowed.
+
+    Of a pattern, the folder that it starts from is taken.
+    """
+    return made_of(Path(os.path.realpath(root_of(folder))).name)
 
 
 def made_of(text: str) -> str:

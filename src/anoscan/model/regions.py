@@ -174,10 +174,10 @@ class Finder:
 
 def _inside(decoded: Decoded, anomaly_map: Floats) -> Floats:
     """Return the map (h, w) with minus infinity outside the region of interest."""
-    cover, shape = decoded.canvas.cover, anomaly_map.shape
-    if cover is None:
+    height, width = anomaly_map.shape
+    inside = decoded.canvas.inside((height, width))
+    if inside is None:
         return anomaly_map
-    inside = cover.roi.part((0, 0), (shape[0], shape[1]), (shape[0], shape[1]))
     return np.where(inside, anomaly_map, np.float32(-np.inf)) if inside.any() else anomaly_map
 
 

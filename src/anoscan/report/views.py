@@ -220,14 +220,15 @@ class ViewFiles:
 
 def own_canvas(decoded: Decoded, rule: ImageRule) -> Canvas:
     """Return the image at its own resolution, or as the networks see it if it is too small."""
+    canvas = decoded.canvas
     if rule.patch is not None or decoded.shape == (rule.size, rule.size):
-        return decoded.canvas
+        return canvas
     # A rule whose patches are not resized (`patch` equals `size`) keeps the pixels of the file.
-    own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE)
+    own = dataclasses.replace(rule, size=SMALLEST_SIZE, patch=SMALLEST_SIZE, fit="stretch")
     try:
-        return decode_one(decoded.image, own).canvas
+        return decode_one(decoded.image, own).canvas.covered(canvas.fit)
     except InputError:  # the image is narrower than a patch, or the file is gone by now
-        return decoded.canvas
+        return canvas.image()
 
 
 def _upright(region: Region, decoded: Decoded) -> Box:

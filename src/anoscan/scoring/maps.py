@@ -194,8 +194,8 @@ def fit(
     align : bool or None
         Whether every place has its own Gaussians. With None, the likelihood of the features of
         held-out normals decides.
-    inside : ndarray of shape (s, s), bool, optional
-        The places that count; by default all.
+    inside : ndarray of shape (s, s) or (n, s, s), bool, optional
+        The places that count, in all images or in each; by default all.
     """
     with exact_float32():
         anywhere = _fit_blocks(networks, training())
@@ -226,23 +226,25 @@ def calibrated(
     held_out : callable
         A function that returns batches (n, c, s, s) in [-1, 1] of normal images that no network
         learned from. It is called twice.
-    inside : ndarray of shape (s, s), bool, optional
-        The places that count; by default all.
+    inside : ndarray of shape (s, s) or (n, s, s), bool, optional
+        The places that count, in all images or in each; by default all.
     """
     layers, side = _held(networks, maps, held_out)
     n, folds = len(layers), min(FOLDS, len(layers))
-    places = np.ones((side, side), np.bool_) if inside is None else inside
-    counted = np.empty((n, int(places.sum())), np.float32)
+    counted = np.empty((n, side, side), np.float32)
     for first in range(folds):
         own = np.arange(first, n, folds)
         others = np.delete(np.arange(n), own) if folds > 1 else own
         crossed = _fitted(maps, layers, others, side)
         for rows, some in _chunks(layers, own, maps):
-            counted[rows] = _of_layers(some, crossed, side).cpu().numpy()[:, places]
-    level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
-    peaks = counted.max(1).astype(np.float64)
+            counted[rows] = _of_layers(some, crossed, side).cpu().numpy()
+    places = None if inside is None else np.broadcast_to(inside, counted.shape)
+    level = np.quantile(counted if places is None else counted[places], 1 - PIXEL_RATE)
+    if places is not None:
+        counted[~places] = -np.inf
+    peaks = counted.max((1, 2)).astype(np.float64)
     whole = _fitted(maps, layers, np.arange(n), side)
-    return dataclasses.replace(whole, scale=MapScale(level), peaks=peaks)
+    return dataclasses.replace(whole, scale=MapScale(max(float(level), 1e-3)), peaks=peaks)
 
 
 def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:

@@ -372,7 +372,7 @@ def _maps(
         lambda: chunks(some, read, runtime.device),
         lambda: chunks(unseen, read, runtime.device),
         align={"auto": None, "on": True, "off": False}[config.align],
-        inside=material.inside,
+        inside=material.inside_of(unseen),
     )
 
 

@@ -70,7 +70,9 @@ def run_self_test(model: Model, material: Material, *, wanted: int | None = None
     the length of the training, so that the test costs a few per cent of that.
     """
     side, native = model.rule.size, round(_native_side(model))
-    views = np.ascontiguousarray(material.pixels[evenly(material.unseen, MOST_CLEAN)])
+    rows = evenly(material.unseen, MOST_CLEAN)
+    views = np.ascontiguousarray(material.pixels[rows])
+    inside = material.inside_of(rows) if model.rule.fit == "pad" else None
     clean = _scored(model, views, mapped=False).scores
     sizes = sizes_for(side)
     if wanted is None:
@@ -80,7 +82,7 @@ def run_self_test(model: Model, material: Material, *, wanted: int | None = None
         rng = np.random.default_rng(
             random_stream(model.config.seed, "defects", number).initial_seed()
         )
-        changed, masks = _changed(views, kind, size, wanted, native, rng)
+        changed, masks = _changed(views, inside, kind, size, wanted, native, rng)
         if len(changed) > wanted // 4:
             cells.append(_cell(kind, size, clean, _scored(model, changed), masks))
     auroc, pixel_auroc = _mean([c.auroc for c in cells]), _mean([c.pixel_auroc for c in cells])
@@ -132,20 +134,33 @@ def _wanted(config: TrainConfig, conditions: int, most: int) -> int:
 
 
 def _changed(
-    views: Floats, kind: str, size: int, wanted: int, native: int, rng: np.random.Generator
+    views: Floats,
+    inside: Mask | None,
+    kind: str,
+    size: int,
+    wanted: int,
+    native: int,
+    rng: np.random.Generator,
 ) -> tuple[Floats, Mask]:
     """Put defects into at most `wanted` normal images (m, c, s, s); omit those that do not show.
 
-    Returns the changed images (n, c, s, s), and masks (n, s, s) that are True where the defect is.
+    With `inside`, (s, s) or (m, s, s), nothing changes outside of it. Returns the changed images
+    (n, c, s, s), and masks (n, s, s) that are True where the defect is.
     """
     contrast = max(float(views.std()), 1e-6)
     images, masks = [], []
     for row in rng.permutation(len(views)):
         donor = views[(row + rng.integers(1, max(len(views), 2))) % len(views)]
         found = defect(kind, views[row], donor, size, contrast, native, rng)
-        if found is not None:
-            images.append(found[0])
-            masks.append(found[1])
+        if found is None:
+            continue
+        image, mask = found
+        if inside is not None:
+            place = np.broadcast_to(inside, (len(views), *mask.shape))[row]
+            image, mask = np.where(place, image, views[row]), mask & place
+        if mask.any():
+            images.append(image)
+            masks.append(mask)
         if len(images) == wanted:
             break
     shape = (0, *views.shape[1:])
@@ -276,8 +291,9 @@ def _native_side(model: Model) -> float:
     if model.rule.patch is not None:
         return model.rule.patch
     sizes: dict[str, int] = model.metadata["training_data"]["sizes"]
-    longer = np.array([max(map(int, name.split("x"))) for name in sizes])
-    return float(np.median(np.repeat(longer, list(sizes.values()))))
+    seen = min if model.rule.fit == "crop" else max
+    sides = np.array([seen(map(int, name.split("x"))) for name in sizes])
+    return float(np.median(np.repeat(sides, list(sizes.values()))))
 
 
 def _advice(model: Model, trained: int, scale: float) -> str:

@@ -33,7 +33,8 @@ def evaluate(
         typer.Argument(
             metavar="IMAGES",
             help="Folder that paths in the CSV are relative to; or a folder laid out like MVTec "
-            "AD, which needs no CSV. [default: the CSV's folder]",
+            "AD, or with a folder of good and one of bad images, which needs no CSV. "
+            "[default: the CSV's folder]",
         ),
     ] = None,
     labels: Annotated[
@@ -75,8 +76,8 @@ def evaluate(
     """
     if labels is None and images is None:
         raise UsageError(
-            "eval needs --labels FILE, a CSV with the header path,label, or a folder laid out "
-            "like MVTec AD."
+            "eval needs --labels FILE, a CSV with the header path,label; or a folder laid out "
+            "like MVTec AD; or one with a folder of good and one of bad images."
         )
     how = asked_for(asked)
     request = ScoreRequest.of(**how)

@@ -17,6 +17,7 @@ from anoscan.cli.options import (
     SHOWN,
     TABLE_ROWS,
     Device,
+    Every,
     HelpAll,
     Json,
     Maps,
@@ -66,6 +67,7 @@ def score(
         ),
     ] = None,
     roi: RoiMask = None,
+    every: Every = 1,
     allow_empty: Annotated[
         bool,
         option("--allow-empty", help="Take an empty folder, or an empty list, for no fault."),
@@ -166,7 +168,7 @@ def score(
     output = output_of(as_json, quiet)
     pages_folder = beside(wanted.page) if wanted.page and report_assets else None
     written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
-    files, notes = queries.gather(paths, written, allow_empty=allow_empty)
+    files, notes = queries.gather(paths, written, allow_empty=allow_empty, every=every)
     if not streams:
         extras = {"residuals": residuals, "maps": maps}
         kept = [name for name, value in extras.items() if value is not None]

@@ -19,6 +19,7 @@ from anoscan.cli.completion import among
 from anoscan.cli.options import (
     OUTPUT,
     Device,
+    Every,
     Force,
     HelpAll,
     Json,
@@ -61,6 +62,7 @@ def train(
             panel=IMAGES,
         ),
     ] = None,
+    every: Every = 1,
     config_file: Annotated[
         Path | None,
         option(
@@ -139,7 +141,7 @@ def train(
     if dry_run and redo is not None:
         raise UsageError("--redo does not go with --dry-run: it takes the settings of the model.")
     if dry_run:
-        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi)
+        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every)
         return
     if force or redo is not None:
         _ask(images, name, yes)
@@ -157,6 +159,7 @@ def train(
         drop_suspects=drop_suspects,
         roi=roi,
         redo=redo,
+        every=every,
         backbone_weights=backbone_weights,
         **machine,
     )
@@ -267,12 +270,13 @@ def _dry_run(
     name: str | None,
     resume: bool,
     roi: str | None,
+    every: int,
 ) -> None:
     from anoscan.core.runtime import Runtime
     from anoscan.dataset.inspection import inspect
     from anoscan.dataset.split import check_count
     from anoscan.images import masks
-    from anoscan.images.files import find
+    from anoscan.images.files import every_nth, find
     from anoscan.images.layout import training_paths
     from anoscan.model import names, store
     from anoscan.training.checkpoint import Checkpoint
@@ -284,7 +288,7 @@ def _dry_run(
     if resume:
         Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
-    files = find(training_paths(paths)[0])
+    files = every_nth(find(training_paths(paths)[0]), every)
     masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
     inspection = inspect(files, chosen, runtime.workers)
     check_count(inspection.inspected)

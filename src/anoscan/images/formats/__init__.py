@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Protocol
 
 from anoscan.core.errors import InputError
-from anoscan.images.formats import dicom, jpeg, nifti, npy, pillow, png, pnm, tiff
+from anoscan.images.formats import (
+    dicom,
+    hdf5,
+    jpeg,
+    nifti,
+    npy,
+    pillow,
+    png,
+    pnm,
+    tiff,
+    video,
+)
 from anoscan.images.formats.picture import Opened, damage, digest_of, reasons, regular
 
 
@@ -32,7 +43,11 @@ class Reader(Protocol):
 
 
 # DICOM comes first, because a DICOM file may begin like a TIFF.
-READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, png, jpeg, pnm)
+READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, hdf5, png, jpeg, pnm, video)
+_NAMING = (npy, hdf5, video)  # readers whose pages have names
+CONTAINERS = (".npz", ".h5", ".hdf5", ".mp4", ".avi", ".mov", ".mkv")  # endings of such files
+VIDEOS = tuple(video.SUFFIXES.split())
+_NATIVE = (hdf5, video)  # readers that run native code even to list the pages
 _HEAD = 352  # bytes that identify a format; the mark of NIfTI is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
@@ -57,6 +72,31 @@ def count(file: Path) -> int:
             return reader.count(file) if reader else 1
     except InputError:
         return 1
+
+
+def lists_natively(file: Path) -> bool:
+    """Whether native code has to list the pages of a file, which a process of its own should do."""
+    try:
+        return _reader(file) in _NATIVE
+    except InputError:
+        return False
+
+
+def page_names(file: Path) -> tuple[str, ...]:
+    """Names of the pages of a file of several images, which are numbers from 1 in most formats.
+
+    It is () for a file of one image, or where it cannot be read: `read` will give the reason.
+    """
+    try:
+        with damage():
+            reader = _reader(file)
+            pages = reader.count(file) if reader else 1
+            if pages < 2:
+                return ()
+            named = next((some.names(file) for some in _NAMING if some is reader), ())
+            return named or tuple(map(str, range(1, pages + 1)))
+    except InputError:
+        return ()
 
 
 def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened:

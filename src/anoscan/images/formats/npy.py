@@ -9,7 +9,7 @@ import functools
 import math
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from anoscan.images.formats.picture import (
 
 SUFFIXES = ".npy .npz"
 _COLOURS = (1, 3, 4)  # samples of a pixel: grey, RGB, RGB with opacity
+_LONGEST = 100  # characters of a part of a name of an array
 _MAGIC, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _STEP = 2**22  # bytes that are read at a time where others lie between
 # NumPy reads a header with ast.literal_eval, which sometimes fails in two threads at once. Python
@@ -50,6 +51,36 @@ def count(file: Path) -> int:
     return sum(stack.pages for stack in _stacks_of(file))
 
 
+def names(file: Path) -> tuple[str, ...]:
+    """Names of all pages of a zip file; () for a file of one array, whose pages have numbers.
+
+    They are of the array, and in a stack of the number in it, from 0.
+    """
+    stacks = _stacks_of(file)
+    if any(stack.member is None for stack in stacks):
+        return ()
+    return names_of([(str(s.member).removesuffix(".npy"), s.pages, s.stacked) for s in stacks])
+
+
+def names_of(arrays: Sequence[tuple[str, int, bool]]) -> tuple[str, ...]:
+    """Names of the pages of arrays, given as (name, pages, whether it is a stack).
+
+    They become parts of paths of files that are written. So there is no part such as ``..``, and
+    what is no letter, digit, or one of ``._-`` becomes ``_``. There are none, (), where that makes
+    two names the same.
+    """
+    found: list[str] = []
+    for name, pages, stacked in arrays:
+        parts = [
+            "".join(c if c.isalnum() or c in "._-" else "_" for c in part)[:_LONGEST]
+            for part in name.split("/")
+        ]
+        safe = "/".join(part if part.strip(".") else "_" for part in parts)
+        digits = max(3, len(str(pages - 1)))
+        found += [f"{safe}/{n:0{digits}d}" for n in range(pages)] if stacked else [safe]
+    return tuple(found) if len(set(found)) == len(found) else ()
+
+
 def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
     """Read the only image of a file, or the one of a page."""
     index = (page or 1) - 1
@@ -65,7 +96,8 @@ class _Stack:
     """An array of a file: `member` in a zip file, or the file itself.
 
     `shape` is (n, height, width) or (n, height, width, samples), and `start` the bytes before the
-    numbers. `refusal` says why an array is no image; it counts as one page, which is refused.
+    numbers. `stacked` says whether the array itself has the n. `refusal` says why an array is no
+    image; it counts as one page, which is refused.
     """
 
     member: str | None
@@ -74,6 +106,7 @@ class _Stack:
     kind: np.dtype[Any] | None = None
     start: int = 0
     refusal: str = ""
+    stacked: bool = False
 
     @property
     def pages(self) -> int:
@@ -175,13 +208,14 @@ def _stack(file: Path, member: str | None, size: int) -> _Stack:
         start = source.tell()
     if kind.hasobject:
         raise InputError("holds Python objects, which are never read")
-    stack = _Stack(member, _as_stack(shape), by_columns, kind, start)
+    whole = as_stack(shape)
+    stack = _Stack(member, whole, by_columns, kind, start, stacked=whole == shape)
     if start + math.prod(shape) * kind.itemsize > size:
         raise InputError("truncated image")
     return stack
 
 
-def _as_stack(array: tuple[int, ...]) -> tuple[int, ...]:
+def as_stack(array: tuple[int, ...]) -> tuple[int, ...]:
     """Shape (n, height, width) or (n, height, width, samples) of an array, which may lack the n."""
     shape = "x".join(map(str, array)) or "one number"
     if min(array, default=0) < 0:
