@@ -25,7 +25,9 @@ ORDER = [
     "training",
     "evaluation",
     "report",
+    "trainer",
     "detector",
+    "sklearn",
     "cli",
 ]
 # Beside the order of the packages: rooms that need not know of each other.
