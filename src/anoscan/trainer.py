@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anoscan.core.config import TrainConfig
-from anoscan.core.errors import InputError, UsageError
+from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.core.progress import OnProgress, notify
 from anoscan.core.results import ModelReference, TrainReport
 from anoscan.core.runtime import Runtime
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anoscan.images.in_memory import Images
 
 Given = Held | list[str | Path]
+_LEFT_NOTHING = "training was stopped; without a name or a path no checkpoint is kept."
 UNSAVED = ModelReference(name="", path="", sha256="")
 
 
@@ -110,6 +111,8 @@ def train(
             # The record of the whole training stays where only a stage was trained again.
             own = Record(place.model)
             tracking = record.move(own) if before is None else own
+        except TrainingInterrupted as error:
+            raise error if place.saved else TrainingInterrupted(_LEFT_NOTHING) from None
         finally:
             if before is not None:
                 place.checkpoint.unlink(missing_ok=True)

@@ -24,9 +24,6 @@ from anoscan.images.formats.picture import Opened, damage, digest_of, of_samples
 if TYPE_CHECKING:
     from torch import Tensor
 
-    OneImage = str | os.PathLike[str] | NDArray[Any] | Image.Image | Tensor
-    Images = OneImage | Iterable[OneImage]
-
 Samples = NDArray[Any]
 
 _KINDS = "paths of files and folders, arrays, Pillow images or tensors"
@@ -160,6 +157,11 @@ class Held:
         return [tensor(array) for array in whole] if isinstance(whole, list) else tensor(whole)
 
 
+if TYPE_CHECKING:
+    OneImage = str | os.PathLike[str] | NDArray[Any] | Image.Image | Tensor
+    Images = OneImage | Iterable[OneImage] | Held
+
+
 def together(arrays: Sequence[Samples]) -> Samples | list[Samples]:
     """Return arrays as one, with a new first axis; in a list where shapes or types differ."""
     if len({(array.shape, array.dtype) for array in arrays}) == 1:
@@ -185,6 +187,8 @@ def gather(images: Images, names: Sequence[str] | None = None) -> Held | list[st
     InputError
         When there is no image, or shapes, types or values are not those of images.
     """
+    if isinstance(images, Held):
+        return images
     listed = _listed(images)
     if isinstance(listed, list):
         paths = [isinstance(item, str | os.PathLike) for item in listed]
@@ -210,8 +214,8 @@ def gather(images: Images, names: Sequence[str] | None = None) -> Held | list[st
     return Held(held, single, tensor, None if isinstance(listed, list) else np.shape(listed))
 
 
-def scaled(images: Samples) -> Held:
-    """Return images (n, h, w) or (n, h, w, 3) of floats, which may lie beyond 0 and 1."""
+def unchecked(images: Samples) -> Held:
+    """Return images (n, h, w) or (n, h, w, 3) as they are; floats may lie beyond 0 and 1."""
     names = [f"array[{number}]" for number in range(len(images))]
     held = [HeldImage(n, Path(n), n, content=x) for n, x in zip(names, images, strict=True)]
     return Held(held, single=False)
