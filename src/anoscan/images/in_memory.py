@@ -311,12 +311,15 @@ def _of_image(image: Samples, name: str, *, is_tensor: bool) -> tuple[Samples, s
         return image[..., 0], axes
     if image.shape[2] == 3:
         return image, axes
-    channels = image.shape[2]
-    hint = "Leave the opacity out: X[..., :3]." if channels == 4 else _SHAPES
     if shape[0] in (1, 3):
-        channels, hint = shape[0], "Move the colours to the end: numpy.moveaxis(X, -3, -1)."
-        raise InputError(f"an image of shape {shape} has its colours first.", hint=hint)
-    raise InputError(f"an image of shape {shape} has {channels} channels, not 1 or 3.", hint=hint)
+        raise InputError(
+            f"an image of shape {shape} has its colours first.",
+            hint="Move the colours to the end: numpy.moveaxis(X, -3, -1).",
+        )
+    raise InputError(
+        f"an image of shape {shape} has {image.shape[2]} channels, not 1 or 3.",
+        hint="Leave the opacity out: X[..., :3]." if image.shape[2] == 4 else _SHAPES,
+    )
 
 
 def _check_values(image: Samples, name: str) -> None:
