@@ -216,6 +216,7 @@ def test_a_map_of_patches_has_every_row(tmp_path: Path) -> None:
     found = model.predict(stripes[:1], maps=True, reconstructions=True)
     assert np.array_equal(found.maps[0], np.load(tmp_path / "maps" / "0.png.map.npy"))
     assert found.reconstructions.shape == (1, 48, 40)
+    assert model.predict(stripes[:9])._repr_html_().count("<img") == 3  # they take long to draw
 
 
 def test_the_rows_of_a_map_that_is_reduced_are_kept(

@@ -34,6 +34,7 @@ from anoscan.training import health
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # as in `images.decode`
 _SIDE = 256  # pixels of a picture, at most
+_FEW_SHOWN = 3  # large images, which take long to measure again
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Predicting:
             _stacked(kept.maps) if self.maps else None,
             back,
             _Drawing(self, files),
+            predictions.MOST_SHOWN if self.judge.model.rule.patch is None else _FEW_SHOWN,
         )
 
     def _ranking(self, views: ViewFiles | None, on_progress: OnProgress) -> Ranking:

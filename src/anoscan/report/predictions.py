@@ -56,6 +56,8 @@ class Predictions(Sequence[Outcome]):
         are uint8, or float32 where the files have more than 8 bits.
     draw : callable, optional
         Draws images for `plot`. Predictions that were pickled have none.
+    most_shown : int
+        Number of images that a notebook shows, at most.
     """
 
     results: tuple[Outcome, ...]
@@ -65,6 +67,7 @@ class Predictions(Sequence[Outcome]):
     maps: Any = None
     reconstructions: Any = None
     draw: Draw | None = None
+    most_shown: int = MOST_SHOWN
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -186,7 +189,7 @@ class Predictions(Sequence[Outcome]):
     def _repr_html_(self) -> str:
         """Return a table with pictures of the most anomalous images, for notebooks."""
         rows = []
-        for image, drawn in self._shown(MOST_SHOWN):
+        for image, drawn in self._shown(self.most_shown):
             name = html.escape(printable(image.path))
             facts = f"{image.score:.3f}</td><td>{image.p_value:.3g}</td><td>{image.verdict}"
             shown = f'<img alt="" height="{_HEIGHT}" src="{_data(drawn)}">'
