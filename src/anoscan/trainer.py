@@ -111,8 +111,10 @@ def train(
             # The record of the whole training stays where only a stage was trained again.
             own = Record(place.model)
             tracking = record.move(own) if before is None else own
-        except TrainingInterrupted as error:
-            raise error if place.saved else TrainingInterrupted(_LEFT_NOTHING) from None
+        except TrainingInterrupted:
+            if place.saved:
+                raise
+            raise TrainingInterrupted(_LEFT_NOTHING) from None
         finally:
             if before is not None:
                 place.checkpoint.unlink(missing_ok=True)

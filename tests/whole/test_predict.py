@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 import anoscan
 from anoscan import Detector, MapFiles, Predictions
-from anoscan.core.errors import AnoscanWarning, InputError, UsageError
+from anoscan.core.errors import AnoscanWarning, InputError, TrainingInterrupted, UsageError
 from anoscan.core.results import ImageScore, Skipped
 from tests.conftest import Digits
 
@@ -109,6 +109,21 @@ def test_training_refuses_what_it_cannot_learn_from() -> None:
         Detector.train(NORMALS, imagesshown=3)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"can be read\. array\[0\]: has NaN"):
         Detector.train(np.full((20, 8, 8), np.nan))
+
+
+def test_an_interrupted_training_of_arrays_says_that_it_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from anoscan import trainer
+
+    def interrupted(*arguments: Any) -> None:
+        raise TrainingInterrupted("training was stopped; a checkpoint is kept.")
+
+    monkeypatch.setattr(trainer, "learn", interrupted)
+    with pytest.raises(TrainingInterrupted, match="no checkpoint is kept"):
+        Detector.train(NORMALS)
+    with pytest.raises(TrainingInterrupted, match="a checkpoint is kept"):
+        Detector.train(NORMALS, name="digits")
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -281,8 +296,10 @@ def test_reconstructions_of_files_have_their_levels(detector: Detector, tmp_path
 def test_skipped_images_keep_their_place(detector: Detector) -> None:
     images = (QUERIES / 255).astype(np.float32)
     images[3, 0, 0] = np.nan
-    with pytest.warns(AnoscanWarning, match=r"1 of 10 images are skipped.*array\[3\]: has NaN"):
+    said = r"1 of 10 images are skipped.*array\[3\]: has NaN"
+    with pytest.warns(AnoscanWarning, match=said) as caught:
         found = detector.predict(images, maps=True, reconstructions=True)
+    assert caught[0].filename == __file__
     assert isinstance(found[3], Skipped)
     assert np.flatnonzero(np.isnan(found.scores)).tolist() == [3]
     assert np.isnan(found.p_values[3])

@@ -73,7 +73,7 @@ class Predicting:
         if skipped:
             first = f"{skipped[0].path}: {skipped[0].reason}"
             message = f"{len(skipped)} of {len(results)} images are skipped. The first is {first}."
-            warnings.warn(message, AnoscanWarning, stacklevel=4)
+            warnings.warn(message, AnoscanWarning, stacklevel=3)
         back: Any = None
         if self.reconstructions:
             back = _stacked(kept.found) if held is None else held.like(kept.found)
