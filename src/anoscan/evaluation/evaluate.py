@@ -111,7 +111,7 @@ class _Measured:
         judge = subject.judge
         files = [item.image for item in given.images]
         by_path = {item.image.path: item for item in given.images}
-        wanted = Wanted(pictures=False, mapped=given.masks)
+        wanted = Wanted(request.score, pictures=False, mapped=given.masks)
         batches = judge.measured(files, request.batch_size, request.inversion, wanted)
         with ExitStack() as stack:
             pixels = _Pixels(given.images, stack) if given.masks else None

@@ -173,8 +173,7 @@ class Looks:
         is left to the score.
         """
         found = []
-        sizes = self.values[:, :2]
-        (low_w, low_h), (high_w, high_h) = sizes.min(0), sizes.max(0)
+        (low_w, low_h), (high_w, high_h) = self._sizes
         if not (
             low_w / _SIDE <= look.width <= high_w * _SIDE
             and low_h / _SIDE <= look.height <= high_h * _SIDE
@@ -205,6 +204,8 @@ class Looks:
         return more > usually_more and value + more >= low
 
     def _kind(self, kind: str) -> list[str]:
+        if kind in self.kinds:
+            return []
         depth, _, colour = kind.partition(" ")
         depths = {known.partition(" ")[0] for known in self.kinds}
         coloured = {known.endswith("colour") for known in self.kinds}
@@ -219,6 +220,11 @@ class Looks:
                 else "channels: grey, normal images are in colour"
             )
         return found
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        sizes = self.values[:, :2]
+        return np.stack([sizes.min(0), sizes.max(0)])
 
     @cached_property
     def _fences(self) -> dict[str, tuple[float, float]]:

@@ -87,6 +87,8 @@ class Wanted:
 
     Parameters
     ----------
+    score : str, optional
+        The score whose terms are wanted; by default, all terms are measured.
     pictures, mapped : bool
         Whether reconstruction and residual of large images, and anomaly maps, are wanted. Other
         images always have a reconstruction and a residual.
@@ -98,6 +100,7 @@ class Wanted:
         See `scoring.tiled.measure_tiled`.
     """
 
+    score: str | None = None
     pictures: bool = True
     mapped: bool = True
     level: float | None = None
@@ -278,7 +281,8 @@ class Judge:
         if not pixels:
             return [MeasuredImage(outcome) for outcome in outcomes]
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        measured = self.model.measurer.measure(x, how, mapped=wanted.mapped)
+        only = self._only(wanted)
+        measured = self.model.measurer.measure(x, how, mapped=wanted.mapped, only=only)
         arrays = (measured.terms, measured.x_hat, measured.residual, measured.anomaly_map)
         found = iter(zip(*arrays, strict=True))
         rows: list[MeasuredImage] = []
@@ -312,6 +316,7 @@ class Judge:
             how,
             picture=wanted.pictures,
             mapped=wanted.mapped,
+            only=self._only(wanted),
             on_rows=on_rows,
             on_tiles=wanted.on_tiles,
         )
@@ -319,43 +324,62 @@ class Judge:
         residual, anomaly_map = map(canvas.counted, (found.residual[0], found.anomaly_map[0]))
         return MeasuredImage(decoded, found.terms[0], found.x_hat[0], residual, anomaly_map, finder)
 
+    def _only(self, wanted: Wanted) -> tuple[str, ...] | None:
+        return None if wanted.score is None else self.scorer.terms(wanted.score)
+
     def baseline(self, decoded: Decoded) -> np.ndarray:
         """Return the scores of an image, or of its worst tiles, by each of `baselines.NAMES`."""
         batches = [self.model.baselines.scores(x) for x in views(decoded, self._rule)]
         return np.array([worst(np.concatenate([b[name] for b in batches])) for name in NAMES])
 
-    def judge(self, decoded: Decoded, measured: MeasuredImage, levels: Levels) -> ImageScore:
-        """Return the result of one measured image; it has no rank, q-value or pictures yet.
+    def judge(self, batch: Sequence[MeasuredImage], levels: Levels) -> list[ImageScore]:
+        """Return the results of measured images; they have no rank, q-value or pictures yet.
+
+        Images that could not be read have no result.
 
         Raises
         ------
         ModelError
-            When the score or its level is no finite number: any verdict would be made up.
+            When a score or its level is no finite number: any verdict would be made up.
         """
-        terms, score = measured.terms, levels.score
-        value = float(self.scorer.scores(terms[None], score)[0])
-        if not (math.isfinite(value) and math.isfinite(levels.image)):
+        readable = [(m.decoded, m) for m in batch if isinstance(m.decoded, Decoded)]
+        if not readable:
+            return []
+        scorer, score = self.scorer, levels.score
+        terms = np.stack([measured.terms for _, measured in readable])
+        scores = scorer.scores(terms, score)
+        finite = np.isfinite(scores) & math.isfinite(levels.image)
+        if not finite.all():
+            first = readable[int(finite.argmin())][0]
             raise ModelError(
-                f"the model gives no score for {decoded.image.path}: its weights are damaged.",
+                f"the model gives no score for {first.image.path}: its weights are damaged.",
                 hint="Copy the model again from where it came from, or train it again.",
             )
-        reference, looks = self.scorer.calibration_scores(score), self._calibration.looks
-        anomalous = value > levels.image
-        found = ImageScore(
-            rank=None,
-            path=decoded.image.path,
-            score=value,
-            p_value=float(calibration.p_values(np.array([value]), reference)[0]),
-            q_value=None,
-            verdict="anomalous" if anomalous else "normal",
-            terms=self.scorer.named(terms, score),
-            regions=self._regions(decoded, measured, levels.region, anomalous),
-            residual=None,
-            percentiles=self.scorer.percentiles(terms, score),
-            nearest=self._nearest(decoded, levels),
-        )
-        mismatch = looks.reasons(decoded.look, located=found.located)
-        return found if mismatch is None else dataclasses.replace(found, mismatch=mismatch)
+        names = scorer.terms(score)
+        shown, below = scorer.shown(terms, score), scorer.percentiles(terms, score)
+        p = calibration.p_values(scores, scorer.calibration_scores(score))
+        found = []
+        for row, (decoded, measured) in enumerate(readable):
+            anomalous = bool(scores[row] > levels.image)
+            image = ImageScore(
+                rank=None,
+                path=decoded.image.path,
+                score=float(scores[row]),
+                p_value=float(p[row]),
+                q_value=None,
+                verdict="anomalous" if anomalous else "normal",
+                terms=dict(zip(names, shown[row].tolist(), strict=True)),
+                regions=self._regions(decoded, measured, levels.region, anomalous),
+                residual=None,
+                percentiles=dict(zip(names, below[row].tolist(), strict=True)),
+                nearest=self._nearest(decoded, levels),
+            )
+            looks = self._calibration.looks
+            mismatch = looks.reasons(decoded.look, located=image.located)
+            found.append(
+                image if mismatch is None else dataclasses.replace(image, mismatch=mismatch)
+            )
+        return found
 
     def _regions(
         self, decoded: Decoded, measured: MeasuredImage, level: float, anomalous: bool

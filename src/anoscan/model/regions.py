@@ -41,6 +41,8 @@ def find(
     peaks : ndarray of shape (n,)
         The highest value in the map of each held-out normal.
     """
+    if not (anomaly_map.size and anomaly_map.max() > level):
+        return ()
     finder = Finder(level)
     finder.add(0, anomaly_map)
     return finder.found(decoded, _extent(decoded, anomaly_map), peaks)
@@ -153,6 +155,9 @@ class Finder:
     def _joined(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Join pieces that touch, and return their boxes (n, 4), pixels (n,) and peaks (n,)."""
         a, b = np.concatenate(self._touching, 1)
+        if not len(a):
+            boxes, cells = np.concatenate(self._boxes), np.concatenate(self._cells)
+            return boxes, cells, np.concatenate(self._peaks)
         graph = coo_array((np.ones(len(a)), (a, b)), shape=(self._count, self._count))
         n, owner = connected_components(graph, directed=False) if self._count else (0, a)
         pieces = np.concatenate(self._boxes)

@@ -68,19 +68,24 @@ class Scorer:
         places, weights = self._places(DEFAULT_SCORE), self._weights(DEFAULT_SCORE)
         return cross_fitted_scores(terms[:, places], weights)
 
-    def named(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """Return one image's terms (k,) by name: standardised, but raw for a `Score.raw`."""
+    def shown(self, terms: np.ndarray, score: str) -> np.ndarray:
+        """Return the `terms` of a score (n, t): standardised, but raw for a `Score.raw`."""
         how = score_named(score)
-        values = terms[self._places(how.name)]
-        if not how.raw:
-            values = self._scales[how.name].standardise(values[None])[0]
-        return dict(zip(self.terms(how.name), values.tolist(), strict=True))
+        values: np.ndarray = terms[:, self._places(how.name)]
+        return values if how.raw else self._scales[how.name].standardise(values)
 
-    def percentiles(self, terms: np.ndarray, score: str) -> dict[str, float]:
-        """Return the percentage of calibration images with less of each term (k,) than an image."""
-        places = self._places(score)
-        below = (self._calibration.terms[:, places] < terms[places]).mean(0)
-        return dict(zip(self.terms(score), (100 * below).tolist(), strict=True))
+    def percentiles(self, terms: np.ndarray, score: str) -> np.ndarray:
+        """Return the percentage of calibration images with less of each term, (n, t)."""
+        columns = [
+            np.searchsorted(self._ascending[:, place], terms[:, place], side="left")
+            for place in self._places(score)
+        ]
+        found: np.ndarray = 100 * np.stack(columns, 1) / len(self._ascending)
+        return found
+
+    @cached_property
+    def _ascending(self) -> np.ndarray:
+        return np.sort(self._calibration.terms, axis=0)
 
     def _places(self, score: str) -> list[int]:
         return [self.columns.index(name) for name in self.terms(score)]

@@ -22,7 +22,7 @@ from anoscan.core.results import (
     Threshold,
 )
 from anoscan.images.files import ImageFile
-from anoscan.model.judge import Judge, Wanted, nothing_readable, searched
+from anoscan.model.judge import Judge, Levels, MeasuredImage, Wanted, nothing_readable, searched
 from anoscan.report.views import ImageViews, OnImage, ViewFiles
 from anoscan.scoring import calibration
 from anoscan.scoring.choices import RATES, ScoreRequest
@@ -55,26 +55,32 @@ class Ranking:
 
         views = self.views
         wanted = Wanted(
+            score=request.score,
             pictures=self.on_image is not None or (views is not None and views.drawn),
             level=levels.region,
             rows_for=None if views is None else views.rows_for,
             on_tiles=on_tiles,
         )
         for batch in self.judge.measured(files, request.batch_size, request.inversion, wanted):
+            results = iter(self.judge.judge(batch, levels))
             for measured in batch:
-                decoded, done = measured.decoded, done + 1
-                if isinstance(decoded, Skipped):
-                    yield decoded
-                    continue
-                result = self.judge.judge(decoded, measured, levels)
-                if views is not None or self.on_image is not None:
-                    seen = ImageViews.of(self.judge.model, decoded, measured)
-                if views is not None:
-                    result = views.write(result, seen, levels.region)
-                if self.on_image is not None:
-                    self.on_image(result, seen)
-                yield result
+                done += 1
+                if isinstance(measured.decoded, Skipped):
+                    yield measured.decoded
+                else:
+                    yield self._drawn(next(results), measured, levels)
             self.on_progress(Progress("scoring", done, total))
+
+    def _drawn(self, result: ImageScore, measured: MeasuredImage, levels: Levels) -> ImageScore:
+        """Write the files of an image, pass its views on, and return its result."""
+        if isinstance(measured.decoded, Skipped) or (self.views is None and self.on_image is None):
+            return result
+        seen = ImageViews.of(self.judge.model, measured.decoded, measured)
+        if self.views is not None:
+            result = self.views.write(result, seen, levels.region)
+        if self.on_image is not None:
+            self.on_image(result, seen)
+        return result
 
     def report(self, files: Sequence[ImageFile], model: ModelReference) -> ScoreReport:
         """Score and rank images, the most anomalous first; without files, the report is empty.

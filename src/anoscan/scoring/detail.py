@@ -6,11 +6,11 @@ has more, or has it at another scale. Networks see this poorly, because they ave
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+import functools
+
 from torch import Tensor
 
-from anoscan.scoring.grid import blurred
+from anoscan.scoring.grid import Filter, blurring, to_grid
 
 FINER_THAN = (1, 2, 4)  # standard deviations, in pixels, of the blurs that remove detail
 WIDEST = 1 / 16  # of them in sides: in a small image a wider blur removes more than detail
@@ -24,10 +24,17 @@ def blurs(side: int) -> list[int]:
 
 
 def energies(x: Tensor) -> list[Tensor]:
-    """Return local mean squares (n, s, s) of what each of the `blurs` removes of images.
+    """Return local mean squares (n, g, g) of what each of the `blurs` removes of images.
 
-    Images (n, c, s, s) are in [-1, 1], and the mean is over channels too.
+    Images (n, c, s, s) are in [-1, 1], and the mean is over channels too. The result is on the grid
+    of the layers of anomaly maps.
     """
-    pixels = x.cpu().numpy()
-    fine = (pixels - blurred(pixels, sigma) for sigma in blurs(x.shape[-1]))
-    return [torch.from_numpy(blurred(np.square(f).mean(1), WINDOW)).to(x.device) for f in fine]
+    side = x.shape[-1]
+    window = _window(side)
+    fine = (x - blurring(side, sigma)(x) for sigma in blurs(side))
+    return [window(f.square().mean(1)) for f in fine]
+
+
+@functools.lru_cache
+def _window(side: int) -> Filter:
+    return to_grid(side).after(blurring(side, WINDOW))

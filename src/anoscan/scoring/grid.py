@@ -1,18 +1,76 @@
-"""The grid of the layers of anomaly maps: halved, enlarged and smoothed pictures."""
+"""The grid of the layers of anomaly maps, and the linear filters of pictures.
+
+A filter is a matrix that is applied to the rows and to the columns of many pictures at once. So
+blurring and enlarging cost two products of matrices, and a chain of filters is a single one.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-
-from anoscan.core.arrays import Floats
+from torch.nn.functional import interpolate
 
 HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
 COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
 TRUNCATED = 3.0  # standard deviations after which a blur ends
+BLOCK = 32  # rows of a large filter that are applied together
+_DENSE = 96  # cells a side; the matrix of a filter of smaller pictures is used as a whole
+_KEPT = 128  # filters that are kept, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """A filter of the rows and columns of square pictures.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (g, s), float64
+        Row i says how cell i of the result is made of the s cells of a picture.
+    bands : tuple of (slice, slice)
+        Blocks of rows, and the columns outside of which they are zero.
+    """
+
+    matrix: Tensor
+    bands: tuple[tuple[slice, slice], ...]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Filter:
+        """Make a filter; the matrix of a large one is almost empty and is applied in bands."""
+        step = matrix.shape[0] if matrix.shape[1] <= _DENSE else BLOCK
+        bands = []
+        for start in range(0, len(matrix), step):
+            columns = matrix[start : start + step].abs().sum(0).nonzero()
+            seen = slice(int(columns.min()), int(columns.max()) + 1)
+            bands.append((slice(start, start + step), seen))
+        return cls(matrix, tuple(bands))
+
+    def after(self, other: Filter) -> Filter:
+        """Return the filter that applies `other`, and then this one."""
+        return Filter.of(self.matrix @ other.matrix)
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Filter pictures (..., s, s); the result (..., g, g) has their dtype and device."""
+        matrix = self._like(pictures.dtype, pictures.device)
+        if len(self.bands) == 1:
+            return matrix @ (pictures @ matrix.T)
+        *many, side = pictures.shape[:-1]
+        across = pictures.new_empty((*many, side, len(matrix)))
+        for rows, seen in self.bands:
+            across[..., rows] = pictures[..., seen] @ matrix[rows, seen].T
+        down = pictures.new_empty((*many, len(matrix), len(matrix)))
+        for rows, seen in self.bands:
+            down[..., rows, :] = matrix[rows, seen] @ across[..., seen, :]
+        return down
+
+    @functools.lru_cache(_KEPT)  # noqa: B019 - filters are few, and kept for good
+    def _like(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return self.matrix.to(device, dtype)
 
 
 def grid_side(side: int) -> int:
@@ -20,45 +78,48 @@ def grid_side(side: int) -> int:
     return side // 2 if side >= HALVED and side % 2 == 0 else side
 
 
-def on_grid(pictures: Tensor) -> Tensor:
-    """Return pictures (n, s, s) on the grid, as means of 2x2 pixels where it is halved."""
-    if grid_side(pictures.shape[-1]) == pictures.shape[-1]:
-        return pictures
-    return torch.nn.functional.avg_pool2d(pictures[:, None], 2)[:, 0]
+@functools.lru_cache(_KEPT)
+def to_grid(side: int) -> Filter:
+    """Return the filter of pictures to their grid: means of 2x2 pixels where it is halved."""
+    return _means(side, side // grid_side(side))
 
 
-def enlarged(layer: Tensor, side: int) -> Floats:
-    """Enlarge a layer (h, h) to (side, side), float32; the last cells may reach over the edge."""
-    cells = layer.shape[-1]
+@functools.lru_cache(_KEPT)
+def blurring(side: int, sigma: float, truncated: float = TRUNCATED) -> Filter:
+    """Return the filter (side, side) of a Gaussian with a standard deviation of `sigma` cells."""
+    eye = np.eye(side)
+    blur = ndimage.gaussian_filter1d(eye, sigma, axis=0, mode="nearest", truncate=truncated)
+    return Filter.of(torch.from_numpy(blur))
+
+
+@functools.lru_cache(_KEPT)
+def enlarging(cells: int, side: int) -> Filter:
+    """Return the filter (side, cells) that enlarges pictures by interpolation.
+
+    The last cells may reach over the edge.
+    """
     reach = side if cells > side else cells * 2 ** math.ceil(math.log2(side / cells))
-    grown = torch.nn.functional.interpolate(
-        layer.float()[None, None], size=(reach, reach), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0, 0, :side, :side].cpu().numpy()
-    return numbers
+    eye = torch.eye(cells, dtype=torch.float64)[None]
+    return Filter.of(interpolate(eye, size=reach, mode="linear", align_corners=False)[0].T[:side])
 
 
-def blurred(pictures: Floats, sigma: float) -> Floats:
-    """Blur the last two axes by a Gaussian with a standard deviation of `sigma` cells."""
-    axes = (pictures.ndim - 2, pictures.ndim - 1)
-    smooth: Floats = ndimage.gaussian_filter(
-        pictures, sigma, axes=axes, mode="nearest", truncate=TRUNCATED
-    )
-    return smooth
+@functools.lru_cache(_KEPT)
+def smoothing(cells: int, side: int, share: float) -> Filter:
+    """Return the filter (side, cells) that enlarges and then smooths pictures.
 
-
-def smoothed(layers: Floats, share: float) -> Floats:
-    """Smooth layers (m, s, s) by a Gaussian of `share` of the side, on a coarse grid for speed."""
-    side = layers.shape[-1]
+    The standard deviation of the smoothing is `share` of the side. A wide Gaussian smooths on a
+    coarser grid.
+    """
     sigma, step = share * side, 1
     while sigma >= 2 * COARSENESS * step and side % (2 * step) == 0:
         step *= 2
-    cells = layers.reshape(len(layers), side // step, step, side // step, step).mean((2, 4))
-    smooth = blurred(cells, sigma / step)
-    if step == 1:
-        return smooth
-    grown = torch.nn.functional.interpolate(
-        torch.from_numpy(smooth)[None], size=(side, side), mode="bilinear", align_corners=False
-    )
-    numbers: Floats = grown[0].numpy()
-    return numbers
+    smooth = blurring(side // step, sigma / step).after(_means(side, step))
+    if step > 1:
+        smooth = enlarging(side // step, side).after(smooth)
+    return smooth if cells == side else smooth.after(enlarging(cells, side))
+
+
+def _means(side: int, step: int) -> Filter:
+    """Return the filter of means over squares of `step` cells a side."""
+    eye = torch.eye(side // step, dtype=torch.float64)
+    return Filter.of(eye.repeat_interleave(step, 1) / step)

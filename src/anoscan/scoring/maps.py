@@ -17,14 +17,13 @@ anomalous quarter of the image, so grain or exposure all over it is no defect.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from anoscan.core.arrays import Floats, allocate
@@ -32,31 +31,35 @@ from anoscan.core.runtime import exact_float32
 from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import detail
-from anoscan.scoring.grid import enlarged, grid_side, on_grid, smoothed
-from anoscan.scoring.terms import Evidence, Forms, Tensors, backbone_local, gaussian_sums, subspace
-from anoscan.scoring.terms.local import BLOCKS, places, whitening
+from anoscan.scoring.grid import blurring, enlarging, grid_side, smoothing
+from anoscan.scoring.layers import (
+    BACKBONE,
+    FLOOR,
+    NEIGHBOURHOODS,
+    SUBSPACE,
+    blocks,
+    distances,
+    fine,
+    layers_of,
+    pixel_squares,
+    together,
+)
+from anoscan.scoring.terms import Evidence, Forms, Tensors, gaussian_sums
+from anoscan.scoring.terms.local import places, whitening
 
 Batches = Callable[[], Iterable[Tensor]]
 
 LAYER_SHRINKAGE = 0.01  # share of its diagonal that is added to the covariance of the layers
-CALM = 0.25  # share of an image's places that is taken for normal
 LEAST = 1e-8  # keeps a mean square above zero
 LEAST_PLACE_SPREAD = 1e-3
 LEAST_SPREAD = 0.02  # a layer that hardly differs between images must not decide alone
-FEWEST_PLACES = 8  # along the side of a block: coarser blocks do not locate a defect
 EDGE = 2  # places from the edge that the padding of the convolutions reaches
-FLOOR = 0.1  # added to distances, which are about 1 for normal images: far smaller ones are noise
-# Standard deviations of the smoothing of layers, and of the map itself, in sides of an image or a
-# tile, by whether images are aligned. An anomalous texture needs a neighbourhood to show; an
-# anomalous part of an aligned image shows at its own place.
-NEIGHBOURHOODS = {True: (1 / 64, 1 / 32), False: (1 / 64, 1 / 12)}
+# Standard deviation of the smoothing of maps, in sides, by whether images are aligned.
 LAST_BLUR = {True: 1 / 64, False: 1 / 16}
 # Standard deviation, in sides, of the smoothing of the normal values of places: few images are held
 # out, and neighbouring places have similar values.
 BLUR = 1 / 16
 SHRUNK = 8  # the mean over all places counts as much as so many images of one place
-_SUBSPACE = "subspace/"  # prefix of the names of that term's tensors
-_BACKBONE = "backbone"  # prefix of the names of a pretrained network's blocks
 MOST_HELD_OUT = 256  # images or patches that maps are calibrated on, at most
 FOLDS = 10  # parts of these images; the maps that measure the peaks of a part are fitted without it
 PIXEL_RATE = 0.001  # share of the pixels of normal images in bright colours
@@ -113,14 +116,10 @@ class Maps:
 
     def measure(self, evidence: Evidence) -> Floats:
         """Compute maps (n, s, s), float32; 0 is normal for a place, 1 a standard deviation more."""
-        return self._of_layers(_layers(evidence, self), evidence.x.shape[-1])
-
-    def _of_layers(self, images: Iterable[Floats], side: int) -> Floats:
-        combined = (_combined(layers, self) for layers in images)
-        raw = np.stack([enlarged(torch.from_numpy(one), side) for one in combined])
-        mean, spread = (self.tensors[f"place_{name}"].cpu().numpy() for name in ("mean", "spread"))
-        standard: Floats = (raw - mean) / spread
-        return standard
+        size = evidence.x.shape[-1]
+        parts = layers_of(evidence, self.tensors, aligned=self.aligned)
+        found = [_of_layers(layers, self, size) for layers in parts]
+        return np.concatenate([part.cpu().numpy() for part in found])
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors that a model file stores; `restored` takes the others from terms."""
@@ -157,13 +156,13 @@ class Maps:
 
 def forms(evidence: Evidence, aligned: bool) -> Forms:
     """Return what the tensors of `Maps.stored` are like, given evidence of any one image."""
-    blocks, side = _blocks(evidence), evidence.x.shape[-1]
+    seen, side = blocks(evidence), evidence.x.shape[-1]
     found: Forms = {"usual": Like((1,), low=LEAST / 2)}
-    for name, block in blocks.items():
+    for name, block in seen.items():
         if not aligned:
             c = block.shape[1]
             found |= {f"mean{name}": Like((c,)), f"whiten{name}": Like((c, c))}
-    m = (1 + len(detail.blurs(side)) + aligned + len(blocks)) * len(NEIGHBOURHOODS[aligned])
+    m = (1 + len(detail.blurs(side)) + aligned + len(seen)) * len(NEIGHBOURHOODS[aligned])
     g = grid_side(side)
     return found | {
         "centre": Like((m, g, g)),
@@ -235,15 +234,15 @@ def calibrated(
     places = np.ones((side, side), np.bool_) if inside is None else inside
     counted = np.empty((n, int(places.sum())), np.float32)
     for first in range(folds):
-        own = range(first, n, folds)
-        others = [layers[row] for row in range(n) if row not in own] or list(layers)
-        crossed = _fitted(maps, others, side)._of_layers([layers[row] for row in own], side)
-        counted[list(own)] = crossed[:, places]
+        own = np.arange(first, n, folds)
+        others = np.delete(np.arange(n), own) if folds > 1 else own
+        crossed = _fitted(maps, layers, others, side)
+        for rows, some in _chunks(layers, own, maps):
+            counted[rows] = _of_layers(some, crossed, side).cpu().numpy()[:, places]
     level = max(float(np.quantile(counted, 1 - PIXEL_RATE)), 1e-3)
     peaks = counted.max(1).astype(np.float64)
-    return dataclasses.replace(
-        _fitted(maps, list(layers), side), scale=MapScale(level), peaks=peaks
-    )
+    whole = _fitted(maps, layers, np.arange(n), side)
+    return dataclasses.replace(whole, scale=MapScale(level), peaks=peaks)
 
 
 def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int]:
@@ -254,43 +253,67 @@ def _held(networks: Networks, maps: Maps, batches: Batches) -> tuple[Floats, int
     with exact_float32():
         for x in batches():
             side = x.shape[-1]
-            for layers in _layers(Evidence(networks, x), maps):
+            for some in layers_of(Evidence(networks, x), maps.tensors, aligned=maps.aligned):
                 if kept is None:
-                    kept = allocate((count, *layers.shape))
-                kept[done] = layers
-                done += 1
+                    kept = allocate((count, *some.shape[1:]))
+                kept[done : done + len(some)] = some.cpu().numpy()
+                done += len(some)
     if kept is None:
         raise RuntimeError("there is always a held-out image")
     return kept, side
 
 
-def _fitted(maps: Maps, layers: Sequence[Floats], side: int) -> Maps:
-    """Fit all scales but that of colours to the layers (m, g, g) of normal images."""
-    unscaled = {"place_mean": torch.zeros(1), "place_spread": torch.ones(1)}
-    gaussian = _fit_layers(layers, maps.aligned)
-    bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
-    raw = bare._of_layers(layers, side).astype(np.float64)
-    # Left in, the effect of the place in a tile would repeat from tile to tile in blended maps.
-    n = len(raw)
-    mean = _of_place(raw.mean(0)[None], n, maps.aligned)[0]
-    spread = np.sqrt(
-        _of_place(np.square(raw - mean).mean(0)[None], n, maps.aligned)[0] + LEAST_PLACE_SPREAD**2
-    )
-    placed = {
-        "place_mean": torch.from_numpy(mean.astype(np.float32)),
-        "place_spread": torch.from_numpy(spread.astype(np.float32)),
+def _chunks(
+    layers: Floats, rows: NDArray[np.intp], maps: Maps
+) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+    """Yield some of the rows at a time, and their layers (k, m, g, g) on the device of the maps."""
+    device = maps.tensors["usual"].device
+    step = together(layers.shape[-1])
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        yield some, torch.from_numpy(np.ascontiguousarray(layers[some])).to(device)
+
+
+def _fitted(maps: Maps, layers: Floats, rows: NDArray[np.intp], side: int) -> Maps:
+    """Fit all scales but that of colours to some rows of the layers of normal images."""
+    device = maps.tensors["usual"].device
+    unscaled = {
+        "place_mean": torch.zeros(1, device=device),
+        "place_spread": torch.ones(1, device=device),
     }
+    gaussian = _fit_layers(maps, layers, rows)
+    bare = dataclasses.replace(maps, tensors=maps.tensors | unscaled | gaussian)
+    charts = (_of_layers(some, bare, side)[:, None] for _, some in _chunks(layers, rows, maps))
+    # Left in, the effect of the place in a tile would repeat from tile to tile in blended maps.
+    first, second = _means(charts, len(rows))
+    mean = _of_place(first, len(rows), maps.aligned)
+    around = (second - 2 * mean * first + mean.square()).clamp_min(0)
+    spread = (_of_place(around, len(rows), maps.aligned) + LEAST_PLACE_SPREAD**2).sqrt()
+    placed = _float32({"place_mean": mean[0], "place_spread": spread[0]})
     return dataclasses.replace(bare, tensors=bare.tensors | placed)
+
+
+def _means(fields: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Return the means over images of fields (k, m, g, g), and of their squares, float64."""
+    total = squares = torch.zeros(())
+    for some in fields:
+        exact = some.double()
+        total, squares = total + exact.sum(0), squares + exact.square().sum(0)
+    return total / count, squares / count
+
+
+def _float32(tensors: Tensors) -> Tensors:
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _is_of_places(name: str) -> bool:
     of_blocks = name.startswith(("mean", "whiten")) and name[-1].isdigit()
-    return of_blocks or name.startswith(_SUBSPACE)
+    return of_blocks or name.startswith(SUBSPACE)
 
 
 def _of_terms(terms: dict[str, Tensors]) -> Tensors:
     """Return the tensors that aligned maps share with the terms ``local`` and ``subspace``."""
-    pixels = {f"{_SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
+    pixels = {f"{SUBSPACE}{name}": value for name, value in terms.get("subspace", {}).items()}
     local = terms.get("backbone_local", {})
     pretrained = {_of_backbone(name): value for name, value in local.items()}
     return terms["local"] | pixels | pretrained
@@ -298,7 +321,7 @@ def _of_terms(terms: dict[str, Tensors]) -> Tensors:
 
 def _of_backbone(name: str) -> str:
     """Return the name in maps of a tensor of ``backbone_local``, whose last digit is a block's."""
-    return f"{name[:-1]}{_BACKBONE}{name[-1]}"
+    return f"{name[:-1]}{BACKBONE}{name[-1]}"
 
 
 def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
@@ -306,10 +329,10 @@ def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
     sums: dict[str, Tensors] = {}
     for batch in batches:
         evidence = Evidence(networks, batch)
-        squares = _pixel_squares(evidence).mean((1, 2))
+        squares = pixel_squares(evidence).double().mean((1, 2))
         count = squares.new_tensor(float(len(squares)))
         _add(sums.setdefault("usual", {}), {"count": count, "sum": squares.sum(0, keepdim=True)})
-        for name, block in _blocks(evidence).items():
+        for name, block in blocks(evidence).items():
             vectors = places(block).flatten(0, 2)
             _add(sums.setdefault(name, {}), gaussian_sums(vectors))
     residual = sums.pop("usual")
@@ -328,14 +351,15 @@ def _add(total: Tensors, more: Tensors) -> None:
         total[key] = total[key] + value if key in total else value
 
 
-def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor]) -> float:
+def _expectation(networks: Networks, tensors: Tensors, batches: Iterable[Tensor]) -> float:
     """Return the log-likelihood of features, summed over blocks and averaged over all else."""
     likelihoods, images = 0.0, 0
     for batch in batches:
-        for i, f in enumerate(_fine(networks.discriminator.features(batch))):
-            whiten = blocks[f"whiten{i}"].double()
+        evidence = Evidence(networks, batch)
+        for i, f in enumerate(fine(evidence.features)):
+            whiten = tensors[f"whiten{i}"].double()
             volume = whiten.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
-            for distance in _distances(f, blocks, str(i)):
+            for distance in distances(evidence, str(i), f, tensors):
                 likelihood = volume.expand_as(distance) - distance / 2
                 # The padding makes the edges of all images similar, whether aligned or not.
                 edge = EDGE if min(likelihood.shape) > 2 * EDGE else 0
@@ -345,133 +369,49 @@ def _expectation(networks: Networks, blocks: Tensors, batches: Iterable[Tensor])
     return likelihoods / images
 
 
-def _fine(features: list[Tensor]) -> list[Tensor]:
-    """Return the finest blocks; a place of a coarser one sees most of the image."""
-    fine = [block for block in features[:BLOCKS] if block.shape[-1] >= FEWEST_PLACES]
-    return fine or features[:1]
+def _fit_layers(maps: Maps, layers: Floats, rows: NDArray[np.intp]) -> Tensors:
+    """Fit the centre, spread and whitening of some rows of the layers of normal images."""
 
+    def parts() -> Iterator[Tensor]:
+        return (some for _, some in _chunks(layers, rows, maps))
 
-def _blocks(evidence: Evidence) -> dict[str, Tensor]:
-    """Return the blocks that maps see, those of a pretrained network too, by their names."""
-    own = {str(i): block for i, block in enumerate(_fine(evidence.features))}
-    pretrained = {f"{_BACKBONE}{i}": f for i, f in enumerate(backbone_local.blocks(evidence))}
-    return own | pretrained
-
-
-def _pixel_squares(evidence: Evidence) -> Tensor:
-    return (evidence.x - evidence.x_hat).double().square().mean(1)
-
-
-def _distances(block: Tensor, blocks: Tensors, name: str) -> list[Tensor]:
-    """Return the mean squared whitened coordinate at every place (h, w), for each image."""
-    mean, whiten = blocks[f"mean{name}"].double(), blocks[f"whiten{name}"].double()
-    product = "hwc,hwcd->hwd" if whiten.ndim == 4 else "hwc,cd->hwd"
-    # One image at a time, so that no map depends on how many images are measured with it.
-    return [
-        torch.einsum(product, places(image[None])[0] - mean, whiten).square().mean(2)
-        for image in block
-    ]
-
-
-def _layers(evidence: Evidence, maps: Maps) -> Iterable[Floats]:
-    """Yield the layers (m, g, g) of each image; g is its side, or half of it; see `grid_side`."""
-    tensors, side = maps.tensors, evidence.x.shape[-1]
-    pixels = on_grid(_pixel_squares(evidence) / tensors["usual"].double())
-    found = [_logs(pixels), *_detail(evidence, maps.relative)]
-    if maps.relative:
-        names = ("mean", "basis", "expected")
-        known = {name: tensors[f"{_SUBSPACE}{name}"] for name in names}
-        found.append(_logs(subspace.residual(evidence.x, known)))
-    for name, block in _blocks(evidence).items():
-        # The Gaussian of all places calls padding anomalous. So the outermost places take the
-        # values of their neighbours inside.
-        inner = _own if maps.aligned else _without_edge
-        found.append(_logs([inner(distance) for distance in _distances(block, tensors, name)]))
-    side = grid_side(side)
-    for one in zip(*found, strict=True):
-        grown = np.stack([enlarged(layer, side) for layer in one])
-        smooth = np.concatenate([smoothed(grown, share) for share in NEIGHBOURHOODS[maps.aligned]])
-        yield smooth - _calm(smooth) if maps.relative else smooth
-
-
-def _logs(distances: Iterable[Tensor]) -> list[Tensor]:
-    return [(distance + FLOOR).log() for distance in distances]
-
-
-def _detail(evidence: Evidence, relative: bool) -> list[list[Tensor]]:
-    """Return the logarithms (g, g) of the energies of detail, for each energy and image.
-
-    With `relative`, those of the reconstruction are taken off.
-    """
-
-    def logs(x: Tensor) -> list[Tensor]:
-        return [(on_grid(energy) + detail.LEAST).log() for energy in detail.energies(x)]
-
-    found = logs(evidence.x)
-    if relative:
-        expected = logs(evidence.x_hat)
-        found = [own - normal for own, normal in zip(found, expected, strict=True)]
-    return list(map(list, found))
-
-
-def _calm(layers: Floats) -> Floats:
-    """Return the `CALM` quantile (m, 1, 1) of each layer (m, g, g) of one image."""
-    calm: Floats = np.quantile(layers, CALM, axis=(1, 2), keepdims=True).astype(np.float32)
-    return calm
-
-
-def _own(layer: Tensor) -> Tensor:
-    return layer
-
-
-def _without_edge(layer: Tensor) -> Tensor:
-    if min(layer.shape) < FEWEST_PLACES:
-        return layer
-    inner = layer[None, None, 1:-1, 1:-1]
-    return torch.nn.functional.pad(inner, (1, 1, 1, 1), mode="replicate")[0, 0]
-
-
-def _fit_layers(images: Sequence[Floats], aligned: bool) -> Tensors:
-    """Fit the centre, spread and whitening of the layers (m, g, g) of normal images."""
-    count, total, squares = len(images), np.zeros((1, 1, 1)), np.zeros((1, 1, 1))
-    for layers in images:
-        exact = layers.astype(np.float64)
-        total, squares = total + exact, squares + np.square(exact)
-    mean = _of_place(total / count, count, aligned)
+    first, second = _means(parts(), len(rows))
+    mean = _of_place(first, len(rows), maps.aligned)
     # Rounding can make the square of the mean larger than the mean of the squares.
-    variance = _of_place(np.maximum(squares / count - (total / count) ** 2, 0), count, aligned)
-    spread = np.sqrt(variance + LEAST_SPREAD**2)
-    outer = np.zeros((len(mean), len(mean)))
-    for layers in images:
-        flat = ((layers - mean) / spread).reshape(len(layers), -1)
-        outer += flat @ flat.T / flat.shape[1]
-    mixed = outer / count + LAYER_SHRINKAGE * np.diag(outer.diagonal() / count + 1e-6)
-    whiten = np.linalg.inv(np.linalg.cholesky(mixed)).T
-    numbers = {"centre": mean, "spread": spread, "whiten": whiten}
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in numbers.items()}
+    variance = (second - first.square()).clamp_min(0)
+    spread = (_of_place(variance, len(rows), maps.aligned) + LEAST_SPREAD**2).sqrt()
+    outer = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    for some in parts():
+        flat = ((some - mean.float()) / spread.float()).flatten(2)
+        outer += (flat @ flat.mT).double().sum(0) / flat.shape[2]
+    diagonal = outer.diagonal() / len(rows) + 1e-6
+    mixed = outer / len(rows) + LAYER_SHRINKAGE * torch.diag(diagonal)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(mixed)).T
+    return _float32({"centre": mean, "spread": spread, "whiten": whiten.contiguous()})
 
 
-def _of_place(field: NDArray[np.float64], count: int, aligned: bool) -> NDArray[np.float64]:
+def _of_place(field: Tensor, count: int, aligned: bool) -> Tensor:
     """Estimate the normal value of each place (m, g, g), from means over `count` images."""
     if not aligned:
         # Places differ only by their distance from the edge, where networks see padding. So the
         # mean is taken over all rotations and reflections.
-        rotated = [np.rot90(field, k, (1, 2)) for k in range(4)]
-        alike: NDArray[np.float64] = np.mean([*rotated, *(t[:, ::-1] for t in rotated)], 0)
-        return alike
-    sigma = BLUR * field.shape[-1]
-    own = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="nearest")
-    everywhere = field.mean((1, 2), keepdims=True)
-    mixed: NDArray[np.float64] = (count * own + SHRUNK * everywhere) / (count + SHRUNK)
-    return mixed
+        rotated = [field.rot90(k, (1, 2)) for k in range(4)]
+        return torch.stack([*rotated, *(turned.flip(1) for turned in rotated)]).mean(0)
+    own = blurring(field.shape[-1], BLUR * field.shape[-1], truncated=4.0)(field)
+    everywhere = field.mean((1, 2), keepdim=True)
+    return (count * own + SHRUNK * everywhere) / (count + SHRUNK)
 
 
-def _combined(layers: Floats, maps: Maps) -> Floats:
-    """Return the smoothed logarithm (g, g) of the Mahalanobis distance of the layers (m, g, g)."""
-    centre, spread, whiten = (
-        maps.tensors[name].cpu().numpy() for name in ("centre", "spread", "whiten")
-    )
-    whitened = np.einsum("mhw,md->dhw", (layers - centre) / spread, whiten)
-    raw = np.log(np.square(whitened).mean(0) + FLOOR) / 2
-    smooth: Floats = smoothed(raw[None].astype(np.float32), LAST_BLUR[maps.aligned])[0]
-    return smooth
+def _of_layers(layers: Tensor, maps: Maps, size: int) -> Tensor:
+    """Return the maps (n, size, size), float32, of images with the layers (n, m, g, g).
+
+    A map is the smoothed logarithm of the Mahalanobis distance of the layers, in standard
+    deviations of its place.
+    """
+    centre, spread, whiten = (maps.tensors[name] for name in ("centre", "spread", "whiten"))
+    side = layers.shape[-1]
+    standard = ((layers - centre) / spread).flatten(2)
+    whitened = (whiten.T @ standard).reshape(layers.shape)
+    raw = (whitened.square().mean(1) + FLOOR).log() / 2
+    last = enlarging(side, size).after(smoothing(side, side, LAST_BLUR[maps.aligned]))
+    return (last(raw) - maps.tensors["place_mean"]) / maps.tensors["place_spread"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class Measured:
     Parameters
     ----------
     terms : ndarray of shape (n, k), float64
-        The raw, unscaled terms.
+        The raw, unscaled terms; not a number where a term was not asked for.
     x_hat : ndarray of shape (n, c, s, s), float32 in [-1, 1]
     residual : ndarray of shape (n, s, s), float32 >= 0
         The absolute difference of image and reconstruction, as a mean over channels.
@@ -146,24 +146,39 @@ class Measurer:
         """Device of the networks."""
         return next(self.networks.discriminator.parameters()).device
 
-    def measure(self, x: Tensor, how: Inversion = ENCODER, *, mapped: bool = False) -> Measured:
-        """Measure images (n, c, s, s) in [-1, 1] on the device; with `mapped`, also their maps."""
+    def measure(
+        self,
+        x: Tensor,
+        how: Inversion = ENCODER,
+        *,
+        mapped: bool = False,
+        only: Collection[str] | None = None,
+    ) -> Measured:
+        """Measure images (n, c, s, s) in [-1, 1] on the device.
+
+        Their maps are measured where `mapped`, and `only` these terms where given.
+        """
         with exact_float32():
             z = latents(self.networks, x, how)
             # What a search minimised is measured as it is, without a correction.
             x_hat = None if how.mapping == "encoder" else self.networks.mirror[1](z)
             evidence = Evidence(self.networks, x, z=z, x_hat=x_hat)
-            terms: dict[str, Term] = {name: registry.load("terms", name) for name in self.fitted}
-            columns = [term.measure(evidence, self.fitted[name]) for name, term in terms.items()]
-            one = columns[0].new_ones(len(x))
-            weights = [term.weight(evidence) if term.weight else one for term in terms.values()]
-            residuals = residual(evidence).cpu().numpy()
+            width = len(self.fitted)
+            terms = x.new_full((len(x), width), torch.nan, dtype=torch.float64)
+            weights = x.new_ones((len(x), width), dtype=torch.float64)
+            for column, (name, fitted) in enumerate(self.fitted.items()):
+                if only is not None and name not in only:
+                    continue
+                term: Term = registry.load("terms", name)
+                terms[:, column] = term.measure(evidence, fitted)
+                if term.weight is not None:
+                    weights[:, column] = term.weight(evidence)
             empty = np.empty((len(x), 0, 0), np.float32)
             return Measured(
-                torch.stack(columns, 1).cpu().numpy(),
+                terms.cpu().numpy(),
                 evidence.x_hat.cpu().numpy(),
-                residuals,
-                torch.stack(weights, 1).cpu().numpy(),
+                residual(evidence).cpu().numpy(),
+                weights.cpu().numpy(),
                 self.maps.measure(evidence) if mapped and self.maps else empty,
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,7 @@ def measure_tiled(
     *,
     picture: bool,
     mapped: bool,
+    only: Collection[str] | None = None,
     on_rows: OnRows | None = None,
     on_tiles: OnTiles | None = None,
 ) -> Tiled:
@@ -82,6 +83,8 @@ def measure_tiled(
         Whether residual and reconstruction are wanted; they are empty otherwise.
     mapped : bool
         Whether the anomaly map is wanted; the measurer must have fitted maps then.
+    only : collection of str, optional
+        The terms that are measured; by default all.
     on_rows : callable, optional
         Takes the number `top` and the finished rows (h, width) of the map from there, top down.
     on_tiles : callable, optional
@@ -96,7 +99,7 @@ def measure_tiled(
     squares, levels, end = np.empty(len(grid)), [], 0
     for tiles in views(decoded, rule):
         x = torch.from_numpy(tiles).to(measurer.device)
-        measured = measurer.measure(x, how, mapped=mapped)
+        measured = measurer.measure(x, how, mapped=mapped, only=only)
         start, end = end, end + len(tiles)
         terms[start:end], weights[start:end] = measured.terms, measured.weights
         squares[start:end] = np.square(tiles - measured.x_hat).mean((1, 2, 3))

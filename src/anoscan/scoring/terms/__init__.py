@@ -6,7 +6,7 @@ terms. It then measures how far a query differs from these images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,16 @@ class Evidence:
         self._networks, self.x = networks, x
         # A cached property that is set already is never computed.
         vars(self).update({name: value for name, value in outputs.items() if value is not None})
+        self._known: dict[Hashable, Tensor] = {}
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what `compute` returned when it was first called for this key.
+
+        A term and the anomaly maps share distances this way.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
     @cached_property
     def z(self) -> Tensor:
@@ -199,8 +209,8 @@ def mahalanobis(vectors: Tensor, fitted: Tensors) -> Tensor:
 
     They are about 1 for normal images.
     """
-    centred = vectors.double() - fitted["mean"].double()
-    return (centred @ fitted["whiten"].double()).square().mean(1)
+    centred = vectors.float() - fitted["mean"]
+    return (centred @ fitted["whiten"]).double().square().mean(1)
 
 
 def gaussian_term(

@@ -28,7 +28,7 @@ def forms(evidence: Evidence) -> Forms:
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return how far the worst places exceed the others, (n,), as a geometric mean over maps."""
-    return local.measure_of(blocks(evidence), fitted)
+    return local.measure_of(evidence, blocks(evidence), fitted)
 
 
 ENTRY = Term(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from anoscan.scoring.terms import Evidence, gaussian_term
 
@@ -23,12 +24,16 @@ def pooled(features: list[Tensor]) -> Tensor:
 
     A block with a single place, (n, c_i, 1, 1), gives only its c_i values.
     """
-    flat = [block.flatten(2).double() for block in features]
-    means = [block.mean(2) for block in flat]
-    flat = [block for block in flat if block.shape[2] > 1]  # one place is its own mean and maximum
-    spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat]
-    peaks = [block.amax(2) for block in flat]
-    return torch.cat(means + spreads + peaks, 1)
+    means, spreads, peaks = [], [], []
+    for block in features:
+        places = block.permute(0, 2, 3, 1).flatten(1, 2)  # channels come last, as in memory
+        mean = places.mean(1)
+        means.append(mean)
+        if places.shape[1] > 1:  # one place is its own mean and maximum
+            variance = (places - mean[:, None]).square().mean(1)
+            spreads.append((variance + 1e-8).sqrt())
+            peaks.append(max_pool2d(block, block.shape[2:]).flatten(1))
+    return torch.cat(means + spreads + peaks, 1).double()
 
 
 ENTRY = gaussian_term(of_discriminator, shrinkage=0.02, paper="Lee et al. 2018", needs_latent=False)

@@ -20,7 +20,9 @@ LEAST = 1e-8  # keeps a divisor above zero
 def _squares(evidence: Evidence) -> list[Tensor]:
     """Return the mean squared residual of each channel, (n, c_i) for each block."""
     pairs = zip(evidence.features, evidence.features_hat, strict=True)
-    return [(a - b).double().square().mean((2, 3)) for a, b in pairs]
+    # Channels come last, as they lie in memory.
+    flat = ((a - b).permute(0, 2, 3, 1).flatten(1, 2) for a, b in pairs)
+    return [difference.square().mean(1).double() for difference in flat]
 
 
 def sums(evidence: Evidence) -> Tensors:

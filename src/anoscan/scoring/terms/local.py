@@ -22,15 +22,19 @@ from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 BLOCKS = 3  # the finest ones: a place of a coarser block sees most of the image
 WORST = 0.01  # share of the places that counts
 LEAST_SHARED = 0.02  # least share of all places in the covariance of a place
+_NUMBERS = 2**16  # of features whose distances are computed together
 LARGEST = 2**22  # numbers in the covariances of a block; finer maps are averaged down to it
+
+
+def _averaged(block: Tensor) -> Tensor:
+    """Return a block (n, c, h, w), averaged down to `LARGEST`, (n, c, h', w')."""
+    side = max(1, min(block.shape[-1], int(LARGEST**0.5 / block.shape[1])))
+    return adaptive_avg_pool2d(block, side) if side < block.shape[-1] else block
 
 
 def places(block: Tensor) -> Tensor:
     """Return a block (n, c, h, w), averaged down to `LARGEST`, as float64 (n, h', w', c)."""
-    side = max(1, min(block.shape[-1], int(LARGEST**0.5 / block.shape[1])))
-    if side < block.shape[-1]:
-        block = adaptive_avg_pool2d(block, side)
-    return block.permute(0, 2, 3, 1).double()
+    return _averaged(block).permute(0, 2, 3, 1).double()
 
 
 def finest(evidence: Evidence) -> list[Tensor]:
@@ -96,22 +100,42 @@ def whitening(covariance: Tensor, count: float) -> Tensor:
     return inverse.mT
 
 
-def distances(block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
-    """Return mean squared whitened coordinates (n, h', w') of places of a block (n, c, h, w)."""
-    centred = places(block) - mean.double()
-    return torch.einsum("nhwc,hwcd->nhwd", centred, whiten.double()).square().mean(3)
+def distances(evidence: Evidence, block: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
+    """Return mean squared whitened coordinates (n, h', w') of places of a block (n, c, h, w).
+
+    Each place has a Gaussian, (h', w', c) and (h', w', c, c), or all have one, (c,) and (c, c).
+    `block` is one of `evidence`, which keeps the distances.
+    """
+
+    def compute() -> Tensor:
+        seen = _averaged(block)
+        n, channels, height, width = seen.shape
+        found = seen.new_empty((n, height, width), dtype=torch.float64)
+        step = max(1, _NUMBERS // (n * width * channels))
+        for top in range(0, height, step):
+            # Some rows at a time, whose numbers fit the processor's cache.
+            rows = slice(top, top + step)
+            v = seen[:, :, rows].permute(2, 3, 0, 1)
+            if whiten.ndim == 2:
+                whitened = (v - mean) @ whiten
+            else:
+                whitened = (v - mean[rows, :, None]) @ whiten[rows]
+            found[:, rows] = whitened.square().mean(3).permute(2, 0, 1)
+        return found
+
+    return evidence.once(("distances", id(whiten)), compute)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return the `measure_of` the finest blocks, (n,)."""
-    return measure_of(finest(evidence), fitted)
+    return measure_of(evidence, finest(evidence), fitted)
 
 
-def measure_of(blocks: list[Tensor], fitted: Tensors) -> Tensor:
+def measure_of(evidence: Evidence, blocks: list[Tensor], fitted: Tensors) -> Tensor:
     """Return how far the worst places exceed the others, (n,), as a geometric mean over blocks."""
     logs = []
     for i, block in enumerate(blocks):
-        odd = distances(block, fitted[f"mean{i}"], fitted[f"whiten{i}"])
+        odd = distances(evidence, block, fitted[f"mean{i}"], fitted[f"whiten{i}"])
         logs.append(standing_out(odd.flatten(1)))
     return torch.stack(logs).mean(0).exp()
 

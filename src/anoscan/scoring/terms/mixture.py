@@ -118,15 +118,13 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """
     centres, whiten = fitted["centres"].double(), fitted["whiten"].double()
     d = centres.shape[1]
-    centred = evidence.x.flatten(1) - fitted["mean"]
-    # One image at a time, so that no result depends on how many images are measured with it.
-    found = []
-    for row in centred:
-        place = (fitted["components"][:d] @ row).double()
-        standard = torch.einsum("md,mde->me", place - centres, whiten)
-        density = fitted["height"].double() - standard.square().sum(1) / 2
-        found.append(-2 / d * density.logsumexp(0))
-    return torch.stack(found).clamp_min(0).sqrt().clamp_max(FARTHEST).exp()
+    centred = evidence.x.flatten(1).double() - fitted["mean"].double()
+    inside = centred @ fitted["components"][:d].double().T
+    # One product for each Gaussian: (m, n, d) times (m, d, d).
+    standard = (inside - centres[:, None]) @ whiten
+    density = fitted["height"].double()[:, None] - standard.square().sum(2) / 2
+    found = -2 / d * density.logsumexp(0)
+    return found.clamp_min(0).sqrt().clamp_max(FARTHEST).exp()
 
 
 ENTRY = Term(

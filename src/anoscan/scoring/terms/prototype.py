@@ -80,11 +80,12 @@ def forms(evidence: Evidence) -> Forms:
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return the squared distance to the nearest prototype, relative to the variance, (n,)."""
     centred = _coarse(evidence.x).double() - fitted["mean"].double()
-    basis, prototypes = fitted["basis"].double(), fitted["prototypes"].double()
-    # One image at a time, so that no result depends on how many images are measured with it.
-    nearest = [(prototypes - row @ basis).square().sum(1).min() for row in centred]
+    inside = centred @ fitted["basis"].double()
+    prototypes = fitted["prototypes"].double()
+    # Differences are exact where a product of matrices would lose digits.
+    nearest = torch.cdist(inside, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
     variance = fitted["variance"].double()
-    relative: Tensor = torch.stack(nearest) / (variance + 1e-12) + FLOOR
+    relative: Tensor = nearest.amin(1).square() / (variance + 1e-12) + FLOOR
     return relative
 
 

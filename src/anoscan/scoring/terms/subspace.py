@@ -12,13 +12,12 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from anoscan.core.tensors import Like
+from anoscan.scoring.grid import blurring
 from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 from anoscan.scoring.terms.local import standing_out
 
@@ -67,7 +66,7 @@ def fit(total: Tensors) -> Tensors:
     left = total["squares"] / count - mean.square() - basis.square() @ variances
     side = _side(len(mean))
     expected = left.clamp_min(0).reshape(-1, side, side).mean(0)
-    expected = torch.from_numpy(_smooth(expected.cpu().numpy())).to(mean.device)
+    expected = _smooth(expected)
     expected = expected + FLOOR * expected.mean() + LEAST
     return {
         "mean": mean.float(),
@@ -87,26 +86,26 @@ def forms(evidence: Evidence) -> Forms:
     }
 
 
-def residual(x: Tensor, fitted: Tensors) -> Tensor:
-    """Return the squared residual of images (n, c, s, s) from the subspace: (n, s', s'), float64.
+def residual(evidence: Evidence, fitted: Tensors) -> Tensor:
+    """Return the squared residual of the images from the subspace: (n, s', s'), float64.
 
     It is the mean over channels, relative to that of training images, and smoothed. Normal images
     that were not trained on have a little more than training images.
     """
-    rows = _rows(x) - fitted["mean"]
-    basis = fitted["basis"].float()
-    # One image at a time, so that no result depends on how many images are measured with it.
-    left = torch.stack([row - basis @ (row @ basis) for row in rows])
     side = len(fitted["expected"])
-    squares = left.double().square().reshape(len(x), -1, side, side).mean(1)
-    relative = squares / fitted["expected"].double()
-    smooth = np.stack([_smooth(one) for one in relative.cpu().numpy()])
-    return torch.from_numpy(smooth).to(x.device)
+
+    def compute() -> Tensor:
+        rows, basis = _rows(evidence.x).double() - fitted["mean"].double(), fitted["basis"].double()
+        left = rows - (rows @ basis) @ basis.T
+        squares = left.square().reshape(len(rows), -1, side, side).mean(1)
+        return _smooth(squares / fitted["expected"].double())
+
+    return evidence.once(("subspace", id(fitted["basis"])), compute)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     """Return how far the worst places exceed the others, (n,)."""
-    return standing_out(residual(evidence.x, fitted).flatten(1)).exp()
+    return standing_out(residual(evidence, fitted).flatten(1)).exp()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -122,9 +121,10 @@ def _side(samples: int) -> int:
     return side if side**2 == samples else math.isqrt(samples // 3)
 
 
-def _smooth(place: np.ndarray) -> np.ndarray:
-    smooth: np.ndarray = ndimage.gaussian_filter(place, SMOOTHED * len(place), mode="nearest")
-    return smooth
+def _smooth(places: Tensor) -> Tensor:
+    """Smooth pictures (..., s, s)."""
+    side = places.shape[-1]
+    return blurring(side, SMOOTHED * side, truncated=4.0)(places)
 
 
 @functools.lru_cache(maxsize=2)
