@@ -53,7 +53,7 @@ def test_the_parameters_are_all_settings_of_a_training() -> None:
     parameters = inspect.signature(AnomalyDetector).parameters
     own = ("random_state", "false_alarm_rate", "anomaly_score", "device", "workers")
     defaults = {name: p.default for name, p in parameters.items() if name not in own}
-    assert defaults == TrainConfig().to_dict()
+    assert defaults == dataclasses.asdict(TrainConfig())
 
 
 def test_the_keywords_of_train_are_all_settings() -> None:
