@@ -25,7 +25,9 @@ ORDER = [
     "training",
     "evaluation",
     "report",
+    "trainer",
     "detector",
+    "sklearn",
     "cli",
 ]
 # Beside the order of the packages: rooms that need not know of each other.
@@ -146,8 +148,9 @@ def test_every_choice_describes_itself(family: str) -> None:
 
 
 LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE, MOST_PARAMETERS = 70, 250, 500, 8
-# Commands, and the one method whose keywords are the options of a command.
-MANY_OPTIONS = ("cli.commands", "detector")
+# Commands, the one method whose keywords are the options of a command, and the estimator whose
+# parameters are those: scikit-learn reads them from the signature.
+MANY_OPTIONS = ("cli.commands", "detector", "sklearn")
 
 
 def code_lines(node: ast.ClassDef | ast.FunctionDef) -> int:

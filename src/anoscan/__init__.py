@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anoscan.images.files import find as find_images
     from anoscan.report.html_page import HtmlReport
     from anoscan.report.map_files import MapFiles
+    from anoscan.report.predictions import Predictions
     from anoscan.scoring.choices import Inversion
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Inversion",
     "MapFiles",
     "PixelScores",
+    "Predictions",
     "Target",
     "TrainConfig",
     "__version__",
@@ -48,6 +50,7 @@ _HOMES = {
     "Inversion": ("anoscan.scoring.choices", "Inversion"),
     "MapFiles": ("anoscan.report.map_files", "MapFiles"),
     "PixelScores": ("anoscan.evaluation.pixels", "PixelScores"),
+    "Predictions": ("anoscan.report.predictions", "Predictions"),
     "Target": ("anoscan.evaluation.recalibrate", "Target"),
     "TrainConfig": ("anoscan.core.config", "TrainConfig"),
     "find_images": ("anoscan.images.files", "find"),

@@ -11,15 +11,16 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from anoscan.core.config import TrainConfig
-from anoscan.core.errors import AnoscanWarning, UsageError
+from anoscan import trainer
+from anoscan.core.config import TrainConfig, TrainSettings
+from anoscan.core.errors import AnoscanWarning
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
+from anoscan.core.progress_bar import bars
 from anoscan.core.results import (
     CalibrateReport,
     EvalReport,
@@ -36,26 +37,26 @@ from anoscan.evaluation import recalibrate
 from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
-from anoscan.images import masks
-from anoscan.images.files import ImageFile, every_nth, find
+from anoscan.images import in_memory, masks
+from anoscan.images.files import ImageFile, find
+from anoscan.images.in_memory import Held
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import history, names, store, versions
-from anoscan.model.claims import claim
+from anoscan.model import history, store, versions
 from anoscan.model.judge import Judge
 from anoscan.model.model import Model
-from anoscan.model.training_record import Record
-from anoscan.networks.loop import stop_on_interrupt
 from anoscan.report.map_files import MapFiles
+from anoscan.report.predicting import Predicting
+from anoscan.report.predictions import Predictions
 from anoscan.report.ranking import Ranking
 from anoscan.report.samples import SAMPLES, Sampler
-from anoscan.report.tracking import Tracker
 from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
+from anoscan.trainer import TrainOptions
 from anoscan.training import health
-from anoscan.training.checkpoint import Checkpoint
-from anoscan.training.learn import TrainRequest, learn
-from anoscan.training.redo import model_to_redo, settings_for
 from anoscan.training.suspects import Suspicion
+
+if TYPE_CHECKING:
+    from anoscan.images.in_memory import Images
 
 _AS_USUAL = ScoreRequest()
 
@@ -84,7 +85,7 @@ class Detector:
     def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
         self.model, self.runtime = model, runtime
         self._judge = judge or Judge(model, runtime)
-        self.reference = ModelReference(name="", path="", sha256="")
+        self.reference = trainer.UNSAVED
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
         self.held_out: tuple[str, ...] = ()
@@ -92,8 +93,9 @@ class Detector:
     @classmethod
     def train(
         cls,
-        folder: str | Path | Sequence[str | Path],
+        images: Images,
         *,
+        names: Sequence[str] | None = None,
         config: TrainConfig | None = None,
         name: str | None = None,
         path: str | Path | None = None,
@@ -109,18 +111,24 @@ class Detector:
         every: int = 1,
         backbone_weights: str | Path | None = None,
         like: Model | None = None,
+        progress: bool = False,
         on_progress: OnProgress = _quiet,
-        **settings: Any,
+        **settings: Unpack[TrainSettings],
     ) -> Detector:
         """Learn from normal images and save the model.
 
         Parameters
         ----------
-        folder : path or sequence of paths
-            Files and folders of normal images; folders are searched recursively. In a folder
-            laid out like MVTec AD, only ``train/good`` is read.
+        images : paths, array, tensor, or sequence of paths or images
+            Normal images. Folders are searched recursively; of a folder laid out like MVTec AD,
+            only ``train/good`` is read. Arrays are (n, h, w) or (n, h, w, 3): uint8, uint16, or
+            floats from 0 to 1. Tensors may be (n, c, h, w). Images of a sequence are arrays,
+            Pillow images or tensors of any sizes.
+        names : sequence of str, optional
+            Names of images in memory, in results; by default ``array[0]`` and so on.
         name : str, optional
-            Name of the model in the store; by default the name of the folder.
+            Name of the model in the store; by default the name of the folder. Without a name or a
+            path, a model of images in memory is not saved: `save` does that.
         path : path, optional
             File to save the model to, instead of the store.
         force, resume : bool
@@ -146,9 +154,11 @@ class Detector:
             torchvision.
         like : Model, optional
             Model whose settings, region of interest and pretrained network are used again.
+        progress : bool
+            Whether bars on stderr, or in a notebook, show how far the training is.
         on_progress : callable
             Called with a `Progress` a few times a second.
-        **settings
+        **settings : see `core.config.TrainSettings`
             Fields of `TrainConfig`; they replace those of `config`.
 
         Raises
@@ -162,74 +172,33 @@ class Detector:
             or `resume` finds no checkpoint of the same images and settings.
         TrainingDiverged, TrainingInterrupted
         """
-        paths = [folder] if isinstance(folder, str | Path) else list(folder)
-        name = names.check_name(name or names.name_for(Path(paths[0])))
-        runtime, before = Runtime.resolve(device, precision, workers), None
-        if redo is not None:
-            if resume:
-                raise UsageError("--redo does not go with --resume: it starts anew.")
-            if roi is not None:
-                raise UsageError("--redo keeps the region of interest of the model: drop --roi.")
-            before = model_to_redo(redo, store.resolve(path or name), runtime)
-            settings = (config.to_dict() if config else {}) | settings
-            config, settings, force = settings_for(before, settings), {}, True
-        if like is not None:
-            config = config or like.config
-        config = TrainConfig.from_dict((config or TrainConfig()).to_dict() | settings)
-        with claim(name):  # until its files are at their final places
-            target = store.unused(name, Path(path) if path else None, force=force)
-            normal, narrowed = training_paths(paths)
-            files = every_nth(find(normal), every)
-            if source := before or like:
-                region = source.rule.roi
-                drop_suspects |= source.metadata["training_data"]["dropped"] > 0
-            else:
-                region = masks.chosen(roi, files, workers=runtime.workers, seed=config.seed)
-            unfinished = name if before is None else f"{name}-{redo}"
-            record = Record(checkpoint := store.checkpoint_path(unfinished))
-            if resume:
-                Checkpoint.check(checkpoint)
-            said = f"losses and pictures while the training runs: {record.folder}"
-            anew = f"an unfinished training of {name!r} starts anew: --resume would go on with it"
-            for note in (narrowed, anew if checkpoint.exists() and not resume else None, said):
-                notify(on_progress, "reading", note, len(files))
-            events = None if tensorboard is None else Path(tensorboard) / name
-            tracker = Tracker(record, resume=resume, tensorboard=events)
-            weights = None if backbone_weights is None else Path(backbone_weights)
-            request = TrainRequest(
-                files, config, checkpoint, resume, drop_suspects, region, before, weights, like
-            )
-            try:
-                with stop_on_interrupt() as stopping, closing(tracker):
-                    learned = learn(request, runtime, tracker, on_progress, stopping)
-                detector = cls(learned.model, runtime.measuring())
-                action = "redo" if before else "retrain" if like else "train"
-                with versions.keeping(target, action):
-                    detector.save(target)
-                checkpoint.unlink(missing_ok=True)
-                # The record of the whole training stays where only a stage was trained again.
-                tracking = record.move(Record(target)) if before is None else Record(target)
-            finally:
-                if before is not None:
-                    checkpoint.unlink(missing_ok=True)
-                    record.clear()
-        history.add(
-            target,
-            action,
-            folders=paths,
-            images=learned.model.metadata["training_data"]["trained"],
-            threshold=detector.threshold(),
-            sha256=detector.reference.sha256,
+        options = TrainOptions(
+            names=names,
+            name=name,
+            path=Path(path) if path else None,
+            force=force,
+            resume=resume,
+            device=device,
+            precision=precision,
+            workers=workers,
+            tensorboard=None if tensorboard is None else Path(tensorboard),
+            drop_suspects=drop_suspects,
+            roi=roi,
+            redo=redo,
+            every=every,
+            backbone_weights=None if backbone_weights is None else Path(backbone_weights),
+            like=like,
         )
-        detector.suspicion, detector.held_out = learned.suspicion, learned.held_out
-        detector.report = learned.report(detector.reference, tracking, runtime)
+        with bars(progress, on_progress) as shown:
+            trained = trainer.train(images, config, {**settings}, options, shown)
+        detector = cls(trained.model, trained.runtime)
+        detector.reference, detector.report = trained.reference, trained.report
+        detector.suspicion, detector.held_out = trained.suspicion, trained.held_out
         return detector
 
     def save(self, path: str | Path) -> None:
         """Write the model file, and set `reference`; the same model gives the same bytes."""
-        path = Path(path)
-        digest = self.model.write(path)
-        self.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+        self.reference = trainer.saved(self.model, Path(path))
 
     @classmethod
     def load(
@@ -269,10 +238,13 @@ class Detector:
         top: int | None = None,
         residuals: str | Path | None = None,
         maps: MapFiles | None = None,
+        progress: bool = False,
         on_progress: OnProgress = _quiet,
         **how: Unpack[HowToScore],
     ) -> ScoreReport:
-        """Score and rank query images; a higher score is more anomalous.
+        """Score and rank files of query images; a higher score is more anomalous.
+
+        `predict` takes images in memory too.
 
         Parameters
         ----------
@@ -284,6 +256,8 @@ class Detector:
             Folder for PNGs of query, reconstruction and residual of each image.
         maps : MapFiles, optional
             Writer of the anomaly maps.
+        progress : bool
+            Whether bars on stderr, or in a notebook, show how far the scoring is.
         **how : see `scoring.choices.HowToScore`
 
         Raises
@@ -295,8 +269,52 @@ class Detector:
         """
         files = find(query_paths(paths)[0])
         request, views = ScoreRequest.of(**how), self.view_files(residuals, maps)
-        report = self.score_files(files, request, views, on_progress=on_progress)
+        with bars(progress, on_progress) as shown:
+            report = self.score_files(files, request, views, on_progress=shown)
         return dataclasses.replace(report, images=report.images[:top])
+
+    def predict(
+        self,
+        images: Images,
+        *,
+        maps: bool = False,
+        reconstructions: bool = False,
+        names: Sequence[str] | None = None,
+        progress: bool = False,
+        on_progress: OnProgress = _quiet,
+        **how: Unpack[HowToScore],
+    ) -> Predictions:
+        """Score images in memory or files, and return what is found as arrays, in their order.
+
+        An array has the same scores as the same pixels in a file.
+
+        Parameters
+        ----------
+        images : paths, array, tensor, Pillow image, or sequence of paths or images
+            As for `train`. An array (h, w) or (h, w, 3), and a Pillow image, are a single image.
+        maps, reconstructions : bool
+            Whether the anomaly maps and the reconstructions are kept.
+        names, progress, on_progress
+            As for `train`.
+        **how : see `scoring.choices.HowToScore`
+
+        Raises
+        ------
+        InputError
+            When there is no image, none can be read, or shapes or values are not those of images.
+        UsageError, ModelError
+            For something that is no image, or an option as for `score`.
+        """
+        given, request = in_memory.gather(images, names), ScoreRequest.of(**how)
+        if isinstance(given, Held):
+            given.check_colours(self.model.rule.channels)
+            files: Sequence[ImageFile] = given.images
+        else:
+            files = find(query_paths(given)[0])
+        held = given if isinstance(given, Held) else None
+        predicting = Predicting(self._judge, request, self.reference, maps, reconstructions)
+        with bars(progress, on_progress) as shown:
+            return predicting.predict(files, held, shown)
 
     def view_files(self, residuals: str | Path | None, maps: MapFiles | None) -> ViewFiles | None:
         """Return the writer of pictures and maps of scored images; None where none are wanted."""

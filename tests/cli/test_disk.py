@@ -166,7 +166,7 @@ def test_a_store_that_cannot_be_written_is_noticed_before_the_training(
     folder: str, run: Run, few: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store.home() / folder).touch()
-    monkeypatch.setattr("anoscan.detector.learn", None)
+    monkeypatch.setattr("anoscan.trainer.learn", None)
     result = run("train", few.normal, *SMALL, "--name", "a", "-q")
     assert result.code == 1
     assert result.err == (

@@ -20,7 +20,7 @@ from anoscan.cli import output, tables
 from anoscan.cli.output import CsvWriter, Lines, Output
 from anoscan.core.errors import AnoscanError
 from anoscan.core.files import defused, encodable, printable
-from anoscan.core.progress import Progress
+from anoscan.core.progress import STAGES, Progress
 from anoscan.core.results import (
     AtRate,
     AtThreshold,
@@ -492,7 +492,7 @@ def test_bars_fit_80_columns() -> None:
     report: Callable[[Progress], None]
     with output._bars(console) as bars:
         report = output._Bars(bars, lambda note: None)
-        for stage in output._STAGES:
+        for stage in STAGES:
             losses = {"discriminator": -12345.678, "generator": 12345.678, "encoder": 0.5}
             report(Progress(stage, 5_000_000, 10_000_000, losses, 12_345.0))
         bars.refresh()
@@ -529,4 +529,4 @@ def test_stages_of_training_have_names() -> None:
         and hasattr(value, "name")
     }
     assert names
-    assert names <= set(output._STAGES)
+    assert names <= set(STAGES)

@@ -23,6 +23,7 @@ from anoscan.cli.signals import whole_line
 from anoscan.core import results
 from anoscan.core.errors import AnoscanError
 from anoscan.core.files import defused, encodable, printable, replacing
+from anoscan.core.progress import STAGES
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -34,18 +35,6 @@ Render = Callable[[Any], Iterator[RenderableType]]
 SKIPPED_SHOWN = 5
 LINE_SECONDS = 10.0  # time between lines of progress in a log
 CSV_COLUMNS = ("path", "score", "p_value", "verdict", "rank", "q_value", "residual")
-_STAGES = {
-    "reading": "reading images",
-    "gan": "learning normal",
-    "rotation": "learning rotations",
-    "encoder": "learning to map",
-    "encoder-2": "learning to map again",
-    "encoder-3": "learning to map again",
-    "reconstruction": "learning to reconstruct",
-    "folds": "calibrating in folds",
-    "calibration": "calibrating",
-    "scoring": "scoring",
-}
 _LOSSES = {
     "discriminator": "discriminator",
     "generator": "generator",
@@ -255,7 +244,7 @@ class Lines:
         of = f" of {progress.total_images:,}" if progress.total_images else ""
         facts = " ".join(_facts(progress))
         what = "parts" if progress.stage == "calibration" else "images"
-        self._note(f"{_STAGES[progress.stage]}: {progress.images:,}{of} {what} {facts}".rstrip())
+        self._note(f"{STAGES[progress.stage]}: {progress.images:,}{of} {what} {facts}".rstrip())
 
 
 def _bars(console: Console) -> Bars:
@@ -287,7 +276,7 @@ class _Bars:
         stage = progress.stage
         if stage not in self._tasks:
             total = progress.total_images or None
-            self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=total, facts="")
+            self._tasks[stage] = self._bars.add_task(STAGES[stage], total=total, facts="")
         if progress.note:
             self._note(_noted(progress))
         facts = " ".join(_facts(progress))
@@ -297,9 +286,7 @@ class _Bars:
 def _noted(progress: Progress) -> str:
     """Return a note, after the name of its stage unless images are read or scored."""
     told = progress.note or ""
-    return (
-        told if progress.stage in ("reading", "scoring") else f"{_STAGES[progress.stage]}: {told}"
-    )
+    return told if progress.stage in ("reading", "scoring") else f"{STAGES[progress.stage]}: {told}"
 
 
 def _facts(progress: Progress) -> Iterator[str]:

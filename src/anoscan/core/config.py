@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from anoscan.core import registry
 from anoscan.core.errors import UsageError
@@ -337,6 +337,36 @@ class TrainConfig:
         for name, value in values.items():
             _typed(name, value, str(known[name].type))
         return cls(**values)
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of `TrainConfig` as keywords of `Detector.train`, for type checkers."""
+
+    size: int | None
+    channels: int | None
+    fit: str
+    patches: int | None
+    patch_size: int | None
+    architecture: str
+    objective: str
+    encoder: str
+    mapping: str
+    backbone: str
+    images_shown: int | None
+    rotation_images_shown: int | None
+    encoder_images_shown: int | None
+    reconstruction_images_shown: int | None
+    batch_size: int
+    learning_rate: float | None
+    latent_dim: int
+    width: int
+    ema_images: int
+    augment: str
+    align: str
+    held_out: float
+    seed: int
+    calibration_folds: int | None
+    keep_thumbnails: bool
 
 
 def architecture_for(size: int) -> str:

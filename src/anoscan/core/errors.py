@@ -32,6 +32,8 @@ class AnoscanError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(hint)  # Python shows it below the message
 
 
 class AnoscanWarning(UserWarning):

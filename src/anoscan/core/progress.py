@@ -6,6 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+# What a stage is called where its progress is shown.
+STAGES = {
+    "reading": "reading images",
+    "gan": "learning normal",
+    "rotation": "learning rotations",
+    "encoder": "learning to map",
+    "encoder-2": "learning to map again",
+    "encoder-3": "learning to map again",
+    "reconstruction": "learning to reconstruct",
+    "folds": "calibrating in folds",
+    "calibration": "calibrating",
+    "scoring": "scoring",
+}
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 from anoscan.core.arrays import Floats
 from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE, TrainConfig
 from anoscan.core.errors import InputError
-from anoscan.images import formats, masks
+from anoscan.images import masks
 from anoscan.images.decode import ImageRule, shallow_image
 from anoscan.images.files import ImageFile
 from anoscan.images.formats.picture import KINDS, Opened, damage
@@ -148,10 +148,10 @@ def _look(image: ImageFile, roi: Roi | None) -> _Look:
 
 def _opened(image: ImageFile) -> Opened:
     try:
-        return formats.read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=True)
+        return image.read(draft_side=2 * LARGEST_SIZE, deep=True)
     except InputError:
         # A package that reads it at full depth may be missing. At 8 bits it may still be readable.
-        return formats.read(image.file, image.page, draft_side=2 * LARGEST_SIZE, deep=False)
+        return image.read(draft_side=2 * LARGEST_SIZE, deep=False)
 
 
 def _samples(samples: NDArray[Any]) -> Floats:

@@ -17,7 +17,7 @@ from anoscan.core.arrays import Floats
 from anoscan.core.config import FITS, LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
-from anoscan.images import formats, pool, resampling
+from anoscan.images import pool, resampling
 from anoscan.images.canvas import Canvas
 from anoscan.images.files import ImageFile
 from anoscan.images.fit import Fit
@@ -203,9 +203,7 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
         When the image cannot be decoded, or is smaller than a patch. The message is the bare
         reason, without the path.
     """
-    opened = formats.read(
-        image.file,
-        image.page,
+    opened = image.read(
         draft_side=2 * rule.size if rule.patch is None else _UNREDUCED,
         deep=rule.window is not None,
     )

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from anoscan.core.errors import InputError
 from anoscan.images import formats
-from anoscan.images.formats.picture import KINDS, os_reason
+from anoscan.images.formats.picture import KINDS, Opened, os_reason
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class ImageFile:
     file: Path
     inside: str
     page: int | None = None
+    in_memory: ClassVar[bool] = False  # such an image needs no decoder, and no process for one
+
+    def read(self, *, draft_side: int, deep: bool) -> Opened:
+        """Decode the image; see `formats.read`, which also says what is raised."""
+        return formats.read(self.file, self.page, draft_side=draft_side, deep=deep)
 
 
 def find(

@@ -63,7 +63,7 @@ def query_paths(
         if not isinstance(path, str | os.PathLike):
             raise UsageError(
                 f"images are given as paths of files and folders. Got {type(path).__name__}.",
-                hint="Save an array first: numpy.save('image.npy', array).",
+                hint="Detector.predict takes arrays, Pillow images and tensors.",
             )
     given = [str(path) for path in (expanded(several) if patterns else several)]
     _, note = _narrowed(given, Path(TEST))

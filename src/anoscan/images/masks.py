@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anoscan.core.errors import InputError
-from anoscan.images import formats
 from anoscan.images.decode import UPRIGHT, Decoded, shallow_image
 from anoscan.images.files import ImageFile, named
 from anoscan.images.formats.picture import Opened
@@ -94,7 +93,7 @@ def stored_mask(file: Path) -> tuple[Opened, int]:
 
 
 def _stored_mask(image: ImageFile) -> tuple[Opened, int]:
-    opened = formats.read(image.file, image.page, draft_side=2**31, deep=True)
+    opened = image.read(draft_side=2**31, deep=True)
     return opened, 128 if getattr(opened.picture, "format", None) == "JPEG" else 1
 
 
@@ -135,7 +134,7 @@ Sides = tuple[int, int, int, int]  # rows or columns at the top, left, bottom an
 
 def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
     """Return upright (height, width) and constant borders; None where all is constant."""
-    opened = formats.read(image.file, image.page, draft_side=2 * LARGEST, deep=True)
+    opened = image.read(draft_side=2 * LARGEST, deep=True)
     picture = opened.picture
     samples = np.asarray(
         shallow_image(picture, 3) if isinstance(picture, Image.Image) else picture, np.float32

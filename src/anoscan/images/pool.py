@@ -2,7 +2,8 @@
 
 Decoders are native code, and files come from anywhere. A process that dies, takes too long or needs
 too much memory is replaced, and the file is skipped with the reason. Small PNGs and JPEGs of 8 bits
-are read in threads of this process, where starting others would cost more than it saves.
+are read in threads of this process, where starting others would cost more than it saves. So are
+images that are in memory already.
 """
 
 from __future__ import annotations
@@ -246,7 +247,7 @@ class _Lanes(Generic[T]):
         self._threads: ThreadPoolExecutor | None = None
 
     def submit(self, files: list[ImageFile]) -> _Task[T]:
-        if self._inside and all(map(is_plain, files)):
+        if all(image.in_memory or (self._inside and is_plain(image)) for image in files):
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
             return _Task(self._threads.submit(_attempts, self._read, files), files, self._alone)

@@ -104,6 +104,26 @@ class Search:
     seed: int
 
 
+_LONGEST, _MOST = 100, 3  # characters of a value, and items of a list, that are shown
+
+
+def brief(result: Any) -> str:
+    """Return a short form of a result: what is long in it is counted or only named."""
+    parts = (f"{f.name}={_brief(getattr(result, f.name))}" for f in fields(result))
+    return f"{type(result).__name__}({', '.join(parts)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > _MOST:
+        return f"<{len(value):,} {type(value[0]).__name__}>"
+    text = repr(value)
+    if len(text) <= _LONGEST:
+        return text
+    if isinstance(value, Sequence | dict) and not isinstance(value, str):
+        return f"<{len(value):,} entries>"
+    return f"<{type(value).__name__}>" if is_dataclass(value) else f"{text[: _LONGEST - 3]}..."
+
+
 def to_json(value: Any) -> Any:
     """Return a result as plain JSON values; numbers that JSON lacks (NaN, infinity) become null.
 

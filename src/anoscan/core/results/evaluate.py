@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from anoscan.core.results.common import ModelReference, Search, Skipped, Threshold
+from anoscan.core.results.common import ModelReference, Search, Skipped, Threshold, brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,7 @@ class PixelReport:
     used.
     """
 
+    __repr__ = brief
     auroc: float | None
     average_precision: float | None
     aupro: float | None
@@ -103,6 +104,7 @@ class Histogram:
 class Curves:
     """Curves to plot. Long curves are thinned, but their areas were measured on all points."""
 
+    __repr__ = brief
     roc: Roc
     precision_recall: PrecisionRecall
     scores: Histogram
@@ -159,6 +161,7 @@ class EvalReport:
     latents.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.eval/1"
     model: ModelReference
     images: EvalImages

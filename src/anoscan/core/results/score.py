@@ -13,6 +13,7 @@ from anoscan.core.results.common import (
     Skipped,
     Threshold,
     Verdict,
+    brief,
 )
 
 IMAGE_SCHEMA = "anoscan.image/1"  # of a line of ``score --jsonl``, which is an `ImageScore`
@@ -57,6 +58,7 @@ class ImageScore:
     files of the anomaly map by their form. Both are null where they were not asked for.
     """
 
+    __repr__ = brief
     rank: int | None
     path: str
     score: float
@@ -96,6 +98,7 @@ class ScoreReport:
     the run was asked to check.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.score/1"
     model: ModelReference
     score: str

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from anoscan.core.results.common import Health, HealthCheck, HealthReport, ModelReference, Skipped
+from anoscan.core.results.common import (
+    Health,
+    HealthCheck,
+    HealthReport,
+    ModelReference,
+    Skipped,
+    brief,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,7 @@ class SelfTest:
     found. `findings` say this in words, and what to do about it.
     """
 
+    __repr__ = brief
     defects: str = "synthetic"
     normals: int
     side: int
@@ -82,6 +90,7 @@ class TrainReport:
     `tracking` is the folder of losses and pictures; it is null where it could not be written.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.train/1"
     model: TrainedModel
     images: TrainImages
@@ -100,6 +109,7 @@ class TrainReport:
 class DoctorReport:
     """Result of ``anoscan doctor``: facts by topic, the checks of them, and the worst verdict."""
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.doctor/1"
     verdict: Health
     machine: dict[str, Any]

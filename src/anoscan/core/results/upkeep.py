@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from anoscan.core.results.common import ModelReference, Skipped, Threshold
+from anoscan.core.results.common import ModelReference, Skipped, Threshold, brief
 from anoscan.core.results.evaluate import ComparedModel, EvalReport
 from anoscan.core.results.score import ScoreReport
 from anoscan.core.results.train import TrainReport
@@ -36,6 +36,7 @@ class CalibrateReport:
     `decision` is null where the rate was not changed. `history` lists all changes of the model.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.calibrate/1"
     model: ModelReference
     previous: ModelReference
@@ -62,6 +63,7 @@ class Suspect:
 class SuspectsReport:
     """Result of ``anoscan suspects``, most suspect first; `model` is null where it was not kept."""
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.suspects/1"
     model: ModelReference | None
     images: tuple[Suspect, ...]
@@ -93,6 +95,7 @@ class DriftReport:
     normal images that fit the model it would be about `false_alarm_rate`.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.drift/1"
     model: ModelReference
     counts: dict[str, int]
@@ -109,6 +112,7 @@ class DriftReport:
 class DemoReport:
     """Result of ``anoscan demo``: the results of three commands, and the folder of pictures."""
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.demo/1"
     train: TrainReport
     score: ScoreReport
@@ -134,6 +138,7 @@ class SampleReport:
     between two given images.
     """
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.sample/1"
     model: ModelReference
     seed: int
@@ -183,6 +188,7 @@ class RemovedModel:
 class ModelsReport:
     """Result of ``anoscan models list``; `pinned` names the model that ``models use`` pinned."""
 
+    __repr__ = brief
     schema: ClassVar[str] = "anoscan.models/1"
     models: tuple[ModelSummary, ...] = field(default=())
     removed: tuple[RemovedModel, ...] = ()
