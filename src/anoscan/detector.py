@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from anoscan import trainer
 from anoscan.core.config import TrainConfig, TrainSettings
 from anoscan.core.errors import AnoscanWarning
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
@@ -51,7 +50,6 @@ from anoscan.report.ranking import Ranking
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
-from anoscan.trainer import TrainOptions
 from anoscan.training import health
 from anoscan.training.suspects import Suspicion
 
@@ -85,7 +83,7 @@ class Detector:
     def __init__(self, model: Model, runtime: Runtime, judge: Judge | None = None) -> None:
         self.model, self.runtime = model, runtime
         self._judge = judge or Judge(model, runtime)
-        self.reference = trainer.UNSAVED
+        self.reference = ModelReference(name="", path="", sha256="")
         self.report: TrainReport | None = None
         self.suspicion: Suspicion | None = None
         self.held_out: tuple[str, ...] = ()
@@ -172,7 +170,9 @@ class Detector:
             or `resume` finds no checkpoint of the same images and settings.
         TrainingDiverged, TrainingInterrupted
         """
-        options = TrainOptions(
+        from anoscan import trainer  # slow to load, and not needed to score
+
+        options = trainer.TrainOptions(
             names=names,
             name=name,
             path=Path(path) if path else None,
@@ -198,7 +198,9 @@ class Detector:
 
     def save(self, path: str | Path) -> None:
         """Write the model file, and set `reference`; the same model gives the same bytes."""
-        self.reference = trainer.saved(self.model, Path(path))
+        path = Path(path)
+        digest = self.model.write(path)
+        self.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
 
     @classmethod
     def load(

@@ -9,9 +9,6 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from anoscan.core.arrays import Floats
 from anoscan.core.results import Region
@@ -76,6 +73,8 @@ def hottest(
     step = -(-max(values.shape) // _SAMPLED)
     sample = values[::step, ::step]
     median = float(np.median(sample[np.isfinite(sample)])) if np.isfinite(sample).any() else peak
+    from scipy import ndimage  # slow to load, and needed where there are regions alone
+
     labels, _ = ndimage.label(near >= (median + peak) / 2, structure=np.ones((3, 3)))
     part = labels == labels[row - top, column - left]
     ((rows, columns),) = ndimage.find_objects(part.astype(np.uint8))
@@ -106,6 +105,8 @@ class Finder:
 
     def add(self, top: int, rows: Floats) -> None:
         """Add rows (h, width) of the map, the first of which has the number `top`."""
+        from scipy import ndimage
+
         labels, count = ndimage.label(rows > self._level, structure=np.ones((3, 3)))
         first, last = (
             np.where(edge > 0, edge + self._count, 0).astype(np.intp) for edge in labels[[0, -1]]
@@ -158,6 +159,9 @@ class Finder:
         if not len(a):
             boxes, cells = np.concatenate(self._boxes), np.concatenate(self._cells)
             return boxes, cells, np.concatenate(self._peaks)
+        from scipy.sparse import coo_array  # slow to load, and needed by large images alone
+        from scipy.sparse.csgraph import connected_components
+
         graph = coo_array((np.ones(len(a)), (a, b)), shape=(self._count, self._count))
         n, owner = connected_components(graph, directed=False) if self._count else (0, a)
         pieces = np.concatenate(self._boxes)

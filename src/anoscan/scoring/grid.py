@@ -10,9 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -86,10 +84,16 @@ def to_grid(side: int) -> Filter:
 
 @functools.lru_cache(_KEPT)
 def blurring(side: int, sigma: float, truncated: float = TRUNCATED) -> Filter:
-    """Return the filter (side, side) of a Gaussian with a standard deviation of `sigma` cells."""
-    eye = np.eye(side)
-    blur = ndimage.gaussian_filter1d(eye, sigma, axis=0, mode="nearest", truncate=truncated)
-    return Filter.of(torch.from_numpy(blur))
+    """Return the filter (side, side) of a Gaussian with a standard deviation of `sigma` cells.
+
+    It ends after `truncated` standard deviations. Beyond the edge, the outermost cells go on.
+    """
+    reach = round(truncated * sigma)
+    steps = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-(steps.double() ** 2) / (2 * sigma**2))
+    seen = (torch.arange(side)[:, None] + steps).clamp(0, side - 1)
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    return Filter.of(matrix.scatter_add_(1, seen, (weights / weights.sum()).expand(side, -1)))
 
 
 @functools.lru_cache(_KEPT)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from anoscan.core import registry
@@ -224,5 +223,7 @@ def chunks(
 
 def smooth(residuals: np.ndarray) -> np.ndarray:
     """Blur residuals (n, s, s) by one pixel, so that a single noisy pixel makes no region."""
+    from scipy import ndimage  # slow to load, and not needed to score
+
     blurred: np.ndarray = ndimage.gaussian_filter(residuals, sigma=(0, 1, 1), mode="nearest")
     return blurred
