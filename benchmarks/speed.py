@@ -64,17 +64,17 @@ class Set:
 
 
 SETS = {
-    "28x28 PNG": Set(4000, (28, 28), ".png", {"size": 28}),
-    "64x64 PNG": Set(1500, (64, 64), ".png", {"size": 64}),
-    "640x640 grey JPEG at 128": Set(600, (640, 640), ".jpg", {"size": 128}),
-    "640x640 RGB JPEG at 128": Set(600, (640, 640, 3), ".jpg", {"size": 128}),
-    "1024x1024 16-bit TIFF at 128": Set(200, (1024, 1024), ".tif", {"size": 128}),
+    "28x28 PNG": Set(2000, (28, 28), ".png", {"size": 28}),
+    "64x64 PNG": Set(800, (64, 64), ".png", {"size": 64}),
+    "640x640 grey JPEG at 128": Set(200, (640, 640), ".jpg", {"size": 128}),
+    "640x640 RGB JPEG at 128": Set(200, (640, 640, 3), ".jpg", {"size": 128}),
+    "1024x1024 16-bit TIFF at 128": Set(80, (1024, 1024), ".tif", {"size": 128}),
     "10000x10000 TIFF in tiles": Set(
         1, (10_000, 10_000), ".tif", {"size": 128, "patches": 128}, normal_side=640
     ),
 }
 CHECKED = ("28x28 PNG", "64x64 PNG")
-TRAINED = 300  # images, at most
+TRAINED = 200  # images, at most
 
 
 def drawn(shape: tuple[int, ...], number: int) -> Pixels:

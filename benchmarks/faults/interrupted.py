@@ -87,7 +87,7 @@ class Job:
 
 _DATE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 # Records of a training have no part in the model, and say what was interrupted.
-_ASIDE = ("said/", "home/locks/", "home/checkpoints/", ".training/")
+_ASIDE = ("said/", "home/locks/", "home/checkpoints/", ".training/", ".history.jsonl", ".kept/")
 
 
 def _files(folder: Path) -> dict[str, bytes]:

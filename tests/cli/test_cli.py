@@ -467,7 +467,7 @@ def test_an_interrupted_training_keeps_a_checkpoint_and_says_how_to_go_on(
 
 
 def test_a_mistyped_command_is_answered_with_the_one_it_looks_like(run: Run) -> None:
-    assert "Did you mean 'train', 'trend'? See " in run("trian").err
+    assert "Did you mean 'train', 'retrain', 'trend'? See " in run("trian").err
     assert "Did you mean 'score'? See " in run("scroe").err
 
 
@@ -690,7 +690,7 @@ def test_a_folder_that_leads_to_itself_is_bad_input(
     ("arguments", "code", "said"),
     [
         (["missing"], 1, "missing does not exist."),
-        (["mis\x1b[31msing\n"], 1, "mis\\x1b[31msing\\n does not exist."),
+        (["mis\x1b[31msing\n"], 1, "no file matches mis\\x1b[31msing\\n."),
         ([".", "--score", "x"], 2, "--score must be one of"),
         ([".", "--false-alarm-rate", "2"], 2, "--false-alarm-rate must lie between 0 and 1"),
         ([".", "--false-alarm-rate", "100%"], 2, "--false-alarm-rate must lie between 0 and 1"),

@@ -14,7 +14,7 @@ from anoscan.evaluation.labels import gather
 from anoscan.images.files import find
 from anoscan.images.globs import expanded, root_of
 from anoscan.images.layout import query_paths, training_paths
-from anoscan.model import store
+from anoscan.model import names
 
 
 def touched(root: Path, *names: str) -> Path:
@@ -73,7 +73,7 @@ def test_names_of_a_list_on_stdin_are_no_patterns(
 @pytest.mark.usefixtures("root")
 def test_a_pattern_is_named_after_the_folder_that_it_starts_from() -> None:
     assert root_of("imgs/**/*.png") == Path("imgs")
-    assert store.name_for(Path("imgs/**/*.png")) == "imgs"
+    assert names.name_for(Path("imgs/**/*.png")) == "imgs"
     assert root_of("imgs/a.png") == Path("imgs/a.png")
 
 

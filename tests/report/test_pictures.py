@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -120,11 +122,22 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
 
-    def full(self: Image.Image, file: IO[bytes], **_: str) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+    replacing = pictures.replacing
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    class Full:
+        def __init__(self, file: IO[bytes]) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+
+    @contextmanager
+    def full(path: Path) -> Iterator[Full]:
+        with replacing(path) as file:
+            yield Full(file)
+
+    monkeypatch.setattr(pictures, "replacing", full)
     with pytest.raises(InputError, match="No space left"):
         pictures.save_png(Image.new("L", (4, 4)), path)
     assert path.read_bytes() == b"old"

@@ -53,13 +53,13 @@ def flooded(picture: Image.Image) -> int:
 @pytest.mark.parametrize(
     ("size", "pane"),
     [
-        ((16, 16), (512, 512)),
-        ((28, 28), (504, 504)),
-        ((64, 64), (512, 512)),
+        ((16, 16), (384, 384)),
+        ((28, 28), (392, 392)),
+        ((64, 64), (384, 384)),
         ((640, 480), (640, 480)),
         ((2000, 1500), (2000, 1500)),
         ((4100, 2050), (1366, 683)),
-        ((12, 40), (154, 512)),
+        ((12, 40), (120, 400)),
     ],
 )
 def test_an_overlay_is_large_enough_for_a_person_at_any_size_of_the_image(
@@ -73,25 +73,25 @@ def test_an_overlay_is_large_enough_for_a_person_at_any_size_of_the_image(
 
 def test_boxes_are_drawn_where_the_regions_are_and_dashed_below_the_level(tmp_path: Path) -> None:
     seen = views_of(tmp_path, (64, 32))
-    legend = (0, 0, 532, 340)  # without the words, which have the colour of the boxes
+    legend = (0, 0, 420, 270)  # without the words, which have the colour of the boxes
     none, above, below = (
         marked(seen.overlay(result("a.png", 3, regions)).crop(legend))
         for regions in ((), (MIDDLE,), (dataclasses.replace(MIDDLE, below_level=True),))
     )
     assert none.sum() == 0
     rows, columns = np.nonzero(above)
-    assert columns.min() == pytest.approx(10 + 10 * 8, abs=4)
-    assert columns.max() == pytest.approx(10 + 20 * 8, abs=4)
-    assert rows.max() - rows.min() == pytest.approx(5 * 8, abs=8)
+    assert columns.min() == pytest.approx(10 + 10 * 6, abs=4)
+    assert columns.max() == pytest.approx(10 + 20 * 6, abs=4)
+    assert rows.max() - rows.min() == pytest.approx(5 * 6, abs=8)
     assert 0.3 < below.sum() / above.sum() < 0.8
 
 
 def test_a_normal_image_has_a_calm_title_and_no_boxes(tmp_path: Path) -> None:
     seen = views_of(tmp_path, (64, 64))
     seen = dataclasses.replace(seen, anomaly_map=np.full((32, 32), 1.5, np.float32))
-    calm = seen.overlay(result("a.png", 1)).crop((0, 0, 532, 560))  # without the colour bar
+    calm = seen.overlay(result("a.png", 1)).crop((0, 0, 420, 440))  # without the colour bar
     assert flooded(calm) == 0
-    assert flooded(seen.overlay(result("a.png", 3)).crop((0, 0, 532, 560))) > 0
+    assert flooded(seen.overlay(result("a.png", 3)).crop((0, 0, 420, 440))) > 0
 
 
 def test_the_residual_s_panel_has_three_views_and_those_of_similar_images(tmp_path: Path) -> None:

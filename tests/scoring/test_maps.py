@@ -290,7 +290,7 @@ def test_all_forms_are_written_and_agree(trained: Detector, digits: Digits, tmp_
         above = [region.area for region in found.regions if not region.below_level]
         assert (mask == 255).sum() == sum(above)  # a region below the level is black
         with Image.open(found.maps["overlay"]) as drawn:
-            assert drawn.width == 512 + 2 * 10
+            assert drawn.width == 400 + 2 * 10
         with Image.open(found.maps["side-by-side"]) as drawn:
             assert drawn.width == 3 * 320 + 4 * 10
 

@@ -13,7 +13,7 @@ from anoscan.images.decode import ImageRule, decode
 from anoscan.images.files import find
 from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import term_weights
-from anoscan.scoring import maps
+from anoscan.scoring import layers
 from anoscan.scoring.maps import Maps
 from anoscan.scoring.measure import Measurer, fit_terms
 from anoscan.scoring.terms import Evidence, subspace
@@ -51,12 +51,12 @@ def test_unseen_pictures_are_explained_and_a_change_of_them_is_found_where_it_is
 ) -> None:
     found = fitted(pictures(300, 0, channels, side))
     clean = pictures(20, 1, channels, side)
-    usual = subspace.residual(clean, found)
+    usual = subspace.residual(evidence(clean), found)
     assert usual.shape == (20, side, side)
     assert 0.9 < usual.mean() < 2
     changed = clean.clone()
     changed[:, :, 10:13, 20:23] += 0.2  # a tenth of the contrast of the pictures' range
-    left = subspace.residual(changed, found)
+    left = subspace.residual(evidence(changed), found)
     for one in left:
         row, column = np.unravel_index(int(one.argmax()), one.shape)
         assert 9 <= row <= 13
@@ -79,14 +79,14 @@ def test_large_images_are_averaged_down_first() -> None:
     x = pictures(60, 0, side=128)
     found = fitted(x)
     assert len(found["mean"]) == subspace.SIDE**2
-    assert subspace.residual(x[:2], found).shape == (2, subspace.SIDE, subspace.SIDE)
+    assert subspace.residual(evidence(x[:2]), found).shape == (2, subspace.SIDE, subspace.SIDE)
 
 
 def test_an_image_has_the_same_residual_in_any_company() -> None:
     found = fitted(pictures(60, 0))
     some = pictures(5, 1)
-    alone = torch.cat([subspace.residual(x[None], found) for x in some])
-    assert torch.equal(subspace.residual(some, found), alone)
+    alone = torch.cat([subspace.residual(evidence(x[None]), found) for x in some])
+    torch.testing.assert_close(subspace.residual(evidence(some), found), alone, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
@@ -94,7 +94,7 @@ def test_few_images_and_images_that_never_differ_give_numbers(n: int) -> None:
     for x in (pictures(n, 0, side=16), torch.zeros(n, 1, 16, 16)):
         found = subspace.fit(subspace.sums(evidence(x)))
         assert found["basis"].shape[1] <= n // subspace.IMAGES_A_COMPONENT
-        assert torch.isfinite(subspace.residual(pictures(2, 1, side=16), found)).all()
+        assert torch.isfinite(subspace.residual(evidence(pictures(2, 1, side=16)), found)).all()
 
 
 def test_the_term_sees_a_defect_of_few_pixels_and_no_other_exposure() -> None:
@@ -141,12 +141,12 @@ def test_layers_of_relative_maps_are_nought_in_the_calmest_quarter(
     x = torch.from_numpy(np.stack(some))
     with torch.no_grad():
         seen = Evidence(model.networks, x)
-    for layers in maps._layers(seen, model.maps):
-        np.testing.assert_allclose(np.quantile(layers, maps.CALM, axis=(1, 2)), 0, atol=1e-5)
+    for some_layers in layers.layers_of(seen, model.maps.tensors, aligned=True):
+        below = (some_layers <= 0).float().mean((2, 3))
+        torch.testing.assert_close(below, torch.full_like(below, layers.CALM), rtol=0, atol=0.1)
 
 
 def test_what_all_of_an_image_has_does_not_show_in_a_relative_map() -> None:
-    layers = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
-    shifted = layers + np.float32(5)
-    relative = layers - maps._calm(layers)
-    np.testing.assert_allclose(shifted - maps._calm(shifted), relative, atol=1e-5)
+    some = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    relative = some - layers._calm(some)
+    torch.testing.assert_close(some + 5 - layers._calm(some + 5), relative, atol=1e-5, rtol=0)

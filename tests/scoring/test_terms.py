@@ -31,16 +31,21 @@ def noise(n: int, seed: int = 0, channels: int = 3, side: int = 16) -> Tensor:
     return torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
 
 
+def distances(x: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+    """Distances of the places of the finest block."""
+    return local.distances(blocks(x), x, fitted["mean0"], fitted["whiten0"])
+
+
 def test_local_distance_is_one_for_usual_places_and_counts_channels_that_move_together() -> None:
     x = noise(2000)
     x[:, 1] = x[:, 0] + 0.1 * x[:, 1]
     fitted = local.fit(local.sums(blocks(x)))
-    assert local.distances(x, fitted["mean0"], fitted["whiten0"]).mean() == pytest.approx(1, 0.1)
+    assert distances(x, fitted).mean() == pytest.approx(1, 0.1)
     # Far in each channel, but together as always, is less odd than apart.
     together, apart = x[:1] * 0, x[:1] * 0
     together[:, 0] = together[:, 1] = 2
     apart[:, 0], apart[:, 1] = 2, -2
-    far = [local.distances(y, fitted["mean0"], fitted["whiten0"]).mean() for y in (together, apart)]
+    far = [distances(y, fitted).mean() for y in (together, apart)]
     assert far[1] > 5 * far[0]
 
 
@@ -51,8 +56,7 @@ def test_local_knows_what_is_usual_at_each_place() -> None:
     normal, swapped = noise(50, 1), noise(50, 1)
     normal[:, :, :8] += 10
     swapped[:, :, 8:] += 10
-    placed = local.distances(normal, fitted["mean0"], fitted["whiten0"]).mean()
-    assert local.distances(swapped, fitted["mean0"], fitted["whiten0"]).mean() > 5 * placed
+    assert distances(swapped, fitted).mean() > 5 * distances(normal, fitted).mean()
 
 
 def test_local_sees_a_small_defect_that_the_mean_over_the_image_does_not() -> None:

@@ -90,7 +90,7 @@ import numpy as np
 from anoscan import Detector, MapFiles
 from anoscan.scoring.measure import Measured, Measurer
 
-def unjudged(measurer, x, how, *, mapped):
+def unjudged(measurer, x, how, *, mapped, only=None):
     n, _, side, _ = x.shape
     nothing, ones = np.zeros((n, side, side), np.float32), np.ones((n, len(measurer.fitted)))
     return Measured(0 * ones, x.numpy(), nothing, ones, 100 * x.mean(1).numpy())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import unicodedata
 from pathlib import Path
 
 from anoscan.core.errors import UsageError
-from anoscan.images.globs import root_of
 
 SUFFIX = ".safetensors"
 
@@ -68,9 +68,12 @@ def _allowed(character: str) -> bool:
 def name_for(folder: Path) -> str:
     """Return a model's name after a resolved folder; ``-`` replaces what is not allowed.
 
-    Of a pattern, the folder that it starts from is taken.
+    Of a pattern (`images.globs`), the folder that it starts from is taken.
     """
-    return made_of(Path(os.path.realpath(root_of(folder))).name)
+    parts = folder.parts
+    magic = (number for number, part in enumerate(parts) if glob.has_magic(part))
+    first = None if os.path.lexists(folder) else next(magic, None)
+    return made_of(Path(os.path.realpath(Path(*parts[:first]))).name)
 
 
 def made_of(text: str) -> str:

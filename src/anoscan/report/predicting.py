@@ -140,6 +140,8 @@ def _stacked(arrays: Sequence[NDArray[Any] | None]) -> Any:
 class _Kept(ViewFiles):
     """Takes maps and reconstructions of images, in place of the writer of their files."""
 
+    in_order = True
+
     def __init__(self, *, maps: bool, reconstructions: bool) -> None:
         self._wanted, self._drawn = maps, reconstructions
         self._rows: Floats | None = None

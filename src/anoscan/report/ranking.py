@@ -72,7 +72,8 @@ class Ranking:
                 results = zip(self.judge.judge(readable, levels), readable, strict=True)
                 write = partial(self._written, level=levels.region)
                 # Pictures are drawn by several threads; results keep their order.
-                drawn = (map if views is None else drawing.map)(write, results)
+                threaded = views is not None and not views.in_order
+                drawn = (drawing.map if threaded else map)(write, results)
                 for measured in batch:
                     done += 1
                     if isinstance(measured.decoded, Skipped):

@@ -175,6 +175,8 @@ class ViewFiles:
     `maps`, those files are not written.
     """
 
+    in_order = False  # whether `write` must be called in the order of the images
+
     def __init__(self, model: Model, residuals: Path | None, maps: MapFiles | None) -> None:
         self._model, self._residuals, self._maps = model, residuals, maps
 
