@@ -130,7 +130,9 @@ def test_images_are_scored_as_they_arrive_and_a_restart_repeats_none(
     assert "could not be read" not in watched.notes.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_nothing_is_scored_twice_or_lost_whenever_a_watch_is_ended(
     watched: Watched, digits: Digits, number: int
 ) -> None:
