@@ -281,6 +281,7 @@ def test_on_a_phone_nothing_runs_out_of_the_window(browser: Any, report: Path) -
     for page in opened(browser, report):
         page.set_viewport_size({"width": 360, "height": 740})
         page.wait_for_function("() => document.querySelectorAll('#grid li').length > 0")
+        page.wait_for_function("() => window.innerWidth === 360")  # not at once on a busy machine
         assert page.evaluate(wide) <= 360
         page.locator(".card").first.click()
         assert page.evaluate(wide) <= 360

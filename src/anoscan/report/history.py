@@ -137,11 +137,19 @@ def _parquet(before: bytes, run: PastRun) -> bytes:
     schema = pa.schema([(name, kind(name)) for name in COLUMNS])
     table = pa.Table.from_pylist([row], schema=schema)
     if before:
-        known = parquet.read_table(pa.BufferReader(before)).select(list(COLUMNS))
+        known = _table(before).select(list(COLUMNS))
         table = pa.concat_tables([known.cast(schema), table])
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)
     return buffer.getvalue()
+
+
+def _table(data: bytes) -> Any:
+    """Read a Parquet file without threads, which now and then abort a process that ends."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def read(path: Path) -> tuple[PastRun, ...]:
@@ -182,11 +190,10 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _read_parquet(path: Path) -> Sequence[dict[str, Any]]:
     import pyarrow as pa
-    from pyarrow import parquet
 
     data = path.read_bytes()
     try:
-        found = parquet.read_table(pa.BufferReader(data))
+        found = _table(data)
     except pa.ArrowException as error:
         raise ValueError(str(error).rstrip(".")) from error
     rows: list[dict[str, Any]] = found.to_pylist()
