@@ -120,7 +120,7 @@ def page_of(
 
 def test_the_page_says_that_the_rate_was_chosen_automatically(tmp_path: Path) -> None:
     _, text = page_of(["a"], tmp_path)
-    assert "a false-alarm rate of 1 % (chosen automatically) on 99 calibration" in text
+    assert "1 % (chosen automatically) on 99 calibration images" in text
 
 
 class Page(HTMLParser):

@@ -248,7 +248,8 @@ def test_pictures_and_fields_have_names(page: Any) -> None:
     assert page.evaluate(unnamed) == []
     alts = page.locator("#stage img").evaluate_all("all => all.map((e) => e.alt)")
     assert alts == [
-        "Query of cell000.png", "Reconstruction of cell000.png", "Map over the query of cell000.png"
+        "Query image of cell000.png", "Reconstruction of cell000.png",
+        "Anomaly map over the query of cell000.png"
     ]  # fmt: skip
 
 

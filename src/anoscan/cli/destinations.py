@@ -137,14 +137,16 @@ class ScoringViewers:
             scorer = Scorer(detector.model.fitted, detector.model.calibration)
             self._files.write(report, scorer.weights(report.score))
 
-    def write_page(self, report: ScoreReport, detector: Detector) -> None:
-        """Write the HTML page, if there is one."""
+    def write_page(self, report: ScoreReport, detector: Detector, paths: Sequence[str]) -> None:
+        """Write the HTML page, if there is one; `paths` are those that were given to score."""
         if self._page is not None:
             from anoscan.core import results
             from anoscan.report.html_page import Background
 
             scores = detector.calibration_scores(report.score)
-            self._page.write(results.to_json(report), Background(detector.model.metadata, scores))
+            queries = tuple("a list on stdin" if path == "-" else path for path in paths)
+            background = Background(detector.model.metadata, scores, queries)
+            self._page.write(results.to_json(report), background)
 
     def show(self, output: Output) -> None:
         """Show the pictures in the terminal, and print the paths of the files."""

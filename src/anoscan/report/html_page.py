@@ -7,10 +7,11 @@ contents of a model file only ever appear as text.
 
 from __future__ import annotations
 
-import base64
 import datetime
 import hashlib
 import json
+import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +19,21 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 import anoscan
 from anoscan.core.errors import UsageError
-from anoscan.core.files import printable, replacing
+from anoscan.core.files import defused, printable, replacing
 from anoscan.core.results import ImageScore
 from anoscan.report import pictures
 from anoscan.report.album import Album
 from anoscan.report.figure import Box
+from anoscan.report.templating import embedded, render, share
 from anoscan.report.views import ImageViews
 from anoscan.training import health
 
 SCHEMA = "anoscan.score/1"
 _FIRST = 60  # images whose pictures come before the script, so that the first screens show at once
+_LISTED = 1000  # images in the list that a browser without JavaScript shows, at most
 _BINS = 44
 
 
@@ -51,13 +52,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Background:
-    """What a report says about the model; both fields may be empty.
+    """What a report says about the model; all fields may be empty.
 
     `metadata` are those of the model file, and `calibration` the scores (n,) of calibration images.
+    `queries` are the paths that were given to score. Without any, the page names the folder that
+    all images share. `made` is the time of the run, by default now.
     """
 
     metadata: Mapping[str, Any]
     calibration: np.ndarray
+    queries: tuple[str, ...] = ()
+    made: datetime.datetime | None = None
 
 
 class HtmlReport:
@@ -113,8 +118,8 @@ class HtmlReport:
         inline = [] if folder else numbers
         context = {
             "version": anoscan.__version__,
-            "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "model": model,
+            "run": run_facts(document, background),
             "document": document,
             "warnings": [
                 printable(str(warning))
@@ -125,7 +130,7 @@ class HtmlReport:
                 )
                 if warning
             ],
-            "data": _embedded(self._data(document)),
+            "data": embedded(_keyed(self._data(document), document)),
             "chart": chart(
                 [row["score"] for row in rows if row["score"] is not None],
                 background.calibration,
@@ -139,12 +144,16 @@ class HtmlReport:
                 (printable(str(s["path"])), printable(str(s["reason"])))
                 for s in document["skipped"]
             ],
+            "listed": [
+                (row["rank"], row["score"], row["p_value"], row["verdict"], printable(row["path"]))
+                for row in rows[:_LISTED]
+            ],
             "first": self._pictures(inline[:_FIRST]),
             "rest": self._pictures(inline[_FIRST:]),
             "images_from": "data:" if folder is None else "'self' data: file:",
         }
         with replacing(self.path) as stream:
-            for chunk in _render(context):
+            for chunk in render("report", context):
                 stream.write(chunk.encode("utf-8"))
             stream.flush()  # a full disk shows now, while the older page still has its pictures
             self._album.finish()
@@ -164,6 +173,7 @@ class HtmlReport:
             "reconstructs": self._reconstructs,
             "assets": None if folder is None else quote(folder.name) + "/",
             "images": [self._row(row, terms) for row in rows],
+            "names": _names([row["path"] for row in rows]),
         }
 
     def _row(self, row: Mapping[str, Any], terms: Sequence[str]) -> list[Any]:
@@ -206,57 +216,35 @@ def assets_of(page: Path) -> Path:
     return page.with_name(f"{page.stem}-files")
 
 
+def _keyed(data: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a hash of the results to the data: a browser keeps the marks of a page under it."""
+    text = json.dumps([document["model"], data], sort_keys=True)
+    return data | {"key": hashlib.sha256(text.encode()).hexdigest()[:32]}
+
+
+def _names(paths: Sequence[str]) -> dict[int, str | None]:
+    """Return what a labels file calls images that it calls otherwise than the page, by place."""
+    named = ((place, path, path_in_csv(path)) for place, path in enumerate(paths))
+    return {place: name for place, path, name in named if name != printable(path)}
+
+
+def path_in_csv(path: str) -> str | None:
+    """Return what a labels file calls an image, or None where it cannot name it.
+
+    A labels file is UTF-8, and its cells lose the blanks at their ends. A relative path that starts
+    with a blank, or that a spreadsheet would run as a formula, starts with ``./`` instead.
+    """
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    if path != path.rstrip():
+        return None
+    return f"./{path}" if path != path.lstrip() or defused(path) != path else path
+
+
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _embedded(value: Any) -> Markup:
-    """Return JSON that is safe inside a script element: no file name in it can end the element."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-# --- the template -------------------------------------------------------------------------------
-
-
-def _render(context: Mapping[str, Any]) -> Iterator[str]:
-    environment = Environment(
-        loader=PackageLoader("anoscan.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "share": _share}
-    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
-    sources = {
-        "style": style,
-        "script": script,
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-    }
-    return environment.get_template("report.html").generate(**context, **sources)
-
-
-def _source(environment: Environment, name: str) -> Markup:
-    if environment.loader is None:
-        raise RuntimeError("the environment has a loader")
-    return Markup(environment.loader.get_source(environment, name)[0])
-
-
-def _hash(source: str) -> str:
-    digest = hashlib.sha256(source.encode("utf-8")).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.3g} %"
 
 
 # --- the chart, the model and its health --------------------------------------------------------
@@ -373,6 +361,40 @@ def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
     return tuple(
         (100 * (i * step - low) / (high - low), f"{i * step:.6g}") for i in range(first, last + 1)
     )
+
+
+def run_facts(document: Mapping[str, Any], background: Background) -> list[tuple[str, str]]:
+    """Return facts about the run for the top of the page, as pairs of name and text."""
+    threshold, counts = document["threshold"], document["counts"]
+    version = _version(background.metadata)
+    trained = f", trained with {version}" if version else ""
+    rate = share(threshold["effective_rate"])
+    rate += " (chosen automatically)" if threshold["chosen"] == "auto" else ""
+    checks = [verdict for verdict, _, _ in _health(background.metadata)]
+    worst = next((verdict for verdict in ("fail", "warn", "ok") if verdict in checks), None)
+    made = background.made or datetime.datetime.now(datetime.UTC)
+    normal = counts["scored"] - counts["anomalous"]
+    facts = {
+        "queries": ", ".join(background.queries) or _shared_folder(document),
+        "scored on": made.strftime("%Y-%m-%d %H:%M UTC"),
+        "model": f"{document['model'].get('name', '')}{trained}",
+        "threshold": f"anomalous is a score above {threshold['score']:.4g}",
+        "false-alarm rate": f"{rate} on {threshold['calibration_images']:,} calibration images",
+        "images": f"{counts['anomalous']:,} anomalous, {normal:,} normal, "
+        f"{counts['skipped']:,} skipped",
+        "model health": worst,
+    }
+    return [(name, printable(fact)) for name, fact in facts.items() if fact]
+
+
+def _shared_folder(document: Mapping[str, Any]) -> str | None:
+    """Return the folder that all images are in, or None where there is none."""
+    paths = [row["path"] for row in (*document["images"], *document["skipped"])]
+    try:
+        shared: str = os.path.commonpath([posixpath.dirname(path) for path in paths])
+    except ValueError:  # there is no image, or some paths are absolute
+        return None
+    return shared
 
 
 def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -228,7 +228,7 @@ class _Job:
             printed = first_images(report, top, None if output.as_json else TABLE_ROWS)
             failure = first_failure(
                 lambda: viewers.write(report, detector),
-                lambda: viewers.write_page(report, detector),
+                lambda: viewers.write_page(report, detector, self.paths),
                 lambda: self._record(tally),
             )
             # A full disk does not take the table; JSON is printed only when all is well.

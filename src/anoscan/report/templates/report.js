@@ -2,18 +2,19 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const VIEWS = ["Query", "Reconstruction", "Map over the query"], MAP = 2;
+  const VIEWS = ["Query image", "Reconstruction", "Anomaly map over the query"], MAP = 2;
+  const PANELS = ["query image", "reconstruction", "anomaly map"];
   const FILES = ["query", "reconstruction", "map"];
-  const GAP = 12, PAD = 8, INNER = 4, CAPTION = 50, NARROWEST = 300, OVERSCAN = 2;
+  const GAP = 12, PAD = 8, INNER = 4, CAPTION = 104, NARROWEST = 300, OVERSCAN = 2;
   const PRINTED = 300, MOST_BOXES = 50;
 
-  const images = data.images.map((row) => {
+  const images = data.images.map((row, at) => {
     const [rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest] = row;
     const cut = path.lastIndexOf("/");
     // A page of a file has a path like scan.tif/3. The name shown for it includes the file.
     const start = /\.[a-z]+\/\d+$/i.test(path) ? path.lastIndexOf("/", cut - 1) : cut;
     return {
-      rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest,
+      at, file: at in data.names ? data.names[at] : path, rank, path, score, p, q, odd, number, width, height, terms, boxes, less, mismatch, nearest,
       folder: cut < 0 ? "" : path.slice(0, cut), name: path.slice(start + 1), key: path.toLowerCase(),
     };
   });
@@ -66,6 +67,113 @@
     return sheet;
   };
 
+  // --- marks: what a person says of an image; this browser keeps them for this report ---
+
+  const ANOMALY = 1, NORMAL = 0, KEPT = "anoscan-marks-" + data.key;
+  const marks = new Map();
+  let unsaved = false, refused = false, open = null;
+
+  // "Confirmed" beside the verdict normal could be read as "it is normal".
+  const word = (image, value) =>
+    image.odd ? (value === ANOMALY ? "Confirmed" : "False alarm") : (value === ANOMALY ? "Missed anomaly" : "Normal");
+
+  const markers = (image) => {
+    const group = make("span", "marks");
+    group.setAttribute("role", "group");
+    group.setAttribute("aria-label", `Mark ${image.name}`);
+    for (const value of [ANOMALY, NORMAL]) {
+      const button = make("button", "", word(image, value));
+      button.type = "button";
+      button.dataset.value = value;
+      button.disabled = image.file === null;
+      button.title = image.file === null ? "The name of this image does not fit into a CSV, so it cannot be labelled"
+        : value === ANOMALY ? "Label it as an anomaly (c)" : "Label it as normal (f)";
+      button.setAttribute("aria-label", `${button.textContent}: ${image.name}`);
+      button.addEventListener("click", () => mark(image, value));
+      group.append(button);
+    }
+    return group;
+  };
+
+  const pressed = (group, image) => {
+    for (const button of group.querySelectorAll(".marks button")) {
+      button.setAttribute("aria-pressed", String(marks.get(image.at) === +button.dataset.value));
+    }
+  };
+  const stamped = (item, image) => {
+    const value = marks.get(image.at);
+    pressed(item, image);
+    item.querySelector(".stamp").textContent = value === undefined ? "" : word(image, value).toLowerCase();
+    if (value === undefined) delete item.dataset.mark;
+    else item.dataset.mark = value;
+  };
+
+  const tell = () => {
+    const anomalies = [...marks.values()].filter((value) => value === ANOMALY).length;
+    const some = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
+    $("marked").textContent = marks.size
+      ? `Marked: ${some(anomalies, "anomaly", "anomalies")}, ${(marks.size - anomalies).toLocaleString("en")} normal`
+      : "No image is marked";
+    $("save").disabled = $("forget").disabled = !marks.size;
+    $("unkept").hidden = !refused || !marks.size;
+    for (const [place, item] of live) stamped(item, images[shown[place]]);
+    if (open) pressed($("viewer-marks"), open);
+  };
+
+  const keep = () => {
+    try {
+      if (marks.size) localStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(marks)));
+      else localStorage.removeItem(KEPT);
+      refused = false;
+    } catch { refused = true; }
+  };
+  const recall = () => {
+    marks.clear();
+    try {
+      for (const [at, value] of Object.entries(JSON.parse(localStorage.getItem(KEPT) || "{}"))) {
+        if (images[at] && images[at].file !== null && (value === ANOMALY || value === NORMAL)) marks.set(+at, value);
+      }
+    } catch { /* no storage, or nothing that this page wrote */ }
+  };
+
+  const mark = (image, value) => {
+    if (!image || image.file === null) return;
+    if (marks.get(image.at) === value) marks.delete(image.at);
+    else marks.set(image.at, value);
+    unsaved = true;
+    keep();
+    tell();
+  };
+
+  const cell_of = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const save = () => {
+    const rows = [...marks].sort((a, b) => a[0] - b[0])
+      .map(([at, value]) => `${cell_of(images[at].file)},${value === ANOMALY ? "anomaly" : "normal"}\r\n`);
+    const text = "path,label\r\n" + rows.join("");
+    // Spreadsheets take a file for UTF-8 only with this mark at its start.
+    const blob = new Blob([/[^\0-\x7f]/.test(text) ? "\ufeff" : "", text], { type: "text/csv;charset=utf-8" });
+    const link = make("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = "labels.csv";
+    document.body.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    unsaved = false;
+  };
+
+  $("save").addEventListener("click", save);
+  $("forget").addEventListener("click", () => {
+    if (!confirm(`Remove the marks of all ${marks.size} images?`)) return;
+    marks.clear();
+    unsaved = false;
+    keep();
+    tell();
+  });
+  // Another window with the same report must not be overwritten.
+  addEventListener("storage", (event) => { if (event.key === KEPT) { recall(); tell(); } });
+  addEventListener("beforeunload", (event) => { if (refused && unsaved && marks.size) event.preventDefault(); });
+
   // --- the list: only cards in or near the window exist ---
 
   const grid = $("grid");
@@ -97,17 +205,22 @@
       } else if (document.readyState !== "loading") {
         frame.append(make("span", "absent", "not found"));
       }
-      row.append(frame);
+      const panel = make("span", "panel"), says = make("span", "says", PANELS[i]);
+      says.setAttribute("aria-hidden", "true");
+      panel.append(frame, says);
+      row.append(panel);
     });
     const line = make("span", "line");
     line.append(make("span", "rank", image.rank === null ? "" : `#${image.rank}`),
       make("span", "score", number(image.score)),
-      make("span", "verdict " + (image.odd ? "odd" : "plain"), verdict));
+      make("span", "stamp"), make("span", "verdict " + (image.odd ? "odd" : "plain"), verdict));
     const name = make("span", "name", image.mismatch.length ? `Mismatch. ${image.name}` : image.name);
     name.title = image.path;
     button.append(row, line, name);
     button.addEventListener("click", () => { current = place; view(place); });
-    item.append(button);
+    item.append(button, markers(image));
+    item.dataset.place = place;
+    stamped(item, image);
     item.setAttribute("aria-posinset", place + 1);
     item.setAttribute("aria-setsize", shown.length);
     return item;
@@ -139,7 +252,7 @@
       item.style.height = cell.height + "px";
       const left = (place % columns) * (cell.width + GAP), down = Math.floor(place / columns) * pitch;
       item.style.transform = `translate(${left}px, ${down}px)`;
-      item.firstChild.tabIndex = place === current ? 0 : -1;
+      for (const button of item.querySelectorAll("button")) button.tabIndex = place === current ? 0 : -1;
       if (grid.children[at] !== item) grid.insertBefore(item, grid.children[at] || null);
     }
     if (!live.has(current) && live.size) live.values().next().value.firstChild.tabIndex = 0;
@@ -163,13 +276,20 @@
     if (!shown.length) return;
     current = Math.max(0, Math.min(place, shown.length - 1));
     const pitch = cell.height + GAP, top = grid.getBoundingClientRect().top + Math.floor(current / columns) * pitch;
-    const head = $("filters").offsetHeight + GAP;
+    const head = $("filters").offsetHeight + GAP, foot = innerHeight - $("review").offsetHeight;
     if (top < head) scrollBy(0, top - head);
-    else if (top + cell.height > innerHeight) scrollBy(0, top + cell.height - innerHeight + GAP);
+    else if (top + cell.height > foot) scrollBy(0, top + cell.height - foot + GAP);
     render();
     const item = live.get(current);
     if (item) item.firstChild.focus({ preventScroll: true });
   };
+
+  // What has the focus is where the keys go on from.
+  grid.addEventListener("focusin", (event) => {
+    const item = event.target.closest("li");
+    // A viewer that closes gives the focus back to the card that opened it.
+    if (item && !open && +item.dataset.place !== current) { current = +item.dataset.place; render(); }
+  });
 
   // --- filters ---
 
@@ -195,11 +315,13 @@
   const apply = () => {
     const verdict = form.elements.verdict.value, folder = $("folder").value;
     const words = $("name").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const marked = $("mark").value;
     const from = $("from").valueAsNumber, to = $("to").valueAsNumber, order = $("order").value;
     const places = order === "name" ? byName : images.map((_, i) => i);
     shown = places.filter((i) => {
       const image = images[i];
       return (verdict === "" || image.odd === +verdict) &&
+        (!marked || (marked === "none" ? !marks.has(i) : marks.get(i) === +marked)) &&
         (!folder || image.folder === folder || image.folder.startsWith(folder + "/")) &&
         !(image.score < from) && !(image.score > to) && words.every((word) => image.key.includes(word));
     });
@@ -266,7 +388,7 @@
 
   const viewer = $("viewer"), stage = $("stage"), panes = [...stage.querySelectorAll(".pane")];
   const slides = { wipe: 50, blend: 60 };
-  let zoom = 1, x = 0, y = 0, open = null;
+  let zoom = 1, x = 0, y = 0;
 
   const mode = () => stage.dataset.mode;
 
@@ -343,6 +465,8 @@
       const placard = VIEWS[i] === "Reconstruction" && !data.reconstructs;
       over.replaceChildren(...(placard ? [] : boxes(image)));
     });
+    $("viewer-marks").replaceChildren(markers(image));
+    pressed($("viewer-marks"), image);
     $("boxes-field").hidden = !image.boxes.length;
     facts($("facts"), [
       ["verdict", image.odd ? "anomalous" : "normal"], ["score", number(image.score, 5)],
@@ -440,13 +564,19 @@
 
   const everywhere = { t: turn, "?": () => help.showModal() };
   const inViewer = {
+    c: () => mark(open, ANOMALY), f: () => mark(open, NORMAL),
     ArrowLeft: () => view(current - 1), ArrowRight: () => view(current + 1),
     1: () => set("side"), 2: () => set("wipe"), 3: () => set("blend"),
     "+": () => scaled(1.5), "=": () => scaled(1.5), "-": () => scaled(1 / 1.5), 0: fit,
     ",": () => slide(slides[mode()] - 5), ".": () => slide(slides[mode()] + 5),
     b: () => { $("boxes").checked = !$("boxes").checked; regions(); },
   };
+  const focused = () => {
+    const item = document.activeElement.closest("#grid li");
+    return item && images[shown[+item.dataset.place]];
+  };
   const inList = {
+    c: () => mark(focused(), ANOMALY), f: () => mark(focused(), NORMAL),
     ArrowLeft: () => go(current - 1), ArrowRight: () => go(current + 1),
     ArrowUp: () => go(current - columns), ArrowDown: () => go(current + columns),
     Home: () => go(0), End: () => go(shown.length - 1), Enter: () => view(current),
@@ -484,6 +614,9 @@
     redraw();
   });
   document.addEventListener("DOMContentLoaded", redraw);
+  for (const id of ["tools", "filters", "review"]) $(id).hidden = false;
+  recall();
   set("side");
   apply();
+  tell();
 })();
