@@ -425,32 +425,35 @@ class Detector:
         normal, narrowed = training_paths(paths)
         normals = find(normal) if normal else []
         notify(on_progress, "reading", narrowed, len(normals))
-        model, decision, skipped = recalibrate.renew(
+        renewed = recalibrate.renew(
             self.model, self.runtime, normals, target, on_reading(on_progress)
         )
+        model, changed = renewed.model, renewed.model is not self.model
         self.model, self._judge = model, self._judge.of(model)
-        with versions.keeping(file, "calibrate"), store.dated_like(Path(before.path), file):
-            self.save(file)
         threshold = self.threshold()
-        history.add(
-            file,
-            "calibrate",
-            folders=[*paths, *([target.labels] if target and target.labels else [])],
-            images=len(model.calibration.terms),
-            threshold=threshold,
-            sha256=self.reference.sha256,
-            note=f"from {before.name}" if name else None,
-        )
+        if changed or name:
+            with versions.keeping(file, "calibrate"), store.dated_like(Path(before.path), file):
+                self.save(file)
+            history.add(
+                file,
+                "calibrate",
+                folders=[*paths, *([target.labels] if target and target.labels else [])],
+                images=len(model.calibration.terms),
+                threshold=threshold,
+                sha256=self.reference.sha256,
+                note=f"from {before.name}" if name else None,
+            )
         return CalibrateReport(
             model=self.reference,
             previous=before,
             images=len(model.calibration.terms) if paths else None,
             warning=recalibrate.caveat(model) if paths else None,
             threshold=threshold,
-            decision=decision,
+            decision=renewed.decision,
             uses_labels=model.uses_labels,
-            history=tuple(model.metadata["history"]),
-            skipped=skipped,
+            history=tuple(model.metadata.get("history", ())),
+            skipped=renewed.skipped,
+            review=renewed.review,
         )
 
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:

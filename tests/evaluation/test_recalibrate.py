@@ -216,7 +216,8 @@ def test_calibrate_on_the_command_line_marks_what_used_labels(
     assert document["uses_labels"] is False
     assert [event["uses_labels"] for event in document["history"]] == [True, False]
     assert Detector.load(path).threshold().false_alarm_rate == 0.2
-    wrong = (["--labels", labels], ["--target-recall", "0.5"], [], ["--miss-cost", "3"])
+    both = ["--labels", labels, "--target-recall", "0.5"]
+    wrong = (["--target-recall", "0.5"], [], ["--miss-cost", "3"], [*both, "--miss-cost", "3"])
     for options in wrong:
         assert run(capsys, monkeypatch, "calibrate", path, *options)[0] == 2
 
@@ -229,8 +230,8 @@ def test_recall_that_no_rate_reaches_is_refused(own: Detector, tmp_path: Path) -
         judge.scorer.scores(calm[None], "calibrated"), judge.scorer.calibration_scores("calibrated")
     )
     assert calibration.rate_for_recall(p, 1.0) == 1
-    with pytest.raises(UsageError, match="one of"):
-        Target(labels=tmp_path / "no.csv")
+    with pytest.raises(UsageError, match="excludes"):
+        Target(0.1, labels=tmp_path / "no.csv", target_recall=0.5)
     few = tmp_path / "few"
     few.mkdir()
     Image.new("L", (8, 8)).save(few / "one.png")

@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from anoscan.cli import model_tables, thresholds
+from anoscan.cli import model_tables, review_table, thresholds
 from anoscan.cli.cells import NameCell
 from anoscan.cli.cells import cell as _cell
 from anoscan.cli.cells import table as _table
@@ -295,6 +295,8 @@ def _calibrate(report: results.CalibrateReport) -> Iterator[RenderableType]:
     yield f"model: {printable(report.model.name)} ({printable(report.model.path)})"
     if report.images is not None:
         yield Text(f"scales and threshold from {report.images:,} new normal images")
+    if report.review is not None:
+        yield from review_table.lines(report.review)
     decision = report.decision
     if decision is not None and decision.uses_labels and decision.labelled is not None:
         yield Text(

@@ -9,7 +9,7 @@ from anoscan.core import results
 
 def described(threshold: results.Threshold) -> str:
     """Return the level of a threshold, its false-alarm rate, and what set the rate."""
-    labels = ", a rate that was set with labels (uses labels)" if threshold.uses_labels else ""
+    labels = ", set with labels (uses labels)" if threshold.uses_labels else ""
     return (
         f"{threshold.score:.3f}, {rate(threshold)} on {threshold.calibration_images:,} calibration "
         f"images{labels}"

@@ -134,13 +134,14 @@ class Material:
         seed: int,
         workers: int,
         on_progress: OnRead,
+        fewest: int = FEWEST_IMAGES,
     ) -> Material:
         """Decode images that are only measured; all are held out.
 
         Raises
         ------
         InputError
-            When too few images can be read.
+            When fewer than `fewest` images can be read.
         """
         if rule.patch is None:
             array, skipped = ImageArray.load(files, rule, workers=workers, on_progress=on_progress)
@@ -153,10 +154,10 @@ class Material:
             pixels = _patches([(some, wanted)], rule, seed, workers, on_progress)
             order = torch.randperm(wanted, generator=random_stream(seed, "unseen-order"))
             unseen = order.numpy()
-        if len(found) < FEWEST_IMAGES:
+        if len(found) < fewest:
             raise InputError(
                 f"{len(found)} readable images are too few to calibrate with: at least "
-                f"{FEWEST_IMAGES} are needed, and 99 for a false-alarm rate of 1 %."
+                f"{fewest} are needed, and 99 for a false-alarm rate of 1 %."
             )
         return cls(
             pixels,

@@ -77,8 +77,9 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
         CSV of labels; see `read_labels`. Without it, `folder` must be laid out like MVTec AD, or
         have folders of good and of bad images.
     folder : Path, optional
-        Folder that paths in the CSV are relative to; by default the CSV's folder. Of a pattern,
-        it is the folder that it starts from, and only images that it matches are kept.
+        Folder that paths in the CSV are relative to. The default is the CSV's folder, or the
+        current one where none of the relative paths is in the CSV's folder. Of a pattern, it is
+        the folder that it starts from, and only images that it matches are kept.
     masks : Path, optional
         Folder of masks. A mask has the relative path of its image. Its suffix may differ, and
         ``_mask`` may follow the name. Parent folders that all images share may be left out.
@@ -138,10 +139,17 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
         )
     base = csv.parent if folder is None else folder
     matched, missing = match(rows, base)
+    if folder is None and not any(not Path(label.path).is_absolute() for label, _ in matched):
+        # A browser saves what was marked in a report into a folder of its own.
+        here, others = match(rows, Path())
+        if len(here) > len(matched):
+            base, matched, missing = Path(), here, others
     if not matched:
+        here_too = " or in the current folder" if folder is None else ""
         raise InputError(
-            f"none of the {len(rows)} images named in {csv} exists under {base}.",
-            hint="Paths are relative to the CSV, or to IMAGES when that is given.",
+            f"none of the {len(rows)} images named in {csv} exists under {base}{here_too}.",
+            hint="Paths are relative to the CSV, or to IMAGES when that is given. Labels that were "
+            "marked in a report are relative to the folder where anoscan score was called.",
         )
     files = [named(label.path, file, label.path) for label, file in matched]
     beside = _Masks(masks, files)

@@ -19,10 +19,11 @@ import anoscan
 from anoscan.core.arrays import evenly
 from anoscan.core.config import FalseAlarmRate, rate_in_range
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.results import Decision, Skipped
+from anoscan.core.results import Decision, Review, Skipped
 from anoscan.core.runtime import Runtime
 from anoscan.dataset.inspection import inspect
 from anoscan.dataset.material import Material
+from anoscan.evaluation import review
 from anoscan.evaluation.labels import gather
 from anoscan.images.files import ImageFile
 from anoscan.model.held_out import measure_held_out
@@ -41,7 +42,8 @@ CHUNK = 64
 class Target:
     """What sets the false-alarm rate of a model's verdicts.
 
-    It is either `false_alarm_rate` alone, or `labels` with one of `miss_cost` and `target_recall`.
+    It is `false_alarm_rate`, or `labels` with one of `miss_cost` and `target_recall`. With `labels`
+    and neither of these, labelled normal images join the calibration; see `evaluation.review`.
 
     Parameters
     ----------
@@ -70,16 +72,38 @@ class Target:
         asked = (self.miss_cost is not None) + (self.target_recall is not None)
         if self.labels is None and asked:
             raise UsageError("--miss-cost and --target-recall need --labels FILE.")
-        if self.labels is not None and asked != 1:
-            raise UsageError("--labels needs one of --miss-cost and --target-recall.")
+        if asked == 2:
+            raise UsageError("--miss-cost and --target-recall exclude each other.")
         if self.false_alarm_rate is not None:
-            if self.labels is not None:
-                raise UsageError("--labels and --false-alarm-rate exclude each other.")
+            if asked:
+                raise UsageError(
+                    "--false-alarm-rate excludes --miss-cost and --target-recall, which choose it."
+                )
             rate_in_range(self.false_alarm_rate)
         if self.target_recall is not None and not 0 < self.target_recall <= 1:
             raise UsageError(f"--target-recall must lie in (0, 1]. Got {self.target_recall}.")
         if self.miss_cost is not None and not 0 < self.miss_cost < np.inf:
             raise UsageError(f"--miss-cost must be above 0. Got {self.miss_cost}.")
+
+    @property
+    def reviewed(self) -> Path | None:
+        """CSV whose normal images join the calibration, if there is one."""
+        return self.labels if self.miss_cost is None and self.target_recall is None else None
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A model after `renew`.
+
+    `decision` has the new rate and what set it; it is None where the rate was left as it was.
+    `skipped` are images that could not be read. `review` is None where no labelled images were to
+    join the calibration.
+    """
+
+    model: Model
+    decision: Decision | None
+    skipped: tuple[Skipped, ...]
+    review: Review | None
 
 
 def renew(
@@ -88,8 +112,10 @@ def renew(
     normals: Sequence[ImageFile],
     target: Target | None,
     on_progress: Callable[[int, int], None],
-) -> tuple[Model, Decision | None, tuple[Skipped, ...]]:
+) -> Renewed:
     """Calibrate on new normal images if there are any, then set a new rate if one is asked for.
+
+    Labelled normal images join the calibration before the rate is set.
 
     Parameters
     ----------
@@ -102,28 +128,28 @@ def renew(
     on_progress : callable
         Called with the number of normal images read and of all.
 
-    Returns
-    -------
-    model : Model
-    decision : Decision or None
-        The new rate and what set it; None where the rate was left as it was.
-    skipped : tuple of Skipped
-        Images that could not be read.
-
     Raises
     ------
     InputError
         When too few images can be read, or the labelled images decide no rate.
     """
-    decision, skipped = None, tuple[Skipped, ...]()
+    decision, skipped, reviewed = None, tuple[Skipped, ...](), None
+    before, target = model, target or Target()
     if normals:
         model, skipped = on_normals(model, normals, runtime, on_progress)
-    if target is not None and target.labels is not None:
+    if target.reviewed is not None:
+        model, reviewed = review.join(model, target.reviewed, runtime, on_progress)
+        skipped += reviewed.skipped
+    elif target.labels is not None:
         decision, more = _by_labels(model, target, target.labels, runtime)
         skipped += more
-    elif target is not None and target.false_alarm_rate is not None:
+    if target.false_alarm_rate is not None:
         decision = _asked(model, target.false_alarm_rate)
-    return model if decision is None else _decided(model, decision), decision, skipped
+    model = model if decision is None else _decided(model, decision)
+    found = None
+    if reviewed is not None:
+        found = reviewed.review(Judge(before, runtime), Judge(model, runtime))
+    return Renewed(model, decision, skipped, found)
 
 
 def _asked(model: Model, rate: FalseAlarmRate) -> Decision:
@@ -177,13 +203,15 @@ def on_normals(
         "kinds": list(held.calibration.looks.kinds),
         "maps": maps.described(),
     }
+    metadata.pop("reviewed", None)  # these images are no longer in the calibration
     changed = held.complete(dataclasses.replace(model, metadata=metadata, maps=maps))
     return _noted(changed, event), tuple(material.skipped)
 
 
 def caveat(model: Model) -> str | None:
     """Return a warning when a model was calibrated last on its own training images, else None."""
-    last = [event for event in model.metadata["history"] if event["action"] == "calibrate"][-1]
+    events = [event for event in model.metadata["history"] if event["action"] == "calibrate"]
+    last = [event for event in events if "joined" not in event][-1]
     if last["sha256"] != model.metadata.get("training_data", {}).get("sha256"):
         return None
     return (

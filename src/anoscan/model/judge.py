@@ -206,7 +206,7 @@ class Judge:
             uncertainty=calibration.rate_interval(len(scores), rate),
             warning=" ".join(filter(None, (warning, self.caveat(score, request.inversion))))
             or None,
-            uses_labels=asked is None and self.model.uses_labels,
+            uses_labels=self.model.reviewed or (asked is None and self.model.uses_labels),
         )
 
     def levels(self, request: ScoreRequest) -> Levels:

@@ -88,6 +88,7 @@ class _Metadata(msgspec.Struct):
     backbone: _Backbone | msgspec.UnsetType = msgspec.UNSET
     decision: _Decision | msgspec.UnsetType = msgspec.UNSET
     history: list[_Decided | _Calibrated] | msgspec.UnsetType = msgspec.UNSET
+    reviewed: list[Digest] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,13 @@ class Model:
 
     @property
     def uses_labels(self) -> bool:
-        """Whether labelled anomalies were used to choose `false_alarm_rate`."""
-        return bool(self._decision.get("uses_labels", False))
+        """Whether labels chose `false_alarm_rate`, or labelled images joined the calibration."""
+        return bool(self._decision.get("uses_labels", False)) or self.reviewed
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether labelled normal images joined the calibration; see `evaluation.review`."""
+        return bool(self.metadata.get("reviewed"))
 
     @property
     def _decision(self) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def calibrate(
     labels: Annotated[
         Path | None,
         option(
-            help="Read labels from this CSV, for --miss-cost or --target-recall.",
+            help="Let the normal images of this CSV join the calibration, such as false alarms "
+            "that were marked in a report; its anomalies only show what is found. With --miss-cost "
+            "or --target-recall: choose the rate by these labels instead.",
             metavar="FILE",
         ),
     ] = None,
@@ -94,6 +96,8 @@ def calibrate(
         )
     if report.warning:
         output.warn(report.warning)
+    if report.review is not None and report.review.warning:
+        output.caution(report.review.warning)
     if report.threshold.warning:
         output.caution(report.threshold.warning)
     output.emit(report)

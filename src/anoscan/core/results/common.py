@@ -79,8 +79,8 @@ class Threshold:
     of calibration images ('auto'). `effective_rate` is what n = `calibration_images` can promise;
     it is never below 1 / (n + 1). `uncertainty` is the central 95 % interval (low, high) of the
     true false-alarm rate; see `scoring.calibration.rate_interval`. `warning` says where the first
-    two differ. `uses_labels` says whether labelled anomalies decided the rate
-    (``anoscan calibrate --labels``). `at_other_rates` has the other rates of
+    two differ. `uses_labels` says whether labels decided the rate, or labelled normal images joined
+    the calibration (``anoscan calibrate --labels``). `at_other_rates` has the other rates of
     `scoring.choices.RATES` that n images can promise; it is null where no images were scored.
     """
 

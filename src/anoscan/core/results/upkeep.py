@@ -29,10 +29,38 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Review:
+    """What ``anoscan calibrate --labels`` did with images that a person had labelled.
+
+    Of the `normal` images, `joined` are new to the calibration, and `known` are in it already or
+    are copies. `alarms_before` and `alarms` of them are called anomalous before and after.
+    The `anomalous` images changed nothing; `found_before` and `found` are above the thresholds, and
+    `missed` are the paths of those below the new one. `missing` are paths without an image.
+    `warning` says where false alarms have biased the threshold.
+    """
+
+    labels: str
+    threshold_before: float
+    threshold: float
+    normal: int
+    joined: int
+    known: int
+    alarms_before: int
+    alarms: int
+    anomalous: int
+    found_before: int
+    found: int
+    missed: tuple[str, ...]
+    missing: tuple[str, ...]
+    warning: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
     """Result of ``anoscan calibrate``; `previous` is the model before the change.
 
     `images` counts the new calibration images, if any; `warning` says what is wrong with them.
+    `review` is null where no labelled images were to join the calibration.
     `decision` is null where the rate was not changed. `history` lists all changes of the model.
     """
 
@@ -47,6 +75,7 @@ class CalibrateReport:
     uses_labels: bool
     history: tuple[dict[str, Any], ...]
     skipped: tuple[Skipped, ...]
+    review: Review | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
