@@ -21,13 +21,12 @@ from urllib.parse import quote
 import numpy as np
 
 import anoscan
-from anoscan.core.errors import UsageError
 from anoscan.core.files import defused, printable, replacing
 from anoscan.core.results import ImageScore
 from anoscan.report import pictures
 from anoscan.report.album import Album
 from anoscan.report.figure import Box
-from anoscan.report.templating import embedded, render, share
+from anoscan.report.templating import check_page, embedded, render, share
 from anoscan.report.views import ImageViews
 from anoscan.training import health
 
@@ -87,10 +86,7 @@ class HtmlReport:
     """
 
     def __init__(self, path: Path, images: int, *, assets: bool = False) -> None:
-        if path.suffix.lower() not in (".html", ".htm"):
-            raise UsageError(f"the report must be named .html or .htm. Got {str(path)!r}.")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder, and the report is a file.")
+        check_page(path)
         self.path = path
         self._album = Album(images, path.parent, assets_of(path) if assets else None)
         self._shown: dict[str, Shown] = {}

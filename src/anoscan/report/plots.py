@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,15 @@ def write(report: EvalReport, folder: Path) -> list[Path]:
     return written
 
 
+def drawn(report: EvalReport) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the SVG of each figure that `write` draws."""
+    with _styled():
+        for name, figure in _figures(report):
+            stream = io.BytesIO()
+            figure.savefig(stream, format="svg", metadata={"Date": None})
+            yield name, stream.getvalue()
+
+
 @contextmanager
 def _styled() -> Iterator[None]:
     from matplotlib import rc_context
@@ -99,12 +109,12 @@ def _styled() -> Iterator[None]:
 
 
 def _figures(report: EvalReport) -> Iterator[tuple[str, Figure]]:
-    drawn: list[Drawn] = [row for row in report.comparison or (report,) if row.curves]
+    models: list[Drawn] = [row for row in report.comparison or (report,) if row.curves]
     if report.curves is not None:
-        yield "roc", _roc(drawn)
+        yield "roc", _roc(models)
         images = report.images
         share = images.anomalous / (images.normal + images.anomalous)
-        yield "precision-recall", _precision_recall(drawn, share)
+        yield "precision-recall", _precision_recall(models, share)
         yield "scores", _scores(report.curves.scores, report.at_threshold.score)
     yield "confusion", _confusion(report.at_threshold)
     if any(row.auroc is not None for row in report.classes or ()):

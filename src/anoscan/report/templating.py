@@ -9,14 +9,34 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from anoscan.core.errors import UsageError
 
-def render(name: str, context: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a page in parts: the template ``NAME.html`` with ``report.css`` and ``NAME.js``."""
+
+def check_page(path: Path) -> None:
+    """Refuse a page whose name does not say that it is one.
+
+    Raises
+    ------
+    UsageError
+        When the name does not end with .html or .htm, or is that of a folder.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"the report must be named .html or .htm. Got {str(path)!r}.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and the report is a file.")
+
+
+def render(name: str, context: Mapping[str, Any], *, scripted: bool = True) -> Iterator[str]:
+    """Yield a page in parts: the template ``NAME.html`` with ``report.css`` and ``NAME.js``.
+
+    A page that is not `scripted` has no script of its own.
+    """
     environment = Environment(
         loader=PackageLoader("anoscan.report"),
         autoescape=True,
@@ -25,7 +45,8 @@ def render(name: str, context: Mapping[str, Any]) -> Iterator[str]:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share}
-    style, script = (_source(environment, file) for file in ("report.css", f"{name}.js"))
+    style = _source(environment, "report.css")
+    script = _source(environment, f"{name}.js") if scripted else Markup()
     sources = {
         "style": style,
         "script": script,

@@ -62,6 +62,15 @@ def evaluate(
             panel=OUTPUT,
         ),
     ] = None,
+    report_file: Annotated[
+        Path | None,
+        option(
+            "--report",
+            help="Write an HTML page there with all figures and tables, in one file.",
+            metavar="FILE",
+            panel=OUTPUT,
+        ),
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     as_json: Json = False,
@@ -86,6 +95,8 @@ def evaluate(
 
         drawing.check()
         check_writable(plots, "--plots", folder=True)
+    if report_file is not None:
+        _check_page(report_file)
     output = output_of(as_json, quiet)
     names: list[str | None] = [*model] if model else [None]
     detector, *others = [load(name, device, workers, roi, output) for name in names]
@@ -106,5 +117,20 @@ def evaluate(
     if plots is not None:
         drawing.write(report, plots)
         output.note(f"plots: {plots}")
+    if report_file is not None:
+        from anoscan.report import eval_page
+
+        eval_page.write(report, report_file, str(labels or images))
+        output.note(f"report: {report_file}")
     masks_skipped = report.pixel.skipped if report.pixel else ()
     finish(output, [*report.images.skipped, *masks_skipped])
+
+
+def _check_page(page: Path) -> None:
+    """Refuse a page that cannot be written before any image is scored."""
+    from anoscan.report import plots
+    from anoscan.report.templating import check_page
+
+    check_page(page)
+    plots.check("--report")
+    check_writable(page, "--report")
