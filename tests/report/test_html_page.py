@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import datetime
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ from anoscan.images.files import ImageFile
 from anoscan.model import file as modelfile
 from anoscan.report import html_page
 from anoscan.report.album import Album
-from anoscan.report.html_page import Background, HtmlReport, chart
+from anoscan.report.html_page import Background, HtmlReport, chart, run_facts
 from anoscan.report.pictures import Views
 from anoscan.report.views import ImageViews
 from anoscan.training.health import warnings_of
@@ -121,6 +122,32 @@ def page_of(
 def test_the_page_says_that_the_rate_was_chosen_automatically(tmp_path: Path) -> None:
     _, text = page_of(["a"], tmp_path)
     assert "1 % (chosen automatically) on 99 calibration images" in text
+
+
+def test_the_top_says_what_was_scored_when_and_by_what() -> None:
+    checks = [{"name": "a", "verdict": "ok"}, {"name": "b", "verdict": "warn"}]
+    metadata = {"anoscan_version": "1.2.3", "device": "cpu", "health": {"checks": checks}}
+    when = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
+    scored = document([result("q/x/a.png", 3.0), result("q/x/b.png", 1.0)])
+    facts = dict(run_facts(scored, Background(metadata, np.empty(0), ("q", "r"), when)))
+    assert facts == {
+        "queries": "q, r",
+        "scored on": "2026-01-02 03:04 UTC",
+        "model": "cells, trained with anoscan 1.2.3 on cpu",
+        "threshold": "anomalous is a score above 2",
+        "false-alarm rate": "1 % (chosen automatically) on 99 calibration images",
+        "images": "1 anomalous, 1 normal, 1 skipped",
+        "model health": "warn",
+    }
+    scored["skipped"] = []
+    assert dict(run_facts(scored, Background({}, np.empty(0))))["queries"] == "q/x"
+
+
+def test_marks_belong_to_the_results_and_not_to_the_time(tmp_path: Path) -> None:
+    keys = []
+    for names in (["a.png", "b.png"], ["a.png", "b.png"], ["a.png", "c.png"]):
+        keys.append(Page(page_of(names, tmp_path)[1]).data["key"])
+    assert keys[0] == keys[1] != keys[2]
 
 
 class Page(HTMLParser):

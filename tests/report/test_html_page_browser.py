@@ -280,7 +280,7 @@ def test_boxes_show_where_at_once_and_are_dashed_below_the_level(
 def test_on_a_phone_nothing_runs_out_of_the_window(browser: Any, report: Path) -> None:
     wide = "document.documentElement.scrollWidth"
     for page in opened(browser, report):
-        page.set_viewport_size({"width": 360, "height": 740})
+        page.set_viewport_size({"width": 360, "height": 740})  # narrower than a phone of 375
         page.wait_for_function("() => document.querySelectorAll('#grid li').length > 0")
         page.wait_for_function("() => window.innerWidth === 360")  # not at once on a busy machine
         assert page.evaluate(wide) <= 360
