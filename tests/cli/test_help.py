@@ -92,7 +92,7 @@ def test_help_all_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         (("calibrate", "m", "--threshold", "2"), "--false-alarm-rate auto|SHARE: the threshold"),
         (("train", "x", "--threshold", "2"), "anoscan calibrate MODEL --false-alarm-rate SHARE"),
         (("score", "x", "--output-dir", "d"), "--residuals DIR, --maps DIR or --report FILE."),
-        (("eval", "x", "--output", "d"), "You may mean --plots DIR."),
+        (("eval", "x", "--output", "d"), "You may mean --report FILE or --plots DIR."),
         (("sample", "--output-dir", "d"), "You may mean --output DIR."),
         (("train", "x", "--output", "d"), "--name NAME. Models are kept in the store"),
         (("drift", "m", "x", "--output", "d"), "--json > FILE keeps them."),
