@@ -26,22 +26,31 @@ def own(trained: Detector, tmp_path: Path) -> Detector:
     return Detector.load(copy, workers=1)
 
 
-@pytest.fixture
-def alarms(own: Detector, digits: Digits, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def some_alarms(
+    trained: Detector, digits: Digits, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Labels of normal images that the model calls anomalous, of a copy, and of anomalies."""
-    found = own.score(digits.queries).images
+    folder = tmp_path_factory.mktemp("alarms")
+    found = trained.score(digits.queries).images
     rows = [line.split(",") for line in digits.labels.read_text(encoding="utf-8").split()[1:]]
     odd = {Path(path).name: label == "1" for path, label in rows}
     named = [(Path(i.path), odd[Path(i.path).name], i.verdict == "anomalous") for i in found]
     false = [path for path, anomalous, alarm in named if alarm and not anomalous][:5]
     true = [path for path, anomalous, _ in named if anomalous][::15]
     assert len(false) >= 3
-    copy = tmp_path / "copy.png"
+    copy = folder / "copy.png"
     shutil.copy(false[0], copy)
     lines = [f"{path},normal" for path in (*false, copy)] + [f"{path},anomaly" for path in true]
-    labels = tmp_path / "labels.csv"
+    labels = folder / "labels.csv"
     labels.write_text("\n".join(["path,label", *lines]), encoding="utf-8")
     return labels
+
+
+@pytest.fixture
+def alarms(some_alarms: Path, tmp_path: Path) -> Path:
+    """A copy of these labels that a test may change."""
+    return Path(shutil.copy(some_alarms, tmp_path / "labels.csv"))
 
 
 def test_normal_images_join_the_calibration_once_and_anomalies_never(
