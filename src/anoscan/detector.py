@@ -211,7 +211,7 @@ class Detector:
         workers: int | None = None,
         roi: str | Path | None = None,
     ) -> Detector:
-        """Read a model by name or path; None takes the default (`store.default`).
+        """Read a model by name, path or URL; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
@@ -223,12 +223,12 @@ class Detector:
         InputError
             When the mask cannot be used.
         """
-        path = store.resolve(model)
+        path, called = store.to_read(model)
         runtime = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
         read, digest = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region))
-        detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+        detector.reference = ModelReference(name=path.stem, path=called, sha256=digest)
         for message in health.warnings_of(path.stem, read.metadata):
             warnings.warn(message, AnoscanWarning, stacklevel=2)
         return detector
