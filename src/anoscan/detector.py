@@ -46,7 +46,7 @@ from anoscan.model.model import Model
 from anoscan.report.map_files import MapFiles
 from anoscan.report.predicting import Predicting
 from anoscan.report.predictions import Predictions
-from anoscan.report.ranking import Ranking
+from anoscan.report.ranking import Elsewhere, Ranking
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
@@ -332,10 +332,14 @@ class Detector:
         *,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> ScoreReport:
-        """Score and rank image files as `score` does; `on_image` is called as in `stream`."""
+        """Score and rank image files as `score` does; `on_image` is called as in `stream`.
+
+        `elsewhere` scores them in place of this process, as `scale.ray_scoring.RayScoring` does.
+        """
         ranking = Ranking(self._judge, request, views, on_image, on_progress)
-        return ranking.report(files, self.reference)
+        return ranking.report(files, self.reference, elsewhere)
 
     def stream(
         self,

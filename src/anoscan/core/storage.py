@@ -118,13 +118,14 @@ def entries(url: str) -> tuple[list[str], list[RemoteFile]]:
         system.invalidate_cache(path)  # a program may run for days
         return list(system.ls(path, detail=True))
 
-    folder = _path(url)
+    folder, web = _path(url), scheme_of(url).startswith("http")
     folders, files = [], []
     for info in _asked(url, listed):
         name = str(info["name"]).rstrip("/")
         last = name.rpartition("/")[2]
         # A store may list the folder itself, and a web page links to elsewhere.
-        if name == folder or _hidden(last) or "?" in last:
+        elsewhere = web and (not name.startswith(f"{folder}/") or "?" in last)
+        if name == folder or elsewhere or _hidden(last):
             continue
         if info.get("type") == "directory":
             folders.append(last)

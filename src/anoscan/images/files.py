@@ -161,7 +161,8 @@ def _remote(url: str, *, several: bool, allow_empty: bool) -> list[ImageFile]:
 def _of_source(path: str, source: RemoteFile, inside: str) -> list[ImageFile]:
     """Return the images of a remote file: its only one, or its pages."""
     file = Path(path)
-    pages = _names_in(source) if formats.may_have_pages(file.name) else ()
+    plain = file.name.partition("?")[0]  # an address may ask for something, as file.tif?id=3
+    pages = _names_in(source) if formats.may_have_pages(plain) else ()
     if not pages:
         return [RemoteImage(path, file, inside, source=source)]
     return [

@@ -90,7 +90,7 @@ def test_a_tar_file_that_is_cut_short_or_holds_no_image_is_one_skipped_file(tmp_
 
 def test_stacks_inside_a_tar_file_are_refused_by_name(tmp_path: Path) -> None:
     stream = io.BytesIO()
-    np.save(stream, np.zeros((3, 8, 8), np.uint8))
+    np.save(stream, np.zeros((5, 8, 8), np.uint8))
     (tmp_path / "a.tar").write_bytes(shard({"stack.npy": stream.getvalue()}))
     with pytest.raises(InputError, match="several images, which are not read inside a tar"):
         formats.read(tmp_path / "a.tar", 1, draft_side=8, deep=False)
