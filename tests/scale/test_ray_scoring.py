@@ -125,15 +125,15 @@ def test_the_documents_of_both_engines_are_equal(
 @pytest.mark.filterwarnings("ignore")
 def test_a_worker_that_is_killed_half_way_costs_only_time(few: Digits, trained: Detector) -> None:
     files = find([few.queries])
-    request = ScoreRequest.of(score="paper", mapping=Inversion("search", steps=60), batch_size=2)
+    request = ScoreRequest.of(score="paper", mapping=Inversion("search", steps=20), batch_size=2)
     here = trained.score_files(files, request)
     killed: list[tuple[int, int]] = []
 
     def kill_once(progress: Progress) -> None:
-        if not killed and 0 < progress.done < len(files):
+        if not killed and 0 < progress.images < len(files):
             victim = workers()[0]
             os.kill(victim, signal.SIGKILL)
-            killed.append((victim, progress.done))
+            killed.append((victim, progress.images))
 
     there = trained.score_files(files, request, on_progress=kill_once, elsewhere=RayScoring())
     assert killed

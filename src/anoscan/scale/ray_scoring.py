@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def _cluster(workers: int | None) -> Iterator[Any]:
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # Ray prints what it says of lost workers
+            yield ray
     finally:
         if started:
             ray.shutdown()
