@@ -8,6 +8,7 @@ network takes.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ def measure_s3(detector: Detector, local: Sequence[Path]) -> None:
     """Measure a storage that moto's server plays."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -12,6 +12,7 @@ from anoscan import cli
 from anoscan.core.errors import InputError, ModelError
 from anoscan.core.results import ImageScore
 from anoscan.detector import Detector
+from anoscan.evaluation.labels import gather
 from anoscan.images.files import ImageFile, find
 from anoscan.images.pool import Failed, read_all
 from tests.conftest import Digits
@@ -74,6 +75,20 @@ def test_evaluation_reads_labels_from_a_storage(
     beside = trained.evaluate(few.labels, bucket)
     assert beside.auroc == here.auroc
     assert beside.images.unlabelled == 0
+
+
+def test_labels_cannot_name_files_of_another_storage(
+    bucket: str, few: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = next(few.queries.iterdir()).name
+    monkeypatch.chdir(tmp_path)
+    labels = Path("labels.csv")
+    labels.write_text(f"path,label,mask\n{bucket}/queries/{image},1,{bucket}/queries/{image}\n")
+    with pytest.raises(InputError, match="none of the 1 images"):
+        gather(labels, None, None)
+    found = gather(labels, Path(bucket), None)
+    assert [item.image.path for item in found.images] == [f"{bucket}/queries/{image}"]
+    assert [item.mask for item in found.images] == [None]
 
 
 def test_evaluation_labels_by_the_names_of_remote_folders(few: Digits, trained: Detector) -> None:

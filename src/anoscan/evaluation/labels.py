@@ -21,7 +21,7 @@ from anoscan.images import formats
 from anoscan.images.files import ImageFile, find, named
 from anoscan.images.globs import is_pattern, matches, root_of
 from anoscan.images.layout import LAYOUT, MASKS, TEST
-from anoscan.images.places import folders_in, is_file, is_folder, presence
+from anoscan.images.places import folders_in, is_file, is_folder, joined, presence
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 # Names in lower case of folders whose images are normal or anomalous; `DEFECT` begins a name.
@@ -242,8 +242,8 @@ def _folder(path: Path) -> Path | None:
 
 def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
     """Return the mask file that a CSV names, in the first folder that has it, or None."""
-    candidates = (place / mask for place in places if place is not None)
-    return next(filter(is_file, candidates), None)
+    candidates = (joined(place, mask) for place in places if place is not None)
+    return next(filter(is_file, filter(None, candidates)), None)
 
 
 class _Masks:
@@ -375,9 +375,8 @@ def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], li
     found, missing = [], []
     present = presence(base)
     for label in labels:
-        candidates = (base / label.path, base / label.path.replace("\\", "/"))
-        if url_of(label.path) is not None:
-            candidates = (Path(label.path), Path(label.path))
+        named_so = (label.path, label.path.replace("\\", "/"))
+        candidates = filter(None, (joined(base, name) for name in named_so))
         path = next(filter(present, candidates), None)
         if path is None:
             missing.append(label)

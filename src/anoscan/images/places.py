@@ -26,6 +26,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def joined(place: Path, name: str) -> Path | None:
+    """Return the path that a file in `place` names; None where that is in another storage.
+
+    Labels are not trusted: they cannot make this program ask other servers.
+    """
+    here, there = url_of(place), url_of(name)
+    if here is not None and there is not None:
+        return Path(name) if here.split("/")[:3] == there.split("/")[:3] else None
+    path = place / name
+    return path if (url_of(path) is None) == (here is None) else None
+
+
 def presence(base: Path) -> Callable[[Path], bool]:
     """Return `is_file` for paths below a folder; a remote folder is listed only once.
 
