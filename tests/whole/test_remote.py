@@ -83,7 +83,7 @@ def test_labels_cannot_name_files_of_another_storage(
     image = next(few.queries.iterdir()).name
     monkeypatch.chdir(tmp_path)
     labels = Path("labels.csv")
-    labels.write_text(f"path,label,mask\n{bucket}/queries/{image},1,{bucket}/queries/{image}\n")
+    labels.write_text(f"path,label,mask\n{bucket}/queries/{image},1,memory://other/{image}\n")
     with pytest.raises(InputError, match="none of the 1 images"):
         gather(labels, None, None)
     found = gather(labels, Path(bucket), None)
