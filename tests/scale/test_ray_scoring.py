@@ -16,6 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from anoscan import cli
+from anoscan.core.config import TrainConfig
 from anoscan.core.errors import AnoscanError, UsageError
 from anoscan.core.progress import Progress
 from anoscan.detector import Detector
@@ -38,6 +39,14 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def light(few: Digits, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """A detector that was trained for a second."""
+    path = tmp_path_factory.mktemp("light") / "light.safetensors"
+    quick = {"images_shown": 640, "encoder_images_shown": 320, "batch_size": 32, "width": 8}
+    return Detector.train(few.normal, path=path, workers=1, config=TrainConfig(**quick))
 
 
 @pytest.fixture
@@ -92,9 +101,9 @@ def test_what_ray_does_not_do_is_refused_by_name(
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")  # those of Ray
 def test_the_documents_of_both_engines_are_equal(
-    queries: Path, model_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    queries: Path, light: Detector, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["score", queries, "--model", model_file, "--json", "--batch-size", "4"]
+    command = ["score", queries, "--model", light.reference.path, "--json", "--batch-size", "4"]
     here = run(capsys, *command)
     there = run(capsys, *command, "--engine", "ray", "-o", tmp_path / "out.csv")
     assert there[0] == here[0] == 3
@@ -123,10 +132,10 @@ def test_the_documents_of_both_engines_are_equal(
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
-def test_a_worker_that_is_killed_half_way_costs_only_time(few: Digits, trained: Detector) -> None:
+def test_a_worker_that_is_killed_half_way_costs_only_time(few: Digits, light: Detector) -> None:
     files = find([few.queries])
     request = ScoreRequest.of(score="paper", mapping=Inversion("search", steps=20), batch_size=2)
-    here = trained.score_files(files, request)
+    here = light.score_files(files, request)
     killed: list[tuple[int, int]] = []
 
     def kill_once(progress: Progress) -> None:
@@ -135,7 +144,7 @@ def test_a_worker_that_is_killed_half_way_costs_only_time(few: Digits, trained: 
             os.kill(victim, signal.SIGKILL)
             killed.append((victim, progress.images))
 
-    there = trained.score_files(files, request, on_progress=kill_once, elsewhere=RayScoring())
+    there = light.score_files(files, request, on_progress=kill_once, elsewhere=RayScoring())
     assert killed
     assert killed[0][0] not in workers()
     assert there == here
@@ -145,12 +154,12 @@ def test_a_worker_that_is_killed_half_way_costs_only_time(few: Digits, trained: 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_what_an_actor_raises_reaches_the_user(
-    few: Digits, trained: Detector, tmp_path: Path
+    few: Digits, light: Detector, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"no model")
-    detector = Detector(trained.model, trained.runtime)
-    detector.reference = dataclasses.replace(trained.reference, path=str(bad))
+    detector = Detector(light.model, light.runtime)
+    detector.reference = dataclasses.replace(light.reference, path=str(bad))
     with pytest.raises(AnoscanError, match=r"Ray fails|is not an anoscan model"):
         detector.score_files(find([few.queries]), elsewhere=RayScoring())
 
