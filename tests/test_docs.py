@@ -65,6 +65,7 @@ def test_option_tables_are_what_the_commands_say() -> None:
 
 
 OTHERS = {"--help", "--version", "--install-completion", "--show-completion", "--logdir"}
+OTHERS |= {"--runtime-env-json"}  # of `ray job submit`
 
 
 @pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))

@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "evaluation",
     "report",
+    "scale",
     "trainer",
     "detector",
     "sklearn",

@@ -46,7 +46,7 @@ from anoscan.model.model import Model
 from anoscan.report.map_files import MapFiles
 from anoscan.report.predicting import Predicting
 from anoscan.report.predictions import Predictions
-from anoscan.report.ranking import Ranking
+from anoscan.report.ranking import Elsewhere, Ranking
 from anoscan.report.samples import SAMPLES, Sampler
 from anoscan.report.views import OnImage, ViewFiles
 from anoscan.scoring.choices import DEFAULT_SCORE, HowToScore, ScoreRequest
@@ -211,7 +211,7 @@ class Detector:
         workers: int | None = None,
         roi: str | Path | None = None,
     ) -> Detector:
-        """Read a model by name or path; None takes the default (`store.default`).
+        """Read a model by name, path or URL; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
@@ -223,12 +223,12 @@ class Detector:
         InputError
             When the mask cannot be used.
         """
-        path = store.resolve(model)
+        path, called = store.to_read(model)
         runtime = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
         read, digest = Model.read(path, runtime)
         detector = cls(read, runtime, Judge(read, runtime, region))
-        detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+        detector.reference = ModelReference(name=path.stem, path=called, sha256=digest)
         for message in health.warnings_of(path.stem, read.metadata):
             warnings.warn(message, AnoscanWarning, stacklevel=2)
         return detector
@@ -332,10 +332,14 @@ class Detector:
         *,
         on_progress: OnProgress = _quiet,
         on_image: OnImage | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> ScoreReport:
-        """Score and rank image files as `score` does; `on_image` is called as in `stream`."""
+        """Score and rank image files as `score` does; `on_image` is called as in `stream`.
+
+        `elsewhere` scores them in place of this process, as `scale.ray_scoring.RayScoring` does.
+        """
         ranking = Ranking(self._judge, request, views, on_image, on_progress)
-        return ranking.report(files, self.reference)
+        return ranking.report(files, self.reference, elsewhere)
 
     def stream(
         self,

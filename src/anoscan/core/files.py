@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anoscan.core.errors import AnoscanError, InputError, UsageError
+from anoscan.core.urls import shown, url_of
 
 try:
     import fcntl
@@ -27,6 +28,7 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_LOCAL_ONLY = "results are written to this computer only"
 _HINT = "Choose a folder that can be written to and has room."
 _UNFINISHED = re.compile(r"\.anoscan-[0-9a-f]{16}\.tmp")
 _OLD = 24 * 60 * 60  # seconds; where there are no locks, an older unfinished file is left over
@@ -46,6 +48,7 @@ def replacing(
     AnoscanError
         When the file cannot be written; an instance of `failure`.
     """
+    _check_local(path, failure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _unfinished(path.parent) as temporary:
@@ -57,6 +60,11 @@ def replacing(
             temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error, failure) from error
+
+
+def _check_local(path: Path, failure: type[AnoscanError]) -> None:
+    if (url := url_of(path)) is not None:
+        raise failure(f"cannot write {shown(url)}: {_LOCAL_ONLY}.", hint=_HINT)
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
@@ -200,7 +208,8 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         When the file, or files in the folder, cannot be written.
     """
     if problem := why_unwritable(path, folder=folder):
-        raise UsageError(f"{option} {path} cannot be written: {problem}.", hint=_HINT)
+        name = shown(url_of(path) or str(path))
+        raise UsageError(f"{option} {name} cannot be written: {problem}.", hint=_HINT)
 
 
 def why_unwritable(path: Path, *, folder: bool = False) -> str | None:
@@ -208,6 +217,8 @@ def why_unwritable(path: Path, *, folder: bool = False) -> str | None:
 
     Nothing is left behind.
     """
+    if url_of(path) is not None:
+        return _LOCAL_ONLY
     place = path if folder else path.parent
     made = [part for part in (place, *place.parents) if not os.path.lexists(part)]
     try:

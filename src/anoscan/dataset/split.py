@@ -13,6 +13,7 @@ import torch
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
 from anoscan.images.files import ImageFile
+from anoscan.images.formats import is_archive
 
 FEWEST_IMAGES = 8
 FEWEST_TRAINED = 6
@@ -90,15 +91,19 @@ def together(images: Sequence[ImageFile], digests: Sequence[bytes]) -> list[byte
     """
     pages: dict[Path, list[bytes]] = {}
     for image, digest in zip(images, digests, strict=True):
-        if image.page is not None:
+        if _is_page(image):
             pages.setdefault(image.file, []).append(digest)
     if any(len(some) > LARGEST_STACK * len(digests) for some in pages.values()):
         return list(digests)
     whole = {file: hashlib.sha256(b"".join(sorted(some))).digest() for file, some in pages.items()}
     return [
-        digest if image.page is None else whole[image.file]
+        whole[image.file] if _is_page(image) else digest
         for image, digest in zip(images, digests, strict=True)
     ]
+
+
+def _is_page(image: ImageFile) -> bool:
+    return image.page is not None and not is_archive(image.file)
 
 
 def check_count(readable: int, skipped: Sequence[Skipped] = ()) -> None:

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from anoscan.core import storage
 from anoscan.core.errors import InputError, UsageError
+from anoscan.core.urls import shown, url_of
 from anoscan.images import formats
-from anoscan.images.files import ImageFile, find, named, page_of
+from anoscan.images.files import ImageFile, find, named
 from anoscan.images.globs import is_pattern, matches, root_of
 from anoscan.images.layout import LAYOUT, MASKS, TEST
+from anoscan.images.places import folders_in, is_file, is_folder, joined, presence
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 # Names in lower case of folders whose images are normal or anomalous; `DEFECT` begins a name.
@@ -91,7 +94,7 @@ def gather(labels: Path | None, folder: Path | None, masks: Path | None) -> Labe
     UsageError
         When there is no CSV, and the names of the folders say nothing of labels.
     """
-    if masks is not None and not masks.is_dir():
+    if masks is not None and not is_folder(masks):
         raise InputError(f"the folder of masks {masks} does not exist.")
     chosen = None if folder is None or not is_pattern(folder) else matches(folder)
     folder = folder if chosen is None else root_of(folder or "")
@@ -170,7 +173,7 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
 
 
 def _from_folders(folder: Path | None, masks: Path | None) -> LabelledSet:
-    if folder is None or not (folder / TEST).is_dir():
+    if folder is None or not is_folder(folder / TEST):
         return _good_and_bad(folder, masks)
     files = find([folder / TEST])
     kept = [(image, image.inside.split("/")[0]) for image in files if "/" in image.inside]
@@ -224,16 +227,16 @@ def _good_and_bad(folder: Path | None, masks: Path | None) -> LabelledSet:
 def _labelled_folders(folder: Path) -> dict[str, bool]:
     """Return the folders in `folder` whose name is a label, and whether they are of bad images."""
     labels = {}
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        name = entry.name.lower()
+    for folder_name in folders_in(folder):
+        name = folder_name.lower()
         bad = name in BAD_FOLDERS or name.startswith(DEFECT)
-        if entry.is_dir() and (bad or name in GOOD_FOLDERS):
-            labels[entry.name] = bad
+        if bad or name in GOOD_FOLDERS:
+            labels[folder_name] = bad
     return labels
 
 
 def _lacking(folder: Path, labels: dict[str, bool]) -> str:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return f" {folder} is no folder."
     if not labels:
         return f" {folder} is none of these."
@@ -242,13 +245,13 @@ def _lacking(folder: Path, labels: dict[str, bool]) -> str:
 
 
 def _folder(path: Path) -> Path | None:
-    return path if path.is_dir() else None
+    return path if is_folder(path) else None
 
 
 def _named(mask: str, places: Sequence[Path | None]) -> Path | None:
     """Return the mask file that a CSV names, in the first folder that has it, or None."""
-    candidates = (place / mask for place in places if place is not None)
-    return next(filter(is_file, candidates), None)
+    candidates = (joined(place, mask) for place in places if place is not None)
+    return next(filter(is_file, filter(None, candidates)), None)
 
 
 class _Masks:
@@ -259,6 +262,7 @@ class _Masks:
 
     def __init__(self, folder: Path | None, files: Sequence[ImageFile]) -> None:
         self.folder = folder
+        self._is_file = is_file if folder is None else presence(folder)
         parents = {str(PurePosixPath(image.inside).parent) for image in files}
         try:
             self._shared = os.path.commonpath(parents)
@@ -275,7 +279,7 @@ class _Masks:
             for name in (f"{stem.name}_mask", stem.name):
                 for suffix in (*MASK_SUFFIXES, path.suffix):
                     file = stem.with_name(name + suffix)
-                    if is_file(file) and not _is_image(file, image):
+                    if self._is_file(file) and not _is_image(file, image):
                         return file
         return None
 
@@ -283,6 +287,8 @@ class _Masks:
 def _is_image(file: Path, image: ImageFile) -> bool:
     """Say whether the file that was found as a mask is the image itself."""
     mask = named("", file, "")
+    if mask.remote or image.remote:
+        return (mask.file, mask.page) == (image.file, image.page)
     return mask.page == image.page and mask.file.samefile(image.file)
 
 
@@ -375,9 +381,11 @@ def match(labels: list[Label], base: Path) -> tuple[list[tuple[Label, Path]], li
     ``/``.
     """
     found, missing = [], []
+    present = presence(base)
     for label in labels:
-        candidates = (base / label.path, base / label.path.replace("\\", "/"))
-        path = next(filter(is_file, candidates), None)
+        named_so = (label.path, label.path.replace("\\", "/"))
+        candidates = filter(None, (joined(base, name) for name in named_so))
+        path = next(filter(present, candidates), None)
         if path is None:
             missing.append(label)
         else:
@@ -408,6 +416,8 @@ def _rows(file: Path) -> list[tuple[int, list[str]]]:
 
 def _text(file: Path) -> str:
     try:
+        if (url := url_of(file)) is not None:
+            return _fetched(url).decode("utf-8-sig")
         return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(
@@ -418,6 +428,16 @@ def _text(file: Path) -> str:
             f"{file} is not UTF-8 text (byte {error.start + 1}).",
             hint="Save it as CSV UTF-8; spreadsheets offer that under Save as.",
         ) from error
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        with storage.copied(storage.RemoteFile(url, None, None)) as copy:
+            return copy.read_bytes()
+    except InputError as error:
+        raise InputError(
+            f"cannot read the labels {shown(url)}: {error.message}.", hint=error.hint or _HINT
+        ) from None
 
 
 def _columns(file: Path, rows: list[tuple[int, list[str]]]) -> dict[str, int]:
@@ -453,14 +473,6 @@ def _label(line: int, cells: list[str], columns: dict[str, int], width: int) -> 
         cls=row.get("class") or None,
         training=row.get("split", "").rpartition(".")[2].lower() == _TRAIN,
     )
-
-
-def is_file(path: Path) -> bool:
-    """Say whether a path, which may not even be valid, names a file or a page of a file."""
-    try:
-        return path.is_file() or page_of(path) is not None
-    except (OSError, ValueError):  # the path is too long, or access is not permitted
-        return False
 
 
 def unlabelled(folder: Path | None, labelled: Sequence[ImageFile]) -> int:

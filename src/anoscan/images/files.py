@@ -1,15 +1,20 @@
-"""Find image files in folders, name them, and split files of several images into pages."""
+"""Find image files in folders, here or remote, name them, and split files into their pages."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from anoscan.core import storage
 from anoscan.core.errors import InputError
+from anoscan.core.storage import RemoteFile
+from anoscan.core.urls import shown, url_of
 from anoscan.images import formats
 from anoscan.images.formats.picture import KINDS, Opened, os_reason
 
@@ -37,10 +42,38 @@ class ImageFile:
     inside: str
     page: int | None = None
     in_memory: ClassVar[bool] = False  # such an image needs no decoder, and no process for one
+    remote: ClassVar[bool] = False
+
+    @contextmanager
+    def here(self) -> Iterator[ImageFile]:
+        """Return this image in a file of this computer, which is there until the context ends."""
+        yield self
 
     def read(self, *, draft_side: int, deep: bool) -> Opened:
         """Decode the image; see `formats.read`, which also says what is raised."""
         return formats.read(self.file, self.page, draft_side=draft_side, deep=deep)
+
+
+@dataclass(frozen=True)
+class RemoteImage(ImageFile):
+    """An image in a remote file, of which `file` has only the name.
+
+    `source` says where it is.
+    """
+
+    source: RemoteFile = field(kw_only=True, repr=False)
+    remote: ClassVar[bool] = True
+
+    @contextmanager
+    def here(self) -> Iterator[ImageFile]:
+        """Fetch the file; an InputError has the bare reason why that fails."""
+        with storage.copied(self.source) as copy:
+            yield ImageFile(self.path, copy, self.inside, self.page)
+
+    def read(self, *, draft_side: int, deep: bool) -> Opened:
+        """Fetch and decode the image."""
+        with self.here() as copy:
+            return copy.read(draft_side=draft_side, deep=deep)
 
 
 def find(
@@ -51,6 +84,7 @@ def find(
     Files stay in their order. Folders are searched recursively and sorted, without hidden entries,
     ``__MACOSX``, the folders `apart` and files with other extensions. A file that is reached twice
     by the same path is returned once. Links to folders are followed, but no folder is read twice.
+    URLs are asked of the storage that they name.
 
     Raises
     ------
@@ -63,6 +97,9 @@ def find(
     found: dict[str, ImageFile] = {}
     several = len(paths) > 1
     for path in paths:
+        if (url := url_of(path)) is not None:
+            _add(found, _remote(url, several=several, allow_empty=allow_empty))
+            continue
         name = str(path).replace(os.sep, "/")
         root = Path(path)
         paged = page_of(root)
@@ -74,15 +111,81 @@ def find(
             continue
         inside = _images_below(root, apart)
         if not inside and not allow_empty:
-            raise InputError(
-                f"no images in {name}.",
-                hint=f"Images are {KINDS} files, HDF5 or videos; folders may nest.",
-            )
+            raise _no_images(name)
         prefix = name if name.endswith("/") else name + "/"
         for below in inside:
             whole = prefix + below
             _add(found, in_file(whole, root / below, whole if several else below))
     return list(found.values())
+
+
+def _no_images(name: str) -> InputError:
+    return InputError(
+        f"no images in {name}.",
+        hint=f"Images are {KINDS} files, HDF5 or videos; folders and tar files may nest.",
+    )
+
+
+def _remote(url: str, *, several: bool, allow_empty: bool) -> list[ImageFile]:
+    """Find the images of a remote file or folder, sorted as those of a folder here are."""
+    whole = shown(url)
+    if page_of(Path(url)) is not None:
+        return [named(url, Path(url), whole if several else "/".join(whole.split("/")[-2:]))]
+    source = storage.look(url)
+    if source is not None:
+        return _of_source(whole, source, whole if several else Path(whole).name)
+    listed = sorted(
+        (inside, source)
+        for inside, source in storage.below(url)
+        if formats.has_known_ending(inside)
+    )
+    if not listed and not allow_empty:
+        raise _no_images(whole)
+    prefix = whole.rstrip("/") + "/"
+
+    def images(item: tuple[str, RemoteFile]) -> list[ImageFile]:
+        inside, source = item
+        return _of_source(prefix + inside, source, prefix + inside if several else inside)
+
+    with ThreadPoolExecutor(storage.THREADS, thread_name_prefix="list") as threads:
+        # Only files that may have pages are fetched for it, so threads would not help the others.
+        paged = {inside for inside, _ in listed if formats.may_have_pages(inside)}
+        coming = {item[0]: threads.submit(images, item) for item in listed if item[0] in paged}
+        return [
+            image
+            for item in listed
+            for image in (coming[item[0]].result() if item[0] in paged else images(item))
+        ]
+
+
+def _of_source(path: str, source: RemoteFile, inside: str) -> list[ImageFile]:
+    """Return the images of a remote file: its only one, or its pages."""
+    file = Path(path)
+    plain = file.name.partition("?")[0]  # an address may ask for something, as file.tif?id=3
+    pages = _names_in(source) if formats.may_have_pages(plain) else ()
+    if not pages:
+        return [RemoteImage(path, file, inside, source=source)]
+    return [
+        RemoteImage(f"{path}/{name}", file, f"{inside}/{name}", number, source=source)
+        for number, name in enumerate(pages, start=1)
+    ]
+
+
+def _source(url: str) -> RemoteFile:
+    """Return a remote file with its version, so that its copy is kept for its next page."""
+    try:
+        return storage.look(url) or RemoteFile(url, None, None)
+    except InputError:
+        return RemoteFile(url, None, None)
+
+
+def _names_in(source: RemoteFile) -> tuple[str, ...]:
+    """Names of the pages of a remote file, as `_names` has them; () where it is not to be had."""
+    try:
+        with storage.copied(source) as copy:
+            return _names(copy)
+    except InputError:
+        return ()
 
 
 def every_nth(files: Sequence[ImageFile], n: int) -> Sequence[ImageFile]:
@@ -103,6 +206,8 @@ def in_file(path: str, file: Path, inside: str) -> list[ImageFile]:
 
     The file or the page may be missing; only decoding will find that.
     """
+    if (url := url_of(path)) is not None and page_of(Path(url)) is None:
+        return _of_source(shown(url), RemoteFile(url, None, None), inside)
     pages = () if page_of(file) else _names(file)
     if not pages:
         return [named(path, file, inside)]
@@ -131,6 +236,9 @@ def _names_of(image: ImageFile) -> tuple[str, ...]:
 def named(path: str, file: Path, inside: str) -> ImageFile:
     """Return the only image of a file, or the page that `file` names."""
     parent, page = page_of(file) or (file, None)
+    if (url := url_of(parent)) is not None:
+        source = RemoteFile(url, None, None) if page is None else _source(url)
+        return RemoteImage(shown(url_of(path) or path), parent, inside, page, source=source)
     return ImageFile(path, parent, inside, page)
 
 
@@ -144,14 +252,19 @@ def page_of(path: Path) -> tuple[Path, int] | None:
     for parent in path.parents if inside else ():
         if parent.name.lower().endswith(formats.CONTAINERS):
             try:
-                pages = _names(parent) if parent.is_file() else ()
+                if (url := url_of(parent)) is not None:
+                    pages = _names_in(_source(url))
+                else:
+                    pages = _names(parent) if parent.is_file() else ()
             except (OSError, ValueError):
                 continue
             if (name := path.relative_to(parent).as_posix()) in pages:
                 return parent, pages.index(name) + 1
     try:
-        if path.name.isascii() and path.name.isdecimal() and path.parent.is_file():
-            return path.parent, int(path.name)
+        if path.name.isascii() and path.name.isdecimal():
+            remote = url_of(path) is not None and formats.may_have_pages(path.parent.name)
+            if remote or path.parent.is_file():
+                return path.parent, int(path.name)
     except (OSError, ValueError):
         pass
     return None

@@ -3,7 +3,7 @@
 Decoders are native code, and files come from anywhere. A process that dies, takes too long or needs
 too much memory is replaced, and the file is skipped with the reason. Small PNGs and JPEGs of 8 bits
 are read in threads of this process, where starting others would cost more than it saves. So are
-images that are in memory already.
+images that are in memory already. Remote files are fetched by threads, a few ahead, and read then.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from anoscan.core import storage
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images.files import ImageFile
-from anoscan.images.formats import VIDEOS
+from anoscan.images.formats import ARCHIVES, VIDEOS
 from anoscan.images.formats.picture import NO_ROOM
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ T = TypeVar("T")
 SECONDS, MEGABYTES = 60.0, 2048  # that one file may take, unless the environment says otherwise
 _LEAST_SHARE = 256  # megabytes that each of several processes may take
 _FILES, _BYTES = 64, 2**20  # of small files that one task reads, at most
+_FETCHED_AHEAD = 2 * storage.THREADS  # remote files whose results may wait for their turn
 _SHARED = 2**18  # bytes of a result from which it is handed over in shared memory
 _SMALL, _PIXELS = 2**22, 2**24  # bytes of a file, and pixels, that may be read in this process
 # CPU seconds that files take, about, and that starting processes has to save.
@@ -118,9 +120,11 @@ def read_all(
     UsageError
         When the limits in the environment are no numbers.
     """
-    lanes = _Lanes(read, workers, inside=inside and not _worth_starting(files))
-    most = ahead or 4 * workers
-    together = 1 if ahead or not isinstance(files, Sequence) else _together(len(files), workers)
+    listed = files if isinstance(files, Sequence) else ()
+    remote = any(image.remote for image in listed)
+    lanes = _Lanes(read, workers, inside=inside and (remote or not _worth_starting(files)))
+    most = ahead or max(4 * workers, remote * _FETCHED_AHEAD)
+    together = 1 if ahead or remote or not listed else _together(len(listed), workers)
     waiting: deque[_Task[T]] = deque()
     try:
         for batch in _batches(files, together):
@@ -158,7 +162,8 @@ def _together(files: int, workers: int) -> int:
 def _batches(files: Iterable[ImageFile], most: int) -> Iterator[list[ImageFile]]:
     """Yield groups of at most so many files, and of one where a file is large.
 
-    Frames of a video are small, however large it is, and cost the least one after the other.
+    Frames of a video and images in a tar file are small, however large that is. They cost the least
+    one after the other.
     """
     if most == 1:  # of an iterator, which may be slow
         yield from ([image] for image in files)
@@ -166,7 +171,7 @@ def _batches(files: Iterable[ImageFile], most: int) -> Iterator[list[ImageFile]]
     batch: list[ImageFile] = []
     size = 0
     for image in files:
-        frame = image.page is not None and image.file.name.lower().endswith(VIDEOS)
+        frame = image.page is not None and image.file.name.lower().endswith((*VIDEOS, *ARCHIVES))
         more = 0 if frame else _size(image.file)
         if batch and (len(batch) == most or size + more > _BYTES):
             yield batch
@@ -245,18 +250,41 @@ class _Lanes(Generic[T]):
         self._read, self._workers, self._limits = read, workers, Limits.of_environment()
         self._inside = inside
         self._threads: ThreadPoolExecutor | None = None
+        self._fetching: ThreadPoolExecutor | None = None
 
     def submit(self, files: list[ImageFile]) -> _Task[T]:
+        if any(image.remote for image in files):
+            if self._fetching is None:
+                self._fetching = ThreadPoolExecutor(storage.THREADS, thread_name_prefix="fetch")
+            return _Task(self._fetching.submit(self._fetched, files), files, self._alone)
         if all(image.in_memory or (self._inside and is_plain(image)) for image in files):
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
             return _Task(self._threads.submit(_attempts, self._read, files), files, self._alone)
+        return self._scheduled(files)
+
+    def _scheduled(self, files: list[ImageFile]) -> _Task[T]:
         share = max(_LEAST_SHARE, self._limits.megabytes // self._workers)
         pool = _pool(self._workers, min(share, self._limits.megabytes))
         future = pool.schedule(
             _packed_attempts, (self._read, _found(files)), timeout=self._limits.seconds
         )
         return _Task(_unpacked(future), files, self._alone)
+
+    def _fetched(self, files: list[ImageFile]) -> list[T | Failed]:
+        """Fetch files and read their copies, one by one."""
+        found: list[T | Failed] = []
+        for image in files:
+            try:
+                with image.here() as copy:
+                    if self._inside and is_plain(copy):
+                        (outcome,) = _attempts(self._read, [copy])
+                        found.append(self._alone(copy) if _is_again(outcome) else outcome)
+                    else:
+                        found += (result for _, result in self._scheduled([copy]).results())
+            except InputError as error:
+                found.append(Failed(error.message))
+        return found
 
     def _alone(self, image: ImageFile) -> T | Failed:
         """Read a file that killed a process, or that needs more memory than its share."""
@@ -276,8 +304,9 @@ class _Lanes(Generic[T]):
         return found  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._fetching):
+            if threads is not None:
+                threads.shutdown(cancel_futures=True)
 
 
 def _found(files: Sequence[ImageFile]) -> list[ImageFile]:

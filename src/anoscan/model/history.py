@@ -20,6 +20,7 @@ import anoscan
 from anoscan.core.errors import AnoscanWarning, ModelError
 from anoscan.core.files import append_line, encodable, reason_of, replacing
 from anoscan.core.results import ModelEvent, Threshold
+from anoscan.core.urls import shown, url_of
 from anoscan.model.names import SUFFIX
 
 _ENDING = ".history.jsonl"
@@ -49,7 +50,7 @@ def add(
         at=in_utc(datetime.now(UTC)),
         action=action,
         by=anoscan.__version__,
-        folders=tuple(encodable(os.path.abspath(folder)) for folder in folders),  # noqa: PTH100
+        folders=tuple(map(_whole, folders)),
         images=images,
         threshold=None if threshold is None else threshold.score,
         false_alarm_rate=None if threshold is None else threshold.effective_rate,
@@ -65,6 +66,11 @@ def add(
             AnoscanWarning,
             stacklevel=2,
         )
+
+
+def _whole(folder: str | Path) -> str:
+    url = url_of(folder)
+    return encodable(os.path.abspath(folder)) if url is None else shown(url)  # noqa: PTH100
 
 
 def events(model: Path) -> tuple[ModelEvent, ...]:

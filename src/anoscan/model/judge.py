@@ -132,12 +132,12 @@ class Judge:
             runtime,
             Scorer(model.fitted, model.calibration),
         )
-        self._rule, self._roi, self._calibration = model.rule, roi, model.calibration
+        self._rule, self.roi, self._calibration = model.rule, roi, model.calibration
         self._cover = None if roi is None else model.cover(roi)
 
     def of(self, model: Model) -> Judge:
         """Return a judge with another model and the same runtime and region."""
-        return Judge(model, self.runtime, self._roi)
+        return Judge(model, self.runtime, self.roi)
 
     def check(self, how: Inversion) -> None:
         """Refuse a search that this model cannot do.

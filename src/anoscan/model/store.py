@@ -16,8 +16,10 @@ from pathlib import Path
 
 import platformdirs
 
-from anoscan.core.errors import ModelError
+from anoscan.core import storage
+from anoscan.core.errors import InputError, ModelError
 from anoscan.core.files import reason_of, replacing, why_unwritable
+from anoscan.core.urls import shown, url_of
 from anoscan.model import file as model_file
 from anoscan.model import history, versions
 from anoscan.model.names import SUFFIX, check_name, made_of, problem_with
@@ -78,6 +80,11 @@ def resolve(model: str | Path | None) -> Path:
     """
     if model is None:
         return default().path
+    if (url := url_of(model)) is not None:
+        raise ModelError(
+            f"{shown(url)} is not on this computer, so it can only be used, not changed.",
+            hint="Take the model into the store first: anoscan models import URL",
+        )
     text = str(model)
     if not problem_with(unicodedata.normalize("NFC", text)) and _exists(path_for(text)):
         return path_for(text)
@@ -87,6 +94,29 @@ def resolve(model: str | Path | None) -> Path:
         close = _close_to(made_of(Path(text).name))
         raise ModelError(f"there is no model file {text}.", hint=close)
     raise _missing(text)
+
+
+def to_read(model: str | Path | None) -> tuple[Path, str]:
+    """Find a model file to read, and return its path and what to call it; a URL is fetched.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model, as for `resolve`, or it cannot be fetched.
+    """
+    if model is None or (url := url_of(model)) is None:
+        path = resolve(model)
+        return path, str(path)
+    return _fetched(url), shown(url)
+
+
+def _fetched(url: str) -> Path:
+    try:
+        return storage.kept(url)
+    except InputError as error:
+        raise ModelError(
+            f"the model {shown(url)} cannot be read: {error.message}.", hint=error.hint
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -389,6 +419,9 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     UsageError
         For a name that `check_name` refuses.
     """
+    whence = str(file)
+    if (url := url_of(file)) is not None:
+        file, whence = _fetched(url), shown(url)
     chosen = made_of(file.name) if name is None else check_name(name)
     if model_file.read_metadata(file).get("kind") == "checkpoint":
         raise ModelError(
@@ -403,7 +436,7 @@ def import_model(file: Path, *, name: str | None = None, force: bool = False) ->
     Record(target).clear()  # a record that is there belongs to the model that was replaced
     if not history.events(target):
         history.carry(file, target)
-    history.add(target, "import", folders=[file], sha256=model_file.digest(target))
+    history.add(target, "import", folders=[whence], sha256=model_file.digest(target))
     return chosen
 
 

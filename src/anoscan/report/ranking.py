@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -97,8 +97,15 @@ class Ranking:
             result = self.views.write(result, seen, level)
         return result, seen
 
-    def report(self, files: Sequence[ImageFile], model: ModelReference) -> ScoreReport:
+    def report(
+        self,
+        files: Sequence[ImageFile],
+        model: ModelReference,
+        elsewhere: Elsewhere | None = None,
+    ) -> ScoreReport:
         """Score and rank images, the most anomalous first; without files, the report is empty.
+
+        `elsewhere` scores the files in place of `stream`; its results may come in any order.
 
         Raises
         ------
@@ -108,7 +115,8 @@ class Ranking:
         images = RankedImages()
         skipped: list[Skipped] = []
         anomalous = 0
-        for outcome in self.stream(files):
+        scored = self.stream(files) if elsewhere is None else elsewhere(self, files, model.path)
+        for outcome in scored:
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
             else:
@@ -141,6 +149,10 @@ class Ranking:
                 found = int((scores > level).sum())
                 others.append(AtRate(false_alarm_rate=rate, threshold=level, anomalous=found))
         return dataclasses.replace(used, at_other_rates=tuple(others))
+
+
+# Scores the files of a ranking with the model at this path or URL.
+Elsewhere = Callable[[Ranking, Sequence[ImageFile], str], Iterable[ImageScore | Skipped]]
 
 
 class _Extras(NamedTuple):

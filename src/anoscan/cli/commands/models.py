@@ -60,8 +60,8 @@ def show(
     from anoscan.model import file as model_file
     from anoscan.model import store
 
-    path = store.resolve(model)
-    head = {"schema": "anoscan.model/1", "name": path.stem, "path": str(path)}
+    path, called = store.to_read(model)
+    head = {"schema": "anoscan.model/1", "name": path.stem, "path": called}
     Output(as_json=as_json).model(head | model_file.read_metadata(path))
 
 

@@ -13,6 +13,7 @@ import typer
 from anoscan.cli import queries
 from anoscan.cli.destinations import Destinations, ScoringViewers, first_failure
 from anoscan.cli.options import (
+    MACHINE,
     OUTPUT,
     SHOWN,
     TABLE_ROWS,
@@ -41,11 +42,12 @@ from anoscan.scoring.choices import ScoreRequest
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
-    from anoscan.core.results import Alarm, ImageScore, Skipped, Threshold
+    from anoscan.core.progress import OnProgress
+    from anoscan.core.results import Alarm, ImageScore, ScoreReport, Skipped, Threshold
     from anoscan.detector import Detector
     from anoscan.images.files import ImageFile
     from anoscan.report.alarms import Rule, Tally
-    from anoscan.report.views import ViewFiles
+    from anoscan.report.views import OnImage, ViewFiles
 
 
 @with_request
@@ -125,6 +127,17 @@ def score(
             panel=OUTPUT,
         ),
     ] = False,
+    engine: Annotated[
+        str,
+        option(
+            "--engine",
+            help="Score here, or on the Ray cluster of $RAY_ADDRESS (or one that is started here), "
+            "with the extra ray.",
+            metavar="local|ray",
+            default="local",
+            panel=MACHINE,
+        ),
+    ] = "local",
     nearest: Annotated[
         int,
         typer.Option(
@@ -160,6 +173,9 @@ def score(
         if value and streams:
             raise UsageError(f"--{named} needs all images: not with --jsonl or --csv.")
     wanted = Destinations.of(report_file, result_files, append)
+    _check_engine(
+        engine, residuals=residuals, maps=maps, report=wanted.page, show=show, streams=streams
+    )
     if report_assets and wanted.page is None:
         raise UsageError("--report-assets needs --report.")
     rules = _rules([*["count>0"] * fail_on_anomaly, *(fail_if or ())])
@@ -182,7 +198,7 @@ def score(
     if hint := detector.hint(request):
         output.note(hint)
     views = detector.view_files(residuals, wanted_maps)
-    job = _Job(paths, files, detector, request, views, wanted, rules, output)
+    job = _Job(paths, files, detector, request, views, wanted, rules, output, engine, workers)
     if streams:
         alarms, skipped = job.print_each(as_csv)
     else:
@@ -207,22 +223,18 @@ class _Job:
     wanted: Destinations
     rules: Sequence[Rule]
     output: Output
+    engine: str = "local"
+    workers: int | None = None
 
     def rank(
         self, top: int | None, *, assets: bool, show: bool
     ) -> tuple[Sequence[Alarm], Sequence[Skipped]]:
         """Score all images, and print the ranking; return the alarms and the skipped files."""
-        output, detector, request = self.output, self.detector, self.request
+        output, detector = self.output, self.detector
         shown = show * (top or SHOWN)
         with ScoringViewers(self.files, self.wanted, assets=assets, show=shown) as viewers:
             with output.progress() as on_progress:
-                report = detector.score_files(
-                    self.files,
-                    request,
-                    self.views,
-                    on_progress=on_progress,
-                    on_image=viewers.on_image,
-                )
+                report = self._scored(on_progress, viewers.on_image)
             tally, alarms = self._judged(report.images, report.threshold, report.skipped)
             report = dataclasses.replace(report, alarms=alarms)
             printed = first_images(report, top, None if output.as_json else TABLE_ROWS)
@@ -240,6 +252,25 @@ class _Job:
                 output.caution(report.warning)
             viewers.show(output)
         return alarms, report.skipped
+
+    def _scored(self, on_progress: OnProgress, on_image: OnImage | None) -> ScoreReport:
+        elsewhere = None
+        if self.engine == "ray":
+            from anoscan.scale.ray_scoring import RayScoring
+
+            if on_image is not None:
+                raise UsageError("--engine ray draws no pictures: leave out .coco.json.")
+            first = next(iter(self.wanted.files), None)
+            shards = None if first is None else first.with_name(f"{first.stem}-shards")
+            elsewhere = RayScoring(self.workers, shards)
+        return self.detector.score_files(
+            self.files,
+            self.request,
+            self.views,
+            on_progress=on_progress,
+            on_image=on_image,
+            elsewhere=elsewhere,
+        )
 
     def _record(self, tally: Tally | None) -> None:
         if tally is not None:
@@ -284,6 +315,16 @@ class _Job:
         tally.skipped = len(skipped)
         self._record(tally)
         return [rule.judge(tally) for rule in self.rules], skipped
+
+
+def _check_engine(engine: str, **others: object) -> None:
+    """Refuse an engine that does not exist, and what Ray does not do."""
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine must be local or ray. Got {engine!r}.")
+    for name, value in others.items() if engine == "ray" else ():
+        if value:
+            given = "--jsonl and --csv" if name == "streams" else f"--{name}"
+            raise UsageError(f"--engine ray ranks numbers: not with {given}.")
 
 
 def _rules(texts: Sequence[str]) -> list[Rule]:

@@ -24,7 +24,8 @@ from anoscan.cli.options import (
 )
 from anoscan.cli.settings import asked_for, with_request
 from anoscan.cli.signals import whole_line
-from anoscan.core.errors import AnoscanError, InputError
+from anoscan.core.errors import AnoscanError, InputError, UsageError
+from anoscan.core.urls import url_of
 from anoscan.scoring.choices import ScoreRequest
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ def watch(
     from anoscan.model import store
     from anoscan.report import watching
 
+    if url_of(folder) is not None:
+        raise UsageError(
+            "anoscan watch needs a folder of this computer: a URL says nothing of new files.",
+            hint="Score it as often as you need: anoscan score URL",
+        )
     root = Path(folder)
     changes = _changes(root)
     alarm = None if command is None else watching.Command.of(command, exec_seconds)

@@ -21,6 +21,7 @@ from anoscan.images.formats import (
     pillow,
     png,
     pnm,
+    tar,
     tiff,
     video,
 )
@@ -43,11 +44,13 @@ class Reader(Protocol):
 
 
 # DICOM comes first, because a DICOM file may begin like a TIFF.
-READERS: tuple[Reader, ...] = (dicom, tiff, npy, nifti, hdf5, png, jpeg, pnm, video)
-_NAMING = (npy, hdf5, video)  # readers whose pages have names
-CONTAINERS = (".npz", ".h5", ".hdf5", ".mp4", ".avi", ".mov", ".mkv")  # endings of such files
-VIDEOS = tuple(video.SUFFIXES.split())
-_NATIVE = (hdf5, video)  # readers that run native code even to list the pages
+READERS: tuple[Reader, ...] = (dicom, tar, tiff, npy, nifti, hdf5, png, jpeg, pnm, video)
+_NAMING = (tar, npy, hdf5, video)  # readers whose pages have names
+VIDEOS, ARCHIVES = tuple(video.SUFFIXES.split()), tuple(tar.SUFFIXES.split())
+CONTAINERS = (".npz", ".h5", ".hdf5", *VIDEOS, *ARCHIVES)  # endings of such files
+# Readers whose pages a process of its own lists: native code, or headers of any size.
+_NATIVE = (hdf5, video, tar)
+_WITH_PAGES = " ".join(reader.SUFFIXES for reader in (dicom, tar, tiff, npy, nifti, hdf5, video))
 _HEAD = 352  # bytes that identify a format; the mark of NIfTI is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
@@ -59,9 +62,23 @@ def is_named_like_one(path: Path) -> bool:
 
     A file without an ending, or with a number as one, is an image if its content is DICOM.
     """
-    name = path.name.lower()
-    known = path.suffix.lower() in EXTENSIONS or name.endswith(tuple(nifti.SUFFIXES.split()))
-    return known or dicom.is_named_without_suffix(path)
+    return has_known_ending(path.name) or dicom.is_named_without_suffix(path)
+
+
+def has_known_ending(name: str) -> bool:
+    """Whether a file name ends like those of images."""
+    name = name.lower()
+    return name.endswith(tuple(nifti.SUFFIXES.split())) or Path(name).suffix in EXTENSIONS
+
+
+def may_have_pages(name: str) -> bool:
+    """Whether a file of this name may hold several images, as its ending says."""
+    return name.lower().endswith(tuple(_WITH_PAGES.split()))
+
+
+def is_archive(file: Path) -> bool:
+    """Whether the pages of a file are files of their own: those of a tar file are."""
+    return file.name.lower().endswith(ARCHIVES)
 
 
 def count(file: Path) -> int:
@@ -91,7 +108,7 @@ def page_names(file: Path) -> tuple[str, ...]:
         with damage():
             reader = _reader(file)
             pages = reader.count(file) if reader else 1
-            if pages < 2:
+            if pages < 2 and reader is not tar:
                 return ()
             named = next((some.names(file) for some in _NAMING if some is reader), ())
             return named or tuple(map(str, range(1, pages + 1)))
