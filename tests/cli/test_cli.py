@@ -363,7 +363,7 @@ def test_every_setting_has_an_option(run: Run) -> None:
     [
         (["--size", "7"], 2, "--size must be from 16 to 512. Got 7."),
         (["--size", "big"], 2, "--size must be auto or a number. Got 'big'."),
-        (["--channels", "2"], 2, "--channels must be 1 (grey) or 3 (RGB). Got 2."),
+        (["--channels", "17"], 2, "--channels must be from 1 to 16. Got 17."),
         (["--objective", "none"], 2, "--objective must be one of"),
         (["--batch-size", "1"], 2, "--batch-size must be at least 2. Got 1."),
         (["--workers", "0"], 2, "--workers"),

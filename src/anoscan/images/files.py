@@ -38,9 +38,11 @@ class ImageFile:
     page: int | None = None
     in_memory: ClassVar[bool] = False  # such an image needs no decoder, and no process for one
 
-    def read(self, *, draft_side: int, deep: bool) -> Opened:
+    def read(self, *, draft_side: int, deep: bool, channels: int = 3) -> Opened:
         """Decode the image; see `formats.read`, which also says what is raised."""
-        return formats.read(self.file, self.page, draft_side=draft_side, deep=deep)
+        return formats.read(
+            self.file, self.page, draft_side=draft_side, deep=deep, channels=channels
+        )
 
 
 def find(

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import anoscan
+from anoscan.core.channels import channels_in_words
 from anoscan.core.errors import UsageError
 from anoscan.core.files import printable, replacing
 from anoscan.core.results import ImageScore
@@ -382,7 +383,7 @@ def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list
     sees = f"{rule['size']} x {rule['size']}" if "size" in rule else None
     if sees and rule.get("patch"):
         sees = f"{sees}, patches of {rule['patch']}"
-    colours = {1: "grey", 3: "RGB"}.get(rule.get("channels", 0))
+    colours = channels_in_words(rule.get("channels"))
     facts = {
         "model": model.get("name"),
         "file": model.get("path"),
