@@ -91,7 +91,7 @@ class TrainConfig:
     channels: int | None = _setting(
         None,
         _CHANNELS_HELP,
-        "auto|N",
+        "auto|1|3|N",
         default="auto",
         panel=IMAGES,
     )
