@@ -65,6 +65,8 @@ def test_what_commands_print_is_valid(run: Run, few: Digits, tmp_path: Path) -> 
         "train/1", "config/1", "score/1", "eval/1", "drift/1", "sample/1", "trend/1", "doctor/1",
         "calibrate/1", "models/1", "model/1", "history/1",
     }  # fmt: skip
+    parts = {name: documents[f"anoscan.{name}/1"] for name in ("train", "score", "eval")}
+    check({"schema": "anoscan.demo/1", **parts, "output": "x"})
     for document in documents.values():
         _check_that_it_can_fail(document)
 

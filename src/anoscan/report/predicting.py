@@ -86,6 +86,8 @@ class Predicting:
             back,
             _Drawing(self, files),
             predictions.MOST_SHOWN if self.judge.model.rule.patch is None else _FEW_SHOWN,
+            {file.path: file.page for file in files if file.page is not None},
+            dict(self.judge.scorer.weights(self.request.score)),
         )
 
     def _ranking(self, views: ViewFiles | None, on_progress: OnProgress) -> Ranking:
