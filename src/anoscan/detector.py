@@ -2,8 +2,7 @@
 
 >>> from anoscan import Detector                                   # doctest: +SKIP
 >>> detector = Detector.train("normal_images", seed=1)             # doctest: +SKIP
->>> for image in detector.score(["queries"]).images[:20]:          # doctest: +SKIP
-...     print(image.rank, image.path, image.score, image.p_value)
+>>> detector.score(["queries"]).images[:20]                        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -119,9 +118,8 @@ class Detector:
         ----------
         images : paths, array, tensor, or sequence of paths or images
             Normal images. Folders are searched recursively; of a folder laid out like MVTec AD,
-            only ``train/good`` is read. Arrays are (n, h, w) or (n, h, w, 3): uint8, uint16, or
-            floats from 0 to 1. Tensors may be (n, c, h, w). Images of a sequence are arrays,
-            Pillow images or tensors of any sizes.
+            only ``train/good`` is read. Arrays are (n, h, w) or (n, h, w, c), c up to 16: uint8,
+            uint16, or floats from 0 to 1. Tensors may be (n, c, h, w). Others are in sequences.
         names : sequence of str, optional
             Names of images in memory, in results; by default ``array[0]`` and so on.
         name : str, optional
@@ -307,9 +305,10 @@ class Detector:
         UsageError, ModelError
             For something that is no image, or an option as for `score`.
         """
-        given, request = in_memory.gather(images, names), ScoreRequest.of(**how)
+        channels, request = self.model.rule.channels, ScoreRequest.of(**how)
+        given = in_memory.gather(images, names, channels)
         if isinstance(given, Held):
-            given.check_colours(self.model.rule.channels)
+            given.check_colours(channels)
             files: Sequence[ImageFile] = given.images
         else:
             files = find(query_paths(given)[0])
@@ -317,6 +316,11 @@ class Detector:
         predicting = Predicting(self._judge, request, self.reference, maps, reconstructions)
         with bars(progress, on_progress) as shown:
             return predicting.predict(files, held, shown)
+
+    def show_channels(self, channels: str) -> None:
+        """Draw later pictures in these channels; see `Model.showing`."""
+        self.model = self.model.showing(channels)
+        self._judge = self._judge.of(self.model)
 
     def view_files(self, residuals: str | Path | None, maps: MapFiles | None) -> ViewFiles | None:
         """Return the writer of pictures and maps of scored images; None where none are wanted."""

@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from anoscan.core.channels import MOST_CHANNELS
 from anoscan.core.config import FalseAlarmRate, TrainConfig, rate_in_range
 from anoscan.core.errors import AnoscanError, AnoscanWarning, TrainingInterrupted
 from anoscan.core.runtime import Runtime
@@ -95,6 +96,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         workers: int | None = None,
         size: int | None = None,
         channels: int | None = None,
+        show_channels: str | None = None,
         fit_images: str = "stretch",
         patches: int | None = None,
         patch_size: int | None = None,
@@ -125,7 +127,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 setattr(self, name, value)
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from normal images (n, h, w), (n, h, w, 3) or (n, features); `y` is ignored.
+        """Learn from normal images (n, h, w), (n, h, w, c) or (n, features); `y` is ignored.
+
+        c is 3 for colours, and up to 16 for images of many channels.
 
         The model stays in memory; nothing is written to the store of models.
 
@@ -145,6 +149,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             message = f"vectors of {X.shape[1]} values are no square images: laid out in {side}x"
             warnings.warn(f"{message}{side}.", AnoscanWarning, stacklevel=2)
         self.range_ = _range(X)
+        if settings["channels"] is None and self.image_shape_[2:] not in ((), (_COLOURS,)):
+            settings["channels"] = self.image_shape_[2]
         try:
             rate_in_range(self.false_alarm_rate)
             config = TrainConfig.from_dict(settings)
@@ -246,7 +252,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of an image, (h, w) or (h, w, 3), of that of a vector or an image."""
+    """Return the shape of an image, (h, w) or (h, w, c), of that of a vector or an image."""
     if len(shape) == 1:
         for colours in ((), (_COLOURS,)):
             side = math.isqrt(shape[0] // math.prod(colours))
@@ -254,9 +260,11 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
                 return (side, side, *colours)
         side = max(2, math.isqrt(shape[0] - 1) + 1)
         return (side, side)
-    if len(shape) == 3 and shape[2] not in (1, _COLOURS):
-        raise ValueError(f"images of shape {shape}: they are (h, w) or (h, w, 3).")
-    return shape if shape[2:] == (_COLOURS,) else shape[:2]
+    if len(shape) == 3 and not 1 <= shape[2] <= MOST_CHANNELS:
+        raise ValueError(
+            f"images of shape {shape}: they are (h, w), (h, w, 3) or of many channels."
+        )
+    return shape[:2] if shape[2:] in ((), (1,)) else shape
 
 
 def _full(X: NDArray[Any]) -> tuple[float, float] | None:

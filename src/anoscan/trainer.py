@@ -86,7 +86,7 @@ def train(
 
     `settings` replace those of `config`. Errors are those of `Detector.train`.
     """
-    given = in_memory.gather(images, options.names)
+    given = in_memory.gather(images, options.names, _channels(config, settings, options.like))
     name = _name(given, options)
     runtime = Runtime.resolve(options.device, options.precision, options.workers)
     before, like, force = None, options.like, options.force
@@ -105,7 +105,13 @@ def train(
             region = source.rule.roi
             drop_suspects |= source.metadata["training_data"]["dropped"] > 0
         else:
-            region = masks.chosen(options.roi, files, workers=runtime.workers, seed=config.seed)
+            region = masks.chosen(
+                options.roi,
+                files,
+                workers=runtime.workers,
+                seed=config.seed,
+                channels=config.channels,
+            )
         if resume:
             Checkpoint.check(place.checkpoint)
         for note in (narrowed, *place.notes(resume=resume)):
@@ -169,6 +175,14 @@ def _to_redo(options: TrainOptions, name: str | None, runtime: Runtime) -> Model
     if options.roi is not None:
         raise UsageError("--redo keeps the region of interest of the model: drop --roi.")
     return model_to_redo(str(options.redo), store.resolve(options.path or name), runtime)
+
+
+def _channels(
+    config: TrainConfig | None, settings: dict[str, Any], like: Model | None
+) -> int | None:
+    """Return the channels that the settings ask for; None where the images decide."""
+    known = config or (TrainConfig() if like is None else like.config)
+    return TrainConfig.from_dict(known.to_dict() | settings).channels
 
 
 def _files(given: Given) -> tuple[Sequence[ImageFile], str | None]:

@@ -29,6 +29,7 @@ from anoscan.detector import Detector
 from anoscan.model import store
 from anoscan.scoring.choices import MAPPINGS, SCORES
 from tests.conftest import Digits
+from tests.documents import check_documents
 
 QUICK = ("--images-shown", "640", "--encoder-images-shown", "320", "--width", "8")
 SMALL = ("--images-shown", "64", "--encoder-images-shown", "64", "--width", "4")
@@ -60,6 +61,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
+        check_documents(out)
         return Result(int(ended.value.code or 0), out, err)
 
     return call
@@ -80,6 +82,7 @@ def anoscan(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 def finished(*arguments: object) -> Result:
     process = anoscan(*arguments)
     out, err = process.communicate(timeout=300)
+    check_documents(out)
     return Result(process.returncode, out, err)
 
 
@@ -363,7 +366,7 @@ def test_every_setting_has_an_option(run: Run) -> None:
     [
         (["--size", "7"], 2, "--size must be from 16 to 512. Got 7."),
         (["--size", "big"], 2, "--size must be auto or a number. Got 'big'."),
-        (["--channels", "2"], 2, "--channels must be 1 (grey) or 3 (RGB). Got 2."),
+        (["--channels", "17"], 2, "--channels must be from 1 to 16. Got 17."),
         (["--objective", "none"], 2, "--objective must be one of"),
         (["--batch-size", "1"], 2, "--batch-size must be at least 2. Got 1."),
         (["--workers", "0"], 2, "--workers"),

@@ -15,6 +15,7 @@ from anoscan.cli.commands import demo
 from anoscan.core.errors import TrainingInterrupted
 from anoscan.detector import Detector
 from anoscan.model import store
+from tests.documents import check_documents
 
 
 def run(
@@ -24,6 +25,7 @@ def run(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     captured = capsys.readouterr()
+    check_documents(captured.out)
     return int(ended.value.code or 0), captured.out, captured.err
 
 

@@ -178,7 +178,7 @@ def test_paths_stay_paths(tmp_path: Path) -> None:
         (np.zeros((2, 0, 24)), InputError, "holds no pixels"),
         (np.zeros((3, 20, 24, 4)), InputError, "has 4 channels.*opacity"),
         (np.zeros((20, 24, 4)), InputError, "has 4 channels"),
-        (np.zeros((3, 20, 24, 2)), InputError, "has 2 channels"),
+        (np.zeros((3, 20, 24, 17)), InputError, "has 17 channels"),
         (np.zeros((3, 3, 20, 24)), InputError, "colours first.*moveaxis"),
         (np.array([BYTES[0], None], object), InputError, "is no image|holds object"),
         ([BYTES[0], "a.png"], UsageError, "cannot be mixed"),

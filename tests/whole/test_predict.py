@@ -23,6 +23,7 @@ import anoscan
 from anoscan import Detector, MapFiles, Predictions
 from anoscan.core.errors import AnoscanWarning, InputError, TrainingInterrupted, UsageError
 from anoscan.core.results import ImageScore, Skipped
+from anoscan.report.rows import COLUMNS
 from tests.conftest import Digits
 
 QUICK: Any = {"images_shown": 640, "encoder_images_shown": 320, "batch_size": 32, "width": 8}
@@ -354,6 +355,9 @@ def test_a_table_has_a_row_an_image(detector: Detector) -> None:
     place = int(found.scores.argmax())
     assert table["rank"][place] == 1
     assert table["region_width"][place] >= 1
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table["nearest_term"]) <= set(detector.score_terms())
+    assert table["page"].isna().all()
 
 
 def test_without_pandas_or_matplotlib_the_error_says_what_to_install(

@@ -10,9 +10,8 @@ from rich.text import Text
 from anoscan.cli import thresholds
 from anoscan.cli.cells import NameCell, cell, table
 from anoscan.core import results
+from anoscan.core.channels import channels_in_words
 from anoscan.core.files import printable
-
-COLOURS = {1: "grey", 3: "RGB"}
 
 
 def models(report: results.ModelsReport) -> Iterator[RenderableType]:
@@ -27,7 +26,7 @@ def models(report: results.ModelsReport) -> Iterator[RenderableType]:
                 NameCell(f"{model.name} *" if model.default else model.name),
                 cell(model.architecture or "-"),
                 cell(model.objective or "-"),
-                f"{model.size or '-'} {COLOURS.get(model.channels or 0, '')}",
+                f"{model.size or '-'} {channels_in_words(model.channels)}",
                 "-" if model.images is None else f"{model.images:,}",
                 _mb(model.bytes),
                 cell(model.created_by or "-"),

@@ -22,6 +22,7 @@ from anoscan.cli.cells import NameCell
 from anoscan.cli.cells import cell as _cell
 from anoscan.cli.cells import table as _table
 from anoscan.core import results
+from anoscan.core.channels import channels_in_words
 from anoscan.core.config import NO_BACKBONE
 from anoscan.core.files import printable
 
@@ -41,7 +42,7 @@ def _train(report: results.TrainReport) -> Iterator[RenderableType]:
     yield Text(
         f"images: {images.trained:,} trained on{parts}, {images.held_out:,} held out, "
         f"{_dropped(images)}{len(images.skipped):,} skipped; seen at {model.size}x{model.size}, "
-        f"{model_tables.COLOURS[model.channels]}"
+        f"{channels_in_words(model.channels)}"
     )
     game = f"{model.architecture}, {model.objective}, {model.mapping}"
     features = "" if model.backbone == NO_BACKBONE else f"; features of {model.backbone}"

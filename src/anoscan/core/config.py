@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from anoscan.core import registry
+from anoscan.core.channels import MOST_CHANNELS, PLAIN_CHANNELS, channels_named
 from anoscan.core.errors import UsageError
 
 SMALLEST_SIZE, LARGEST_SIZE = 16, 512
@@ -36,10 +37,22 @@ FITS = {
 _FIT_HELP = "Make whole images square like this. " + " ".join(
     f"{name}: {summary}." for name, summary in FITS.items()
 )
+_CHANNELS_HELP = (
+    f"Channels that networks see: 1 is grey, 3 is RGB, and other numbers up to {MOST_CHANNELS} are "
+    "for TIFFs and arrays that have so many."
+)
+SHOW_HELP = (
+    "Draw pictures in these channels, counted from 1: three as red, green and blue, such as 4,3,2, "
+    "or one as grey."
+)
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
 FEW_IMAGES = 3000  # images or patches; the discriminator can learn fewer by heart
 # Real images shown in the GAN stage by default, before the factor `Objective.times_as_long`.
 IMAGES_SHOWN = 32_000
+_AUGMENT_HELP = (
+    "Random changes to what the discriminator sees in the GAN stage: auto is "
+    f"{','.join(FEW_AUGMENTED)} with fewer than {FEW_IMAGES:,} images, else none. "
+) + " ".join(f"{name}: {summary}." for name, summary in AUGMENTATIONS.items())
 
 
 IMAGES, MODEL = "Images", "Model"  # sections of ``anoscan train --help``
@@ -77,10 +90,13 @@ class TrainConfig:
     )
     channels: int | None = _setting(
         None,
-        "Channels that networks see: 1 is grey, 3 is RGB.",
-        "auto|1|3",
+        _CHANNELS_HELP,
+        "auto|1|3|N",
         default="auto",
         panel=IMAGES,
+    )
+    show_channels: str | None = _setting(
+        None, SHOW_HELP, "N[,N,N]", default="the first three", panel=IMAGES
     )
     fit: str = _setting("stretch", _FIT_HELP, "|".join(FITS), panel=IMAGES)
     patches: int | None = _setting(
@@ -140,9 +156,7 @@ class TrainConfig:
     )
     augment: str = _setting(
         "auto",
-        "Random changes to what the discriminator sees in the GAN stage: auto is "
-        f"{','.join(FEW_AUGMENTED)} with fewer than {FEW_IMAGES:,} images, else none. "
-        + " ".join(f"{name}: {summary}." for name, summary in AUGMENTATIONS.items()),
+        _AUGMENT_HELP,
         "auto|none|LIST",
     )
     align: str = _setting(
@@ -177,8 +191,7 @@ class TrainConfig:
         registry.check("encoders", self.encoder)
         registry.check("mappings", self.mapping)
         _optional_int("--size", self.size, SMALLEST_SIZE, LARGEST_SIZE)
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"--channels must be 1 (grey) or 3 (RGB). Got {self.channels}.")
+        _check_channels(self)
         self._check_backbone()
         _optional_int("--rotation-images-shown", self.rotation_images_shown, 0, None)
         _optional_int("--reconstruction-images-shown", self.reconstruction_images_shown, 0, None)
@@ -191,7 +204,7 @@ class TrainConfig:
         _optional_int("--seed", self.seed, 0, 2**63 - 1)
         _check_fit(self.fit, self.patches)
         self._check_patches()
-        self._check_align()
+        _check_align(self.align, self.patches)
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning-rate must be in (0, 1]. Got {self.learning_rate}.")
         if not 0 < self.held_out < 1:
@@ -268,12 +281,6 @@ class TrainConfig:
                 hint="Patches are made smaller, never larger: give a lower --size.",
             )
 
-    def _check_align(self) -> None:
-        if self.align not in ALIGNMENTS:
-            raise UsageError(f"--align must be one of {', '.join(ALIGNMENTS)}. Got {self.align!r}.")
-        if self.align == "on" and self.patches is not None:
-            raise UsageError("--align on does not go with --patches: patches are never aligned.")
-
     def augmentations(self, *, few: bool) -> tuple[str, ...]:
         """Return the `AUGMENTATIONS` of the discriminator's images, in the order of that dict.
 
@@ -316,8 +323,9 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, from which `from_dict` restores them."""
         # Without the default, model files stay as they were before there was a choice.
+        unsaid = (("fit", "stretch"), ("show_channels", None))
         whole = dataclasses.asdict(self).items()
-        return {name: value for name, value in whole if (name, value) != ("fit", "stretch")}
+        return {name: value for name, value in whole if (name, value) not in unsaid}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -344,6 +352,7 @@ class TrainSettings(TypedDict, total=False):
 
     size: int | None
     channels: int | None
+    show_channels: str | None
     fit: str
     patches: int | None
     patch_size: int | None
@@ -409,6 +418,26 @@ def rate_in_range(rate: FalseAlarmRate) -> FalseAlarmRate:
     if not 0 < rate < 1:
         raise UsageError(f"--false-alarm-rate must lie between 0 and 1. Got {rate}.")
     return rate
+
+
+def _check_channels(config: TrainConfig) -> None:
+    channels, backbone = config.channels, config.backbone
+    _optional_int("--channels", channels, 1, MOST_CHANNELS)
+    if config.show_channels is not None:
+        channels_named(config.show_channels, channels)
+    if backbone != NO_BACKBONE and channels not in (None, *PLAIN_CHANNELS):
+        raise UsageError(
+            f"--backbone {backbone} does not go with images of {channels} channels: it knows "
+            "photographs alone.",
+            hint="Leave --backbone out.",
+        )
+
+
+def _check_align(align: str, patches: int | None) -> None:
+    if align not in ALIGNMENTS:
+        raise UsageError(f"--align must be one of {', '.join(ALIGNMENTS)}. Got {align!r}.")
+    if align == "on" and patches is not None:
+        raise UsageError("--align on does not go with --patches: patches are never aligned.")
 
 
 def _check_fit(fit: str, patches: int | None) -> None:

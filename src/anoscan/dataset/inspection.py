@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from anoscan.core.arrays import Floats
+from anoscan.core.channels import AS_STORED, PLAIN_CHANNELS, channels_named
 from anoscan.core.config import LARGEST_SIZE, SMALLEST_SIZE, TrainConfig
 from anoscan.core.errors import InputError
 from anoscan.images import masks
@@ -55,7 +56,8 @@ class Inspection:
 class _Look:
     """What inspection keeps of one upright image; `samples` is None for 8 bits.
 
-    Deep samples start with their minimum and maximum.
+    `many` is the number of channels; None for grey and for colours. Deep samples start with their
+    minimum and maximum.
     """
 
     width: int
@@ -63,6 +65,7 @@ class _Look:
     bit_depth: str
     colour: bool
     samples: Floats | None
+    many: int | None = None
 
 
 def inspect(
@@ -72,7 +75,8 @@ def inspect(
 
     A size of None becomes the size of patches. For whole images it becomes the median of the longer
     sides (of cropped images, the shorter ones), rounded to a multiple of 4, from 16 to 128.
-    Channels of None become 1 where no image has a colour, else 3. Deep images give the window: the
+    Channels of None become 1 where no image has a colour, else 3; where most images have the same
+    other number, they become that. Deep images give the window: the
     0.05 % and 99.95 % quantiles of their samples. It goes from the minimum to the maximum instead
     where that is less than 1.5 times as wide, or where the quantiles are equal. Only samples inside
     `roi` count, where there is one.
@@ -87,13 +91,18 @@ def inspect(
     if len(files) > _INSPECTED:
         drawn = sorted(random.Random(config.seed).sample(range(len(files)), _INSPECTED))
         chosen = [files[index] for index in drawn]
-    read = read_all(partial(_look, roi=roi), chosen, workers)
-    results = [found.reason if isinstance(found, Failed) else found for _, found in read]
+    results = _all_looks(chosen, workers, channels or AS_STORED, roi)
+    if channels is None and (found := _manys(results)):
+        channels = next((many for many, count in found.items() if 2 * count > found.total()), None)
+        if len(found) > 1:
+            results = _all_looks(chosen, workers, channels or PLAIN_CHANNELS[-1], roi)
     large_enough = [_within(look, patch) for look in results]
     looks = [look for look in large_enough if isinstance(look, _Look)]
     if not looks:
         first = f" {chosen[0].path}: {large_enough[0]}." if chosen else ""
         kinds = f"Images are {KINDS} files of at least 2x2 pixels."
+        if channels is not None and channels not in PLAIN_CHANNELS:
+            kinds = f"Arrays of {channels} channels are HxWx{channels} or Nx{channels}xHxW."
         readable = any(isinstance(look, _Look) for look in results)
         raise InputError(
             f"none of the {len(chosen)} images looked at can be {'used' if readable else 'read'}."
@@ -108,13 +117,34 @@ def inspect(
         size = min(max(4 * math.floor(side / 4 + 0.5), SMALLEST_SIZE), _LARGEST_AUTO_SIZE)
     if channels is None:
         channels = 3 if any(look.colour for look in looks) else 1
+    shown = config.show_channels
     window = _window([look.samples for look in looks if look.samples is not None])
     return Inspection(
-        rule=ImageRule(size=size, channels=channels, window=window, patch=patch, fit=config.fit),
+        rule=ImageRule(
+            size=size,
+            channels=channels,
+            window=window,
+            patch=patch,
+            fit=config.fit,
+            shown=None if shown is None else channels_named(shown, channels),
+        ),
         sizes=dict(Counter(f"{look.width}x{look.height}" for look in looks)),
         bit_depths=dict(Counter(look.bit_depth for look in looks)),
         inspected=len(looks),
     )
+
+
+def _all_looks(
+    files: Sequence[ImageFile], workers: int, channels: int, roi: Roi | None
+) -> list[_Look | str]:
+    """Return what inspection keeps of each image, or the reason why there is nothing."""
+    read = read_all(partial(_look, roi=roi, channels=channels), files, workers)
+    return [found.reason if isinstance(found, Failed) else found for _, found in read]
+
+
+def _manys(results: Sequence[_Look | str]) -> Counter[int | None]:
+    """Count the images by their number of channels; None is for grey and for colours."""
+    return Counter(look.many for look in results if isinstance(look, _Look))
 
 
 def _within(look: _Look | str, patch: int | None) -> _Look | str:
@@ -124,10 +154,10 @@ def _within(look: _Look | str, patch: int | None) -> _Look | str:
     return f"is {look.width}x{look.height} pixels: smaller than the patches of {patch}x{patch}"
 
 
-def _look(image: ImageFile, roi: Roi | None) -> _Look:
+def _look(image: ImageFile, roi: Roi | None, channels: int) -> _Look:
     """Read an image, and keep what inspection needs; raise InputError with the bare reason."""
     with damage():
-        opened = _opened(image)
+        opened = _opened(image, channels)
         width, height = opened.width, opened.height
         if opened.orientation >= 5:
             width, height = height, width
@@ -139,19 +169,20 @@ def _look(image: ImageFile, roi: Roi | None) -> _Look:
                 turned = masks.UPRIGHT_ARRAYS[opened.pending](picture)
                 inside = roi.part((0, 0), turned.shape[:2], turned.shape[:2])
                 counted = turned[inside] if inside.any() else picture
-            return _Look(width, height, opened.depth, colour, _samples(counted))
+            deep = None if picture.dtype == np.uint8 else _samples(counted)
+            return _Look(width, height, opened.depth, colour, deep, opened.many)
         red, green, blue = shallow_image(picture, 3).split()
         differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
         colour = any(difference.getbbox() for difference in differences)
         return _Look(width, height, "8-bit colour" if colour else "8-bit grey", colour, None)
 
 
-def _opened(image: ImageFile) -> Opened:
+def _opened(image: ImageFile, channels: int) -> Opened:
     try:
-        return image.read(draft_side=2 * LARGEST_SIZE, deep=True)
+        return image.read(draft_side=2 * LARGEST_SIZE, deep=True, channels=channels)
     except InputError:
         # A package that reads it at full depth may be missing. At 8 bits it may still be readable.
-        return image.read(draft_side=2 * LARGEST_SIZE, deep=False)
+        return image.read(draft_side=2 * LARGEST_SIZE, deep=False, channels=channels)
 
 
 def _samples(samples: NDArray[Any]) -> Floats:

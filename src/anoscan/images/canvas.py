@@ -24,9 +24,9 @@ class Canvas:
 
     Parameters
     ----------
-    samples : ndarray, (height, width) or (height, width, 3), uint8, uint16 or float32
+    samples : ndarray, (height, width) or (height, width, c), uint8, uint16 or float32
     channels : int
-        Channels that the networks see, 1 or 3. Grey samples are repeated where this is 3.
+        Channels c that the networks see. Grey samples are repeated where this is 3.
     window : (low, high) or None
         Sample values that become -1 and 1. Values beyond them continue linearly to [-3, 3]. None is
         for 8 bits, where 0 becomes -1 and 255 becomes 1.

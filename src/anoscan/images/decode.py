@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anoscan.core.arrays import Floats
+from anoscan.core.channels import MOST_CHANNELS
 from anoscan.core.config import FITS, LARGEST_PATCH, LARGEST_SIZE, SMALLEST_SIZE
 from anoscan.core.errors import InputError
 from anoscan.core.results import Skipped
@@ -40,7 +41,7 @@ TURNED_BACK = {turn: {6: 8, 8: 6}.get(turn, turn) for turn in range(1, 9)}
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue: ITU-R 601, as in Pillow
 
 _RULE = {"size", "channels", "window"}
-_OPTIONAL = {"patch", "roi", "fit"}
+_OPTIONAL = {"patch", "roi", "fit", "shown"}
 _STRIP = 2**22  # pixels that are laid over black at a time
 _UNREDUCED = 2**31  # side in pixels; no JPEG is larger, so none is reduced
 
@@ -54,7 +55,7 @@ class ImageRule:
     size : int
         Side in pixels of the square that the networks see.
     channels : int
-        1 for grey, 3 for RGB.
+        1 for grey, 3 for RGB; another number, from 2 to 16, for images of so many channels.
     window : (low, high) or None
         Values of deep samples that become -1 and 1. Values beyond continue linearly to [-3, 3], so
         that an anomaly brighter than any normal image stays visible. A model that learned from
@@ -68,6 +69,9 @@ class ImageRule:
     fit : str
         How a whole image becomes square: a key of `core.config.FITS`. Padding has the median of
         the image, channel by channel.
+    shown : tuple of 1 or 3 int, optional
+        Channels, from 0, that pictures show, as grey or as RGB. By default they are the first
+        three; of two channels, the second is green and blue.
     """
 
     size: int
@@ -76,6 +80,7 @@ class ImageRule:
     patch: int | None = None
     roi: Roi | None = None
     fit: str = "stretch"
+    shown: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as JSON values, from which `from_dict` restores it."""
@@ -85,6 +90,8 @@ class ImageRule:
             whole |= {"patch": self.patch}
         if self.fit != "stretch":
             whole |= {"fit": self.fit}
+        if self.shown is not None:
+            whole |= {"shown": list(self.shown)}
         return whole if self.roi is None else whole | {"roi": self.roi.to_dict()}
 
     @classmethod
@@ -98,13 +105,13 @@ class ImageRule:
         """
         if not isinstance(values, dict) or set(values) - _OPTIONAL != _RULE:
             raise ValueError(
-                "an image rule has size, channels, window, and maybe patch, roi and fit"
+                "an image rule has size, channels, window, and maybe patch, roi, fit and shown"
             )
         size, channels, window = values["size"], values["channels"], values["window"]
         if type(size) is not int or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
             raise ValueError(f"size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}")
-        if type(channels) is not int or channels not in (1, 3):
-            raise ValueError("channels must be 1 or 3")
+        if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+            raise ValueError(f"channels must be from 1 to {MOST_CHANNELS}")
         patch = values.get("patch")
         if patch is not None and (type(patch) is not int or not size <= patch <= LARGEST_PATCH):
             raise ValueError(f"patch must be from {size} to {LARGEST_PATCH}")
@@ -113,7 +120,24 @@ class ImageRule:
         fit = values.get("fit", "stretch")
         if not isinstance(fit, str) or fit not in FITS or (patch is not None and fit != "stretch"):
             raise ValueError(f"fit must be one of {', '.join(FITS)}, and stretch with patches")
-        return cls(size=size, channels=channels, window=window, patch=patch, roi=roi, fit=fit)
+        shown = _checked_shown(values.get("shown"), channels)
+        return cls(
+            size=size,
+            channels=channels,
+            window=window,
+            patch=patch,
+            roi=roi,
+            fit=fit,
+            shown=shown,
+        )
+
+    def picture(self, x: Floats) -> Floats:
+        """Return what pictures show of images (..., c, h, w): (..., 1 or 3, h, w)."""
+        if self.shown is not None:
+            return x[..., list(self.shown), :, :]
+        if self.channels == 2:
+            return x[..., [0, 1, 1], :, :]
+        return x if self.channels < 4 else x[..., :3, :, :]
 
     def fit_of(self, height: int, width: int) -> Fit | None:
         """Return how an upright image lies on the square, or None where it is all of the square.
@@ -124,6 +148,16 @@ class ImageRule:
             When the image is too long to be cropped. The message is the bare reason.
         """
         return None if self.patch is not None else Fit.of(self.fit, (height, width), self.size)
+
+
+def _checked_shown(shown: Any, channels: int) -> tuple[int, ...] | None:
+    if shown is None:
+        return None
+    if not isinstance(shown, list | tuple) or len(shown) not in (1, 3):
+        raise ValueError("shown must be null or one or three channels")
+    if not all(type(one) is int and 0 <= one < channels for one in shown):
+        raise ValueError("shown must name channels of the images")
+    return tuple(shown)
 
 
 def _checked_window(window: Any) -> tuple[float, float] | None:
@@ -206,6 +240,7 @@ def decode(image: ImageFile, rule: ImageRule, cover: Cover | None = None) -> Dec
     opened = image.read(
         draft_side=2 * rule.size if rule.patch is None else _UNREDUCED,
         deep=rule.window is not None,
+        channels=rule.channels,
     )
     try:
         with memory():
@@ -293,7 +328,7 @@ def _as_ruled(opened: Opened, rule: ImageRule, cover: Cover | None) -> Canvas:
 
 
 def _median(samples: NDArray[Any], cover: Cover | None) -> NDArray[Any]:
-    """Median of the samples (h, w) or (h, w, 3) that count, channel by channel, in their dtype."""
+    """Median of the samples (h, w) or (h, w, c) that count, channel by channel, in their dtype."""
     height, width = samples.shape[:2]
     flat = samples.reshape(height * width, -1)
     if cover is not None:
@@ -332,10 +367,15 @@ def _covered(
 def _bands(
     opened: Opened, rule: ImageRule
 ) -> tuple[Sequence[Image.Image | NDArray[Any]], tuple[float, float] | None]:
-    """Return bands that can be resized one by one (deep colours have three), and their window."""
+    """Return bands that can be resized one by one, and their window.
+
+    Deep colours have three, and many channels one each.
+    """
     picture = opened.picture
     if isinstance(picture, Image.Image):
         return [shallow_image(picture, rule.channels)], None
+    if picture.dtype == np.uint8:
+        return [Image.fromarray(band) for band in np.moveaxis(picture, 2, 0)], None
     if picture.ndim == 3 and rule.channels == 1:
         picture = (picture @ _GREY).astype(np.float32)
     bands = [picture] if picture.ndim == 2 else list(np.moveaxis(picture, 2, 0))

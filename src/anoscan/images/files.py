@@ -49,9 +49,11 @@ class ImageFile:
         """Return this image in a file of this computer, which is there until the context ends."""
         yield self
 
-    def read(self, *, draft_side: int, deep: bool) -> Opened:
+    def read(self, *, draft_side: int, deep: bool, channels: int = 3) -> Opened:
         """Decode the image; see `formats.read`, which also says what is raised."""
-        return formats.read(self.file, self.page, draft_side=draft_side, deep=deep)
+        return formats.read(
+            self.file, self.page, draft_side=draft_side, deep=deep, channels=channels
+        )
 
 
 @dataclass(frozen=True)

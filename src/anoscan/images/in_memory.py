@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anoscan.core.channels import MOST_CHANNELS, PLAIN_CHANNELS
 from anoscan.core.errors import InputError, UsageError
 from anoscan.images.files import ImageFile
 from anoscan.images.formats import pillow
-from anoscan.images.formats.picture import Opened, damage, digest_of, of_samples
+from anoscan.images.formats.picture import Opened, are_channels, damage, digest_of, of_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ Samples = NDArray[Any]
 
 _KINDS = "paths of files and folders, arrays, Pillow images or tensors"
 _SHAPES = "Images are arrays (n, h, w) or (n, h, w, 3); one image is (h, w) or (h, w, 3)."
+_OPACITY = "Leave the opacity out: X[..., :3]. Where these are channels, train with channels=4."
 _LEVELS = "uint8, uint16, or floats from 0 (black) to 1 (white)"
 _ROUNDING = 1e-6  # by which floats may exceed 0 and 1
 _FULL_SIZE = 2**31  # side in pixels below which no image is reduced while it is decoded
@@ -39,7 +41,7 @@ class HeldImage(ImageFile):
 
     Parameters
     ----------
-    content : Image or ndarray of shape (h, w) or (h, w, 3)
+    content : Image or ndarray of shape (h, w), (h, w, 3) or, of many channels, (h, w, c)
         Its pixels: bool, uint8, uint16, or floats of which 0 is black and 1 is white.
     axes : {'hw', 'hwc', 'chw'}
         The axes of the image as it was given.
@@ -49,17 +51,19 @@ class HeldImage(ImageFile):
     axes: str = field(kw_only=True, compare=False, repr=False, default="hw")
     in_memory: ClassVar[bool] = True
 
-    def read(self, *, draft_side: int, deep: bool) -> Opened:
+    def read(self, *, draft_side: int, deep: bool, channels: int = 3) -> Opened:
         """Return the image as a lossless file with the same pixels would be read."""
         content = self.content
+        many = content_is_many(content, channels)
         with damage():
             if isinstance(content, Image.Image):
                 opened = pillow.loaded(content, _FULL_SIZE, b"")
             else:
-                if content.dtype == np.uint16 and content.ndim == 3 and not deep:
+                if content.dtype == np.uint16 and content.ndim == 3 and not (deep or many):
                     content = (content >> 8).astype(np.uint8)  # as files are reduced
                 kind = np.dtype(np.float32) if content.dtype.kind == "f" else content.dtype
-                opened = of_samples(content, stored=kind)
+                opened = of_samples(content, stored=kind, many=many)
+            opened = opened.checked(channels)
             return dataclasses.replace(opened, digest=digest_of(opened.picture))
 
     @property
@@ -70,11 +74,11 @@ class HeldImage(ImageFile):
         return self.content.shape[0], self.content.shape[1]
 
     @property
-    def coloured(self) -> bool:
-        """Whether each pixel has three values."""
+    def samples(self) -> int:
+        """Number of values of a pixel: 1 for grey, 3 for colours, or that of many channels."""
         if isinstance(self.content, Image.Image):
-            return self.content.mode not in _GREY_MODES
-        return self.content.ndim == 3
+            return 1 if self.content.mode in _GREY_MODES else 3
+        return 1 if self.content.ndim == 2 else int(self.content.shape[2])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -85,7 +89,7 @@ class HeldImage(ImageFile):
         return self.content.dtype
 
     def as_given(self, image: Samples) -> Samples:
-        """Return an image (h, w) or (h, w, 3) with the axes of this image as it was given."""
+        """Return an image (h, w) or (h, w, c) with the axes of this image as it was given."""
         if self.axes == "hw":
             return image
         image = image if image.ndim == 3 else image[..., None]
@@ -141,7 +145,7 @@ class Held:
             )
 
     def like(self, images: Sequence[Samples]) -> Any:
-        """Return images (h, w) or (h, w, 3), one for each of these, in the form of these.
+        """Return images (h, w) or (h, w, c), one for each of these, in the form of these.
 
         They are in one array or tensor where all have the same shape, else in a list.
         """
@@ -169,16 +173,21 @@ def together(arrays: Sequence[Samples]) -> Samples | list[Samples]:
     return list(arrays)
 
 
-def gather(images: Images, names: Sequence[str] | None = None) -> Held | list[str | Path]:
+def gather(
+    images: Images, names: Sequence[str] | None = None, channels: int | None = None
+) -> Held | list[str | Path]:
     """Return images that are in memory, or the paths that were given in their place.
 
     Parameters
     ----------
     images : path, array, Image or tensor, or an iterable of such
-        Arrays are (h, w), (h, w, 3), (n, h, w) or (n, h, w, 3). Colours of tensors may come before
-        the rows. Images of a list may differ in size.
+        Arrays are (h, w), (h, w, 3), (n, h, w) or (n, h, w, 3), or have c channels in place of the
+        3 colours. Colours of tensors may come before the rows. Images of a list may differ in size.
     names : sequence of str, optional
         The names of the images in results; by default ``array[0]`` and so on.
+    channels : int, optional
+        Channels of the images of the model, where that is known. An array (h, w, c) of many
+        channels is one image only then, and without it, no image has 4.
 
     Raises
     ------
@@ -202,7 +211,7 @@ def gather(images: Images, names: Sequence[str] | None = None) -> Held | list[st
             raise UsageError(
                 "paths and images in memory cannot be mixed.", hint="Give them in two calls."
             )
-    found, single, tensor = _taken(listed)
+    found, single, tensor = _taken(listed, _Axes(channels))
     if names is not None and len(names) != len(found):
         raise UsageError(f"{len(names)} names are given for {len(found)} images.")
     held = []
@@ -215,7 +224,7 @@ def gather(images: Images, names: Sequence[str] | None = None) -> Held | list[st
 
 
 def unchecked(images: Samples) -> Held:
-    """Return images (n, h, w) or (n, h, w, 3) as they are; floats may lie beyond 0 and 1."""
+    """Return images (n, h, w) or (n, h, w, c) as they are; floats may lie beyond 0 and 1."""
     names = [f"array[{number}]" for number in range(len(images))]
     held = [HeldImage(n, Path(n), n, content=x) for n, x in zip(names, images, strict=True)]
     return Held(held, single=False)
@@ -237,13 +246,13 @@ def _listed(images: Images) -> Any:
     return list(images)
 
 
-def _taken(images: Any) -> tuple[list[tuple[Any, str]], bool, Any]:
+def _taken(images: Any, axes: _Axes) -> tuple[list[tuple[Any, str]], bool, Any]:
     """Return contents with their axes, whether it is a single image, and the type of tensors."""
     if isinstance(images, Image.Image):
         return [(images, "hw")], True, None
     if not isinstance(images, list):
         array, tensor = _array(images)
-        found, single = _of_array(array, is_tensor=tensor is not None)
+        found, single = axes.of_array(array, is_tensor=tensor is not None)
         return found, single, tensor
     several: list[tuple[Any, str]] = []
     kinds: list[Any] = []
@@ -255,7 +264,7 @@ def _taken(images: Any) -> tuple[list[tuple[Any, str]], bool, Any]:
         if not (_is_tensor(item) or isinstance(item, np.ndarray) or hasattr(item, "__array__")):
             raise _no_image(item)
         array, tensor = _array(item)
-        several.append(_of_image(array, f"array[{number}]", is_tensor=tensor is not None))
+        several.append(axes.of_image(array, f"array[{number}]", is_tensor=tensor is not None))
         kinds.append(tensor)
     return several, False, kinds[0] if len(set(kinds)) == 1 else None
 
@@ -281,45 +290,74 @@ def _array(item: Any) -> tuple[Samples, Any]:
 # --- axes and values ----------------------------------------------------------------------------
 
 
-def _of_array(array: Samples, *, is_tensor: bool) -> tuple[list[tuple[Samples, str]], bool]:
-    """Split an array into images, and say whether it is a single one."""
-    shape = array.shape
-    if 0 in shape:
-        raise InputError(f"an array of shape {shape} holds no pixels.", hint=_SHAPES)
-    if array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4)):
-        return [_of_image(array, "array", is_tensor=is_tensor)], True
-    if array.ndim == 3:
-        return [(image, "hw") for image in array], False
-    if array.ndim != 4:
-        raise InputError(f"an array of shape {shape} is no image.", hint=_SHAPES)
-    return [_of_image(image, "array", is_tensor=is_tensor) for image in array], False
+def content_is_many(content: Image.Image | Samples, channels: int) -> bool:
+    """Whether an image in memory has many channels, for a reader that asks for `channels`."""
+    if isinstance(content, Image.Image) or content.ndim == 2:
+        return False
+    return are_channels(content.shape[2], channels)
 
 
-def _of_image(image: Samples, name: str, *, is_tensor: bool) -> tuple[Samples, str]:
-    """Return one image as (h, w) or (h, w, 3), and its axes."""
-    shape = image.shape
-    if 0 in shape:
-        raise InputError(f"{name} of shape {shape} holds no pixels.", hint=_SHAPES)
-    if image.ndim == 2:
-        return image, "hw"
-    if image.ndim != 3:
-        raise InputError(f"{name} of shape {shape} is no image.", hint=_SHAPES)
-    axes = "hwc"
-    if is_tensor and shape[0] in (1, 3):
-        image, axes = np.moveaxis(image, 0, 2), "chw"
-    if image.shape[2] == 1:
-        return image[..., 0], axes
-    if image.shape[2] == 3:
-        return image, axes
-    if shape[0] in (1, 3):
-        raise InputError(
-            f"an image of shape {shape} has its colours first.",
-            hint="Move the colours to the end: numpy.moveaxis(X, -3, -1).",
+@dataclass(frozen=True)
+class _Axes:
+    """Finds the axes of arrays, for a model whose images have so many channels; None is any."""
+
+    channels: int | None
+
+    def of_array(
+        self, array: Samples, *, is_tensor: bool
+    ) -> tuple[list[tuple[Samples, str]], bool]:
+        """Split an array into images, and say whether it is a single one."""
+        shape = array.shape
+        if 0 in shape:
+            raise InputError(f"an array of shape {shape} holds no pixels.", hint=_SHAPES)
+        many = () if self.channels is None or self.channels in PLAIN_CHANNELS else (self.channels,)
+        last = array.ndim == 3 and shape[2] in (1, 3, 4, *many)
+        if array.ndim == 2 or last or (array.ndim == 3 and is_tensor and shape[0] in many):
+            return [self.of_image(array, "array", is_tensor=is_tensor)], True
+        if array.ndim == 3:
+            return [(image, "hw") for image in array], False
+        if array.ndim != 4:
+            raise InputError(f"an array of shape {shape} is no image.", hint=_SHAPES)
+        return [self.of_image(image, "array", is_tensor=is_tensor) for image in array], False
+
+    def of_image(self, image: Samples, name: str, *, is_tensor: bool) -> tuple[Samples, str]:
+        """Return one image as (h, w), (h, w, 3) or (h, w, c), and its axes."""
+        shape = image.shape
+        if 0 in shape:
+            raise InputError(f"{name} of shape {shape} holds no pixels.", hint=_SHAPES)
+        if image.ndim == 2:
+            return image, "hw"
+        if image.ndim != 3:
+            raise InputError(f"{name} of shape {shape} is no image.", hint=_SHAPES)
+        first = shape[0] in PLAIN_CHANNELS or (
+            self._are_many(shape[0])
+            and not (shape[2] in PLAIN_CHANNELS or self._are_many(shape[2]))
         )
-    raise InputError(
-        f"an image of shape {shape} has {image.shape[2]} channels, not 1 or 3.",
-        hint="Leave the opacity out: X[..., :3]." if image.shape[2] == 4 else _SHAPES,
-    )
+        axes = "hwc"
+        if is_tensor and first:
+            image, axes = np.moveaxis(image, 0, 2), "chw"
+        count = image.shape[2]
+        if count == 1:
+            return image[..., 0], axes
+        if count == 3 or self._are_many(count):
+            return image, axes
+        if first:
+            raise InputError(
+                f"an image of shape {shape} has its colours first.",
+                hint="Move the colours to the end: numpy.moveaxis(X, -3, -1).",
+            )
+        plain = self.channels is None or self.channels in PLAIN_CHANNELS
+        wanted = "1 or 3" if plain else str(self.channels)
+        raise InputError(
+            f"an image of shape {shape} has {count} channels, not {wanted}.",
+            hint=_OPACITY if count == 4 and plain else _SHAPES,
+        )
+
+    def _are_many(self, count: int) -> bool:
+        """Whether an image may have so many channels, which are neither grey nor colours."""
+        if self.channels is not None:
+            return count == self.channels and count not in PLAIN_CHANNELS
+        return count not in (*PLAIN_CHANNELS, 4) and 2 <= count <= MOST_CHANNELS
 
 
 def _check_values(image: Samples, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anoscan.core.channels import AS_STORED
 from anoscan.core.errors import InputError
 from anoscan.images.decode import UPRIGHT, Decoded, shallow_image
 from anoscan.images.files import ImageFile, named
@@ -36,12 +38,18 @@ UPRIGHT_ARRAYS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 def chosen(
-    roi: str | Path | None, files: Sequence[ImageFile], *, workers: int, seed: int
+    roi: str | Path | None,
+    files: Sequence[ImageFile],
+    *,
+    workers: int,
+    seed: int,
+    channels: int | None = 3,
 ) -> Roi | None:
     """Return the region of interest of the option ``--roi``; None without one.
 
     `roi` is the file of a mask, or `AUTO` for what lies inside the common borders of the images, of
-    which `seed` draws some. Without common borders there is no region either.
+    which `seed` draws some. Without common borders there is no region either. The images have so
+    many `channels`; None takes those that they have.
 
     Raises
     ------
@@ -50,7 +58,9 @@ def chosen(
     """
     if roi is None:
         return None
-    return within_borders(files, workers=workers, seed=seed) if roi == AUTO else read(Path(roi))
+    if roi != AUTO:
+        return read(Path(roi))
+    return within_borders(files, workers=workers, seed=seed, channels=channels or AS_STORED)
 
 
 def read(file: Path) -> Roi:
@@ -100,7 +110,9 @@ def _stored_mask(image: ImageFile) -> tuple[Opened, int]:
 # --- borders ------------------------------------------------------------------------------------
 
 
-def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Roi | None:
+def within_borders(
+    files: Sequence[ImageFile], *, workers: int, seed: int, channels: int = 3
+) -> Roi | None:
     """Return the region inside the borders that are constant in all images; None without any.
 
     At most 512 images are examined, drawn by the seed. A border is constant where samples differ by
@@ -110,7 +122,9 @@ def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Ro
     some = list(files)
     if len(some) > _LOOKED_AT:
         some = random.Random(seed).sample(some, _LOOKED_AT)
-    outcomes = (outcome for _, outcome in read_all(_borders, some, workers))
+    outcomes = (
+        outcome for _, outcome in read_all(partial(_borders, channels=channels), some, workers)
+    )
     found = [size for size in outcomes if size is not None and not isinstance(size, Failed)]
     if not found:
         return None
@@ -132,9 +146,9 @@ def within_borders(files: Sequence[ImageFile], *, workers: int, seed: int) -> Ro
 Sides = tuple[int, int, int, int]  # rows or columns at the top, left, bottom and right
 
 
-def _borders(image: ImageFile) -> tuple[tuple[int, int], Sides] | None:
+def _borders(image: ImageFile, channels: int) -> tuple[tuple[int, int], Sides] | None:
     """Return upright (height, width) and constant borders; None where all is constant."""
-    opened = image.read(draft_side=2 * LARGEST, deep=True)
+    opened = image.read(draft_side=2 * LARGEST, deep=True, channels=channels)
     picture = opened.picture
     samples = np.asarray(
         shallow_image(picture, 3) if isinstance(picture, Image.Image) else picture, np.float32

@@ -19,6 +19,7 @@ from torch import Tensor
 import anoscan
 from anoscan.core import registry
 from anoscan.core.arrays import under
+from anoscan.core.channels import channels_named
 from anoscan.core.config import (
     NO_BACKBONE,
     FalseAlarmRate,
@@ -145,6 +146,20 @@ class Model:
     @property
     def _decision(self) -> dict[str, Any]:
         return dict(self.metadata.get("decision", {}))
+
+    def showing(self, channels: str) -> Model:
+        """Return the model with pictures in these channels, such as ``4,3,2``; scores stay.
+
+        Three channels, counted from 1, are drawn as red, green and blue, and one as grey.
+
+        Raises
+        ------
+        UsageError
+            When the text is not one or three numbers of channels of the model.
+        """
+        shown = channels_named(channels, self.rule.channels)
+        rule = dataclasses.replace(self.rule, shown=shown).to_dict()
+        return dataclasses.replace(self, metadata=self.metadata | {"image_rule": rule})
 
     def cover(self, roi: Roi) -> Cover | None:
         """Return the cover that hides what is outside a region in queries; None if that is nothing.

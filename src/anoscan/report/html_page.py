@@ -21,6 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 import anoscan
+from anoscan.core.channels import channels_in_words
 from anoscan.core.files import defused, printable, replacing
 from anoscan.core.results import ImageScore
 from anoscan.report import pictures
@@ -400,7 +401,7 @@ def model_card(document: Mapping[str, Any], metadata: Mapping[str, Any]) -> list
     sees = f"{rule['size']} x {rule['size']}" if "size" in rule else None
     if sees and rule.get("patch"):
         sees = f"{sees}, patches of {rule['patch']}"
-    colours = {1: "grey", 3: "RGB"}.get(rule.get("channels", 0))
+    colours = channels_in_words(rule.get("channels"))
     facts = {
         "model": model.get("name"),
         "file": model.get("path"),

@@ -86,6 +86,8 @@ class Predicting:
             back,
             _Drawing(self, files),
             predictions.MOST_SHOWN if self.judge.model.rule.patch is None else _FEW_SHOWN,
+            {file.path: file.page for file in files if file.page is not None},
+            dict(self.judge.scorer.weights(self.request.score)),
         )
 
     def _ranking(self, views: ViewFiles | None, on_progress: OnProgress) -> Ranking:
@@ -182,7 +184,7 @@ class _Kept(ViewFiles):
         if not isinstance(image, HeldImage) or size is None:
             self.found.append(None)
             return
-        shape = (*size, 3) if image.coloured else size
+        shape = size if image.samples == 1 else (*size, image.samples)
         unknown = np.nan if image.dtype.kind == "f" else 0
         self.found.append(np.full(shape, unknown, image.dtype))
 
@@ -202,10 +204,10 @@ def _reconstruction(x_hat: Floats, decoded: Decoded) -> NDArray[Any]:
     levels: Floats = np.stack(bands, 2)
     levels = ((levels + 1) / 2 * (high - low) + low).astype(np.float32)
     if not isinstance(image, HeldImage):
-        levels = levels if levels.shape[2] == 3 else levels[..., 0]
+        levels = levels if levels.shape[2] > 1 else levels[..., 0]
         return levels if decoded.canvas.window else levels.round().clip(0, 255).astype(np.uint8)
-    if image.coloured:
-        levels = np.broadcast_to(levels, (*levels.shape[:2], 3))
+    if image.samples > 1:
+        levels = np.broadcast_to(levels, (*levels.shape[:2], image.samples))
     else:
         levels = (levels @ _GREY).astype(np.float32) if levels.shape[2] == 3 else levels[..., 0]
     return _as_type(levels, image, decoded)

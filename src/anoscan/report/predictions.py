@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +18,7 @@ from anoscan.core.errors import UsageError
 from anoscan.core.files import printable
 from anoscan.core.results import ImageScore, ModelHealth, ModelReference, Skipped, Threshold
 from anoscan.report import pictures
+from anoscan.report.rows import COLUMNS, row_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +59,10 @@ class Predictions(Sequence[Outcome]):
         Draws images for `plot`. Predictions that were pickled have none.
     most_shown : int
         Number of images that a notebook shows, at most.
+    pages : dict of str to int
+        Number of the page of each path that names one.
+    weights : dict of str to float
+        How much each term counts in the score.
     """
 
     results: tuple[Outcome, ...]
@@ -68,6 +73,8 @@ class Predictions(Sequence[Outcome]):
     reconstructions: Any = None
     draw: Draw | None = None
     most_shown: int = MOST_SHOWN
+    pages: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -133,7 +140,7 @@ class Predictions(Sequence[Outcome]):
     def to_frame(self) -> DataFrame:
         """Return a pandas table with one row for each image, in their order.
 
-        Its columns are named as those of the results file of ``anoscan score``. The region is the
+        Its columns are those of the results file of ``anoscan score``. The region is the
         one with the highest score. `reason` says why an image was skipped.
 
         Raises
@@ -148,8 +155,8 @@ class Predictions(Sequence[Outcome]):
             )
         from pandas import DataFrame
 
-        rows = [_row(result) for result in self.results]
-        return DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+        rows = [row_of(result, self.pages, self.weights) for result in self.results]
+        return DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
     def plot(self, most: int = MOST_SHOWN) -> Figure:
         """Draw the most anomalous images, their reconstructions and maps, as a Matplotlib figure.
@@ -200,40 +207,14 @@ class Predictions(Sequence[Outcome]):
         return f"<p>{words}</p>{table}"
 
 
-_COLUMNS = {
-    "rank": "Int64",
-    "path": "object",
-    "score": "float64",
-    "p_value": "float64",
-    "q_value": "float64",
-    "verdict": "object",
-    "mismatch": "object",
-    "region_x": "Int64",
-    "region_y": "Int64",
-    "region_width": "Int64",
-    "region_height": "Int64",
-    "region_score": "float64",
-    "reason": "object",
-}
-
-
-def _row(result: Outcome) -> dict[str, Any]:
-    if isinstance(result, Skipped):
-        return {"path": result.path, "verdict": "skipped", "reason": result.reason}
-    row: dict[str, Any] = {
-        "rank": result.rank,
-        "path": result.path,
-        "score": result.score,
-        "p_value": result.p_value,
-        "q_value": result.q_value,
-        "verdict": result.verdict,
-        "mismatch": "; ".join(result.mismatch) if result.mismatch else None,
-    }
-    if result.regions:
-        region = result.regions[0]
-        sides = ("x", "y", "width", "height", "score")
-        row |= {f"region_{name}": getattr(region, name) for name in sides}
-    return row
+_COUNTS = ("rank", "page", "region_x", "region_y", "region_width", "region_height")
+_NUMBERS = ("score", "p_value", "q_value", "region_score")
+# Types of the columns in pandas; the others hold text.
+_TYPES = (
+    dict.fromkeys(COLUMNS, "object")
+    | dict.fromkeys(_COUNTS, "Int64")
+    | dict.fromkeys(_NUMBERS, "float64")
+)
 
 
 def _data(picture: Image.Image) -> str:

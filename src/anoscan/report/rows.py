@@ -73,31 +73,42 @@ class Results:
 
     def row(self, image: ImageScore) -> Row:
         """Return the row of an image."""
-        worst = image.regions[0] if image.regions else None
-        return Row(
-            rank=image.rank,
-            path=image.path,
-            page=self.pages.get(image.path),
-            score=image.score,
-            p_value=image.p_value,
-            q_value=image.q_value,
-            verdict=image.verdict,
-            nearest_term=self._deciding(image),
-            mismatch="; ".join(image.mismatch) if image.mismatch else None,
-            region_x=None if worst is None else worst.x,
-            region_y=None if worst is None else worst.y,
-            region_width=None if worst is None else worst.width,
-            region_height=None if worst is None else worst.height,
-            region_score=None if worst is None else worst.score,
-            reason=None,
-        )
+        return row_of(image, self.pages, self.weights)
 
     def skipped(self, item: Skipped) -> Row:
         """Return the row of a file that could not be read."""
-        known = {"path": item.path, "page": self.pages.get(item.path), "reason": item.reason}
-        return Row(**dict.fromkeys(COLUMNS) | known | {"verdict": "skipped"})  # type: ignore[arg-type]
+        return row_of(item, self.pages, self.weights)
 
-    def _deciding(self, image: ImageScore) -> str | None:
-        """Return the counted term with the highest weighted value, which decides the score most."""
-        counted = [term for term in image.terms if self.weights.get(term, 0) > 0]
-        return max(counted, key=lambda t: self.weights[t] * image.terms[t], default=None)
+
+def row_of(
+    result: ImageScore | Skipped, pages: Mapping[str, int], weights: Mapping[str, float]
+) -> Row:
+    """Return the row of an image, or of a file that could not be read; see `Results`."""
+    page = pages.get(result.path)
+    if isinstance(result, Skipped):
+        known = {"path": result.path, "page": page, "reason": result.reason}
+        return Row(**dict.fromkeys(COLUMNS) | known | {"verdict": "skipped"})  # type: ignore[arg-type]
+    worst = result.regions[0] if result.regions else None
+    return Row(
+        rank=result.rank,
+        path=result.path,
+        page=page,
+        score=result.score,
+        p_value=result.p_value,
+        q_value=result.q_value,
+        verdict=result.verdict,
+        nearest_term=_deciding(result, weights),
+        mismatch="; ".join(result.mismatch) if result.mismatch else None,
+        region_x=None if worst is None else worst.x,
+        region_y=None if worst is None else worst.y,
+        region_width=None if worst is None else worst.width,
+        region_height=None if worst is None else worst.height,
+        region_score=None if worst is None else worst.score,
+        reason=None,
+    )
+
+
+def _deciding(image: ImageScore, weights: Mapping[str, float]) -> str | None:
+    """Return the counted term with the highest weighted value, which decides the score most."""
+    counted = [term for term in image.terms if weights.get(term, 0) > 0]
+    return max(counted, key=lambda t: weights[t] * image.terms[t], default=None)

@@ -73,8 +73,10 @@ class Sampler:
         # Images are read before anything is written, because reading may fail.
         journey = None if between is None else self._between(between)
         test, skipped = (None, []) if turing is None else self._turing(turing, n)
-        saved = _save(pictures.grid(self.images(self.latents(n, "samples")), _columns(n)),
-                      output / "samples.png")  # fmt: skip
+        saved = _save(
+            pictures.grid(self._shown(self.images(self.latents(n, "samples"))), _columns(n)),
+            output / "samples.png",
+        )
         return SampleReport(
             model=reference,
             seed=self.seed,
@@ -82,7 +84,7 @@ class Sampler:
             grid=saved,
             interpolation=_save(self._walks(), output / "interpolation.png"),
             between=None if journey is None else _save(journey, output / "between.png"),
-            turing=None if test is None else _save_test(*test, output),
+            turing=None if test is None else _save_test(self._shown(test[0]), test[1], output),
             skipped=tuple(skipped),
         )
 
@@ -95,6 +97,10 @@ class Sampler:
         """Generate images (n, c, s, s), float32 in [-1, 1], from latents (n, d)."""
         return self._drawn(self.model.networks.generator, z)
 
+    def _shown(self, images: Floats) -> Floats:
+        """Return the channels of images (n, c, h, w) that pictures show."""
+        return self._rule.picture(images)
+
     def _drawn(self, network: nn.Module, z: Tensor) -> Floats:
         with exact_float32():
             parts = [
@@ -106,7 +112,7 @@ class Sampler:
     def _walks(self) -> Image.Image:
         ends = self.latents(2 * WALKS, "interpolation")
         walks = [slerp(a, b, STEPS) for a, b in ends.view(WALKS, 2, -1)]
-        return pictures.grid(self.images(torch.cat(walks)), STEPS)
+        return pictures.grid(self._shown(self.images(torch.cat(walks))), STEPS)
 
     def _between(self, paths: Sequence[str | Path]) -> Image.Image:
         """Draw one row: an image, the interpolation to a second image, and that image.
@@ -128,7 +134,8 @@ class Sampler:
             # Images are encoded one by one: a latent must not depend on the other image.
             a, b = (self.model.networks.encoder(image[None])[0].float().cpu() for image in x)
         way = self._drawn(self.model.networks.mirror[1], slerp(a, b, STEPS))
-        return pictures.grid(np.concatenate([shown[:1], way, shown[1:]]), STEPS + 2)
+        row = np.concatenate([shown[:1], way, shown[1:]])
+        return pictures.grid(self._shown(row), STEPS + 2)
 
     @property
     def _rule(self) -> ImageRule:

@@ -22,6 +22,7 @@ from anoscan.core.arrays import Floats
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.progress import OnProgress, Progress, notify
 from anoscan.core.runtime import exact_float32, random_stream
+from anoscan.images.decode import ImageRule
 from anoscan.model.training_record import Record
 from anoscan.report import pictures
 
@@ -55,16 +56,25 @@ class Tracker:
         self._board = None if tensorboard is None else _Board(tensorboard, resume=resume)
         self._writes = True
         self._columns = FEWEST
+        self._rule: ImageRule | None = None
         self._latents, self._held_out = torch.empty(0), torch.empty(0)
         if not resume:
             record.clear()
 
-    def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
+    def show(
+        self,
+        held_out: Floats,
+        latent_dim: int,
+        seed: int,
+        device: torch.device,
+        rule: ImageRule | None = None,
+    ) -> None:
         """Choose the latents and the images that every later picture shows; see `Observer.show`.
 
         The first few held-out images (n, c, s, s), in [-1, 1], are shown with their
-        reconstructions.
+        reconstructions, in the channels that `rule` names.
         """
+        self._rule = rule
         self._columns = min(max(SHEET_SIDE // held_out.shape[-1], FEWEST), MOST)
         generator = random_stream(seed, "tracking")
         self._latents = torch.randn(self._columns**2, latent_dim, generator=generator).to(device)
@@ -145,7 +155,7 @@ class Tracker:
     def _grid(self, *images: Tensor) -> Image.Image:
         shown = np.concatenate([part.float().cpu().numpy() for part in images])
         columns = self._columns if len(images) == 1 else len(images[0])
-        return pictures.grid(shown, columns)
+        return pictures.grid(shown if self._rule is None else self._rule.picture(shown), columns)
 
     def _write(self, progress: Progress, sheets: dict[str, Image.Image]) -> None:
         names = []

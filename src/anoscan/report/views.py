@@ -87,11 +87,11 @@ class ImageViews:
         The query is drawn from its own resolution, which may be finer than what the networks see.
         Boxes of `regions` are drawn on the map.
         """
-        query = pictures.picture(self._canvas.reduced(2 * side), side)
+        query = self._picture(self._canvas.reduced(2 * side), side)
         large = pictures.enlarged(query, min(side, _LEGIBLE))
         both = pictures.overlay(large, self.anomaly_map, self.scale)
         if self.reconstructs:
-            x_hat = pictures.picture(self.x_hat, side)
+            x_hat = self._picture(self.x_hat, side)
         else:
             x_hat = figure.placard(large.size, figure.NO_RECONSTRUCTION)
         return pictures.Views(query, x_hat, figure.boxed(both, self.boxes(regions)))
@@ -123,7 +123,7 @@ class ImageViews:
         if self.reconstructs and self.residual is not None:
             enlarged = max(query.size) > max(self._canvas.height, self._canvas.width)
             how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
-            x_hat = pictures.picture(self.x_hat).resize(query.size, how)
+            x_hat = self._picture(self.x_hat).resize(query.size, how)
             scale = self.residual_scale
             residual = pictures.coloured_at(query.size, self.residual, scale, how)
             panes += [Pane(x_hat, "reconstruction"), Pane(residual, "residual", boxes)]
@@ -132,10 +132,14 @@ class ImageViews:
             card = figure.placard(query.size, figure.NO_RECONSTRUCTION)
             panes += [Pane(card, "no reconstruction"), self._both(image, query)]
         panes += [
-            Pane(pictures.enlarged(pictures.picture(one), _ENLARGED_PANE), "similar normal image")
+            Pane(pictures.enlarged(self._picture(one), _ENLARGED_PANE), "similar normal image")
             for one in like
         ]
         return self._figure(image, panes, bar)
+
+    def _picture(self, x: np.ndarray, side: int | None = None) -> Image.Image:
+        """Draw an image (c, h, w) in [-1, 1] in the channels that pictures show."""
+        return pictures.picture(self.rule.picture(x), side)
 
     def _both(self, image: ImageScore, query: Image.Image) -> Pane:
         drawn = pictures.overlay(query, self.anomaly_map, self.scale)
@@ -152,7 +156,7 @@ class ImageViews:
 
     def _query(self, most: int, side: int) -> Image.Image:
         """Draw the image in its proportions, with at most `most` pixels a side, about `side`."""
-        drawn = pictures.enlarged(pictures.picture(self._canvas.reduced(most)), side)
+        drawn = pictures.enlarged(self._picture(self._canvas.reduced(most)), side)
         high, wide = self.decoded.shape
         if self.rule.patch is None and (self._canvas.height, self._canvas.width) != (high, wide):
             longer = max(drawn.size) / max(high, wide)

@@ -17,6 +17,7 @@ from anoscan.core.config import FEW_IMAGES, TrainConfig
 from anoscan.core.progress import OnProgress, notify
 from anoscan.core.runtime import Runtime
 from anoscan.dataset.material import Material
+from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.networks.backbone import Backbone
@@ -41,7 +42,14 @@ LEARNED, LEARNED_OF_FEW = 0.05, 0.5
 class Observer(Protocol):
     """Follows the training of networks, to record it; it changes nothing of the training."""
 
-    def show(self, held_out: Floats, latent_dim: int, seed: int, device: torch.device) -> None:
+    def show(
+        self,
+        held_out: Floats,
+        latent_dim: int,
+        seed: int,
+        device: torch.device,
+        rule: ImageRule | None = None,
+    ) -> None:
         """Take held-out images (n, c, s, s), float32, whose reconstructions are to be shown.
 
         The other arguments are those of the training, and decide the latents of the generated

@@ -472,8 +472,8 @@ def test_the_shape_of_an_array_says_what_its_pages_are(
     [
         (np.zeros((3, 32, 32)), "is an array of 3x32x32: colours, or a stack? Save it as"),
         (np.zeros((4, 32, 32)), "is an array of 4x32x32: colours, or a stack? Save it as"),
-        (np.zeros((32, 32, 2)), "is an array of 32x32x2: an image is HxW or HxWx3"),
-        (np.zeros((2, 3, 32, 32)), "is an array of 2x3x32x32: an image is"),
+        (np.zeros((32, 9, 2)), "is an array of 32x9x2: an image is HxW or HxWx3"),
+        (np.zeros((2, 3, 32, 9)), "is an array of 2x3x32x9: an image is"),
         (np.zeros(9), "is an array of 9: an image is"),
         (np.zeros(()), "is an array of one number: an image is"),
         (np.zeros((0, 9)), "is 9x0 pixels: too small to score"),

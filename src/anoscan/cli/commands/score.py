@@ -37,6 +37,7 @@ from anoscan.cli.options import (
     output_of,
 )
 from anoscan.cli.settings import asked_for, with_request
+from anoscan.core.config import SHOW_HELP
 from anoscan.core.errors import UsageError
 from anoscan.scoring.choices import ScoreRequest
 
@@ -149,6 +150,16 @@ def score(
     ] = 0,
     maps: Maps = None,
     maps_format: MapsFormat = None,
+    show_channels: Annotated[
+        str | None,
+        option(
+            "--show-channels",
+            help=SHOW_HELP,
+            metavar="N[,N,N]",
+            default="the model's",
+            panel=OUTPUT,
+        ),
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     as_json: Json = False,
@@ -193,6 +204,8 @@ def score(
     for note in notes:
         output.note(note)
     detector = load(model, device, workers, roi, output)
+    if show_channels is not None:
+        detector.show_channels(show_channels)
     if warning := detector.threshold(request).warning:
         output.caution(warning)
     if hint := detector.hint(request):

@@ -289,7 +289,7 @@ def _dry_run(
         Checkpoint.check(store.checkpoint_path(name))
     runtime = Runtime.resolve(**machine)
     files = every_nth(find(training_paths(paths)[0]), every)
-    masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed)
+    masks.chosen(roi, files, workers=runtime.workers, seed=chosen.seed, channels=chosen.channels)
     inspection = inspect(files, chosen, runtime.workers)
     check_count(inspection.inspected)
     document = {

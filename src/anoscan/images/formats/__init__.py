@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -39,8 +40,9 @@ class Reader(Protocol):
     def count(self, file: Path) -> int:
         """Return the number of images in a file."""
 
-    def read(self, file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
-        """Decode one image of a file; `page` is None for its only image."""
+    @property
+    def read(self) -> Callable[..., Opened]:
+        """Decode one image of a file; see `read` below. Some take the number of `channels` too."""
 
 
 # DICOM comes first, because a DICOM file may begin like a TIFF.
@@ -51,6 +53,7 @@ CONTAINERS = (".npz", ".h5", ".hdf5", *VIDEOS, *ARCHIVES)  # endings of such fil
 # Readers whose pages a process of its own lists: native code, or headers of any size.
 _NATIVE = (hdf5, video, tar)
 _WITH_PAGES = " ".join(reader.SUFFIXES for reader in (dicom, tar, tiff, npy, nifti, hdf5, video))
+_MANY = (tiff, npy, hdf5)  # readers of images with more channels than colours have
 _HEAD = 352  # bytes that identify a format; the mark of NIfTI is in the last of them
 
 _PAGED = frozenset(" ".join(reader.SUFFIXES for reader in READERS).split())
@@ -116,11 +119,15 @@ def page_names(file: Path) -> tuple[str, ...]:
         return ()
 
 
-def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened:
+def read(file: Path, page: int | None, *, draft_side: int, deep: bool, channels: int = 3) -> Opened:
     """Decode one image of a file: page number `page`, from 1, or with None the only image.
 
     A JPEG may be decoded at a lower resolution, but not below a side of `draft_side` pixels. With
     `deep`, colours keep more than 8 bits where a reader has the choice.
+
+    With `channels` of 1 or 3, an image is grey or in colour, with or without opacity. Another
+    number is that of channels that the image must have. `AS_STORED` takes grey, colours and
+    channels as they are; four samples are then colours with opacity.
 
     Raises
     ------
@@ -128,13 +135,13 @@ def read(file: Path, page: int | None, *, draft_side: int, deep: bool) -> Opened
         When there is no such image, or it cannot be decoded. The message is the bare reason.
     """
     with damage():  # of kinds that no reader knows yet
-        opened = _read(file, page, draft_side, deep=deep)
+        opened = _read(file, page, draft_side, deep=deep, channels=channels).checked(channels)
         if opened.digest:
             return opened
         return dataclasses.replace(opened, digest=_digest(file, page, opened))
 
 
-def _read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
+def _read(file: Path, page: int | None, draft_side: int, *, deep: bool, channels: int) -> Opened:
     reader = _reader(file)
     pages = reader.count(file) if reader else 1
     if page is None and pages > 1:
@@ -143,7 +150,8 @@ def _read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opene
         raise InputError(f"has no page {page}: it has {pages}")
     if reader is None:
         return pillow.read(file, draft_side)
-    return reader.read(file, page, draft_side, deep=deep)
+    some = {"channels": channels} if reader in _MANY else {}
+    return reader.read(file, page, draft_side, deep=deep, **some)
 
 
 def _digest(file: Path, page: int | None, opened: Opened) -> bytes:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from anoscan.core.errors import InputError
-from anoscan.images.formats.npy import as_stack, names_of
+from anoscan.images.formats.npy import as_stack, names_of, opened_of, size_of
 from anoscan.images.formats.picture import (
     LARGEST_FILE,
     Opened,
     check_pages,
     check_size,
     damage,
-    of_samples,
     reasons,
     regular,
 )
@@ -46,7 +45,7 @@ def names(file: Path) -> tuple[str, ...]:
     return names_of([(stack.name, stack.pages, stack.stacked) for stack in _stacks_of(file)])
 
 
-def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
+def read(file: Path, page: int | None, draft_side: int, *, deep: bool, channels: int) -> Opened:
     """Read the only image of a file, or the one of a page."""
     index = (page or 1) - 1
     for stack in _stacks_of(file):
@@ -57,8 +56,8 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
             raise InputError(stack.refusal)
         with damage(), _opened(file) as opened:
             array = opened[stack.name]
-            check_size(*(array.shape[1:3] if stack.stacked else array.shape[:2])[::-1])
-            return of_samples(array[index] if stack.stacked else array[()])
+            check_size(*size_of(array.shape[1:] if stack.stacked else array.shape))
+            return opened_of(array[index] if stack.stacked else array[()], channels)
     raise InputError("holds no arrays of two axes or more")
 
 

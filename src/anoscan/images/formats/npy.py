@@ -18,10 +18,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anoscan.core.channels import MOST_CHANNELS
 from anoscan.core.errors import InputError
 from anoscan.images.formats.picture import (
     LARGEST_FILE,
     Opened,
+    are_channels,
     check_pages,
     check_size,
     damage,
@@ -81,12 +83,12 @@ def names_of(arrays: Sequence[tuple[str, int, bool]]) -> tuple[str, ...]:
     return tuple(found) if len(set(found)) == len(found) else ()
 
 
-def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
+def read(file: Path, page: int | None, draft_side: int, *, deep: bool, channels: int) -> Opened:
     """Read the only image of a file, or the one of a page."""
     index = (page or 1) - 1
     for stack in _stacks_of(file):
         if index < stack.pages:
-            return of_samples(stack.image(file, index))
+            return opened_of(stack.image(file, index), channels)
         index -= stack.pages
     raise InputError("holds no arrays")
 
@@ -95,9 +97,9 @@ def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened
 class _Stack:
     """An array of a file: `member` in a zip file, or the file itself.
 
-    `shape` is (n, height, width) or (n, height, width, samples), and `start` the bytes before the
-    numbers. `stacked` says whether the array itself has the n. `refusal` says why an array is no
-    image; it counts as one page, which is refused.
+    `shape` is that of `as_stack`, and `start` the bytes before the numbers. `stacked` says whether
+    the array itself has the n. `refusal` says why an array is no image; it counts as one page,
+    which is refused.
     """
 
     member: str | None
@@ -115,7 +117,7 @@ class _Stack:
     def image(self, file: Path, index: int) -> NDArray[Any]:
         if self.kind is None:
             raise InputError(self.refusal)
-        check_size(self.shape[2], self.shape[1])
+        check_size(*size_of(self.shape[1:]))
         numbers, size = math.prod(self.shape[1:]), self.kind.itemsize
         with damage(), _opened(file, self.member) as source:
             if not self.by_columns or self.pages == 1:
@@ -216,13 +218,18 @@ def _stack(file: Path, member: str | None, size: int) -> _Stack:
 
 
 def as_stack(array: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape (n, height, width) or (n, height, width, samples) of an array, which may lack the n."""
+    """Shape of an array, which may lack the n of (n, height, width) or (n, height, width, samples).
+
+    In a stack, samples may also come first: (n, samples, height, width). More samples than colours
+    have are told from sides by their number: see `_are_samples`.
+    """
     shape = "x".join(map(str, array)) or "one number"
     if min(array, default=0) < 0:
         raise InputError(f"is an array of {shape}")
-    if len(array) == 4 and array[3] in _COLOURS and array[0]:
+    first, last = _are_samples(array[-3:], 0), _are_samples(array[-3:], 2)
+    if len(array) == 4 and (array[3] in _COLOURS or first or last) and array[0]:
         return array
-    if len(array) == 2 or (len(array) == 3 and array[2] in _COLOURS):
+    if len(array) == 2 or (len(array) == 3 and (array[2] in _COLOURS or last)):
         return (1, *array)
     if len(array) != 3 or array[2] == 2 or not math.prod(array):
         raise InputError(f"is an array of {shape}: an image is HxW or HxWx3, a stack NxHxW")
@@ -231,3 +238,26 @@ def as_stack(array: tuple[int, ...]) -> tuple[int, ...]:
             f"is an array of {shape}: colours, or a stack? Save it as HxWxC or NxHxWx1"
         )
     return array
+
+
+def _are_samples(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether an axis of an image (2 to 16 long, the others longer) counts samples of a pixel."""
+    sides = [length for place, length in enumerate(shape) if place != axis]
+    return (
+        len(shape) == 3
+        and 2 <= shape[axis] <= MOST_CHANNELS
+        and min(sides, default=0) > MOST_CHANNELS
+    )
+
+
+def size_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of an image of a stack, given the shape of the image."""
+    height, width = shape[1:] if _are_samples(shape, 0) else shape[:2]
+    return width, height
+
+
+def opened_of(image: NDArray[Any], channels: int) -> Opened:
+    """Make an image of an array, whose samples may come first; `channels` as in `formats.read`."""
+    if _are_samples(image.shape, 0):
+        image = np.moveaxis(image, 0, 2)
+    return of_samples(image, many=image.ndim == 3 and are_channels(image.shape[2], channels))

@@ -25,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anoscan.core.channels import AS_STORED, MOST_CHANNELS, PLAIN_CHANNELS
 from anoscan.core.errors import InputError
 
 Deep = NDArray[np.uint16] | NDArray[np.float32]
+Many = NDArray[np.uint8] | Deep
 
 MOST_PAGES = 100_000
 LARGEST_FILE = 2 * 1024**3  # bytes of a file, or of a part of it that is read at once
@@ -59,20 +61,22 @@ class Opened:
     ----------
     picture : Image or ndarray
         With 8 bits, a Pillow image in any of its modes. With more bits, finite samples (height,
-        width) or (height, width, 3), uint16 or float32.
+        width) or (height, width, 3), uint16 or float32. Of many channels, finite samples (height,
+        width, n), uint8, uint16 or float32.
     width, height : int
         Size in pixels of the image as stored.
     digest : bytes
         SHA-256 of the file's bytes; for a page, of its samples.
     depth : str
-        Depth of more than 8 bits in words, such as "16-bit grey" or "32-bit float"; else empty.
+        Depth of more than 8 bits in words, such as "16-bit grey" or "32-bit float"; else empty. Of
+        many channels, also their number, such as "8-bit 5-channel".
     full : (low, high)
         Deep sample values that become -1 and 1 in a model that never learned a range.
     orientation, pending : int
         EXIF orientation, and the one that is still to be applied to `picture`, both 1 to 8.
     """
 
-    picture: Image.Image | Deep
+    picture: Image.Image | Many
     width: int
     height: int
     digest: bytes = b""
@@ -81,17 +85,56 @@ class Opened:
     orientation: int = 1
     pending: int = 1
 
+    @property
+    def many(self) -> int | None:
+        """Number of the channels; None for grey and for colours."""
+        if isinstance(self.picture, Image.Image) or self.picture.ndim == 2:
+            return None
+        count = int(self.picture.shape[2])
+        return None if count in PLAIN_CHANNELS else count
+
+    def checked(self, channels: int) -> Opened:
+        """Return the image where it has so many channels.
+
+        Grey and colours become each other. `AS_STORED` takes any number.
+
+        Raises
+        ------
+        InputError
+            When it has another number of channels, or too many.
+        """
+        found, plain = self.many, channels in PLAIN_CHANNELS
+        if found is not None and found > MOST_CHANNELS:
+            raise InputError(f"has {found} channels: at most {MOST_CHANNELS} are read")
+        if channels == AS_STORED or found == (None if plain else channels):
+            return self
+        has = "is grey or in colour" if found is None else f"has {found} channels"
+        wants = "grey or in colour" if plain else f"of {channels} channels"
+        raise InputError(f"{has}, and the images of the model are {wants}")
+
+
+def are_channels(count: int, channels: int) -> bool:
+    """Whether the samples of a pixel are channels, and neither grey nor colours with an opacity.
+
+    `channels` are asked for; two samples of an array are two channels unless grey or colours are.
+    """
+    if channels in PLAIN_CHANNELS:
+        return count > 4
+    return count == channels or (count not in (*PLAIN_CHANNELS, 4) and count > 1)
+
 
 def of_samples(
     samples: NDArray[Any],
     *,
     stored: np.dtype[Any] | None = None,
     full: tuple[float, float] | None = None,
+    many: bool = False,
 ) -> Opened:
     """Make an image of samples (height, width) or (height, width, n) of any real type.
 
     They are grey (n = 1), RGB (3), or either with opacity last (2, 4), which is laid over black.
-    Unsigned 8-bit samples and bools run from black to white. Other types keep their values.
+    With `many` they are n channels. Unsigned 8-bit samples and bools run from black to white. Other
+    types keep their values.
 
     Parameters
     ----------
@@ -113,10 +156,12 @@ def of_samples(
         samples = samples[..., 0]
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8) * np.uint8(255)
-    if samples.dtype == np.uint8:
-        return Opened(Image.fromarray(np.ascontiguousarray(samples)), width, height)
     if samples.dtype.kind not in "iuf":
         raise InputError(f"holds {samples.dtype} samples, which are no grey levels")
+    if many:
+        return _of_channels(samples, stored, full or full_range(stored))
+    if samples.dtype == np.uint8:
+        return Opened(Image.fromarray(np.ascontiguousarray(samples)), width, height)
     if samples.ndim == 3:
         samples = _over_black(samples)
     kind = "float" if stored.kind == "f" else "colour" if samples.ndim == 3 else "grey"
@@ -124,6 +169,16 @@ def of_samples(
         full = full_range(stored)
     depth = f"{8 * stored.itemsize}-bit {kind}"
     return Opened(finite(samples), width, height, depth=depth, full=full)
+
+
+def _of_channels(samples: NDArray[Any], stored: np.dtype[Any], full: tuple[float, float]) -> Opened:
+    """Make an image of n channels; unsigned 8-bit samples stay as they are."""
+    height, width, count = samples.shape
+    bits = 8 if samples.dtype == np.uint8 else 8 * stored.itemsize
+    depth = f"{bits}-bit {count}-channel" + " float" * (stored.kind == "f")
+    kept: Many
+    kept = np.ascontiguousarray(samples) if samples.dtype == np.uint8 else finite(samples)
+    return Opened(kept, width, height, depth=depth, full=full)
 
 
 def full_range(kind: np.dtype[Any]) -> tuple[float, float]:
@@ -181,7 +236,7 @@ def check_pages(number: int) -> None:
         raise InputError(f"claims {number} slices or frames: at most {MOST_PAGES} are read")
 
 
-def digest_of(picture: Image.Image | Deep) -> bytes:
+def digest_of(picture: Image.Image | Many) -> bytes:
     """SHA-256 of the samples of one page; deep samples are taken as float32."""
     samples = np.asarray(picture)
     if samples.dtype == np.uint16:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from anoscan.core.channels import PLAIN_CHANNELS
 from anoscan.core.errors import InputError
 from anoscan.images.formats import pillow, png, tiff_samples
 from anoscan.images.formats.picture import (
@@ -38,6 +39,7 @@ _KIND, _WIDTH, _HEIGHT = 254, 256, 257
 _COPY_OR_MASK = 5  # bits of the kind: a smaller copy of another page, or a mask of it
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION = 258, 259, 262, 266, 274
 _PLANES, _PREDICTOR, _INKS, _EXTRA, _SAMPLE_FORMAT = 284, 317, 332, 338, 339
+_SAMPLES = 277
 _PLAIN_COLOURS = (0, 1, 2, 3, 5, 8)  # white is 0, black is 0, RGB, palette, CMYK, LAB
 _DEFLATE, _JPEG, _PNG = (8, 32946, 50013), 7, 34933
 _MOST_DEFLATED = 1032  # bytes that one byte of deflate can become, at most
@@ -58,25 +60,31 @@ def count(file: Path) -> int:
     return len(_directories(file))
 
 
-def read(file: Path, page: int | None, draft_side: int, *, deep: bool) -> Opened:
+def read(file: Path, page: int | None, draft_side: int, *, deep: bool, channels: int) -> Opened:
     """Decode the only image of a file, or the one of a page; see `anoscan.images.formats.read`."""
     if page is None:
         with open_file(file) as (source, digest):
-            return _decoded(source, draft_side, deep, digest)
+            return _decoded(source, draft_side, deep, channels, digest)
     with reasons():
         raw = _Page(file, _directories(file)[page - 1])
     with io.BufferedReader(raw) as source:
-        return _decoded(source, draft_side, deep, b"")
+        return _decoded(source, draft_side, deep, channels, b"")
 
 
-def _decoded(source: IO[bytes], draft_side: int, deep: bool, digest: bytes) -> Opened:
+def _decoded(
+    source: IO[bytes], draft_side: int, deep: bool, channels: int, digest: bytes
+) -> Opened:
     try:
         image = pillow.identified(source)
     except pillow.Undecodable as refusal:
-        return _by_tifffile(source, deep, digest, refusal)
-    if _is_plain(image, deep):
+        return _by_tifffile(source, deep, channels, digest, refusal)
+    tags = getattr(image, "tag_v2", {})
+    count = tags.get(_SAMPLES, 1)
+    # Pillow drops the samples that are no colours.
+    many = channels not in PLAIN_CHANNELS and count in (channels, 2, *range(5, 256))
+    if _is_plain(image, deep) and not many:
         return pillow.loaded(image, draft_side, digest)
-    return _by_tifffile(source, deep, digest)
+    return _by_tifffile(source, deep, channels, digest)
 
 
 def _is_plain(image: Any, deep: bool) -> bool:
@@ -185,7 +193,11 @@ def _walk(file: Path, size: int, changed: int) -> tuple[int, ...]:
 
 
 def _by_tifffile(
-    source: IO[bytes], deep: bool, digest: bytes, refusal: InputError | None = None
+    source: IO[bytes],
+    deep: bool,
+    channels: int,
+    digest: bytes,
+    refusal: InputError | None = None,
 ) -> Opened:
     """Decode the first page with tifffile; where it is damaged, Pillow's `refusal` may say more."""
     import tifffile
@@ -194,19 +206,19 @@ def _by_tifffile(
         with damage():
             source.seek(0)
             with tifffile.TiffFile(source) as file:
-                return dataclasses.replace(_first_page(file, deep), digest=digest)
+                return dataclasses.replace(_first_page(file, deep, channels), digest=digest)
     except InputError as error:
         if error.message == DAMAGED and refusal and "truncated" in refusal.message:
             raise refusal from None
         raise
 
 
-def _first_page(file: Any, deep: bool) -> Opened:
+def _first_page(file: Any, deep: bool, channels: int) -> Opened:
     page = file.pages.first
     check_size(page.imagewidth, page.imagelength)
     if page.imagedepth != 1:
         raise InputError("is a TIFF of a volume in one page, which is not read: save slices")
-    layout = tiff_samples.Layout.of(page)
+    layout = tiff_samples.Layout.of(page, channels)
     _check_segments(page, layout.bits, file.filehandle.size)
     samples = tiff_samples.stored(page, layout)
     turned = page.tags.valueof(_ORIENTATION, 1)

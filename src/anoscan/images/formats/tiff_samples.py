@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anoscan.core.channels import PLAIN_CHANNELS
 from anoscan.core.errors import InputError
 from anoscan.images.formats import ccitt
 from anoscan.images.formats.picture import DAMAGED, Opened, of_samples
 
 Raw = NDArray[Any]
 
-WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
-_COLOURS = {WHITE_IS_ZERO: 1, 1: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, LAB: 3}
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
+_COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, LAB: 3}
 _EIGHT_BITS = {CMYK: "CMYK", YCBCR: "YCbCr", LAB: "LAB"}  # colour spaces that Pillow converts
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _PHOTOMETRIC, _COLOUR_MAP, _INKS = 262, 320, 332
@@ -42,13 +43,15 @@ class Layout:
     ----------
     photometric : int
     colours : int
-        Samples of a pixel that are colours; the others are extra.
+        Samples of a pixel that are colours, or channels; the others are extra.
     opacity : int or None
         Index of the sample that is the opacity.
     associated : bool
         Whether the colours are already multiplied by the opacity.
     form, bits : int
         Sample format (1 unsigned, 2 signed, 3 float), and bits of a sample.
+    many : bool
+        Whether all samples are channels, and neither grey nor colours.
     """
 
     photometric: int
@@ -57,10 +60,11 @@ class Layout:
     associated: bool
     form: int
     bits: int
+    many: bool = False
 
     @classmethod
-    def of(cls, page: Any) -> Layout:
-        """Find the layout of a page of tifffile.
+    def of(cls, page: Any, channels: int) -> Layout:
+        """Find the layout of a page of tifffile; see `formats.read` for `channels`.
 
         Raises
         ------
@@ -74,6 +78,9 @@ class Layout:
         if photometric not in _COLOURS:
             raise _not_read(f"colours as {_named(page.photometric)}")
         colours = _COLOURS[photometric]
+        form = _UNSIGNED if bits == 1 else int(page.sampleformat)
+        if _are_channels(page, photometric, channels):
+            return cls(BLACK_IS_ZERO, count, None, False, form, bits, many=True)
         if count < colours or (colours == 1 and count > 2):
             raise InputError(
                 f"is a TIFF of {count} samples a pixel "
@@ -86,7 +93,6 @@ class Layout:
         index = next((i for i, kind in enumerate(extra) if kind in _OPACITIES), None)
         opacity = None if index is None else colours + index
         associated = index is not None and extra[index] == _ASSOCIATED
-        form = _UNSIGNED if bits == 1 else int(page.sampleformat)
         return cls(photometric, colours, opacity, associated, form, bits)
 
     @property
@@ -96,6 +102,22 @@ class Layout:
             return 0.0, 1.0
         low = -(2.0 ** (self.bits - 1)) if self.form == _SIGNED else 0.0
         return low, low + 2.0**self.bits - 1
+
+
+def _are_channels(page: Any, photometric: int, channels: int) -> bool:
+    """Whether the samples of a page are as many channels as are asked for.
+
+    Of pages as stored, grey and colours with an opacity are none, nor are colours with one sample
+    more.
+    """
+    count = page.samplesperpixel
+    if channels in PLAIN_CHANNELS or photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
+        return False
+    if count == channels or (photometric != RGB and count > 3):
+        return True
+    kinds = tuple(int(kind) for kind in page.extrasamples)[: count - _COLOURS[photometric]]
+    plain = count in PLAIN_CHANNELS or (photometric == RGB and count == 4)
+    return not plain and not (kinds and kinds[0] in _OPACITIES)
 
 
 def _checked_bits(page: Any) -> int:
@@ -297,6 +319,8 @@ def meaning(samples: Raw, page: Any, layout: Layout, *, deep: bool) -> Opened:
         samples, layout = levels[samples.astype(np.uint8)], dataclasses.replace(layout, bits=8)
     if layout.photometric in _EIGHT_BITS and not _is_rgb_already(page, layout):
         return Opened(_converted(samples, page, layout), width, height)
+    if layout.many:
+        return of_samples(samples, stored=samples.dtype, full=layout.full, many=True)
     colours, opacity = samples[..., : layout.colours], None
     if layout.opacity is not None:
         opacity = samples[..., layout.opacity, None]

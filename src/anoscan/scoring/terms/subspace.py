@@ -36,12 +36,14 @@ LEAST = 1e-8  # keeps a divisor above zero
 def sums(evidence: Evidence) -> Tensors:
     """Return the sums over images of d samples each, float64.
 
-    Beside ``count`` there are ``sum`` and ``squares`` (d,) of the samples. ``sketch`` (d, l) is the
-    sum of outer products times the random directions.
+    Beside ``count`` there are ``channels``, the sum of their numbers of channels, and ``sum`` and
+    ``squares`` (d,) of the samples. ``sketch`` (d, l) is the sum of outer products times the random
+    directions.
     """
     rows = _rows(evidence.x).double()
     return {
         "count": rows.new_tensor(float(len(rows))),
+        "channels": rows.new_tensor(float(len(rows) * evidence.x.shape[1])),
         "sum": rows.sum(0),
         "squares": rows.square().sum(0),
         "sketch": rows.T @ (rows @ _directions(rows.shape[1]).to(rows.device)),
@@ -64,7 +66,7 @@ def fit(total: Tensors) -> Tensors:
     most = min(COMPONENTS, int(count) // IMAGES_A_COMPONENT)
     basis, variances = _principal(directions, covered, most)
     left = total["squares"] / count - mean.square() - basis.square() @ variances
-    side = _side(len(mean))
+    side = math.isqrt(len(mean) // round(float(total["channels"] / count)))
     expected = left.clamp_min(0).reshape(-1, side, side).mean(0)
     expected = _smooth(expected)
     expected = expected + FLOOR * expected.mean() + LEAST
@@ -113,12 +115,6 @@ def _rows(x: Tensor) -> Tensor:
     if x.shape[-1] > SIDE:
         x = adaptive_avg_pool2d(x, SIDE)
     return x.float().flatten(1)
-
-
-def _side(samples: int) -> int:
-    """Return the side of square images, of one or three channels, with so many samples."""
-    side = math.isqrt(samples)
-    return side if side**2 == samples else math.isqrt(samples // 3)
 
 
 def _smooth(places: Tensor) -> Tensor:
