@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "evaluation",
     "report",
+    "export",
     "trainer",
     "detector",
     "sklearn",

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from anoscan.core.config import TrainConfig, TrainSettings
+from anoscan.core.config import FalseAlarmRate, TrainConfig, TrainSettings
 from anoscan.core.errors import AnoscanWarning
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.progress_bar import bars
 from anoscan.core.results import (
     CalibrateReport,
     EvalReport,
+    ExportReport,
     ImageScore,
     ModelReference,
     SampleReport,
@@ -456,6 +457,46 @@ class Detector:
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
         """Return the scores (n,) of the calibration images, which set the thresholds."""
         return self._judge.scorer.calibration_scores(score)
+
+    def export(
+        self,
+        output: str | Path,
+        *,
+        images: Sequence[str | Path] = (),
+        false_alarm_rate: FalseAlarmRate | None = None,
+        force: bool = False,
+    ) -> ExportReport:
+        """Write ``model.onnx``, which other programs run, and ``card.json``; see docs/export.md.
+
+        The model must have been loaded from its file, onto the CPU.
+
+        Parameters
+        ----------
+        output : path
+            Folder of the two files.
+        images : sequence of paths
+            Real images that the file is checked with; by default those of the training.
+        false_alarm_rate : float in (0, 1) or 'auto', optional
+            Rate of the threshold in the card; by default the model's own.
+        force : bool
+            Whether files that exist are replaced.
+
+        Raises
+        ------
+        ModelError
+            When a part of the model cannot be exported, the files exist, or the exported file gives
+            other results than this detector.
+        InputError
+            When there are no real images to check with.
+        UsageError
+            For a rate out of range, a folder that cannot be written, or a missing package.
+        """
+        from anoscan.export import onnx_file  # few who score also export
+
+        request = ScoreRequest(false_alarm_rate=false_alarm_rate)
+        return onnx_file.export(
+            self._judge, self.reference, Path(output), request, images=images, force=force
+        )
 
     def evaluate(
         self,
