@@ -211,10 +211,13 @@ class Detector:
         device: str = "auto",
         workers: int | None = None,
         roi: str | Path | None = None,
+        runtime: str = "torch",
     ) -> Detector:
         """Read a model by name or path; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
+        With the `runtime` 'onnx', ONNX Runtime computes the default score in place of torch; the
+        extra ``onnx`` has it.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
 
         Raises
@@ -225,10 +228,18 @@ class Detector:
             When the mask cannot be used.
         """
         path = store.resolve(model)
-        runtime = Runtime.resolve(device, "float32", workers).measuring()
+        measurer = None
+        if runtime != "torch":
+            from anoscan.export import runtime as other  # needs an extra
+
+            other.check_runtime(runtime, device)
+            device = "cpu"
+        machine = Runtime.resolve(device, "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
-        read, digest = Model.read(path, runtime)
-        detector = cls(read, runtime, Judge(read, runtime, region))
+        read, digest = Model.read(path, machine)
+        if runtime != "torch":
+            measurer = other.measurer(read, digest)
+        detector = cls(read, machine, Judge(read, machine, region, measurer))
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         for message in health.warnings_of(path.stem, read.metadata):
             warnings.warn(message, AnoscanWarning, stacklevel=2)

@@ -7,7 +7,7 @@ here once more.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import os
 import warnings
@@ -188,13 +188,11 @@ def check_installed(option: str) -> None:
         When one of them is missing.
     """
     for package in _NEEDED:
-        try:
-            importlib.import_module(package)
-        except ImportError:
+        if importlib.util.find_spec(package) is None:
             raise UsageError(
                 f"{option} needs the package {package}, which is not installed.",
                 hint='Install it with pip install "anoscan[onnx]".',
-            ) from None
+            )
 
 
 def scoring_file(model: Model, scorer: Scorer, path: Path) -> None:
