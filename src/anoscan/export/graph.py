@@ -8,11 +8,12 @@ here once more.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ def _recorded(graph: nn.Module, given: Tensor, name: str, outputs: Sequence[str]
     with (
         exact_float32(),
         as_graph(),
+        _untraced(),
         warnings.catch_warnings(),
         open(os.devnull, "w") as nowhere,  # noqa: PTH123 - the exporter prints as it goes
         redirect_stdout(nowhere),
@@ -268,6 +270,17 @@ def _recorded(graph: nn.Module, given: Tensor, name: str, outputs: Sequence[str]
             dynamic_shapes=({0: torch.export.Dim("n")},),
             verbose=False,
         )
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Keep torch from logging every step of the recording, where a program takes all messages."""
+    logger = logging.getLogger("torch.__trace")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _culprit(graph: Measuring) -> str:
