@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from anoscan.core.config import FalseAlarmRate, TrainConfig, TrainSettings
+from anoscan.core.config import TrainConfig, TrainSettings
 from anoscan.core.errors import AnoscanWarning
 from anoscan.core.progress import OnProgress, Progress, notify, on_reading
 from anoscan.core.progress_bar import bars
 from anoscan.core.results import (
     CalibrateReport,
     EvalReport,
-    ExportReport,
     ImageScore,
     ModelReference,
     SampleReport,
@@ -37,6 +36,7 @@ from anoscan.evaluation import recalibrate
 from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
+from anoscan.export.runtime import device_for, measurer_of
 from anoscan.images import in_memory, masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.in_memory import Held
@@ -216,8 +216,7 @@ class Detector:
         """Read a model by name or path; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
-        With the `runtime` 'onnx', ONNX Runtime computes the default score in place of torch; the
-        extra ``onnx`` has it.
+        With the `runtime` 'onnx', ONNX Runtime (extra ``onnx``) computes the default score.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
 
         Raises
@@ -228,17 +227,10 @@ class Detector:
             When the mask cannot be used.
         """
         path = store.resolve(model)
-        measurer = None
-        if runtime != "torch":
-            from anoscan.export import runtime as other  # needs an extra
-
-            other.check_runtime(runtime, device)
-            device = "cpu"
-        machine = Runtime.resolve(device, "float32", workers).measuring()
+        machine = Runtime.resolve(device_for(runtime, device), "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
         read, digest = Model.read(path, machine)
-        if runtime != "torch":
-            measurer = other.measurer(read, digest)
+        measurer = measurer_of(runtime, read, digest)
         detector = cls(read, machine, Judge(read, machine, region, measurer))
         detector.reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
         for message in health.warnings_of(path.stem, read.metadata):
@@ -468,46 +460,6 @@ class Detector:
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
         """Return the scores (n,) of the calibration images, which set the thresholds."""
         return self._judge.scorer.calibration_scores(score)
-
-    def export(
-        self,
-        output: str | Path,
-        *,
-        images: Sequence[str | Path] = (),
-        false_alarm_rate: FalseAlarmRate | None = None,
-        force: bool = False,
-    ) -> ExportReport:
-        """Write ``model.onnx``, which other programs run, and ``card.json``; see docs/export.md.
-
-        The model must have been loaded from its file, onto the CPU.
-
-        Parameters
-        ----------
-        output : path
-            Folder of the two files.
-        images : sequence of paths
-            Real images that the file is checked with; by default those of the training.
-        false_alarm_rate : float in (0, 1) or 'auto', optional
-            Rate of the threshold in the card; by default the model's own.
-        force : bool
-            Whether files that exist are replaced.
-
-        Raises
-        ------
-        ModelError
-            When a part of the model cannot be exported, the files exist, or the exported file gives
-            other results than this detector.
-        InputError
-            When there are no real images to check with.
-        UsageError
-            For a rate out of range, a folder that cannot be written, or a missing package.
-        """
-        from anoscan.export import onnx_file  # few who score also export
-
-        request = ScoreRequest(false_alarm_rate=false_alarm_rate)
-        return onnx_file.export(
-            self._judge, self.reference, Path(output), request, images=images, force=force
-        )
 
     def evaluate(
         self,

@@ -21,6 +21,7 @@ from anoscan.core.errors import ExitCode, InputError, ModelError, UsageError
 from anoscan.core.results import ExportReport
 from anoscan.detector import Detector
 from anoscan.export import graph, onnx_file, parity, real_images
+from anoscan.scoring.choices import ScoreRequest
 from tests.conftest import Digits
 
 onnx = pytest.importorskip("onnx")
@@ -35,7 +36,11 @@ def exported(
 ) -> tuple[Detector, Path, ExportReport]:
     detector = Detector.load(model_file, device="cpu", workers=1)
     folder = tmp_path_factory.mktemp("exported") / "made"
-    return detector, folder, detector.export(folder)
+    return detector, folder, export(model_file, folder)
+
+
+def export(model: Path, folder: Path) -> ExportReport:
+    return onnx_file.export(*onnx_file.read(model, 1), folder, ScoreRequest())
 
 
 def outputs(file: Path, samples: np.ndarray) -> dict[str, np.ndarray]:
@@ -186,7 +191,7 @@ def test_a_failed_check_leaves_nothing_behind(
 
     monkeypatch.setattr(graph, "scoring_file", altered)
     with pytest.raises(ModelError, match="does not give the results of anoscan"):
-        detector.export(tmp_path / "out")
+        export(Path(detector.reference.path), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -277,7 +282,7 @@ def test_every_kind_of_model_can_be_exported(
     few: Digits, quick: dict[str, int], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     path = tmp_path / "model.safetensors"
-    detector = Detector.train(few.normal, path=path, workers=1, **(quick | settings))
-    report = detector.export(tmp_path / "out")
+    Detector.train(few.normal, path=path, workers=1, **(quick | settings))
+    report = export(path, tmp_path / "out")
     assert report.parity.passed
     assert onnx_file.FILE in report.file

@@ -11,10 +11,13 @@ import anoscan
 from anoscan.core.errors import ModelError, UsageError
 from anoscan.core.files import check_writable, replacing, temporary_folder
 from anoscan.core.results import ExportReport, ModelReference, Parity, json_text, to_json
+from anoscan.core.runtime import Runtime
 from anoscan.export import graph, parity, real_images
 from anoscan.export.graph import INPUT, Kind
 from anoscan.images.decode import ImageRule
+from anoscan.model import store
 from anoscan.model.judge import Judge
+from anoscan.model.model import Model
 from anoscan.scoring.choices import DEFAULT_SCORE, ScoreRequest
 from anoscan.training import health
 
@@ -97,6 +100,14 @@ def export(
         parity=checked,
         skipped=found.skipped,
     )
+
+
+def read(model: str | Path, workers: int | None = None) -> tuple[Judge, ModelReference]:
+    """Read a model by name or path onto the CPU, to `export` it; raise as `Model.read` does."""
+    path, runtime = store.resolve(model), Runtime.resolve("cpu", "float32", workers)
+    found, digest = Model.read(path, runtime)
+    reference = ModelReference(name=path.stem, path=str(path), sha256=digest)
+    return Judge(found, runtime), reference
 
 
 def check_format(name: str) -> None:

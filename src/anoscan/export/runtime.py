@@ -105,6 +105,12 @@ def check_runtime(runtime: str, device: str) -> None:
     check_installed("--runtime onnx")
 
 
+def device_for(runtime: str, device: str) -> str:
+    """Return the device that a runtime computes on where a user named `device`; check both."""
+    check_runtime(runtime, device)
+    return device if runtime == "torch" else "cpu"
+
+
 def check_request(runtime: str, request: ScoreRequest) -> None:
     """Refuse a score or a mapping that ONNX Runtime cannot compute.
 
@@ -129,14 +135,18 @@ def _refused(what: str) -> UsageError:
     )
 
 
-def measurer(model: Model, sha256: str) -> OnnxMeasurer:
-    """Return the measurer of a model on the CPU, whose graph is recorded unless it is kept.
+def measurer_of(runtime: str, model: Model, sha256: str) -> OnnxMeasurer | None:
+    """Return what measures images by a runtime, or None for torch, which a model has itself.
+
+    The graph of a model on the CPU is recorded unless it is kept.
 
     Raises
     ------
     ModelError
         When a part of the model cannot be exported, or the graph gives other results than torch.
     """
+    if runtime == "torch":
+        return None
     names = Scorer(model.fitted, model.calibration).terms(DEFAULT_SCORE)
     folder = store.home() / "onnx"
     file = folder / f"{sha256}-{anoscan.__version__}.onnx"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from anoscan.cli.options import Force, Json, Named, Quiet, Rate, Workers, finish, load, option
+from anoscan.cli.options import Force, Json, Named, Quiet, Rate, Workers, finish, option
 from anoscan.cli.settings import rate_named
 
 if TYPE_CHECKING:
@@ -43,16 +43,21 @@ def export(
     Example: anoscan export bolts --format onnx --output ./bolts-onnx
     """
     from anoscan.cli.output import Output
-    from anoscan.export.graph import check_installed
-    from anoscan.export.onnx_file import check_format
+    from anoscan.export import graph, onnx_file
+    from anoscan.scoring.choices import ScoreRequest
+    from anoscan.training import health
 
-    check_format(to)
-    rate = rate_named(false_alarm_rate)
-    check_installed("export")
+    onnx_file.check_format(to)
+    request = ScoreRequest(false_alarm_rate=rate_named(false_alarm_rate))
+    graph.check_installed("export")
     output = Output(as_json=as_json, quiet=quiet)
-    detector = load(model, "cpu", workers, None, output)
+    judge, reference = onnx_file.read(model, workers)
+    for warning in health.warnings_of(reference.name, judge.model.metadata):
+        output.caution(warning)
     output.note("recording the graph and checking it, which may take a minute")
-    report = detector.export(output_folder, images=images or (), false_alarm_rate=rate, force=force)
+    report = onnx_file.export(
+        judge, reference, output_folder, request, images=images or (), force=force
+    )
     output.emit(report, _render)
     finish(output, report.skipped)
 
