@@ -122,6 +122,7 @@ def test_packages_are_empty_but_for_those_that_hand_on_names_or_define_a_family(
         ["calibrate"],
         ["drift"],
         ["retrain"],
+        ["export"],
         ["train", "--help-all"],
     ],
 )

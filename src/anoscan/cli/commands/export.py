@@ -38,7 +38,7 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as an ONNX file, checked against anoscan on real images.
+    """Write a model as an ONNX file, checked on real images.
 
     Example: anoscan export bolts --format onnx --output ./bolts-onnx
     """
