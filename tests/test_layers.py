@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "evaluation",
     "report",
+    "export",
     "scale",
     "trainer",
     "detector",
@@ -122,6 +123,7 @@ def test_packages_are_empty_but_for_those_that_hand_on_names_or_define_a_family(
         ["calibrate"],
         ["drift"],
         ["retrain"],
+        ["export"],
         ["train", "--help-all"],
     ],
 )

@@ -35,6 +35,7 @@ from anoscan.evaluation import recalibrate
 from anoscan.evaluation.evaluate import Subject, assess
 from anoscan.evaluation.labels import gather
 from anoscan.evaluation.recalibrate import Target
+from anoscan.export.runtime import device_for, measurer_of
 from anoscan.images import in_memory, masks
 from anoscan.images.files import ImageFile, find
 from anoscan.images.in_memory import Held
@@ -208,10 +209,12 @@ class Detector:
         device: str = "auto",
         workers: int | None = None,
         roi: str | Path | None = None,
+        runtime: str = "torch",
     ) -> Detector:
         """Read a model by name, path or URL; None takes the default (`store.default`).
 
         Pixels do not count where the mask file `roi` is black, or where the model leaves them out.
+        With the `runtime` 'onnx', ONNX Runtime (extra ``onnx``) computes the default score.
         Where the training of the model failed a check, an `AnoscanWarning` says what it affects.
 
         Raises
@@ -222,10 +225,11 @@ class Detector:
             When the mask cannot be used.
         """
         path, called = store.to_read(model)
-        runtime = Runtime.resolve(device, "float32", workers).measuring()
+        machine = Runtime.resolve(device_for(runtime, device), "float32", workers).measuring()
         region = None if roi is None else masks.read(Path(roi))
-        read, digest = Model.read(path, runtime)
-        detector = cls(read, runtime, Judge(read, runtime, region))
+        read, digest = Model.read(path, machine)
+        measurer = measurer_of(runtime, read, digest)
+        detector = cls(read, machine, Judge(read, machine, region, measurer))
         detector.reference = ModelReference(name=path.stem, path=called, sha256=digest)
         for message in health.warnings_of(path.stem, read.metadata):
             warnings.warn(message, AnoscanWarning, stacklevel=2)

@@ -20,6 +20,7 @@ from anoscan.cli.commands import calibrate, drift, models, retrain, sample, susp
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
 from anoscan.cli.commands.evaluate import evaluate
+from anoscan.cli.commands.export import export
 from anoscan.cli.commands.score import score
 from anoscan.cli.commands.trend import trend
 from anoscan.cli.commands.watch import watch
@@ -65,6 +66,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     drift.drift,
     retrain.retrain,
     trend,
+    export,
     suspects.suspects,
     demo,
     doctor,

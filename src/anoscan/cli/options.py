@@ -355,6 +355,7 @@ def load(
     workers: int | None,
     roi: Path | None,
     output: Output,
+    runtime: str = "torch",
 ) -> Detector:
     """Load the model; note which and why if `model` is None, and say what failed checks affect."""
     from anoscan.detector import Detector
@@ -365,7 +366,7 @@ def load(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AnoscanWarning)  # they are printed below
         path = chosen.path if chosen else model
-        detector = Detector.load(path, device=device, workers=workers, roi=roi)
+        detector = Detector.load(path, device=device, workers=workers, roi=roi, runtime=runtime)
     if chosen is not None:
         output.note(_why(chosen))
     for warning in health.warnings_of(detector.reference.name, detector.model.metadata):

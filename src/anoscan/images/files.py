@@ -72,10 +72,10 @@ class RemoteImage(ImageFile):
         with storage.copied(self.source) as copy:
             yield ImageFile(self.path, copy, self.inside, self.page)
 
-    def read(self, *, draft_side: int, deep: bool) -> Opened:
+    def read(self, *, draft_side: int, deep: bool, channels: int = 3) -> Opened:
         """Fetch and decode the image."""
         with self.here() as copy:
-            return copy.read(draft_side=draft_side, deep=deep)
+            return copy.read(draft_side=draft_side, deep=deep, channels=channels)
 
 
 def find(

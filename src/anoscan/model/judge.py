@@ -29,6 +29,7 @@ from anoscan.model.score_of_terms import Scorer
 from anoscan.scoring import calibration
 from anoscan.scoring.baselines import NAMES
 from anoscan.scoring.choices import ENCODER, Inversion, ScoreRequest
+from anoscan.scoring.measure import Measurer
 from anoscan.scoring.neighbours import latent
 from anoscan.scoring.terms import Evidence
 from anoscan.scoring.tiled import OnRows, OnTiles, measure_tiled, views
@@ -124,15 +125,24 @@ class Judge:
     runtime : Runtime
     roi : Roi, optional
         The region of interest. What is outside it, or outside the model's own, does not count.
+    measurer : Measurer, optional
+        What measures images; by default the model's own, which is torch.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, roi: Roi | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        roi: Roi | None = None,
+        measurer: Measurer | None = None,
+    ) -> None:
         self.model, self.runtime, self.scorer = (
             model,
             runtime,
             Scorer(model.fitted, model.calibration),
         )
         self._rule, self.roi, self._calibration = model.rule, roi, model.calibration
+        self._measurer = measurer or model.measurer
         self._cover = None if roi is None else model.cover(roi)
 
     def of(self, model: Model) -> Judge:
@@ -282,7 +292,7 @@ class Judge:
         if not pixels:
             return outcomes, None
         x = torch.from_numpy(np.stack(pixels)).to(self.runtime.device)
-        return outcomes, self.model.measurer.evidence(x, how)
+        return outcomes, self._measurer.evidence(x, how)
 
     def _measure(
         self,
@@ -293,7 +303,7 @@ class Judge:
         if evidence is None:
             return [MeasuredImage(outcome) for outcome in outcomes]
         only = self._only(wanted)
-        measured = self.model.measurer.of_evidence(evidence, mapped=wanted.mapped, only=only)
+        measured = self._measurer.of_evidence(evidence, mapped=wanted.mapped, only=only)
         arrays = (measured.terms, measured.x_hat, measured.residual, measured.anomaly_map)
         found = iter(zip(*arrays, strict=True))
         rows: list[MeasuredImage] = []
@@ -323,7 +333,7 @@ class Judge:
                 take(top, rows)
 
         tiled = measure_tiled(
-            self.model.measurer,
+            self._measurer,
             decoded,
             how,
             picture=wanted.pictures,

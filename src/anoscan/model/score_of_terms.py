@@ -39,6 +39,10 @@ class Scorer:
         """Return how much each term of a score counts, by name; 0 for terms that are only shown."""
         return dict(zip(self.terms(score), self._weights(score).tolist(), strict=True))
 
+    def scale(self, score: str) -> TermScale:
+        """Return the scales and weights of the `terms` of a score that combines its terms."""
+        return self._scales[score_named(score).name]
+
     def needs_latent(self, score: str) -> bool:
         """Return whether a score counts a term that depends on z or G(z)."""
         weights = zip(self.terms(score), self._weights(score), strict=True)

@@ -60,7 +60,7 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Return the corrected reconstructions (n, c, s, s)."""
         found = self.limited(self.residuals(x, x_hat)) @ self.down @ self.up + self.mean
-        added = found.view(len(x), x.shape[1], self.grid, self.grid)
+        added = found.view(x.shape[0], x.shape[1], self.grid, self.grid)
         if self.grid < x.shape[-1]:
             added = interpolate(added, x.shape[-2:], mode="bilinear", align_corners=False)
         return x_hat + added

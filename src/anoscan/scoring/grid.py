@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from anoscan.core.tracing import recording
+
 HALVED = 64  # pixels a side; from here on layers have half the resolution of the image
 COARSENESS = 1.5  # a standard deviation of the smoothing covers at least so many cells of its grid
 TRUNCATED = 3.0  # standard deviations after which a blur ends
@@ -55,7 +57,7 @@ class Filter:
     def __call__(self, pictures: Tensor) -> Tensor:
         """Filter pictures (..., s, s); the result (..., g, g) has their dtype and device."""
         matrix = self._like(pictures.dtype, pictures.device)
-        if len(self.bands) == 1:
+        if len(self.bands) == 1 or recording():
             return matrix @ (pictures @ matrix.T)
         *many, side = pictures.shape[:-1]
         across = pictures.new_empty((*many, side, len(matrix)))

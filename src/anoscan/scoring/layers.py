@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from anoscan.core.tracing import recording
 from anoscan.scoring import detail
 from anoscan.scoring.grid import grid_side, smoothing, to_grid
 from anoscan.scoring.terms import Evidence, Tensors, backbone_local, local, subspace
@@ -70,9 +71,11 @@ def layers_of(evidence: Evidence, tensors: Tensors, *, aligned: bool) -> Iterato
         # values of their neighbours inside.
         places.append(far if aligned else _without_edge(far))
     squares, shares = pixel_squares(evidence), NEIGHBOURHOODS[aligned]
-    for start in range(0, len(evidence.x), together(side)):
-        # All steps are made for a few images at a time, whose layers fit the processor's cache.
-        part = slice(start, start + together(side))
+    step = together(side)
+    # All steps are made for a few images at a time, whose layers fit the processor's cache.
+    starts = [None] if recording() else range(0, len(evidence.x), step)
+    for start in starts:
+        part = slice(None) if start is None else slice(start, start + step)
         found = [_logs(reduced(squares[part] / tensors["usual"]))]
         found += _detail(evidence.x[part], evidence.x_hat[part] if aligned else None)
         found += [_logs(squared[part].float()) for squared in places]
@@ -114,6 +117,8 @@ def _calm(smooth: Tensor) -> Tensor:
     step = -(-smooth.shape[-1] // _SAMPLED)
     some = smooth[..., ::step, ::step].flatten(2)
     rank = round(CALM * (some.shape[2] - 1))
+    if recording():
+        return some.topk(rank + 1, 2, largest=False).values[..., -1, None, None]
     # NumPy's selection is several times as fast as torch's on a processor.
     calm = np.partition(some.cpu().numpy(), rank, axis=2)[..., rank]
     return torch.from_numpy(calm).to(smooth.device)[..., None, None]

@@ -17,6 +17,7 @@ anomalous quarter of the image, so grain or exposure all over it is no defect.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from anoscan.core.runtime import exact_float32
 from anoscan.core.tensors import Like
 from anoscan.networks.architectures import Networks
 from anoscan.scoring import detail
-from anoscan.scoring.grid import blurring, enlarging, grid_side, smoothing
+from anoscan.scoring.grid import Filter, blurring, enlarging, grid_side, smoothing
 from anoscan.scoring.layers import (
     BACKBONE,
     FLOOR,
@@ -116,10 +117,13 @@ class Maps:
 
     def measure(self, evidence: Evidence) -> Floats:
         """Compute maps (n, s, s), float32; 0 is normal for a place, 1 a standard deviation more."""
+        return np.concatenate([part.cpu().numpy() for part in self.parts(evidence)])
+
+    def parts(self, evidence: Evidence) -> Iterator[Tensor]:
+        """Yield the maps (k, s, s) of `measure` for k images at a time, on their device."""
         size = evidence.x.shape[-1]
-        parts = layers_of(evidence, self.tensors, aligned=self.aligned)
-        found = [_of_layers(layers, self, size) for layers in parts]
-        return np.concatenate([part.cpu().numpy() for part in found])
+        for layers in layers_of(evidence, self.tensors, aligned=self.aligned):
+            yield _of_layers(layers, self, size)
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors that a model file stores; `restored` takes the others from terms."""
@@ -415,5 +419,11 @@ def _of_layers(layers: Tensor, maps: Maps, size: int) -> Tensor:
     standard = ((layers - centre) / spread).flatten(2)
     whitened = (whiten.T @ standard).reshape(layers.shape)
     raw = (whitened.square().mean(1) + FLOOR).log() / 2
-    last = enlarging(side, size).after(smoothing(side, side, LAST_BLUR[maps.aligned]))
+    last = _last(side, size, LAST_BLUR[maps.aligned])
     return (last(raw) - maps.tensors["place_mean"]) / maps.tensors["place_spread"]
+
+
+@functools.lru_cache
+def _last(side: int, size: int, share: float) -> Filter:
+    """Return the filter of the map on its grid: it is smoothed, and enlarged to the image."""
+    return enlarging(side, size).after(smoothing(side, side, share))

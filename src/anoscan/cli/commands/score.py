@@ -161,6 +161,16 @@ def score(
         ),
     ] = None,
     device: Device = "auto",
+    runtime: Annotated[
+        str,
+        option(
+            help="Compute with this library. onnx: ONNX Runtime, on the processor and for the "
+            "calibrated score alone; it needs the extra onnx, and prepares a model at first use.",
+            metavar="torch|onnx",
+            default="torch",
+            panel=MACHINE,
+        ),
+    ] = "torch",
     workers: Workers = None,
     as_json: Json = False,
     as_jsonl: Annotated[
@@ -192,6 +202,11 @@ def score(
     rules = _rules([*["count>0"] * fail_on_anomaly, *(fail_if or ())])
     request = ScoreRequest.of(nearest=nearest, **asked_for(asked))
     wanted_maps = map_files(maps, maps_format)
+    if runtime != "torch":
+        from anoscan.export.runtime import check_request, check_runtime
+
+        check_runtime(runtime, device)
+        check_request(runtime, request)
     output = output_of(as_json, quiet)
     pages_folder = beside(wanted.page) if wanted.page and report_assets else None
     written = [folder for folder in (residuals, maps, pages_folder) if folder is not None]
@@ -203,7 +218,7 @@ def score(
             output.warn(warning)
     for note in notes:
         output.note(note)
-    detector = load(model, device, workers, roi, output)
+    detector = load(model, device, workers, roi, output, runtime)
     if show_channels is not None:
         detector.show_channels(show_channels)
     if warning := detector.threshold(request).warning:

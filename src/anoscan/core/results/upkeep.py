@@ -307,3 +307,49 @@ class RetrainReport:
     new: OnHeldOut
     labelled: tuple[ComparedModel, ...] | None
     warning: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Whether an exported file gives the results of anoscan, on real images.
+
+    `images` real ones were compared, and `with_defects` copies of them with synthetic defects;
+    anoscan calls `anomalous` of all anomalous. `source` says what they are: 'images' that a user
+    named, images of the 'training', or 'thumbnails' that the model keeps. `largest_difference` of
+    scores and maps is in standard deviations of normal images, and that of reconstructions in
+    shares of the range from black to white. The outputs of `exceeded` differ by more than their
+    `tolerance`. `verdicts_differ` and `ranks_differ` count images.
+    """
+
+    passed: bool
+    images: int
+    with_defects: int
+    source: str
+    runtime: str
+    anomalous: int
+    largest_difference: dict[str, float]
+    tolerance: dict[str, float]
+    exceeded: tuple[str, ...]
+    verdicts_differ: int
+    ranks_differ: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """Result of ``anoscan export``: the paths of the two files, and what the check found.
+
+    `sha256` and `bytes` are those of the file of the graph.
+    """
+
+    __repr__ = brief
+    schema: ClassVar[str] = "anoscan.export/1"
+    model: ModelReference
+    format: str
+    file: str
+    card: str
+    sha256: str
+    bytes: int
+    opset: int
+    threshold: Threshold
+    parity: Parity
+    skipped: tuple[Skipped, ...]

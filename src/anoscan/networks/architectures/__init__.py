@@ -406,7 +406,7 @@ class Unflatten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, side * side * c) to (n, c, side, side)."""
-        return x.view(len(x), self.side, self.side, self.channels).permute(0, 3, 1, 2)
+        return x.view(x.shape[0], self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
 
 def initialise(network: nn.Module, *, slope: float = 0.0) -> nn.Module:

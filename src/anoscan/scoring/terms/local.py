@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from anoscan.core.tensors import Like
+from anoscan.core.tracing import recording
 from anoscan.scoring.terms import Evidence, Forms, Tensors, Term
 
 BLOCKS = 3  # the finest ones: a place of a coarser block sees most of the image
@@ -110,20 +111,26 @@ def distances(evidence: Evidence, block: Tensor, mean: Tensor, whiten: Tensor) -
     def compute() -> Tensor:
         seen = _averaged(block)
         n, channels, height, width = seen.shape
+        if recording():
+            return _squares(seen, slice(0, height), mean, whiten).double()
         found = seen.new_empty((n, height, width), dtype=torch.float64)
         step = max(1, _NUMBERS // (n * width * channels))
         for top in range(0, height, step):
             # Some rows at a time, whose numbers fit the processor's cache.
             rows = slice(top, top + step)
-            v = seen[:, :, rows].permute(2, 3, 0, 1)
-            if whiten.ndim == 2:
-                whitened = (v - mean) @ whiten
-            else:
-                whitened = (v - mean[rows, :, None]) @ whiten[rows]
-            found[:, rows] = whitened.square().mean(3).permute(2, 0, 1)
+            found[:, rows] = _squares(seen, rows, mean, whiten)
         return found
 
     return evidence.once(("distances", id(whiten)), compute)
+
+
+def _squares(seen: Tensor, rows: slice, mean: Tensor, whiten: Tensor) -> Tensor:
+    """Return the `distances` (n, rows, w) of some rows of an averaged block, float32."""
+    v = seen[:, :, rows].permute(2, 3, 0, 1)
+    of_places = whiten.ndim > 2
+    centred = v - (mean[rows, :, None] if of_places else mean)
+    whitened = centred @ (whiten[rows] if of_places else whiten)
+    return whitened.square().mean(3).permute(2, 0, 1)
 
 
 def measure(evidence: Evidence, fitted: Tensors) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from anoscan.core.tensors import Like
+from anoscan.core.tracing import recording
 from anoscan.scoring.terms import ROWS, Evidence, Forms, Tensors, Term
 
 SIDE = 16  # pixels a side; larger images are averaged down to it
@@ -83,7 +84,10 @@ def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
     inside = centred @ fitted["basis"].double()
     prototypes = fitted["prototypes"].double()
     # Differences are exact where a product of matrices would lose digits.
-    nearest = torch.cdist(inside, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+    if recording():
+        nearest = (inside[:, None] - prototypes).square().sum(2).sqrt()
+    else:
+        nearest = torch.cdist(inside, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
     variance = fitted["variance"].double()
     relative: Tensor = nearest.amin(1).square() / (variance + 1e-12) + FLOOR
     return relative

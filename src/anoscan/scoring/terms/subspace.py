@@ -99,7 +99,7 @@ def residual(evidence: Evidence, fitted: Tensors) -> Tensor:
     def compute() -> Tensor:
         rows, basis = _rows(evidence.x).double() - fitted["mean"].double(), fitted["basis"].double()
         left = rows - (rows @ basis) @ basis.T
-        squares = left.square().reshape(len(rows), -1, side, side).mean(1)
+        squares = left.square().reshape(rows.shape[0], -1, side, side).mean(1)
         return _smooth(squares / fitted["expected"].double())
 
     return evidence.once(("subspace", id(fitted["basis"])), compute)
