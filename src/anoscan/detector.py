@@ -455,18 +455,7 @@ class Detector:
                 sha256=self.reference.sha256,
                 note=f"from {before.name}" if name else None,
             )
-        return CalibrateReport(
-            model=self.reference,
-            previous=before,
-            images=len(model.calibration.terms) if paths else None,
-            warning=recalibrate.caveat(model) if paths else None,
-            threshold=threshold,
-            decision=renewed.decision,
-            uses_labels=model.uses_labels,
-            history=tuple(model.metadata.get("history", ())),
-            skipped=renewed.skipped,
-            review=renewed.review,
-        )
+        return renewed.report(before, self.reference, threshold, new_images=bool(paths))
 
     def calibration_scores(self, score: str = DEFAULT_SCORE) -> np.ndarray:
         """Return the scores (n,) of the calibration images, which set the thresholds."""

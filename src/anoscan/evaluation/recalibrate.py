@@ -19,7 +19,14 @@ import anoscan
 from anoscan.core.arrays import evenly
 from anoscan.core.config import FalseAlarmRate, rate_in_range
 from anoscan.core.errors import InputError, UsageError
-from anoscan.core.results import Decision, Review, Skipped
+from anoscan.core.results import (
+    CalibrateReport,
+    Decision,
+    ModelReference,
+    Review,
+    Skipped,
+    Threshold,
+)
 from anoscan.core.runtime import Runtime
 from anoscan.dataset.inspection import inspect
 from anoscan.dataset.material import Material
@@ -104,6 +111,31 @@ class Renewed:
     decision: Decision | None
     skipped: tuple[Skipped, ...]
     review: Review | None
+
+    def report(
+        self,
+        before: ModelReference,
+        after: ModelReference,
+        threshold: Threshold,
+        *,
+        new_images: bool,
+    ) -> CalibrateReport:
+        """Say what was done to the model `before`, which was saved as `after`.
+
+        `new_images` says whether new normal images were given.
+        """
+        return CalibrateReport(
+            model=after,
+            previous=before,
+            images=len(self.model.calibration.terms) if new_images else None,
+            warning=caveat(self.model) if new_images else None,
+            threshold=threshold,
+            decision=self.decision,
+            uses_labels=self.model.uses_labels,
+            history=tuple(self.model.metadata.get("history", ())),
+            skipped=self.skipped,
+            review=self.review,
+        )
 
 
 def renew(
