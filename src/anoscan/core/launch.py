@@ -10,12 +10,17 @@ from dataclasses import dataclass
 class Launch:
     """The place of a process among those that torchrun started.
 
-    `rank` counts all of the `size` processes from 0, and `local_rank` those of one machine.
+    `rank` counts all of the `size` processes from 0, and `local_rank` the `local_size` of one
+    machine.
     """
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
+
+
+SINGLE = Launch(0, 1, 0, 1)
 
 
 def launched() -> Launch | None:
@@ -25,5 +30,5 @@ def launched() -> Launch | None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return None
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Launch(rank, size, local)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Launch(*(int(os.environ[name]) for name in names))

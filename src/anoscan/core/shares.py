@@ -53,7 +53,7 @@ class Share:
         """Return the sum of a tensor over all processes; gradients of any order pass through it."""
         if self.size == 1:
             return x
-        summed: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+        summed: Tensor = _Sum.apply(x)
         return summed
 
     def mean(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Share:
             if weight.grad is not None
         ]
         summed = sum_up(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = summed.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(summed, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
 
@@ -134,4 +134,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _Sum.apply(gradients[0])  # type: ignore[no-untyped-call]
+        return _Sum.apply(gradients[0])

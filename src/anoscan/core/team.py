@@ -19,13 +19,15 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from anoscan.core.errors import ProcessLost, TrainingInterrupted, UsageError
-from anoscan.core.launch import Launch
+from anoscan.core.launch import SINGLE, Launch
 from anoscan.core.shares import WHOLE, Share, answering, sum_up, taking
 
 PATIENCE = datetime.timedelta(minutes=10)  # for the others, in a step
-POLL = datetime.timedelta(seconds=1)  # time between two looks for an order
+POLL = 0.03  # seconds between two looks for an order
 BEAT = 20.0  # seconds between two signs of life of the process that leads
 LAST_WORDS = 2.0  # seconds that processes have to say that they are still there
 
@@ -33,18 +35,19 @@ Order = dict[str, Any]
 
 
 class Team:
-    """The processes of one training; `rank` is that of this process, and 0 leads.
+    """The processes of one training; `launch` is the place of this one, and rank 0 leads.
 
     `store` is None where the process works alone.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
-        self.rank, self.size, self._store = rank, size, store
+    def __init__(self, launch: Launch = SINGLE, store: Store | None = None) -> None:
+        self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
+        self._store = store
         self.broken = False  # whether processes may wait for different things
         self._orders = 0
 
     @property
-    def store(self) -> dist.Store:
+    def store(self) -> Store:
         """Keys and values that all processes share.
 
         Raises
@@ -122,19 +125,39 @@ class Team:
 
     def wait_for(self, key: str, stopping: Callable[[], bool]) -> None:
         """Wait for a key of the store; raises as `next_order` does."""
+
+        def there() -> bool:
+            with answering():
+                found: bool = self.store.check([key])
+            return found
+
+        self._wait(there, stopping)
+
+    def meet(self, name: str, stopping: Callable[[], bool]) -> None:
+        """Wait until all processes have done `name` of this order; raises as `next_order` does."""
+        key = f"{name}/{self._orders}"
+
+        def all_there() -> bool:
+            with answering():
+                found: bool = self.store.add(key, 0) == self.size
+            return found
+
+        with answering():
+            self.store.add(key, 1)
+        self._wait(all_there, stopping)
+
+    def _wait(self, over: Callable[[], bool], stopping: Callable[[], bool]) -> None:
         beats, since = -1, time.monotonic()
-        while True:
-            with suppress(dist.DistStoreError):
-                self.store.wait([key], POLL)
-                return
+        while not over():
             if stopping():
                 raise TrainingInterrupted("training was stopped.")
+            time.sleep(POLL)
             with answering():
                 now = self.store.add("beats", 0)
-            if now != beats:
+            if now != beats and self.rank != 0:
                 beats, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE.total_seconds():
-                raise ProcessLost("the process of rank 0 gives no sign of life")
+                raise ProcessLost("no sign of life came for ten minutes")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -182,7 +205,7 @@ def device_for(launch: Launch, device: str) -> str:
         raise UsageError("--device mps trains in one process: start anoscan without torchrun.")
     if device == "cpu" or not torch.cuda.is_available():
         return "cpu" if device == "auto" else device
-    if launch.local_rank >= (cards := torch.cuda.device_count()):
+    if launch.local_size > (cards := torch.cuda.device_count()):
         raise UsageError(
             f"torchrun started more processes than this machine has CUDA cards ({cards}).",
             hint="Lower --nproc-per-node, or give --device cpu.",
@@ -204,7 +227,7 @@ def joined(launch: Launch, device: str) -> Iterator[Team]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         with answering():
-            store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+            store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
             )
@@ -213,7 +236,7 @@ def joined(launch: Launch, device: str) -> Iterator[Team]:
             f"the {launch.size} processes could not reach each other: {error.message}",
             hint="Give all machines the same --rdzv-endpoint, and open its port.",
         ) from error
-    _team = Team(rank, size, dist.PrefixStore("anoscan", store))
+    _team = Team(launch, PrefixStore("anoscan", store))
     done = threading.Event()
     if rank == 0:
         threading.Thread(target=_beat, args=(_team.store, done), daemon=True).start()
@@ -229,7 +252,7 @@ def joined(launch: Launch, device: str) -> Iterator[Team]:
                 dist.destroy_process_group()
 
 
-def _beat(store: dist.Store, done: threading.Event) -> None:
+def _beat(store: Store, done: threading.Event) -> None:
     with suppress(RuntimeError):  # the store ends with torchrun
         while not done.is_set():
             store.add("beats", 1)

@@ -30,9 +30,11 @@ from anoscan.cli.options import (
     option,
 )
 from anoscan.cli.settings import given_settings, with_settings
+from anoscan.cli.together import leads, together
 from anoscan.core.config import IMAGES, MODEL, TrainConfig, decided
 from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.core.files import check_writable
+from anoscan.core.launch import launched
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
@@ -141,33 +143,40 @@ def train(
     if dry_run and redo is not None:
         raise UsageError("--redo does not go with --dry-run: it takes the settings of the model.")
     if dry_run:
-        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every)
+        if leads():
+            _dry_run(
+                images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every
+            )
         return
-    if force or redo is not None:
-        _ask(images, name, yes)
-    if clean_report is not None:
-        check_writable(clean_report, "--clean-report")
-    detector = _train(
-        output,
-        images,
-        config=chosen,
-        name=name,
-        force=force,
-        resume=resume,
-        tensorboard=tensorboard,
-        clean_report=clean_report,
-        drop_suspects=drop_suspects,
-        roi=roi,
-        redo=redo,
-        every=every,
-        backbone_weights=backbone_weights,
-        **machine,
-    )
+    with together(device) as machine["device"]:
+        if force or redo is not None:
+            _ask(images, name, yes)
+        if clean_report is not None:
+            check_writable(clean_report, "--clean-report")
+        detector = _train(
+            output,
+            images,
+            config=chosen,
+            name=name,
+            force=force,
+            resume=resume,
+            tensorboard=tensorboard,
+            clean_report=clean_report,
+            drop_suspects=drop_suspects,
+            roi=roi,
+            redo=redo,
+            every=every,
+            backbone_weights=backbone_weights,
+            **machine,
+        )
     if detector.report is None:
         raise RuntimeError("training gives a report")
     output.emit(detector.report)
     output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
-    finish(output, detector.report.images.skipped)
+    if launched() is None:
+        finish(output, detector.report.images.skipped)
+    else:  # torchrun knows success and failure only
+        output.skipped(detector.report.images.skipped)
 
 
 def _ask(images: list[Path], name: str | None, yes: bool) -> None:
