@@ -65,6 +65,7 @@ def together(device: str) -> Iterator[str]:
         yield device
         return
     from anoscan.core import team
+    from anoscan.networks.loop import stop_on_interrupt
     from anoscan.training.together import follow
 
     chosen = team.device_for(launch, device)
@@ -76,7 +77,8 @@ def together(device: str) -> Iterator[str]:
             follow(crew)
         except ProcessLost as error:
             crew.broken = True
-            found = crew.lost(error)
+            with stop_on_interrupt():  # torchrun ends all processes when one has ended
+                found = crew.lost(error)
             if not crew.first_to_speak():
                 raise typer.Exit(ExitCode.FAILED) from error
             raise found from error

@@ -13,6 +13,7 @@ Networks are small enough to be summed at once after each backward pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -124,7 +125,10 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the base class of all errors of torch.distributed
-        raise ProcessLost(str(error).strip().splitlines()[0]) from error
+        # The place in the source of gloo or nccl comes first, in brackets.
+        raise ProcessLost(
+            re.sub(r"^\[[^]]*]\s*", "", str(error).strip()).splitlines()[0]
+        ) from error
 
 
 class _Sum(torch.autograd.Function):

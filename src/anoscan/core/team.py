@@ -28,7 +28,8 @@ from anoscan.core.shares import WHOLE, Share, answering, sum_up, taking
 
 PATIENCE = datetime.timedelta(minutes=10)  # for the others, in a step
 POLL = 0.03  # seconds between two looks for an order
-BEAT = 20.0  # seconds between two signs of life of the process that leads
+BEAT = 1.0  # seconds between two signs of life of the process that leads
+SILENCE = 4.0  # seconds without one after which it has ended, where a signal asks to stop
 LAST_WORDS = 2.0  # seconds that processes have to say that they are still there
 
 Order = dict[str, Any]
@@ -149,15 +150,15 @@ class Team:
     def _wait(self, over: Callable[[], bool], stopping: Callable[[], bool]) -> None:
         beats, since = -1, time.monotonic()
         while not over():
-            if stopping():
-                raise TrainingInterrupted("training was stopped.")
             time.sleep(POLL)
             with answering():
                 now = self.store.add("beats", 0)
             if now != beats and self.rank != 0:
+                if stopping() and beats >= 0:
+                    raise TrainingInterrupted("training was stopped.")
                 beats, since = now, time.monotonic()
-            elif time.monotonic() - since > PATIENCE.total_seconds():
-                raise ProcessLost("no sign of life came for ten minutes")
+            elif time.monotonic() - since > (SILENCE if stopping() else PATIENCE.total_seconds()):
+                raise ProcessLost("there is no sign of life")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Team:
         who = "a process" if len(missing) != 1 else f"the process of rank {missing[0]}"
         return ProcessLost(
             f"{who} (of {self.size}) has ended or does not answer: {reason.message.rstrip('.')}.",
-            hint="See its own message above, then start torchrun again with --resume.",
+            hint="Its own messages come before. --resume goes on from the last checkpoint.",
         )
 
 
