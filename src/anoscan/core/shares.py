@@ -125,10 +125,9 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the base class of all errors of torch.distributed
-        # The place in the source of gloo or nccl comes first, in brackets.
-        raise ProcessLost(
-            re.sub(r"^\[[^]]*]\s*", "", str(error).strip()).splitlines()[0]
-        ) from error
+        # A place in the source comes first, in brackets, and advice after the first sentence.
+        reason = re.sub(r"^\[[^]]*]\s*", "", str(error).strip()).partition("\n")[0]
+        raise ProcessLost(reason.partition(". ")[0]) from error
 
 
 class _Sum(torch.autograd.Function):

@@ -30,7 +30,7 @@ PATIENCE = datetime.timedelta(minutes=10)  # for the others, in a step
 POLL = 0.03  # seconds between two looks for an order
 BEAT = 1.0  # seconds between two signs of life of the process that leads
 SILENCE = 4.0  # seconds without one after which it has ended, where a signal asks to stop
-LAST_WORDS = 2.0  # seconds that processes have to say that they are still there
+LAST_WORDS = 4.0  # seconds that processes have, at most, to say that they are still there
 
 Order = dict[str, Any]
 
@@ -175,12 +175,12 @@ class Team:
         with suppress(RuntimeError):
             self.store.set(f"alive/{self.rank}", "")
             end = time.monotonic() + LAST_WORDS
-            while time.monotonic() < end:
+            while len(missing) != 1 and time.monotonic() < end:
                 missing = [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
                 time.sleep(0.1)
-        who = "a process" if len(missing) != 1 else f"the process of rank {missing[0]}"
+        ranks = " and ".join(map(str, missing)) or "unknown"
         return ProcessLost(
-            f"{who} (of {self.size}) has ended or does not answer: {reason.message.rstrip('.')}.",
+            f"process {ranks} of {self.size} has ended or hangs ({reason.message.rstrip('.')}).",
             hint="Its own messages come before. --resume goes on from the last checkpoint.",
         )
 

@@ -217,7 +217,8 @@ def resumable(error: TrainingInterrupted) -> TrainingInterrupted:
     """Return the error that says how to go on with the training that this command began."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     command = shlex.join(["anoscan", *arguments, "--resume"])
-    return TrainingInterrupted(error.message, hint=f"Go on with: {command}")
+    how = "" if launched() is None else " the same torchrun command and --resume, or one process"
+    return TrainingInterrupted(error.message, hint=f"Go on with{how}: {command}")
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:
