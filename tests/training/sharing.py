@@ -35,10 +35,10 @@ BASE = TrainConfig(
     width=4,
     latent_dim=6,
     batch_size=7,  # parts of 3 and 4 images
-    images_shown=28,
-    rotation_images_shown=42,
-    encoder_images_shown=21,
-    reconstruction_images_shown=21,
+    images_shown=14,
+    rotation_images_shown=28,
+    encoder_images_shown=14,
+    reconstruction_images_shown=14,
     augment="shift, cutout, brightness, flip",
 )
 CASES: dict[str, tuple[TrainConfig, Callable[[Stages, Networks], Planned[Stage] | None]]] = {

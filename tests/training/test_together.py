@@ -134,13 +134,13 @@ def test_other_commands_are_refused_by_one_process(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from anoscan.cli import app
+    from anoscan.cli import main
 
     for name, value in environment(local_rank, 2, 1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["anoscan", "score", "images"])
     with pytest.raises(SystemExit) as ended:
-        app.main()
+        main()
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (2, "", lines)
     assert "without torchrun: anoscan score" in err or not lines
