@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -170,8 +171,9 @@ def apart(one: Path, other: Path, network: str) -> float:
 
 
 def alone(folder: Path, name: str, *more: str) -> None:
-    command = [sys.executable, "-m", "anoscan", "train", str(folder), "--name", name, *more]
-    done = subprocess.run([*command, *SETTINGS, "-q"], capture_output=True, cwd=ROOT, check=False)
+    command = [sys.executable, "-m", "anoscan", "train", str(folder), "--name", name]
+    command += [*SETTINGS, *more, "-q"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -230,7 +232,7 @@ def test_a_process_that_dies_ends_all_with_one_message(few: Digits, rank: int) -
     start = time.monotonic()
     out, err = killed(process, rank, signal.SIGKILL)
     assert (process.returncode, out) == (1, "")
-    assert err.count("Error: ") == 1
+    assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1
     assert f"process {rank} of 3 has ended or hangs" in err
     assert time.monotonic() - start < 120
     assert not list(Path(os.environ["ANOSCAN_HOME"]).rglob("three.safetensors"))
