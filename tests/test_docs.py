@@ -66,6 +66,10 @@ def test_option_tables_are_what_the_commands_say() -> None:
 
 OTHERS = {"--help", "--version", "--install-completion", "--show-completion", "--logdir"}
 OTHERS |= {"--runtime-env-json"}  # of `ray job submit`
+# Options of torchrun and Slurm.
+OTHERS |= {"--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"}
+OTHERS |= {"--rdzv-backend", "--nodes", "--ntasks-per-node", "--gpus-per-node"}
+OTHERS |= {"--cpus-per-task", "--signal"}
 
 
 @pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))

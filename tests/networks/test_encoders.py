@@ -412,7 +412,7 @@ def test_a_resumed_game_of_pairs_ends_with_the_same_bytes(
 
     whole = train("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.train_networks.run", stop_early)
+        patch.setattr("anoscan.networks.stages.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train("resumed")
     assert train("resumed", resume=True) == whole

@@ -217,7 +217,7 @@ def test_a_run_resumed_while_it_grows_ends_with_the_same_bytes(
 
     path = tmp_path / "resumed.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.train_networks.run", stop_early)
+        patch.setattr("anoscan.networks.stages.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="run", path=path, **settings)
     resumed = Detector.train(few.normal, name="run", path=path, resume=True, **settings)

@@ -171,7 +171,7 @@ def test_a_resumed_run_appends_without_a_line_twice(
 
     train("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.train_networks.run", stop_early)
+        patch.setattr("anoscan.networks.stages.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train("halved")
     beside = Record(store.checkpoint_path("halved"))

@@ -56,7 +56,7 @@ def file(few: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANOSCAN_HOME", str(home))
-        patch.setattr("anoscan.training.train_networks.run", stop_early)
+        patch.setattr("anoscan.networks.stages.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="run", device="cpu", precision="float32", **SETTINGS)
         return store.checkpoint_path("run")

@@ -68,7 +68,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
         return Detector.train(few.normal, name="run", path=path, resume=resume, **quick)
 
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.train_networks.run", stop_early)
+        patch.setattr("anoscan.networks.stages.run", stop_early)
         with pytest.raises(TrainingInterrupted):
             train(resume=False)
     resumed = train(resume=True)
@@ -134,7 +134,7 @@ def test_resuming_without_or_with_a_foreign_checkpoint_is_refused(
         )
     assert not told  # no image is read, no folder named, for nothing
     with monkeypatch.context() as patch:
-        patch.setattr("anoscan.training.train_networks.run", stop)
+        patch.setattr("anoscan.networks.stages.run", stop)
         with pytest.raises(TrainingInterrupted):
             Detector.train(few.normal, name="r", path=path, **quick)
     with pytest.raises(ModelError, match=r"What differs: --seed \(was 0, is 9\)\."):

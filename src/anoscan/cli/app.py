@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 import anoscan
-from anoscan.cli import hints, signals, streams
+from anoscan.cli import hints, signals, streams, together
 from anoscan.cli.commands import calibrate, drift, models, retrain, sample, suspects, train
 from anoscan.cli.commands.demo import demo
 from anoscan.cli.commands.doctor import doctor
@@ -25,7 +25,7 @@ from anoscan.cli.commands.score import score
 from anoscan.cli.commands.trend import trend
 from anoscan.cli.commands.watch import watch
 from anoscan.cli.options import SETTINGS, Command, output_of
-from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, UsageError
+from anoscan.core.errors import AnoscanError, AnoscanWarning, ExitCode, ProcessLost, UsageError
 
 app = typer.Typer(
     name="anoscan",
@@ -54,6 +54,7 @@ def _root(
     ] = False,
 ) -> None:
     models.help_without_command(context)
+    together.check_command(context.invoked_subcommand)
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
@@ -172,7 +173,7 @@ def _run() -> int:
         code = ExitCode.INTERRUPTED
     except Exception:
         return _bug()
-    if code == ExitCode.INTERRUPTED:
+    if code == ExitCode.INTERRUPTED and not together.silent():
         output_of(False, False).note("interrupted")
     return int(code)
 
@@ -193,7 +194,8 @@ def _show_warning(
 
 
 def _fail(error: AnoscanError) -> int:
-    output_of(False, False).error(error)
+    if isinstance(error, ProcessLost) or not together.silent():
+        output_of(False, False).error(error)
     return error.exit_code
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,10 +20,28 @@ Floats = NDArray[np.float32]
 IN_MEMORY = 1024**3  # bytes of training pixels; larger arrays go to a temporary file
 
 
+_folder: Path | None = None  # where arrays of `allocate` lie
+
+
+@contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """Let `allocate` put arrays into the file ``pixels`` of a folder, for other processes to map.
+
+    Only one array can be allocated in this context.
+    """
+    global _folder
+    _folder = folder
+    try:
+        yield
+    finally:
+        _folder = None
+
+
 def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
     """Return a float32 array of a shape, whose values are not set.
 
-    An array of more than `in_memory` bytes lies in a temporary file.
+    An array of more than `in_memory` bytes lies in a temporary file, and every one in the context
+    of `in_folder`.
 
     Raises
     ------
@@ -29,7 +49,7 @@ def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
         When the temporary folder has no room for the array.
     """
     needed = 4 * math.prod(shape)
-    if needed <= in_memory:
+    if needed <= in_memory and _folder is None:
         return np.empty(shape, np.float32)
     # A write to a mapped file on a full disk kills the process, so check the room first.
     folder = tempfile.gettempdir()
@@ -38,6 +58,8 @@ def allocate(shape: tuple[int, ...], in_memory: int = IN_MEMORY) -> Floats:
             f"the images need {needed / 1e9:.1f} GB in {folder}, which has less left.",
             hint="Set TMPDIR to a folder with more room, or train at a smaller --size.",
         )
+    if _folder is not None:
+        return np.memmap(_folder / "pixels", np.float32, mode="w+", shape=shape)
     with tempfile.TemporaryFile() as file:  # has no name, and is gone after its last use
         return np.memmap(file, np.float32, mode="w+", shape=shape)
 

@@ -58,6 +58,10 @@ class TrainingDiverged(AnoscanError):
     """The losses stopped being finite, and going back to an earlier state did not help."""
 
 
+class ProcessLost(AnoscanError):
+    """Another process of the same training has ended, or does not answer."""
+
+
 class TrainingInterrupted(AnoscanError):
     """The user stopped the training, which left a checkpoint behind."""
 

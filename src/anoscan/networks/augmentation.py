@@ -2,6 +2,7 @@
 
 A discriminator of few images is shown them augmented, so that it cannot learn them by heart. The
 encoder is given images with pasted rectangles, so that it learns to reconstruct without defects.
+These two kinds take pixels of other images, so processes that share a batch change all of it.
 Random numbers come from a CPU generator, so they are the same on every device.
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from anoscan.core import shares
 
 # SHIFTED and BLANKED are shares of the side, LIGHTER is a share of the range of values.
 SHIFTED, BLANKED, LIGHTER = 1 / 16, 0.3, 0.25
@@ -28,7 +31,10 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     if most < 1:
         return x
     n, _, height, width = x.shape
-    offsets = torch.randint(2 * most + 1, (n, 2), generator=generator).to(x.device)
+    draw = shares.current().drawn
+    offsets = draw(lambda n: torch.randint(2 * most + 1, (n, 2), generator=generator), n).to(
+        x.device
+    )
     rows = offsets[:, :1] + torch.arange(height, device=x.device)
     columns = offsets[:, 1:] + torch.arange(width, device=x.device)
     padded = pad(x, (most,) * 4, mode="replicate").permute(0, 2, 3, 1)
@@ -40,7 +46,7 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Set to 0 a square of `share` of the side, centred anywhere in each image (n, c, s, s)."""
     n, _, height, width = x.shape
     side = max(1, round(share * height))
-    starts = torch.rand(n, 2, generator=generator) * torch.tensor([height, width])
+    starts = _uniform(n, 2, generator=generator) * torch.tensor([height, width])
     starts = (starts - side / 2).floor().to(x.device)
     down = torch.arange(height, device=x.device) - starts[:, :1]
     across = torch.arange(width, device=x.device) - starts[:, 1:]
@@ -51,14 +57,19 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 def lighten(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Add a random number to each image (n, c, s, s), of at most `most` times the range 2."""
-    amounts = 2 * most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
+    amounts = 2 * most * (2 * _uniform(len(x), 1, 1, 1, generator=generator) - 1)
     return x + amounts.to(x.device)
 
 
 def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image (n, c, s, s) left to right with a probability of one half."""
-    chosen = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
+    chosen = (_uniform(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
     return torch.where(chosen, x.flip(3), x)
+
+
+def _uniform(n: int, *shape: int, generator: torch.Generator) -> Tensor:
+    """Draw numbers (n, *shape) in [0, 1) for the n images that this process has of a batch."""
+    return shares.current().drawn(lambda whole: torch.rand(whole, *shape, generator=generator), n)
 
 
 # The keys are those of `core.config.AUGMENTATIONS`. All changes can be differentiated.

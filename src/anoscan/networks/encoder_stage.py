@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from anoscan.core import registry
+from anoscan.core import registry, shares
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.networks.architectures import Networks
@@ -87,7 +87,7 @@ class EncoderStage:
         optimizer = self.optimizers["encoder"]
         set_rate(optimizer, self._rate(index))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        shares.current().backward(loss, [optimizer])
         optimizer.step()
         return {"encoder": loss.detach()}
 
@@ -98,14 +98,17 @@ class EncoderStage:
             with torch.no_grad():
                 x = self.networks.generator(z).float()
             return x, z, x
-        x = self.batches(index)
-        return x, z, cut_paste(x, random_stream(self.config.seed, "corruption", index))
+        with shares.taking(shares.WHOLE):  # rectangles come from images of other processes
+            x = self.batches(index)
+            given = cut_paste(x, random_stream(self.config.seed, "corruption", index))
+        rows = shares.current().rows
+        return x[rows], z, given[rows]
 
     def _normal(self, name: str, index: int) -> Tensor:
         # The numbers are drawn on the CPU, so they are the same on every device.
         generator = random_stream(self.config.seed, name, index)
         numbers = torch.randn(self.config.batch_size, self.config.latent_dim, generator=generator)
-        return numbers.to(self.runtime.device)
+        return numbers[shares.current().rows].to(self.runtime.device)
 
     def _rate(self, index: int) -> float:
         """Return the learning rate of a step, which falls along half a cosine wave."""

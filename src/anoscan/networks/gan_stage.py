@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from anoscan.core import shares
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime, random_stream, seeded
 from anoscan.networks.architectures import Discriminator, Growing, Networks, equalise, plain_state
@@ -119,10 +120,15 @@ class GanStage:
 
     def _latent(self, index: int, n: int) -> Tensor:
         # Latents are drawn on the CPU, so they are the same on every device.
-        z = torch.randn(
-            n, self.config.latent_dim, generator=random_stream(self.config.seed, "latent", index)
-        )
+        z = self._drawn(torch.randn, "latent", index, n, self.config.latent_dim)
         return z.to(self.runtime.device)
+
+    def _drawn(
+        self, draw: Callable[..., Tensor], name: str, index: int, n: int, *shape: int
+    ) -> Tensor:
+        """Draw numbers (n, *shape) for the n images that this process has of a batch."""
+        generator = random_stream(self.config.seed, name, index)
+        return shares.current().drawn(lambda n: draw(n, *shape, generator=generator), n)
 
     def _view(self, index: int, which: str, images: Tensor) -> Tensor:
         if not self.views:
@@ -150,9 +156,8 @@ class GanStage:
     def _penalty(self, penalty: Penalty, index: int, real: Tensor, fake: Tensor) -> Tensor:
         # Each image has one mixing weight. All is float32, because second derivatives lose too much
         # in bfloat16.
-        generator = random_stream(self.config.seed, "mix", index)
-        alpha = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
-        return penalty(self.opponent, real, fake, alpha)
+        alpha = self._drawn(torch.rand, "mix", index, len(real), 1, 1, 1)
+        return penalty(self.opponent, real, fake, alpha.to(real.device))
 
     def _generator_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
@@ -164,7 +169,8 @@ class GanStage:
                 gap = self._variety_gap(real, features)
                 # The term is in units of the loss. With a clipped critic the loss may be thousands
                 # of times smaller.
-                loss = loss + self.objective.variety * loss.detach().abs() * gap
+                size = shares.current().mean(loss.detach()).abs()
+                loss = loss + self.objective.variety * size * gap
                 losses["variety"] = gap.detach()
         self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
@@ -181,7 +187,7 @@ class GanStage:
         rate = self.config.learning_rate or self.objective.learning_rate
         set_rate(optimizer, rate * self.slow_down)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        shares.current().backward(loss, [optimizer])
         optimizer.step()
 
     @torch.no_grad()

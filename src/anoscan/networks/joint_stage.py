@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from anoscan.core import registry
-from anoscan.core.runtime import random_stream, seeded
+from anoscan.core import registry, shares
+from anoscan.core.runtime import seeded
 from anoscan.networks.architectures import SLOPE, Discriminator, Networks, flat, initialise
 from anoscan.networks.encoders import Encoder
 from anoscan.networks.gan_stage import GanStage
@@ -122,7 +122,7 @@ class JointStage(GanStage):
         turn = (index + 1) % self.objective.discriminator_steps == 0
         x = self.batches(index)
         z = self._latent(index, len(x))
-        noise = torch.randn(z.shape, generator=random_stream(self.config.seed, "pair-noise", index))
+        noise = self._drawn(torch.randn, "pair-noise", index, *z.shape)
         with torch.set_grad_enabled(turn), self.runtime.autocast():
             fake = self.generator(z)
             z_hat, _ = self.kind.encode(self.encoder, x, noise.to(z.device))
@@ -164,7 +164,8 @@ class JointStage(GanStage):
             if self.objective.variety:
                 of_real, of_fake = (self._images(pairs) for pairs in (real, fake))
                 gap = self._variety_gap(of_real, self.discriminator.features(of_fake))
-                total = total + self.objective.variety * loss.detach().abs() * gap
+                size = shares.current().mean(loss.detach()).abs()
+                total = total + self.objective.variety * size * gap
                 found["variety"] = gap
         self._descend("generator", total)
         self.pairs.requires_grad_(True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anoscan.core import shares, team
 from anoscan.core.arrays import under
 from anoscan.core.errors import TrainingDiverged, TrainingInterrupted
 from anoscan.core.progress import OnProgress, Progress
@@ -63,6 +64,8 @@ class Position:
 class Batches:
     """Gives training images in a new random order every epoch; batch `index` is always the same.
 
+    In a step that several processes share, each gets its part of the batch.
+
     Parameters
     ----------
     pixels : array of shape (n, c, s, s), float32
@@ -91,7 +94,8 @@ class Batches:
     def __call__(self, index: int) -> Tensor:
         """Return batch number `index`, (batch_size, c, s, s); it may run into the next epoch."""
         first = index * self.batch_size
-        chosen = [self._row(place) for place in range(first, first + self.batch_size)]
+        places = range(first, first + self.batch_size)[shares.current().rows]
+        chosen = [self._row(place) for place in places]
         batch = torch.from_numpy(np.ascontiguousarray(self.pixels[np.array(chosen)]))
         return batch.to(self.device, memory_format=torch.channels_last)
 
@@ -130,6 +134,8 @@ def run(
     stopping : callable
         Is asked between steps. When it returns True, a checkpoint is saved and the run stops.
 
+    All processes of a team run the same stage. They go on, look and stop together.
+
     Raises
     ------
     TrainingInterrupted
@@ -137,20 +143,24 @@ def run(
     TrainingDiverged
         When losses or weights were not finite more than `MOST_ROLLBACKS` times.
     """
-    meter = _Meter(stage.name, steps * images_per_step, images_per_step)
+    crew = team.current()
+    meter = _Meter(stage.name, steps * images_per_step, images_per_step, crew)
     good = _Snapshot(stage, position.step)
     saved = time.monotonic()
+    stop, late = crew.agree(stopping(), False)
     while position.step < steps:
-        if stopping():
+        if stop:
             report = meter.report(position.step)
             if not _sound(stage, report):  # no run could go on from its checkpoint
                 _roll_back(stage, position, good, on_progress, report)
             checkpoint(position)
             raise TrainingInterrupted(STOPPED)
-        meter.add(stage.step(position.step))
+        with crew.step(images_per_step):
+            meter.add(stage.step(position.step))
         position.step += 1
+        stop, late = crew.agree(stopping(), crew.rank == 0 and meter.seconds() > LOOK_SECONDS)
         look = position.step % CHECK_EVERY == 0 or position.step == steps
-        if not (look or meter.seconds() > LOOK_SECONDS):
+        if not (look or late):
             continue
         report = meter.report(position.step)
         if not _sound(stage, report):
@@ -217,8 +227,11 @@ class _Snapshot:
 class _Meter:
     """Collects the mean losses and the speed between two reports."""
 
-    def __init__(self, stage: str, total_images: int, images_per_step: int) -> None:
+    def __init__(
+        self, stage: str, total_images: int, images_per_step: int, crew: team.Team
+    ) -> None:
         self.stage, self.total, self.per_step = stage, total_images, images_per_step
+        self.crew, self.weight = crew, crew.share(images_per_step).weight
         self._clear()
 
     def _clear(self) -> None:
@@ -237,6 +250,8 @@ class _Meter:
 
     def report(self, step: int) -> Progress:
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        whole = self.crew.total([mean * self.weight for mean in means.values()])
+        means = dict(zip(means, whole, strict=True))
         speed = self.steps * self.per_step / self.seconds()
         self._clear()
         return Progress(self.stage, step * self.per_step, self.total, means, speed)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from anoscan.core import registry
+from anoscan.core import registry, shares
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.networks.architectures import Networks
@@ -76,10 +76,12 @@ class ReconstructionStage:
         x, given = self._pair("reconstruction-defects", index)
         draw = random_stream(self.config.seed, "reconstruction-noise", index)
         noise = torch.randn(len(x), self.config.latent_dim, generator=draw).to(x.device)
+        spread = (x - x.mean(0)).square().mean().clamp_min(1e-8)
+        rows = shares.current().rows
+        x, given, noise = x[rows], given[rows], noise[rows]
         with self.runtime.autocast():
             z, penalty = self.kind.encode(self.networks.encoder, given, noise)
             x_hat = self.decoder(z).float()
-        spread = (x - x.mean(0)).square().mean().clamp_min(1e-8)
         error = (x_hat - x).square().mean() / spread
         self._descend(index, error + penalty)
         return {"error": error.detach(), "penalty": penalty.detach()}
@@ -99,15 +101,16 @@ class ReconstructionStage:
         self.networks.correction = correction
 
     def _pair(self, name: str, index: int) -> tuple[Tensor, Tensor]:
-        """Return normal images (n, c, s, s), and the same with defects."""
-        x = self.batches(index)
-        return x, with_defects(x, random_stream(self.config.seed, name, index))
+        """Return normal images (n, c, s, s), and the same with defects: those of all processes."""
+        with shares.taking(shares.WHOLE):  # defects are made of images of other processes
+            x = self.batches(index)
+            return x, with_defects(x, random_stream(self.config.seed, name, index))
 
     def _descend(self, index: int, loss: Tensor) -> None:
         share = half_wave(index / self.steps, LAST_RATE) * self.slow_down
         for name, rate in (("decoder", DECODER_RATE), ("encoder", ENCODER_RATE)):
             set_rate(self.optimizers[name], rate * share)
             self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        shares.current().backward(loss, self.optimizers.values())
         for optimizer in self.optimizers.values():
             optimizer.step()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from anoscan.core import shares
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import Runtime, random_stream
 from anoscan.networks.architectures import Discriminator
@@ -80,7 +81,7 @@ class RotationStage:
         optimizer = self.optimizers["discriminator"]
         set_rate(optimizer, self.rate * half_wave(index / self.steps, 0) * self.slow_down)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        shares.current().backward(loss, [optimizer])
         optimizer.step()
         return {"rotation": loss.detach()}
 
@@ -90,5 +91,7 @@ def rotate_randomly(x: Tensor, seed: int, name: str, index: int) -> tuple[Tensor
 
     The numbers of quarter rotations are (n,) int64, 0 to 3.
     """
-    rotations = torch.randint(4, (len(x),), generator=random_stream(seed, name, index)).to(x.device)
+    generator = random_stream(seed, name, index)
+    draw = shares.current().drawn
+    rotations = draw(lambda n: torch.randint(4, (n,), generator=generator), len(x)).to(x.device)
     return quarter_turns(x)[rotations, torch.arange(len(x), device=x.device)], rotations

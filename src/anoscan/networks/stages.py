@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
-from anoscan.core import registry
+from anoscan.core import registry, team
 from anoscan.core.arrays import Floats
 from anoscan.core.config import TrainConfig
+from anoscan.core.progress import OnProgress
 from anoscan.core.runtime import Runtime
 from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.networks.encoder_stage import EncoderStage
 from anoscan.networks.gan_stage import GanStage
 from anoscan.networks.joint_stage import JointStage
-from anoscan.networks.loop import Batches, Stage
-from anoscan.networks.mappings import Mapping
+from anoscan.networks.loop import Batches, Position, Stage, run, state_tensors
+from anoscan.networks.mappings import Mapping as Task
 from anoscan.networks.objectives import Objective
 from anoscan.networks.reconstruction_stage import ReconstructionStage
 from anoscan.networks.rotation_stage import RotationStage
@@ -28,11 +33,44 @@ S_co = TypeVar("S_co", bound=Stage, covariant=True)
 
 @dataclass(frozen=True)
 class Planned(Generic[S_co]):
-    """A stage, its number of steps, and the number of images that one step uses."""
+    """A stage, its number of steps, and the number of images that one step uses.
+
+    `order` says how other processes make the same stage: its kind, and arguments of `Stages`.
+    `given` are the weights of networks that the stage uses and does not train.
+    """
 
     stage: S_co
     steps: int
     images_per_step: int
+    order: team.Order = field(default_factory=dict)
+    given: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def run(
+        self,
+        position: Position,
+        on_progress: OnProgress,
+        checkpoint: Callable[[Position], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Run the stage from `position`, together with all processes of the team.
+
+        The leader's weights and position are those of all, so it does not matter how many
+        processes an interrupted training had. Arguments and errors are those of `loop.run`.
+        """
+        crew = team.current()
+        if crew.rank == 0 and crew.size > 1:
+            where = {"step": position.step, "rollbacks": position.rollbacks}
+            now = {f"now|{name}": value for name, value in state_tensors(self.stage).items()}
+            crew.order({"what": "stage", **self.order, **where}, self.given | now)
+        run(
+            self.stage,
+            steps=self.steps,
+            images_per_step=self.images_per_step,
+            position=position,
+            on_progress=on_progress,
+            checkpoint=checkpoint,
+            stopping=stopping,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,8 +111,8 @@ class Stages:
         return self._mapping.loss is None
 
     @property
-    def _mapping(self) -> Mapping:
-        found: Mapping = registry.load("mappings", self.config.mapping)
+    def _mapping(self) -> Task:
+        found: Task = registry.load("mappings", self.config.mapping)
         return found
 
     def gan(self, networks: Networks) -> Planned[GanStage]:
@@ -82,7 +120,7 @@ class Stages:
         kind = JointStage if self.joint else GanStage
         batches, config = self._batches("gan", self.config.batch_size), self.config
         stage = kind(networks, self.objective, batches, config, self.runtime, few=self.few)
-        return self._planned(stage, config.images_shown, config.batch_size)
+        return self._planned("gan", stage, config.images_shown, config.batch_size)
 
     def rotation(self, discriminator: Discriminator) -> Planned[RotationStage] | None:
         """Return the rotation stage of a discriminator; None where the settings leave it out."""
@@ -93,7 +131,7 @@ class Stages:
         stage = RotationStage(
             discriminator, batches, steps, self.config, self.runtime, few=self.few
         )
-        return self._planned(stage, shown, size)
+        return self._planned("rotation", stage, shown, size)
 
     def encoder(self, networks: Networks, attempt: int = 0) -> Planned[EncoderStage] | None:
         """Return the encoder stage; None where the settings leave it out.
@@ -105,7 +143,8 @@ class Stages:
         size, config = self.config.batch_size, self.config
         batches = self._batches("encoder", size)
         stage = EncoderStage(networks, self._mapping, batches, config, self.runtime, attempt)
-        return self._planned(stage, stage.shown, size)
+        frozen = {"generator": networks.generator, "discriminator": networks.discriminator}
+        return self._planned("encoder", stage, stage.shown, size, frozen, attempt=attempt)
 
     def reconstruction(self, networks: Networks) -> Planned[ReconstructionStage] | None:
         """Return the reconstruction stage; None where the settings leave it out.
@@ -117,11 +156,26 @@ class Stages:
             return None
         steps, batches = math.ceil(shown / size), self._batches("reconstruction", size)
         stage = ReconstructionStage(networks, batches, steps, self.config, self.runtime)
-        return self._planned(stage, shown, size)
+        return self._planned("reconstruction", stage, shown, size)
 
     def _batches(self, name: str, size: int) -> Batches:
         seed, device = self.config.seed, self.runtime.device
         return Batches(self.pixels, self.rows, size, seed, f"{name}{self.suffix}", device)
 
-    def _planned(self, stage: S, shown: int | None, size: int) -> Planned[S]:
-        return Planned(stage, math.ceil((shown or 0) / size), size)
+    def _planned(
+        self,
+        kind: str,
+        stage: S,
+        shown: int | None,
+        size: int,
+        frozen: Mapping[str, nn.Module] = MappingProxyType({}),
+        **arguments: int,
+    ) -> Planned[S]:
+        steps = math.ceil((shown or 0) / size)
+        if team.current().size == 1:
+            return Planned(stage, steps, size)
+        order = {"kind": kind, "few": self.few, "suffix": self.suffix, "arguments": arguments}
+        given = {"rows": torch.from_numpy(self.rows)}
+        for name, network in frozen.items():
+            given |= {f"{name}|{k}": value for k, value in network.state_dict().items()}
+        return Planned(stage, steps, size, order, given)

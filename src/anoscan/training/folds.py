@@ -22,7 +22,7 @@ from anoscan.dataset.material import Material
 from anoscan.dataset.split import dealt
 from anoscan.model.model import Calibration
 from anoscan.networks.architectures import Networks
-from anoscan.networks.loop import Position, Stage, run
+from anoscan.networks.loop import Position, Stage
 from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.fitting import fit_all
 from anoscan.scoring.measure import Measurer
@@ -93,11 +93,8 @@ class Folds:
         return networks.frozen(self.runtime.measuring().device)
 
     def _run(self, planned: Planned[Stage]) -> None:
-        run(
-            planned.stage,
-            steps=planned.steps,
-            images_per_step=planned.images_per_step,
-            position=Position(),
+        planned.run(
+            Position(),
             on_progress=lambda now: self.on_progress(dataclasses.replace(now, stage="folds")),
             # Checkpoints do not hold folds: a resumed run trains them again.
             checkpoint=lambda where: None,

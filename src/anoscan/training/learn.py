@@ -62,6 +62,7 @@ from anoscan.training.health import (
 from anoscan.training.redo import redo_encoder
 from anoscan.training.self_test import run_self_test
 from anoscan.training.suspects import Suspicion
+from anoscan.training.together import read
 from anoscan.training.train_networks import (
     Clock,
     Observer,
@@ -214,9 +215,7 @@ def learn(
     inspection = _inspect(request, runtime, on_progress)
     config = resolve(request.config, inspection)
     clock = Clock()
-    material = Material.load(
-        files, inspection.rule, config, workers=runtime.workers, on_progress=on_reading(on_progress)
-    )
+    material = read(files, inspection.rule, config, runtime, on_reading(on_progress))
     if request.drop_suspects:
         suspects.check(len(material.images), patches=config.patches is not None)
     clock.lap("reading")

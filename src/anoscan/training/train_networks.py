@@ -22,7 +22,7 @@ from anoscan.model.model import fresh_networks
 from anoscan.networks.architectures import Discriminator, Networks
 from anoscan.networks.backbone import Backbone
 from anoscan.networks.encoder_stage import ATTEMPTS
-from anoscan.networks.loop import Stage, run
+from anoscan.networks.loop import Stage
 from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.measure import chunks
 from anoscan.scoring.terms import rotation_logits
@@ -136,11 +136,8 @@ class TrainingRun:
             position = checkpoint.restore(stage)
             images = position.step * planned.images_per_step
             notified = on_progress or self.on_progress
-            run(
-                stage,
-                steps=planned.steps,
-                images_per_step=planned.images_per_step,
-                position=position,
+            planned.run(
+                position,
                 on_progress=self.observer.following(stage.name, images, notified, **shown),
                 checkpoint=lambda where: checkpoint.save(stage, where),
                 stopping=self.stopping,

@@ -30,9 +30,11 @@ from anoscan.cli.options import (
     option,
 )
 from anoscan.cli.settings import given_settings, with_settings
+from anoscan.cli.together import leads, together
 from anoscan.core.config import IMAGES, MODEL, TrainConfig, decided
 from anoscan.core.errors import InputError, TrainingInterrupted, UsageError
 from anoscan.core.files import check_writable
+from anoscan.core.launch import launched
 
 if TYPE_CHECKING:
     from anoscan.cli.output import Output
@@ -141,33 +143,40 @@ def train(
     if dry_run and redo is not None:
         raise UsageError("--redo does not go with --dry-run: it takes the settings of the model.")
     if dry_run:
-        _dry_run(images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every)
+        if leads():
+            _dry_run(
+                images, chosen, machine, output, name=name, resume=resume, roi=roi, every=every
+            )
         return
-    if force or redo is not None:
-        _ask(images, name, yes)
-    if clean_report is not None:
-        check_writable(clean_report, "--clean-report")
-    detector = _train(
-        output,
-        images,
-        config=chosen,
-        name=name,
-        force=force,
-        resume=resume,
-        tensorboard=tensorboard,
-        clean_report=clean_report,
-        drop_suspects=drop_suspects,
-        roi=roi,
-        redo=redo,
-        every=every,
-        backbone_weights=backbone_weights,
-        **machine,
-    )
+    with together(device) as machine["device"]:
+        if force or redo is not None:
+            _ask(images, name, yes)
+        if clean_report is not None:
+            check_writable(clean_report, "--clean-report")
+        detector = _train(
+            output,
+            images,
+            config=chosen,
+            name=name,
+            force=force,
+            resume=resume,
+            tensorboard=tensorboard,
+            clean_report=clean_report,
+            drop_suspects=drop_suspects,
+            roi=roi,
+            redo=redo,
+            every=every,
+            backbone_weights=backbone_weights,
+            **machine,
+        )
     if detector.report is None:
         raise RuntimeError("training gives a report")
     output.emit(detector.report)
     output.note(f"next: anoscan score QUERIES --model {shlex.quote(detector.reference.name)}")
-    finish(output, detector.report.images.skipped)
+    if launched() is None:
+        finish(output, detector.report.images.skipped)
+    else:  # torchrun knows success and failure only
+        output.skipped(detector.report.images.skipped)
 
 
 def _ask(images: list[Path], name: str | None, yes: bool) -> None:
@@ -208,7 +217,8 @@ def resumable(error: TrainingInterrupted) -> TrainingInterrupted:
     """Return the error that says how to go on with the training that this command began."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     command = shlex.join(["anoscan", *arguments, "--resume"])
-    return TrainingInterrupted(error.message, hint=f"Go on with: {command}")
+    how = "" if launched() is None else " the same torchrun command and --resume, or one process"
+    return TrainingInterrupted(error.message, hint=f"Go on with{how}: {command}")
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:

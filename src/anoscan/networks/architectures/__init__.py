@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils import parametrize
 
+from anoscan.core import shares
 from anoscan.networks.backbone import Backbone
 
 WIDEST_SIDE = 64  # feature maps larger than this have fewer channels than `Shape.width`
@@ -267,7 +268,10 @@ def spread(x: Tensor) -> Tensor:
 
     It is the statistic of Karras et al. 2018 (arXiv 1710.10196), section 3.
     """
-    return (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
+    share = shares.current()
+    if share.size == 1:
+        return (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
+    return (share.moments(x.float(), (0,))[1] + 1e-8).sqrt().mean()
 
 
 REFERENCE_INPUTS = 512

@@ -33,6 +33,7 @@ from anoscan.networks.architectures import (
     pyramid,
     widths,
 )
+from anoscan.networks.batch_norm import BatchNorm2d
 
 
 def generator(shape: Shape) -> nn.Module:
@@ -43,7 +44,7 @@ def generator(shape: Shape) -> nn.Module:
     layers: list[nn.Module] = [
         nn.Linear(shape.latent_dim, top * side * side),
         Unflatten(top, side),
-        nn.BatchNorm2d(top),
+        BatchNorm2d(top),
         nn.ReLU(inplace=True),
     ]
     for level in range(len(channels) - 1, 0, -1):
@@ -52,7 +53,7 @@ def generator(shape: Shape) -> nn.Module:
             Double(),
             nn.Conv2d(before, after, 3, padding=1, bias=False),
             Crop(sides[level]),
-            nn.BatchNorm2d(after),
+            BatchNorm2d(after),
             nn.ReLU(inplace=True),
         ]
     layers += [

@@ -23,6 +23,7 @@ from anoscan.networks.architectures import (
     encoder_of,
     initialise,
 )
+from anoscan.networks.batch_norm import BatchNorm1d
 
 MOST_WEIGHTS = 2**24  # at most, between the pixels and the first hidden layer: 64 MB
 
@@ -39,7 +40,7 @@ def generator(shape: Shape) -> nn.Module:
     layers: list[nn.Module] = []
     before = shape.latent_dim
     for after in reversed(_hidden(shape)):
-        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(before, after), BatchNorm1d(after), nn.ReLU(inplace=True)]
         before = after
     layers += [
         nn.Linear(before, shape.channels * shape.size**2),

@@ -47,6 +47,7 @@ from anoscan.networks.architectures import (
     spread,
     widths,
 )
+from anoscan.networks.batch_norm import BatchNorm2d
 
 MEMORY = 0.9  # share of the running mean of the spread that is kept in each step
 
@@ -65,7 +66,7 @@ def _convolve(before: int, after: int) -> list[nn.Module]:
 
 def _normalised(before: int, after: int) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(after), nn.LeakyReLU(SLOPE)]
+    return [convolution, BatchNorm2d(after), nn.LeakyReLU(SLOPE)]
 
 
 def _trunk(

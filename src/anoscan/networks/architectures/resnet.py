@@ -27,6 +27,7 @@ from anoscan.networks.architectures import (
     pyramid,
     widths,
 )
+from anoscan.networks.batch_norm import BatchNorm2d
 
 
 def _layer_norm(channels: int) -> nn.Module:
@@ -96,11 +97,11 @@ def generator(shape: Shape) -> nn.Module:
     for level in range(len(sides) - 1, 0, -1):
         layers.append(
             ResidualBlock(
-                channels[level], channels[level - 1], nn.BatchNorm2d, up=_up(sides[level - 1])
+                channels[level], channels[level - 1], BatchNorm2d, up=_up(sides[level - 1])
             )
         )
     layers += [
-        nn.BatchNorm2d(channels[0]),
+        BatchNorm2d(channels[0]),
         nn.ReLU(),
         nn.Conv2d(channels[0], shape.channels, 3, padding=1),
         nn.Tanh(),
@@ -131,9 +132,9 @@ def discriminator(shape: Shape) -> Discriminator:
 
 def encoder(shape: Shape) -> nn.Module:
     """Build the trunk of the critic with BatchNorm, also at its end, and a linear layer."""
-    blocks, flat = _blocks(shape, nn.BatchNorm2d)
+    blocks, flat = _blocks(shape, BatchNorm2d)
     # Sums of residuals have no fixed scale: a wide trunk gave latents far from the prior.
-    end = [nn.BatchNorm2d(widths(shape, len(blocks) + 1)[-1]), nn.ReLU(), Flatten()]
+    end = [BatchNorm2d(widths(shape, len(blocks) + 1)[-1]), nn.ReLU(), Flatten()]
     return initialise(nn.Sequential(*blocks, *end, nn.Linear(flat, shape.latent_dim)))
 
 

@@ -11,9 +11,11 @@ on the batch. So kappa = 1 means the same for every discriminator.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from anoscan.core import shares
 from anoscan.networks.architectures import Networks
 from anoscan.networks.mappings import Mapping
 
@@ -26,10 +28,11 @@ def loss(networks: Networks, x: Tensor, z: Tensor, z_hat: Tensor) -> Tensor:
     pixel = mse_loss(x_hat.float(), x)
     real = networks.discriminator.features(x)
     fake = networks.discriminator.features(x_hat)
+    sizes = torch.stack([a.float().square().mean().detach() for a in real])
     feature = sum(
         (
-            mse_loss(b.float(), a.float()) / (a.float().square().mean().detach() + 1e-6)
-            for a, b in zip(real, fake, strict=True)
+            mse_loss(b.float(), a.float()) / (size + 1e-6)
+            for a, b, size in zip(real, fake, shares.current().mean(sizes), strict=True)
         ),
         start=pixel.new_zeros(()),
     )
