@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from anoscan.core import registry
 from anoscan.core.runtime import seeded
 from anoscan.networks.architectures import (
+    DoublingConv,
     Growing,
     Networks,
     Shape,
@@ -140,3 +141,16 @@ def test_networks_do_not_swell_with_the_image(name: str) -> None:
         built = build(registry.load("architectures", name), Shape(512, 3, 64, 32))
     for network in (built.generator, built.discriminator, built.encoder):
         assert parameter_count(network) < 20e6
+
+
+@pytest.mark.parametrize("after", [1, 3, 16])
+@pytest.mark.parametrize("sides", [(2, 2), (7, 7), (6, 9)])
+def test_a_doubling_convolution_is_one_of_repeated_pixels(
+    after: int, sides: tuple[int, int]
+) -> None:
+    layer, x = DoublingConv(5, after, bias=True), torch.randn(2, 5, *sides)
+    assert layer.bias is not None
+    nn.init.normal_(layer.bias)
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = nn.functional.conv2d(repeated, layer.weight, layer.bias, padding=1)
+    assert torch.allclose(layer(x), expected, atol=1e-5)

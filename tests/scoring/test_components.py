@@ -209,7 +209,7 @@ def test_the_nearest_images_find_what_pca_does_not() -> None:
 
 
 def test_mixture_is_the_density_of_several_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("IMAGES_A_KIND", 50), ("FITS", 1), ("LEAST", 0)):
+    for name, value in (("IMAGES_A_KIND", 50), ("FITS", 1), ("LEAST", 0), ("SEVERAL", 0)):
         monkeypatch.setattr(mixture, name, value)
     x, new = pictures(300, 0), pictures(100, 1)
     terms, baselines = fitted(x)
@@ -229,6 +229,7 @@ def test_mixture_is_the_density_of_several_gaussians(monkeypatch: pytest.MonkeyP
 
 def test_mixture_sees_what_one_gaussian_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "IMAGES_A_KIND", 50)
+    monkeypatch.setattr(mixture, "SEVERAL", 0)
     x, new = pictures(300, 0), pictures(100, 1)
     mixed = (new + pictures(100, 2)) / 2
     truth = np.repeat([0, 1], 100)
@@ -245,6 +246,7 @@ def test_mixture_sees_what_one_gaussian_does_not(monkeypatch: pytest.MonkeyPatch
 
 def test_kinds_of_few_images_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "IMAGES_A_KIND", 20)
+    monkeypatch.setattr(mixture, "SEVERAL", 0)
     x = pictures(300, 0)
     anomalies = x[:1].flip(2, 3) + 0.02 * pictures(6, 1)
     both = torch.cat([x, anomalies])
@@ -271,6 +273,9 @@ def test_the_gain_says_whether_images_are_of_several_kinds(
     assert mixture.factor(several["mixture"], SIDE) == 1
     assert mixture.factor(single["mixture"], SIDE) == 0
     assert mixture.factor(few["mixture"], SIDE) == 0
+    # Nothing more than one Gaussian is fitted where the term does not count.
+    assert [len(terms["mixture"]["centres"]) for terms in (single, few)] == [1, 1]
+    assert len(several["mixture"]["centres"]) > KINDS
     assert mixture.factor(several["mixture"], 63) == 1
     assert mixture.factor(several["mixture"], 64) == 0  # small defects would drown
 

@@ -15,7 +15,8 @@ from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.measure import chunks, fit_terms
 from anoscan.scoring.terms import Tensors, Term
 
-MOST_OF_BACKBONE = 4096  # images that terms of a pretrained network are fitted to, at most
+# Images that terms of a pretrained network, and terms of reconstructions, are fitted to at most.
+MOST_OF_BACKBONE, MOST_RECONSTRUCTED = 4096, 2048
 
 
 def fit_all(
@@ -28,7 +29,8 @@ def fit_all(
 ) -> tuple[dict[str, Tensors], Baselines]:
     """Fit terms and baselines to rows of `pixels` (n, c, s, s), in [-1, 1].
 
-    Terms that are `Term.of_backbone` see at most `MOST_OF_BACKBONE` of the rows, evenly chosen.
+    Terms that are `Term.of_backbone` see at most `MOST_OF_BACKBONE` of the rows, evenly chosen, and
+    those that `Term.needs_latent` at most `MOST_RECONSTRUCTED`.
 
     Parameters
     ----------
@@ -42,12 +44,11 @@ def fit_all(
     device : torch.device
         The device of the networks.
     """
-    pretrained = [name for name in names if _term(name).of_backbone]
-    own = [name for name in names if name not in pretrained]
-    fitted = fit_terms(networks, own, chunks(rows, pixels.__getitem__, device))
-    if pretrained:
-        some = chunks(evenly(rows, MOST_OF_BACKBONE), pixels.__getitem__, device)
-        fitted |= fit_terms(networks, pretrained, some)
+    most = {name: _most(name, len(rows)) for name in names}
+    fitted: dict[str, Tensors] = {}
+    for count in sorted(set(most.values())):
+        some = chunks(evenly(rows, count), pixels.__getitem__, device)
+        fitted |= fit_terms(networks, [name for name in names if most[name] == count], some)
     components, baselines = fit_components(names, pixels, rows, seed, device)
     fitted |= components
     return {name: fitted[name] for name in names}, baselines
@@ -90,6 +91,14 @@ def own(fitted: Mapping[str, Tensors]) -> dict[str, Tensors]:
         else stats
         for name, stats in fitted.items()
     }
+
+
+def _most(name: str, count: int) -> int:
+    """Return the number of images, of `count`, that a term is fitted to."""
+    term = _term(name)
+    if term.of_backbone:
+        return min(count, MOST_OF_BACKBONE)
+    return min(count, MOST_RECONSTRUCTED) if term.needs_latent else count
 
 
 def _term(name: str) -> Term:

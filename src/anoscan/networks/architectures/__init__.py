@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.nn.utils import parametrize
 
 from anoscan.core import shares
@@ -30,6 +29,7 @@ from anoscan.networks.backbone import Backbone
 
 WIDEST_SIDE = 64  # feature maps larger than this have fewer channels than `Shape.width`
 FEWEST_CHANNELS = 8
+SMALL_SIDE = 2  # up to this side `DoublingConv` enlarges maps before it convolves them
 
 
 @dataclass(frozen=True)
@@ -393,12 +393,40 @@ class Crop(nn.Module):
         return x[..., : self.side, : self.side]
 
 
-class Double(nn.Module):
-    """Doubles the sides of maps by bilinear interpolation."""
+class DoublingConv(nn.Conv2d):
+    """Doubles the sides of maps by repeating pixels, and convolves them with 3x3 kernels.
+
+    Both are computed as one transposed convolution, with 4x4 kernels that are sums of the 3x3
+    weights. The values are the same, for 4 in 9 of the products. As the 4x4 kernels are not free,
+    they draw no checkerboards.
+    """
+
+    def __init__(self, before: int, after: int, *, bias: bool = False) -> None:
+        super().__init__(before, after, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, c, h, w) to (n, c, 2h, 2w)."""
-        return interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        """Map (n, before, h, w) to (n, after, 2h, 2w)."""
+        if x.shape[2] <= SMALL_SIDE:  # summing the weights would take longer than it saves
+            return super().forward(nn.functional.interpolate(x, scale_factor=2))
+        sums = self.weight.reshape(-1, 9) @ _SUMS.to(self.weight)
+        kernels = sums.view(self.out_channels, self.in_channels, 4, 4).transpose(0, 1)
+        if self.out_channels >= FEWEST_CHANNELS:
+            return nn.functional.conv_transpose2d(x, kernels, self.bias, stride=2, padding=1)
+        # Convolutions to one or three channels are slow, so these are products of matrices.
+        sides = (2 * x.shape[2], 2 * x.shape[3])
+        columns = nn.functional.conv2d(x, kernels.flatten(1).t()[:, :, None, None])
+        columns = columns.float().contiguous().flatten(2)
+        image = nn.functional.fold(columns, sides, 4, padding=1, stride=2)
+        return image if self.bias is None else image + self.bias[:, None, None]
+
+
+def _sums() -> Tensor:
+    """Return which of 3x3 weights (rows) add up to each of 4x4 weights of `DoublingConv`."""
+    one = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    return torch.einsum("ac,bd->abcd", one, one).reshape(9, 16)
+
+
+_SUMS = _sums()
 
 
 class Unflatten(nn.Module):

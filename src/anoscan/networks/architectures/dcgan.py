@@ -7,9 +7,9 @@ al. 2017, arXiv 1703.05921). There are three departures:
 - The discriminator and the encoder have no BatchNorm, so that no image's output depends on the
   others of its batch.
 - Odd sides are padded, so that any size works.
-- The generator enlarges by interpolation and a 3x3 convolution, not by a transposed convolution.
-  Transposed convolutions draw checkerboards (Odena et al. 2016, doi 10.23915/distill.00003). At
-  64x64 these are all that a discriminator needs to win, and then the generator learns nothing.
+- The generator repeats pixels and convolves them, instead of a transposed convolution. Transposed
+  convolutions draw checkerboards (Odena et al. 2016, doi 10.23915/distill.00003). At 64x64 these
+  are all that a discriminator needs to win, and then the generator learns nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anoscan.networks.architectures import (
     SLOPE,
     Architecture,
     Crop,
-    Double,
+    DoublingConv,
     EvenPad,
     Shape,
     Unflatten,
@@ -50,15 +50,13 @@ def generator(shape: Shape) -> nn.Module:
     for level in range(len(channels) - 1, 0, -1):
         before, after = channels[level], channels[level - 1]
         layers += [
-            Double(),
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            DoublingConv(before, after),
             Crop(sides[level]),
             BatchNorm2d(after),
             nn.ReLU(inplace=True),
         ]
     layers += [
-        Double(),
-        nn.Conv2d(channels[0], shape.channels, 3, padding=1),
+        DoublingConv(channels[0], shape.channels, bias=True),
         Crop(sides[0]),
         nn.Tanh(),
     ]

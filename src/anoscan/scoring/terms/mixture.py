@@ -51,7 +51,9 @@ def on_components(components: Tensors, inside: Tensor) -> Tensors:
     """
     some = inside[:: -(-len(inside) // MOST_IMAGES)].cpu().double().numpy()
     some = some[:, : max(1, min(COMPONENTS, len(some) // IMAGES_A_COMPONENT))]
-    kinds = len(some) // IMAGES_A_KIND
+    gain = _gain(some)
+    # Where one Gaussian does, the term does not count; see `factor`.
+    kinds = len(some) // IMAGES_A_KIND if gain >= SEVERAL else 1
     fits = [_fit(some, kinds, draw) for draw in range(FITS if kinds > 1 else 1)]
     shares = np.concatenate([mixture.weights_ for mixture in fits])
     kept = shares >= LEAST / len(fits[0].weights_)
@@ -62,7 +64,7 @@ def on_components(components: Tensors, inside: Tensor) -> Tensors:
         "centres": torch.from_numpy(np.concatenate([m.means_ for m in fits])[kept]),
         "whiten": whiten,
         "height": height - height.max(),
-        "gain": torch.tensor(_gain(some)),
+        "gain": torch.tensor(gain),
     }
     return {name: value.float().to(inside.device) for name, value in numbers.items()}
 
