@@ -48,7 +48,7 @@ SHOW_HELP = (
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
 FEW_IMAGES = 3000  # images or patches; the discriminator can learn fewer by heart
 # Real images shown in the GAN stage by default, before the factor `Objective.times_as_long`.
-IMAGES_SHOWN = 32_000
+IMAGES_SHOWN = 16_000
 _AUGMENT_HELP = (
     "Random changes to what the discriminator sees in the GAN stage: auto is "
     f"{','.join(FEW_AUGMENTED)} with fewer than {FEW_IMAGES:,} images, else none. "
@@ -138,7 +138,7 @@ class TrainConfig:
     encoder_images_shown: int | None = _setting(
         None,
         "Length of the encoder stage, in images.",
-        default="two fifths of --rotation-images-shown's default",
+        default="half of --rotation-images-shown's default",
     )
     reconstruction_images_shown: int | None = _setting(
         None,
@@ -397,8 +397,8 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     return {
         "images_shown": game,
         "rotation_images_shown": shown,
-        "encoder_images_shown": 0 if joint else math.ceil(shown / 2.5),
-        "reconstruction_images_shown": math.ceil(shown / 2.5) if of_images else 0,
+        "encoder_images_shown": 0 if joint else math.ceil(shown / 2),
+        "reconstruction_images_shown": math.ceil(shown / 2) if of_images else 0,
         "learning_rate": objective.learning_rate,
     }
 
