@@ -77,7 +77,7 @@ SINGLE = [
     ("disk", 14),  # a scoring, at an operation
     ("streams", list(streams.COMMANDS).index("list")),  # a full stdout
     ("streams", len(streams.COMMANDS)),  # a closed stdout
-    ("concurrency", 0),  # two trainings
+    pytest.param("concurrency", 0, marks=pytest.mark.slow),  # two trainings
     ("concurrency", 3),  # two writers
     ("network", 1),  # a scoring
 ]

@@ -57,6 +57,7 @@ def test_the_demo_does_the_whole_job_and_leaves_its_pictures(
         assert min(sheet.size) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_the_demo_runs_again_in_its_own_folder_and_prints_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
