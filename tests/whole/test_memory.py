@@ -172,3 +172,26 @@ def test_a_huge_image_is_mapped_in_bounded_memory_and_its_defect_is_the_first_re
     row, column = np.unravel_index(array.argmax(), array.shape)
     assert top - 32 <= row <= top + side + 32
     assert left - 32 <= column <= left + side + 32
+
+
+LIMITED = """
+import json, re, resource, sys
+from pathlib import Path
+from anoscan import Detector, trainer
+used = re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())
+most = int(used[1]) * 1024 + int(sys.argv[4])
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+detector = Detector.train(sys.argv[1], path=sys.argv[2], **json.loads(sys.argv[3]))
+print(detector.report.images.patches)
+"""
+
+
+@pytest.mark.slow
+@needs_proc
+def test_more_images_than_memory_holds_can_be_trained_on(tmp_path: Path) -> None:
+    # The system refuses more memory than this; pixels in a mapped file do not count as memory.
+    limit = 1000 * 2**20
+    settings = QUICK | {"patches": 20_000, "patch_size": 128, "reconstruction_images_shown": 16}
+    assert 20_000 * 128**2 * 4 > 1.2 * limit
+    given = [str(normals(tmp_path / "normal", 24)), str(tmp_path / "m.safetensors")]
+    assert int(run(LIMITED, *given, json.dumps(settings), str(limit))) == 20_000
