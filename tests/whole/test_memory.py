@@ -192,6 +192,6 @@ def test_more_images_than_memory_holds_can_be_trained_on(tmp_path: Path) -> None
     # The system refuses more memory than this; pixels in a mapped file do not count as memory.
     limit = 1000 * 2**20
     settings = QUICK | {"patches": 20_000, "patch_size": 128, "reconstruction_images_shown": 16}
-    assert 20_000 * 128**2 * 4 > 1.2 * limit
+    assert 1.2 * limit < 20_000 * 128**2 * 4
     given = [str(normals(tmp_path / "normal", 24)), str(tmp_path / "m.safetensors")]
-    assert int(run(LIMITED, *given, json.dumps(settings), str(limit))) == 20_000
+    assert int(run(LIMITED, *given, json.dumps(settings), str(limit))) >= 20_000
