@@ -24,7 +24,7 @@ from anoscan.detector import Detector
 from benchmarks import data, markdown
 
 ROOT = Path(__file__).parent
-RESULTS = ROOT / "results" / "scale" / "torchrun.jsonl"
+RESULTS = ROOT / "results" / "scale" / "torchrun.json"
 PICTURE = ROOT.parent / "docs" / "torchrun-losses.png"
 SET, CLASS, SHOWN = "mnist", "2", 4000
 TRAIN, TEST = 1500, 2000  # images of the set that are used
@@ -108,16 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=["torchrun"])
     parser.parse_args(arguments)
     split = data.load(SET, CLASS, seed=0)
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     known = {(row["processes"], row["seed"]) for row in rows}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for processes, seed in RUNS:
         if (processes, seed) not in known:
-            row = train(split, processes, seed)
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            rows.append(row)
+            rows.append(train(split, processes, seed))
+            RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     rows.sort(key=lambda row: (row["processes"], row["seed"]))
     sys.stdout.write(table(rows) + "\n")
     draw(rows, PICTURE)
