@@ -56,6 +56,8 @@ Run = Callable[..., Result]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     def call(*arguments: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "argv", ["anoscan", *map(str, arguments)])
+        # Otherwise help calls the program `python -m pytest` where that started the tests.
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", "")
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
