@@ -252,7 +252,8 @@ def scoring_table(measured: Measured, name: str, layout: Layout, assumed: Assume
         for workers in WORKERS:
             found = model.estimate(images, workers)
             fits = found.driver_bytes <= assumed.driver_bytes
-            memory = f"{found.driver_bytes / 1e9:,.3g}" + ("" if fits else " (too much)")
+            kept = float(f"{found.driver_bytes / 1e9:.3g}")
+            memory = f"{kept:,g}" + ("" if fits else " (too much)")
             limit = f"{found.bottleneck} ({100 * found.saved[found.bottleneck]:.0f} %)"
             prices = [f"{price:,.2f}" for price in (found.compute_price, found.request_price)]
             row = [f"{images:,}", f"{workers:,}", duration(found.seconds)]
