@@ -1,6 +1,6 @@
 """Measure the small steps of which `benchmarks.scale_model` makes large runs.
 
-``python -m benchmarks.scale_measure`` takes a few minutes of one core, and writes
+``python -m benchmarks.scale measure`` takes a few minutes of one core, and writes
 ``results/scale/measured.json``. Steps that compute are measured in seconds of the processor, so
 that other programs do not count. The object server is moto's, in a process of this computer: it
 shows what the client computes for a request, not how long a network takes.

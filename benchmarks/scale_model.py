@@ -1,6 +1,6 @@
 """Estimate time, cost and bottleneck of large runs from measured steps, by simulation.
 
-``python -m benchmarks.scale_model`` prints the tables of docs/scale-costs.md. Measured steps come
+``python -m benchmarks.scale model`` prints the tables of docs/scale-costs.md. Measured steps come
 from `benchmarks.scale_measure`. Everything that was not measured is a field of `Assumed`.
 
 Scoring is simulated shard by shard: free workers take shards, and each shard is also served by the

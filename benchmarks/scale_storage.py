@@ -1,8 +1,8 @@
 """Measure how fast images are listed and fetched from storages, and scored on Ray.
 
-``python -m benchmarks.storage IMAGES --model MODEL`` takes a folder of images and a trained model.
-The object server is moto's, in a process of this computer: it says what anoscan adds, not what a
-network takes.
+``python -m benchmarks.scale storage IMAGES --model MODEL`` takes a folder of images and a trained
+model. The object server is moto's, in a process of this computer: it says what anoscan adds, not
+what a network takes.
 """
 
 from __future__ import annotations

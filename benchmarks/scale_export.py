@@ -1,4 +1,4 @@
-"""Measure exported models beside torch: ``python -m benchmarks.export MODEL``.
+"""Measure exported models beside torch: ``python -m benchmarks.scale export MODEL``.
 
 It prints milliseconds an image, in batches of 1 and of 64, for torch, ONNX Runtime, the same with
 8-bit weights (dynamic quantisation) and 8-bit throughout (static quantisation), and OpenVINO where
