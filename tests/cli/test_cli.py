@@ -704,6 +704,7 @@ def test_a_folder_that_leads_to_itself_is_bad_input(
         ([".", "--top", "0"], 2, "--top"),
         ([".", "--json", "--csv"], 2, "exclude each other"),
         ([".", "--top", "3", "--csv"], 2, "--top needs all images"),
+        ([".", "--top", "3", "--csv"], 2, "-o FILE.csv"),
         (["--\x1b[31m"], 2, "No such option: --\\x1b[31m"),
     ],
 )

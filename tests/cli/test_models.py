@@ -146,6 +146,7 @@ def test_a_calibration_is_taken_back_and_both_are_in_the_history(
     restored = run("models", "restore", "digits")
     assert restored.code == 0
     assert "restored digits, as it was before calibrate" in restored.err
+    assert "older versions are kept" in restored.err
     assert digits_model.read_bytes() == before
     document = run("models", "history", "digits", "--json").json
     assert set(document) == {"schema", "name", "path", "exists", "events", "kept"}

@@ -191,6 +191,7 @@ MODELS = ModelsReport(
             size=128,
             channels=3,
             images=1_234_567,
+            trained_at="2026-03-01T12:00:00Z",
         ),
         ModelSummary(name="x\x1b", path="b", bytes=3, created_by=None, problem="is damaged\n."),
     )

@@ -150,6 +150,14 @@ def test_the_layout_without_masks_has_labels_all_the_same(tmp_path: Path) -> Non
     assert not found.masks
 
 
+def test_a_model_given_as_the_folder_of_images_is_said_to_be_an_option(root: Path) -> None:
+    csv = root / "labels.csv"
+    csv.write_text("path,label\nqueries/a.jpg,1\n")
+    with pytest.raises(InputError, match=r"exists under .*bolts") as caught:
+        gather(csv, root / "bolts", None)
+    assert "--model" in (caught.value.hint or "")
+
+
 def test_what_lies_elsewhere_beside_a_csv_is_not_called_unlabelled(tmp_path: Path) -> None:
     root = touched(
         tmp_path, "q/a.png", "q/b.png", "q/notes.txt", "q/.c.png", "q/maps/a.png", "d.png"

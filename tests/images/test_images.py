@@ -512,7 +512,7 @@ def test_damaged_files_are_decoded_or_refused_with_a_plain_reason(
             reasons.append(result.reason)
     assert reasons
     assert all(
-        text.isprintable() and len(text) < 80 and str(tmp_path) not in text for text in reasons
+        text.isprintable() and len(text) < 90 and str(tmp_path) not in text for text in reasons
     )
 
 
@@ -524,7 +524,9 @@ def test_every_refusal_has_its_own_reason(tmp_path: Path) -> None:
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     (tmp_path / "postscript.png").write_bytes(postscript)
 
-    assert reason(image_file(tmp_path / "text.jpg")).startswith("not a PNG")
+    named = reason(image_file(tmp_path / "text.jpg"))
+    assert named.startswith("not a PNG")
+    assert all(kind in named for kind in ("NumPy", "DICOM", "NIfTI", "HDF5", "video"))
     assert reason(image_file(tmp_path / "postscript.png")).startswith("not a PNG")
     assert reason(image_file(tmp_path / "empty.png")) == "empty file"
     assert reason(image_file(tmp_path / "gone.png")) == "file does not exist"
@@ -839,8 +841,9 @@ def test_unreadable_files_do_not_count(tmp_path: Path) -> None:
     hole = saved(tmp_path / "hole.tif", np.full((8, 8), np.nan, np.float32))
     files = [image_file(tmp_path / "bad.png"), hole, saved(tmp_path / "good.png", ramp())]
     assert inspected(files).inspected == 1
-    with pytest.raises(InputError, match=r"none of the 2 images.*bad\.png: not a PNG"):
+    with pytest.raises(InputError, match=r"none of the 2 images.*bad\.png: not a PNG") as caught:
         inspected(files[:2])
+    assert all(extra in str(caught.value.hint) for extra in ("dicom", "nifti", "hdf5", "video"))
     with pytest.raises(InputError, match="none of the 0 images"):
         inspected([])
 

@@ -244,6 +244,8 @@ def test_models_are_listed_by_name_with_what_they_are() -> None:
     assert first.bytes == path.stat().st_size
     assert (first.created_by, first.architecture, first.objective) == ("0.1.0", "dcgan", "wgan-gp")
     assert (first.size, first.channels, first.images) == (32, 1, 270)
+    os.utime(path, (0, 1_772_366_400))
+    assert listing.models()[0].trained_at == "2026-03-01T12:00:00Z"
     assert first.problem is None
 
 

@@ -85,6 +85,11 @@ def test_the_legend_explains_the_boxes_that_are_there() -> None:
     assert plain < one < both
 
 
+def test_a_legend_that_is_too_long_for_its_picture_goes_on_in_the_next_line() -> None:
+    one_line, wrapped = (laid_out((side, 384), BELOW).height for side in (600, 384))
+    assert one_line < wrapped
+
+
 def test_a_long_name_is_cut_in_the_middle() -> None:
     words, font = figure.legible("start-" + "x" * 400 + "-end.png", 16)
     cut = figure.shortened(words, font, 300)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from anoscan.core.errors import InputError, UsageError
 from anoscan.core.results import PastRun
-from anoscan.report import history, trend
+from anoscan.report import history, plots, trend
 from anoscan.scoring import calibration
 from tests.cli.test_cli import Run, _source, model_file, odd_folder, run
 from tests.cli.test_disk import refuse
@@ -26,6 +26,7 @@ from tests.conftest import Digits
 __all__ = ["model_file", "odd_folder", "run"]  # fixtures
 
 pytest.importorskip("pyarrow")
+FigureCanvasAgg = pytest.importorskip("matplotlib.backends.backend_agg").FigureCanvasAgg
 ENDS = (".csv", ".parquet")
 COLUMNS = [
     *("time", "model", "sha256", "folder", "threshold", "false_alarm_rate", "calibration_images"),
@@ -331,6 +332,17 @@ def test_the_picture_is_drawn(drifted: Path, run: Run, tmp_path: Path) -> None:
     for number, scores in enumerate((np.empty(0), np.zeros(3))):  # nothing to draw, and one run
         few = kept(tmp_path / f"{number}.csv", [past(0, scores)])
         assert run("trend", few, "--plot", file).code == 0
+
+
+def test_the_date_below_a_plot_does_not_cover_its_label(tmp_path: Path) -> None:
+    minutes = [f"2026-01-01T03:0{minute}:00+00:00" for minute in (1, 2)]
+    runs = [past(0, np.zeros(3), time=when) for when in minutes]
+    drawn = plots._trend(trend.report(kept(tmp_path / "h.csv", runs), 7))
+    axis = drawn.axes[1].xaxis
+    FigureCanvasAgg(drawn).draw()
+    assert axis.get_offset_text().get_text()
+    date, label = (text.get_window_extent() for text in (axis.get_offset_text(), axis.label))
+    assert not date.overlaps(label)
 
 
 def test_a_plot_without_matplotlib_is_refused(

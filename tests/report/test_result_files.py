@@ -171,6 +171,8 @@ def test_the_workbook_has_pictures_a_frozen_header_and_coloured_verdicts(
             for name, value in known.items()
         }
     assert sheet.freeze_panes == "A2"
+    assert (sheet.page_setup.orientation, sheet.page_setup.fitToHeight) == ("landscape", 0)
+    assert sheet.print_title_rows == "$1:$1"
     assert len(sheet._images) == len(document["images"])
     assert [image.anchor._from.row for image in sheet._images] == [*range(1, len(rows))]
     for image in sheet._images:

@@ -185,7 +185,7 @@ def test_the_training_of_other_settings_can_be_tried(tmp_path: Path) -> None:
     first, other = examine(folder).images, examine(folder, size=16, images_shown=64_000).images
     assert first is not None
     assert other is not None
-    assert (first["model_size"], first["images_shown"]) == (32, 32_000)
+    assert (first["model_size"], first["images_shown"]) == (32, 16_000)
     assert (other["model_size"], other["images_shown"]) == (16, 64_000)
 
 
@@ -193,3 +193,13 @@ def test_the_training_of_other_settings_can_be_tried(tmp_path: Path) -> None:
 def test_what_cannot_be_tried_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="--" + next(iter(settings)).replace("_", "-")):
         doctor.triable(settings)
+
+
+@pytest.mark.parametrize("side", [64, 16])
+def test_images_that_become_much_smaller_are_said_before_the_training(
+    side: int, tmp_path: Path, no_trial: None
+) -> None:
+    report = examine(write(tmp_path / "images", noise(12, side, side)), size=16)
+    found = {check.name: check.message for check in report.checks}
+    assert ("resolution" in found) == (side == 64)
+    assert "Images become 4.0 times smaller" in found.get("resolution", "") or side == 16

@@ -18,18 +18,17 @@ def models(report: results.ModelsReport) -> Iterator[RenderableType]:
     """Yield the parts of ``anoscan models list``."""
     if not report.models:
         yield Text("no models yet: anoscan train FOLDER makes one")
-    listed = table("name", "architecture", "objective", "size", "images", "MB", "by", "kept")
+    listed = table("name", "architecture", "size", "images", "MB", "trained", "kept")
     broken = [model for model in report.models if model.problem]
     for model in report.models:
         if not model.problem:
             listed.add_row(
                 NameCell(f"{model.name} *" if model.default else model.name),
                 cell(model.architecture or "-"),
-                cell(model.objective or "-"),
                 f"{model.size or '-'} {channels_in_words(model.channels)}",
                 "-" if model.images is None else f"{model.images:,}",
                 _mb(model.bytes),
-                cell(model.created_by or "-"),
+                (model.trained_at or "-")[:10],
                 f"{model.kept or '-'}",
             )
     for column in listed.columns[1:]:

@@ -22,7 +22,7 @@ from anoscan.core.errors import InputError
 from anoscan.images import masks
 from anoscan.images.decode import ImageRule, shallow_image
 from anoscan.images.files import ImageFile
-from anoscan.images.formats.picture import KINDS, Opened, damage
+from anoscan.images.formats.picture import EXTRAS, KINDS, Opened, damage
 from anoscan.images.pool import Failed, read_all
 from anoscan.images.roi import Roi
 
@@ -100,7 +100,7 @@ def inspect(
     looks = [look for look in large_enough if isinstance(look, _Look)]
     if not looks:
         first = f" {chosen[0].path}: {large_enough[0]}." if chosen else ""
-        kinds = f"Images are {KINDS} files of at least 2x2 pixels."
+        kinds = f"Images are {KINDS} files of at least 2x2 pixels. {EXTRAS}"
         if channels is not None and channels not in PLAIN_CHANNELS:
             kinds = f"Arrays of {channels} channels are HxWx{channels} or Nx{channels}xHxW."
         readable = any(isinstance(look, _Look) for look in results)

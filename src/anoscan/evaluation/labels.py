@@ -151,8 +151,8 @@ def _from_csv(csv: Path, folder: Path | None, masks: Path | None) -> LabelledSet
         here_too = " or in the current folder" if folder is None else ""
         raise InputError(
             f"none of the {len(rows)} images named in {csv} exists under {base}{here_too}.",
-            hint="Paths are relative to the CSV, or to IMAGES when that is given. Labels that were "
-            "marked in a report are relative to the folder where anoscan score was called.",
+            hint="Paths are relative to the CSV, or to IMAGES, a folder; --model names a model. "
+            "Those marked in a report are relative to the folder where anoscan score was called.",
         )
     files = [named(label.path, file, label.path) for label, file in matched]
     beside = _Masks(masks, files)

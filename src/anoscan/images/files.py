@@ -16,7 +16,7 @@ from anoscan.core.errors import InputError
 from anoscan.core.storage import RemoteFile
 from anoscan.core.urls import shown, url_of
 from anoscan.images import formats
-from anoscan.images.formats.picture import KINDS, Opened, os_reason
+from anoscan.images.formats.picture import EXTRAS, KINDS, Opened, os_reason
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def find(
 def _no_images(name: str) -> InputError:
     return InputError(
         f"no images in {name}.",
-        hint=f"Images are {KINDS} files, HDF5 or videos; folders and tar files may nest.",
+        hint=f"Images are {KINDS} files; folders and tar files may nest. {EXTRAS}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ def removed() -> list[RemovedModel]:
 def _summary(path: Path) -> ModelSummary:
     name = path.stem
     try:
-        size = path.stat().st_size
+        there = path.stat()
+        size, trained_at = (
+            there.st_size,
+            history.in_utc(datetime.fromtimestamp(there.st_mtime, UTC)),
+        )
     except OSError:  # removed meanwhile, or a dangling link
-        size = 0
+        size, trained_at = 0, None
     try:
         metadata = model_file.read_metadata(path)
     except ModelError as error:
@@ -78,6 +83,7 @@ def _summary(path: Path) -> ModelSummary:
         size=_integer(rule.get("size")),
         channels=_integer(rule.get("channels")),
         images=_integer(data.get("trained")),
+        trained_at=trained_at,
         problem=problem,
     )
 

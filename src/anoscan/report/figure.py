@@ -92,7 +92,8 @@ def figure(panes: Sequence[Pane], title: Title, bar: ColourBar) -> Image.Image:
         for pane in panes
     ]
     width = max(sum(columns) + gap * (len(panes) - 1), round(_NARROWEST * factor))
-    legend = _legend([box for pane in panes for box in pane.boxes])
+    marks = _legend([box for pane in panes for box in pane.boxes])
+    legend = tuple(row for text in marks for row in _wrapped(text, _own_font(small), width))
     head = gap + round(1.45 * text) + line
     top = head + gap // 2 + captions
     below = top + high + gap

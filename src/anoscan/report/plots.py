@@ -295,7 +295,8 @@ def _trend(report: TrendReport) -> Figure:
     locator = dates.AutoDateLocator(tz=datetime.UTC)
     scores.xaxis.set_major_locator(locator)
     scores.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=datetime.UTC))
-    scores.set_xlabel("time (UTC); dotted lines: another model or threshold")
+    # On the right, Matplotlib writes the date that the ticks leave out.
+    scores.set_xlabel("time (UTC); dotted lines: another model or threshold", loc="left")
     return figure
 
 

@@ -153,6 +153,9 @@ class _Sheet:
             sheet.set_column(place, place, _WIDTHS.get(name, _WIDTH))
         sheet.set_column_pixels(0, 0, _RANK + 2 * _SIDE + 12)
         sheet.freeze_panes(1, 0)
+        sheet.set_landscape()
+        sheet.fit_to_pages(1, 0)  # printed: as wide as a page, and as long as it is
+        sheet.repeat_rows(0)
         for place, name in enumerate(COLUMNS):
             sheet.write_string(0, place, name, header)
 

@@ -32,7 +32,7 @@ from anoscan.images.files import ImageFile, find
 from anoscan.images.layout import training_paths
 from anoscan.model import store
 from anoscan.training import trial
-from anoscan.training.health import of_folder, worst
+from anoscan.training.health import of_folder, shrinking, worst
 from anoscan.training.learn import resolve
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "tifffile",
@@ -166,6 +166,8 @@ def _images(
     read = _read(files, inspection, runtime)
     counts = census.take(read.digests, read.blank, inspection)
     checks, parts = _image_checks(read, counts, config)
+    if note := shrinking(inspection):
+        checks.append(_check("resolution", "warn", None, f"{note[0].upper()}{note[1:]}"))
     facts: dict[str, Any] = {
         "found": len(files),
         "readable": counts.images,

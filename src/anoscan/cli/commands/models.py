@@ -119,7 +119,7 @@ def restore(
     version = store.restore(name, forward=forward)
     when = f"{version.action} of {version.at:%Y-%m-%d %H:%M} UTC"
     left = [kept for kept in listing.history_of(name).kept if kept.undone == forward]
-    way = "can be restored again" if forward else "older"
+    way = "can be restored again" if forward else "older versions are kept"
     Output().note(
         f"restored {name}, as it was {'after' if forward else 'before'} {when}; {len(left)} {way}"
     )

@@ -192,7 +192,10 @@ def score(
         raise UsageError("--show goes with the table: not with --json, --jsonl or --csv.")
     for named, value in {"top": top, "report": report_file, "output": result_files}.items():
         if value and streams:
-            raise UsageError(f"--{named} needs all images: not with --jsonl or --csv.")
+            raise UsageError(
+                f"--{named} needs all images: not with --jsonl or --csv.",
+                hint="-o FILE.csv and -o FILE.jsonl have all images by rank, and go with it.",
+            )
     wanted = Destinations.of(report_file, result_files, append)
     _check_engine(
         engine, residuals=residuals, maps=maps, report=wanted.page, show=show, streams=streams

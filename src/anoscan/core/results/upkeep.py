@@ -185,7 +185,8 @@ class ModelSummary:
 
     `default` marks the model that commands use without ``--model``: the one that is `pinned`, or
     else the one that was trained last. `kept` counts the versions that ``models restore`` can bring
-    back, and `kept_bytes` is their size. `problem` says why a model cannot be read.
+    back, and `kept_bytes` is their size. `trained_at` is the time of the training in UTC, such as
+    2026-03-01T12:00:00Z, by the date of the file. `problem` says why a model cannot be read.
     """
 
     name: str
@@ -197,6 +198,7 @@ class ModelSummary:
     size: int | None = None
     channels: int | None = None
     images: int | None = None
+    trained_at: str | None = None
     problem: str | None = None
     default: bool = False
     pinned: bool = False

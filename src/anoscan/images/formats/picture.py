@@ -48,7 +48,8 @@ DAMAGE = (
 )
 _LIBRARIES = re.compile(r"(PIL|tifffile|pydicom|nibabel|anoscan\.images\.formats)\.")
 _filters_lock = threading.Lock()
-KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, NPY, DICOM or NIfTI"
+KINDS = "PNG, JPEG, TIFF, BMP, WebP, GIF, PNM, NumPy, DICOM, NIfTI, HDF5 or video"
+EXTRAS = "The last four need an extra (dicom, nifti, hdf5, video): pip install 'anoscan[hdf5]'."
 DAMAGED = "damaged image"
 NO_ROOM = "needs more memory than there is"
 

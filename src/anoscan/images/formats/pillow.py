@@ -170,7 +170,7 @@ def _plain_reasons() -> Iterator[None]:
         with memory():
             yield
     except UnidentifiedImageError:
-        raise _Damaged(f"not a {KINDS} image") from None
+        raise _Damaged(f"not a {KINDS} file") from None
     except Image.DecompressionBombError:
         raise InputError("has too many pixels to be decoded safely") from None
     except DAMAGE as error:
