@@ -258,6 +258,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_on_the_size_of_files_is_a_full_disk(
     model_file: Path, few: Digits, tmp_path: Path
 ) -> None:

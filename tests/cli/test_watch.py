@@ -230,6 +230,7 @@ def test_an_unreadable_file_is_said_once_and_scored_when_it_is_mended(
     assert watched.counts() == Counter(["bad.png", other.name])
 
 
+@pytest.mark.slow
 def test_pages_of_a_file_are_scored_each_once(watched: Watched, digits: Digits) -> None:
     from PIL import Image
 

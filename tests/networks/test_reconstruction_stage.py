@@ -24,7 +24,7 @@ from anoscan.training.defects import KINDS, defect
 CPU = Runtime(torch.device("cpu"), "float32", 1)
 CONFIG = TrainConfig(
     size=16, channels=1, latent_dim=8, width=8, batch_size=16, images_shown=32,
-    encoder_images_shown=32, reconstruction_images_shown=2400,
+    encoder_images_shown=32, reconstruction_images_shown=4800,
 )  # fmt: skip
 RULE = ImageRule(size=16, channels=1, window=None)
 

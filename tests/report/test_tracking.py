@@ -63,8 +63,8 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     "choices",
     [
         {"architecture": "dcgan"},
-        {"architecture": "resnet"},
-        {"architecture": "progressive"},
+        pytest.param({"architecture": "resnet"}, marks=pytest.mark.slow),
+        pytest.param({"architecture": "progressive"}, marks=pytest.mark.slow),
         {"mapping": "bigan", "encoder": "vae", "encoder_images_shown": None},
     ],
 )
@@ -155,7 +155,7 @@ def test_a_generator_that_grows_is_shown_at_full_size_and_ever_finer(
     assert last > 0
 
 
-@pytest.mark.parametrize("stop_in", ["gan", "encoder"])
+@pytest.mark.parametrize("stop_in", [pytest.param("gan", marks=pytest.mark.slow), "encoder"])
 def test_a_resumed_run_appends_without_a_line_twice(
     few: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
 ) -> None:

@@ -46,7 +46,14 @@ def test_what_mps_trains_is_measured_on_the_cpu(
     assert len(asked) >= 1 + 2 * 2, "folds are measured there as well"
 
 
-@pytest.mark.parametrize("stop_in", ["gan", "rotation", "encoder", "reconstruction"])
+@pytest.mark.parametrize(
+    "stop_in",
+    [
+        "gan",
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("rotation", "encoder")),
+        "reconstruction",
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     stop_in: str,
     few: Digits,
@@ -75,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
     assert resumed.report.images_shown == {
-        "gan": 640, "rotation": 640, "encoder": 320, "reconstruction": 256
+        "gan": 640, "rotation": 640, "encoder": 320, "reconstruction": 320
     }  # fmt: skip
 
 
@@ -87,7 +94,10 @@ def test_a_checkpoint_that_was_cut_short_is_refused_and_the_way_out_is_said(tmp_
     assert raised.value.hint == "Train without --resume."
 
 
-@pytest.mark.parametrize("asked_in", ["fit_all", "_maps", "_trained"])
+@pytest.mark.parametrize(
+    "asked_in",
+    [*(pytest.param(part, marks=pytest.mark.slow) for part in ("fit_all", "_maps")), "_trained"],
+)
 def test_an_interrupt_after_the_last_stage_loses_none_of_them(
     asked_in: str,
     few: Digits,

@@ -164,6 +164,7 @@ def test_weights_without_a_network_are_refused(folder: Path) -> None:
         Detector.train(folder / "normal", backbone_weights=folder / "w.pth")
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_a_game_and_its_table_names_the_network(
     folder: Path, run: Run
 ) -> None:

@@ -109,7 +109,7 @@ def test_colours_are_images_too() -> None:
     with pytest.raises(ValueError, match="fit has seen"):
         estimator.predict(images[..., 0])
     with pytest.raises(ValueError, match="they are"):
-        AnomalyDetector(**TINY).fit(np.zeros((20, 8, 8, 4)))
+        AnomalyDetector(**TINY).fit(np.zeros((20, 8, 8, 17)))
 
 
 def test_vectors_that_are_no_square_images_are_laid_out_with_a_warning() -> None:
