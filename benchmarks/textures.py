@@ -142,11 +142,12 @@ def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 def table() -> str:
     """Lay out the kept results."""
-    titles = ["texture", "images shown", "foreign: AUROC", "foreign: AUPRO"]
+    titles = ["texture", "backbone", "images shown", "foreign: AUROC", "foreign: AUPRO"]
     titles += ["small defects: AUROC", "small defects: AUPRO", "CPU s", "seed"]
     rows = [
         [
             result["cls"],
+            dict(result["settings"]).get("backbone", NO_BACKBONE),
             str(dict(result["settings"])["images_shown"]),
             *(f"{result[kind][m]:.3f}" for kind in ("foreign", "defects") for m in METRICS),
             str(result["cpu_seconds"]),
