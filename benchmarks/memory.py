@@ -55,12 +55,12 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
     if status:
         raise RuntimeError(f"{architecture} {size}: exit status {status}")
     millions = dict.fromkeys(NETWORKS, 0.0)
-    tensors, metadata = model_file.load(folder / "models" / model.name)
-    for name, tensor in tensors.items():
+    contents = model_file.load(folder / "models" / model.name)
+    for name, tensor in contents.tensors.items():
         part = name.split("/")[0]
         if part in millions:
             millions[part] += tensor.numel() / 1e6
-    return millions | {"peak_gb": usage.ru_maxrss / 2**20, "precision": metadata["precision"]}
+    return millions | {"peak_gb": usage.ru_maxrss / 2**20, "precision": contents.metadata["precision"]}
 
 
 def table() -> str:
