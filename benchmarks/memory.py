@@ -60,7 +60,8 @@ def train(architecture: str, size: int, folder: Path) -> dict[str, Any]:
         part = name.split("/")[0]
         if part in millions:
             millions[part] += tensor.numel() / 1e6
-    return millions | {"peak_gb": usage.ru_maxrss / 2**20, "precision": contents.metadata["precision"]}
+    precision = contents.metadata["precision"]
+    return millions | {"peak_gb": usage.ru_maxrss / 2**20, "precision": precision}
 
 
 def table() -> str:
