@@ -122,7 +122,7 @@ def _foot(
     draw = ImageDraw.Draw(drawn)
     colours = pictures.coloured(np.linspace(0, 1, 256)[None], 1.0)
     drawn.paste(colours.resize((size[0], strip), Image.Resampling.BILINEAR), (0, 0))
-    words = ("0", bar.unit, f"{bar.brightest:.2g}+")
+    words = ("0", bar.unit, f"{bar.brightest:.3g}+")
     _ruler(draw, (0, strip + gap), size[0], words, small)
     for number, text in enumerate(legend, start=1):
         place = (0, strip + gap + round(1.45 * small) * number)
