@@ -64,6 +64,15 @@ def test_a_grey_image_is_seen_like_an_rgb_image_of_equal_channels() -> None:
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_images_are_seen_some_at_a_time_and_in_their_order() -> None:
+    found, _ = pretrained(LITE)
+    x = random_images(2 * backbone.TOGETHER + 1, 1, 28)
+    whole = found.features(x)
+    for index in (0, backbone.TOGETHER, len(x) - 1):
+        for one, other in zip(found.features(x[index : index + 1]), whole, strict=True):
+            assert torch.allclose(one[0], other[index], rtol=1e-3, atol=1e-4)
+
+
 def test_folding_the_normalisation_changes_nothing_but_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = torchvision.models.resnet18(weights=None)

@@ -89,6 +89,39 @@ def test_a_mixture_of_two_kinds_is_far_from_the_nearest_images() -> None:
     assert nearest.measure(evidence(mixed), terms["nearest"]).min() > 2 * normal.max()
 
 
+def bent_sheet(n: int, seed: int) -> np.ndarray:
+    """Places (n, 8) on one bent sheet, which one Gaussian describes badly."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.uniform(0, 2 * np.pi, (2, n))
+    angles = (one, other, one + other)
+    around = [f(angle) for angle in angles for f in (np.cos, np.sin)]
+    sheet = np.stack([*around, np.cos(2 * one), np.sin(2 * other)], 1)
+    return sheet + 0.1 * rng.standard_normal(sheet.shape)
+
+
+def several_clouds(n: int, seed: int) -> np.ndarray:
+    """Places (n, 8) around six centres."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).standard_normal((6, 8))
+    return centres[rng.integers(6, size=n)] + 0.05 * rng.standard_normal((n, 8))
+
+
+def test_one_bent_kind_has_no_gain_and_several_kinds_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart, bent = several_clouds(2000, 0), bent_sheet(2000, 0)
+    assert mixture._gain(apart) > mixture.SEVERAL
+    assert mixture._gain(bent) == 0
+    # Without the look at how far the kinds are apart, both would count as several.
+    monkeypatch.setattr(mixture, "ALONE", 1.0)
+    assert mixture._gain(bent) > mixture.SEVERAL
+
+
+def test_kinds_that_overlap_are_merged() -> None:
+    shares = np.repeat([[0.9, 0.1, 0], [0.1, 0.9, 0], [0, 0, 1]], [30, 30, 40], axis=0)
+    assert mixture._largest(shares) == pytest.approx(0.6)
+    assert mixture._largest(np.eye(4)[np.arange(100) % 4]) == pytest.approx(0.25)
+    assert mixture._largest(np.ones((5, 1))) == 1
+
+
 def test_no_image_is_stored_and_one_anomaly_does_not_make_its_like_normal() -> None:
     x = pictures(160, 0)
     anomaly = torch.flip(x[:1], (2, 3))

@@ -98,6 +98,18 @@ def test_without_a_game_pictures_show_no_reconstruction_and_health_says_why(mode
     assert not {"diversity", "discriminator", "memorisation", "stability"} & set(checks)
 
 
+def test_without_a_game_no_term_is_made_of_reconstructions(model: Path, folder: Path) -> None:
+    found = Detector.load(model)
+    assert not {"pixel", "feature", "latent", "paper", "anogan", "rotation"} & set(
+        found.model.fitted
+    )
+    with pytest.raises(ModelError, match="--score paper: this model has no term paper"):
+        found.score(folder / "queries", score="paper")
+    with pytest.raises(UsageError, match="--mapping search: this model has no GAN"):
+        found.score(folder / "queries", mapping="search")
+    assert found.score(folder / "queries", score="pca").images
+
+
 def test_scoring_needs_neither_the_extra_nor_a_network(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,9 +155,14 @@ class Judge:
         Raises
         ------
         UsageError
-            When the search uses the realness output of a discriminator that was trained further
-            in a rotation stage, or that judges pairs (`bigan`).
+            When no GAN was trained, or when the search uses the realness output of a discriminator
+            that was trained further in a rotation stage, or that judges pairs (`bigan`).
         """
+        if how.mapping != "encoder" and self.model.config.images_shown == 0:
+            raise UsageError(
+                f"--mapping {how.mapping}: this model has no GAN to search.",
+                hint="Leave --mapping out, or train without --images-shown 0.",
+            )
         trained_on = "rotation" in self.model.fitted or self.model.config.mapping == "bigan"
         if how.discrimination_loss == "fool" and trained_on:
             raise UsageError(

@@ -66,8 +66,9 @@ class Scorer:
             missing = " or ".join(score_named(score).weights)
             raise ModelError(
                 f"--score {score}: this model has no term {missing}.",
-                hint="Use another score. Models of patches have no nearest, and a model of an "
-                "older anoscan has it when it is trained again.",
+                hint="Use another score. Models of patches have no nearest, and models without a "
+                "GAN have no paper and no anogan. A model of an older anoscan has the term when it "
+                "is trained again.",
             )
         return self._calibration_scores[score_named(score).name]
 

@@ -17,8 +17,10 @@ from torch.nn.functional import interpolate
 
 from anoscan.core.config import LITE
 from anoscan.core.errors import InputError, UsageError
+from anoscan.core.tracing import recording
 
 SIDE = 128  # pixels a side of the network's input; images of other sizes are resized
+TOGETHER = 8  # images in one pass, whose maps fit the processor's cache
 STRIDES = (4, 8, 16, 32)  # pixels of the network's input from one place of a map to the next
 # Mean and standard deviation of the colours that the networks were trained with, in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,6 +67,11 @@ class Backbone(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return maps (n, c_i, s_i, s_i) of images (n, 1 or 3, s, s) in [-1, 1], finest first."""
+        together = len(x) if recording() or x.device.type != "cpu" else TOGETHER
+        parts = [self._maps(some) for some in x.split(together)]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         if x.shape[-1] != SIDE:
             x = interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=x.shape[-1] > SIDE)
         mean, deviation = (x.new_tensor(value)[:, None, None] for value in (MEAN, DEVIATION))

@@ -47,12 +47,15 @@ class Measured:
     anomaly_map: np.ndarray
 
 
-def terms_of(*, rotated: bool, patches: bool, backbone: bool = False) -> tuple[str, ...]:
+def terms_of(
+    *, rotated: bool, patches: bool, backbone: bool = False, game: bool = True
+) -> tuple[str, ...]:
     """Return the names of the terms that a model has, sorted.
 
     `rotation` is left out unless the discriminator learned to predict rotations (`rotated`). Terms
-    that are not `Term.of_patches` are left out of a model of patches, and those that are
-    `Term.of_backbone` out of a model without a pretrained network.
+    that are not `Term.of_patches` are left out of a model of patches, those that are
+    `Term.of_backbone` out of a model without a pretrained network, and those that need a latent out
+    of a model without a trained GAN (`game`).
     """
 
     def has(name: str) -> bool:
@@ -61,6 +64,7 @@ def terms_of(*, rotated: bool, patches: bool, backbone: bool = False) -> tuple[s
             (rotated or name != "rotation")
             and (term.of_patches or not patches)
             and (backbone or not term.of_backbone)
+            and (game or not term.needs_latent)
         )
 
     return tuple(name for name in registry.names("terms") if has(name))
@@ -167,8 +171,11 @@ class Measurer:
             x_hat = None if how.mapping == "encoder" else self.networks.mirror[1](z)
             evidence = Evidence(self.networks, x, z=z, x_hat=x_hat)
             asked = self.fitted.keys() if only is None else only
+            needless = set() if "rotation" in asked else {"rotations"}
+            if not any(registry.load("terms", name).needs_latent for name in asked):
+                needless.add("features_hat")
             for name in _OUTPUTS:
-                if name != "rotations" or "rotation" in asked:
+                if name not in needless:
                     getattr(evidence, name)
         return evidence
 

@@ -229,7 +229,12 @@ def learn(
     trained = _trained(request.before, material, config, runtime, training)
     networks, folds = trained.with_backbone(backbone)
     patches, suspected = config.patches is not None, None
-    names = terms_of(rotated=folds.rotated, patches=patches, backbone=backbone is not None)
+    names = terms_of(
+        rotated=folds.rotated,
+        patches=patches,
+        backbone=backbone is not None,
+        game=bool(config.images_shown),
+    )
     if request.drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)

@@ -82,7 +82,8 @@ def run(
         networks.backbone = backbone.blank(config.backbone).to(device)
     networks.frozen(device)
     patches = config.patches is not None
-    names = terms_of(rotated=True, patches=patches, backbone=pretrained)
+    game = bool(config.images_shown)
+    names = terms_of(rotated=game, patches=patches, backbone=pretrained, game=game)
     fit = partial(fit_all, networks, names, pixels, np.arange(len(batch)), config.seed, device)
     fitted, _ = fit()
     fitting = _timed(fit, runtime)

@@ -31,7 +31,10 @@ SHRINKAGE = 0.1  # added variance, as a share of the mean variance of the compon
 LEAST = 0.6  # share of the mean number of images a kind; smaller kinds may be of anomalies
 FITS = 3  # mixtures that are taken together: where one ends depends on where it starts
 ROUNDS = 20  # of expectation and maximisation
-SEVERAL = 0.4  # nats a component; from this gain on, images count as of several kinds
+SEVERAL = 0.4  # nats a component; from this gain on, images may be of several kinds
+# They are where no kind holds more than `ALONE` of them, after kinds were merged of which more than
+# `MISTAKEN` of the images of one pass for images of the other.
+ALONE, MISTAKEN = 0.8, 0.007
 # From this side on, in pixels, anomalies are often small. There a term that sees the image as a
 # whole must not drown those that see its places.
 LARGE = 64
@@ -47,7 +50,8 @@ def on_components(components: Tensors, inside: Tensor) -> Tensors:
         ``centres`` (m, d) and ``whiten`` (m, d, d) of m Gaussians in the d largest components, and
         ``height`` (m,), the logarithm of the density of each at its centre, relative to the highest
         of these. ``gain`` () says how much better than one Gaussian a mixture describes images that
-        it was not fitted to: the mean logarithm of the ratio of densities, divided by d.
+        it was not fitted to: the mean logarithm of the ratio of densities, divided by d. It is 0
+        where the kinds are not apart.
     """
     some = inside[:: -(-len(inside) // MOST_IMAGES)].cpu().double().numpy()
     some = some[:, : max(1, min(COMPONENTS, len(some) // IMAGES_A_COMPONENT))]
@@ -70,14 +74,42 @@ def on_components(components: Tensors, inside: Tensor) -> Tensors:
 
 
 def _gain(places: np.ndarray) -> float:
-    """Return the gain over one Gaussian on every fifth of places (n, d), by fits to the others."""
+    """Return the gain over one Gaussian on every fifth of places (n, d), by fits to the others.
+
+    A mixture describes one bent cloud better than one Gaussian does, too. So the gain is 0 where
+    its kinds are not apart.
+    """
     new = np.arange(len(places)) % 5 == 0
     known, kinds = places[~new], int((~new).sum()) // IMAGES_A_KIND
     if kinds < 2:
         return 0.0
-    several, one = (_fit(known, number).score(places[new]) for number in (kinds, 1))
-    found: float = max(0.0, (several - one) / places.shape[1])
-    return found
+    several, one = _fit(known, kinds), _fit(known, 1)
+    gain = float((several.score(places[new]) - one.score(places[new])) / places.shape[1])
+    if gain < SEVERAL:
+        return max(0.0, gain)
+    fits = [several, *(_fit(known, kinds, draw) for draw in range(1, FITS))]
+    largest = [_largest(fit.predict_proba(places[new])) for fit in fits]
+    return gain if np.mean(largest) <= ALONE else 0.0
+
+
+def _largest(shares: np.ndarray) -> float:
+    """Return the share of images in the largest kind, after kinds that overlap were merged.
+
+    `shares` (n, m) are the probabilities of the kinds of each image. The two kinds that are most
+    often mistaken are merged, again and again, while more than `MISTAKEN` of the images of one pass
+    for the other (Hennig 2010, "Methods for merging Gaussian mixture components").
+    """
+    shares = shares.copy()
+    while shares.shape[1] > 1:
+        taken_for = np.eye(shares.shape[1])[shares.argmax(1)]
+        mistaken = (shares.T @ taken_for) / np.maximum(shares.sum(0), 1e-9)[:, None]
+        np.fill_diagonal(mistaken, 0)
+        one, other = np.unravel_index(mistaken.argmax(), mistaken.shape)
+        if mistaken[one, other] <= MISTAKEN:
+            break
+        shares[:, one] += shares[:, other]
+        shares = np.delete(shares, other, axis=1)
+    return float(shares.mean(0).max())
 
 
 def _fit(places: np.ndarray, kinds: int, draw: int = 0) -> GaussianMixture:
