@@ -20,7 +20,7 @@ from anoscan.core.errors import InputError, UsageError
 from anoscan.core.tracing import recording
 
 SIDE = 128  # pixels a side of the network's input; images of other sizes are resized
-TOGETHER = 8  # images in one pass, whose maps fit the processor's cache
+TOGETHER = 16  # images in one pass, whose maps fit the processor's cache
 STRIDES = (4, 8, 16, 32)  # pixels of the network's input from one place of a map to the next
 # Mean and standard deviation of the colours that the networks were trained with, in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
