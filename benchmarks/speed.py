@@ -4,7 +4,8 @@ The limits are decoding alone, and the passes of the networks that the answer ne
 measured in the same run, on the same files, with the same number of workers. A ratio of 1 means
 that nothing else takes time. Kept results are ratios, since times depend on the machine.
 
-``--check`` measures small images, and exits 1 where a ratio is below `LEAST`.
+``--check`` measures small images, and exits 1 where a ratio is below `LEAST`. ``--peers`` scores
+the same files with other packages too; see `speed_peers`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from PIL import Image
 
 from anoscan import Detector
 from anoscan.core.runtime import exact_float32
-from anoscan.images.decode import Decoded, decode_all, decode_one
+from anoscan.images.decode import Decoded, ImageRule, decode_all, decode_one
 from anoscan.images.files import ImageFile, find
 from anoscan.report.map_files import MapFiles
 from anoscan.scoring.choices import BATCH_SIZE, ScoreRequest
@@ -155,8 +156,25 @@ def _whole(detector: Detector, file: ImageFile) -> Decoded:
     return decode_one(file, detector.model.rule)
 
 
-def measure(name: str, folder: Path, workers: int) -> list[dict[str, Any]]:
-    """Measure a set: a row for each answer, with images a second and ratios, as medians."""
+def peers(detector: Detector, normal: Path, workers: int) -> dict[str, Callable[[Any], int]]:
+    """Return other packages' detectors, fitted to the normal images as the detector sees them."""
+    from benchmarks import speed_peers  # needs packages that anoscan does not
+
+    return speed_peers.peers(np.stack(list(pixels(find([normal]), detector.model.rule, workers))))
+
+
+def pixels(files: Sequence[ImageFile], rule: ImageRule, workers: int) -> Iterator[Pixels]:
+    """Yield decoded images (c, s, s), in [-1, 1]."""
+    for image in decode_all(files, rule, workers=workers):
+        assert isinstance(image, Decoded)
+        yield image.pixels
+
+
+def measure(name: str, folder: Path, workers: int, beside: bool = False) -> list[dict[str, Any]]:
+    """Measure a set: a row for each answer, with images a second and ratios, as medians.
+
+    With `beside`, other packages have a row each too.
+    """
     which = SETS[name]
     normal, queries = write(which, folder)
     settings: dict[str, Any] = QUICK | which.settings
@@ -177,13 +195,19 @@ def measure(name: str, folder: Path, workers: int) -> list[dict[str, Any]]:
             work()
         spent.setdefault(what, []).append(one)
 
+    others = peers(detector, normal, workers) if beside and rule.patch is None else {}
+    counts = {name: len(files) for name in ("decoding", "networks", *answers)}
     for _ in range(ROUNDS if which.count > 1 else 1):
         add("decoding", lambda: sum(1 for _ in decode_all(files, rule, workers=workers)))
         add("networks", networks)
         for answer, make in answers.items():
             add(answer, lambda m=make: sum(1 for _ in detector.stream(files, request, m())))  # type: ignore[misc]
-    rates = {what: len(files) / median(s.wall for s in some) for what, some in spent.items()}
-    cpu = {what: 1e3 * median(s.cpu for s in some) / len(files) for what, some in spent.items()}
+        for name_of, score in others.items():
+            with timed() as one:
+                counts[name_of] = score(pixels(files, rule, workers))
+            spent.setdefault(name_of, []).append(one)
+    rates = {what: counts[what] / median(s.wall for s in some) for what, some in spent.items()}
+    cpu = {what: 1e3 * median(s.cpu for s in some) / counts[what] for what, some in spent.items()}
     limit = min(rates["decoding"], rates["networks"])
     return [
         {
@@ -196,7 +220,7 @@ def measure(name: str, folder: Path, workers: int) -> list[dict[str, Any]]:
             "networks": rates["networks"],
             "cpu_ms": cpu[answer],
         }
-        for answer in answers
+        for answer in (*answers, *others)
     ]
 
 
@@ -223,13 +247,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--peers", action="store_true", help="score with other packages too")
     parser.add_argument("--check", action="store_true", help="fail where scoring is slow")
     given = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     for name in CHECKED if given.check else given.sets:
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure(name, Path(folder), given.workers)
-        print(table(rows[-3:]), flush=True)
+            found = measure(name, Path(folder), given.workers, beside=given.peers)
+        print(table(found), flush=True)
+        rows += found
     if given.check:
         slow = [row for row in rows if row["answer"] == "score" and row["ratio"] < LEAST]
         return 1 if slow else 0
