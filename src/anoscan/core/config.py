@@ -133,12 +133,12 @@ class TrainConfig:
     rotation_images_shown: int | None = _setting(
         None,
         "Length of the rotation stage, in images; 0 leaves it out.",
-        default="that of --images-shown, a third of it for wgan-gp",
+        default="twice --images-shown, two thirds of it for wgan-gp",
     )
     encoder_images_shown: int | None = _setting(
         None,
         "Length of the encoder stage, in images.",
-        default="half of --rotation-images-shown's default",
+        default="half of --images-shown, a sixth of it for wgan-gp",
     )
     reconstruction_images_shown: int | None = _setting(
         None,
@@ -396,7 +396,7 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     joint, of_images = mapping.loss is None, mapping.loss and mapping.given == "images"
     return {
         "images_shown": game,
-        "rotation_images_shown": shown,
+        "rotation_images_shown": 2 * shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 2),
         "reconstruction_images_shown": math.ceil(shown / 2) if of_images else 0,
         "learning_rate": objective.learning_rate,
