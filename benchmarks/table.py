@@ -17,6 +17,7 @@ from benchmarks import (
     decoding,
     family,
     few,
+    lengths,
     lineage,
     markdown,
     memory,
@@ -136,6 +137,13 @@ PAGES = {
         " false-alarm rate that is chosen automatically",
         "few",
         few.table,
+    ),
+    "lengths": Page(
+        "How AUROC grows with training time",
+        "AUROC (± its deviation over seeds) and CPU seconds of trainings of several lengths: the"
+        " default, f-AnoGAN's recipe in float32, and an older version by its commit",
+        "lengths",
+        lengths.table,
     ),
     "planted": Page(
         "Defects planted in whole solar cells",
