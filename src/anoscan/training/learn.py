@@ -228,13 +228,7 @@ def learn(
     training = TrainingRun(checkpoint, observer, on_progress, stopping, clock)
     trained = _trained(request.before, material, config, runtime, training)
     networks, folds = trained.with_backbone(backbone)
-    patches, suspected = config.patches is not None, None
-    names = terms_of(
-        rotated=folds.rotated,
-        patches=patches,
-        backbone=backbone is not None,
-        game=bool(config.images_shown),
-    )
+    suspected, names = None, _names(config, folds.rotated)
     if request.drop_suspects:
         suspected = _suspected(networks, names, material, config, measuring)
         material = material.without(suspected.worst)
@@ -296,6 +290,16 @@ def _pretrained(request: TrainRequest) -> tuple[Backbone | None, dict[str, Any]]
         return source.networks.backbone, {"backbone": source.metadata["backbone"]}
     network, origin = backbones.pretrained(request.config.backbone, request.weights)
     return network, {"backbone": dataclasses.asdict(origin)}
+
+
+def _names(config: TrainConfig, rotated: bool) -> tuple[str, ...]:
+    """Return the names of the terms that a training with such settings fits."""
+    return terms_of(
+        rotated=rotated,
+        patches=config.patches is not None,
+        backbone=config.backbone != NO_BACKBONE,
+        game=bool(config.images_shown),
+    )
 
 
 def _trained(
