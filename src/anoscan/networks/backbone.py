@@ -67,8 +67,9 @@ class Backbone(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return maps (n, c_i, s_i, s_i) of images (n, 1 or 3, s, s) in [-1, 1], finest first."""
-        together = len(x) if recording() or x.device.type != "cpu" else TOGETHER
-        parts = [self._maps(some) for some in torch.split(x, together)]
+        if recording() or x.device.type != "cpu":
+            return self._maps(x)
+        parts = [self._maps(some) for some in torch.split(x, TOGETHER)]
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def _maps(self, x: Tensor) -> list[Tensor]:
