@@ -3,7 +3,9 @@
 Trainings of several lengths are compared by their CPU seconds: the default, and f-AnoGAN's recipe
 (WGAN-GP in float32, five steps of the critic to one of the generator, the paper's score). Another
 version is measured with its ``src`` first on ``PYTHONPATH`` and ``--methods anoscan --name NAME``.
-So only its Python API is used here. Results are kept and continued like those of `benchmarks.run`.
+So only its Python API is used here. A version without ``anoscan.core`` needs a module
+``anoscan/core/errors.py`` that imports all of ``anoscan.errors``. Results are kept and continued
+like those of `benchmarks.run`.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _whole(detector: Detector, file: ImageFile) -> Decoded:
     return decode_one(file, detector.model.rule)
 
 
-def peers(detector: Detector, normal: Path, workers: int) -> dict[str, Callable[[Any], int]]:
+def peers(detector: Detector, normal: Path, workers: int) -> dict[str, Callable[[Any], None]]:
     """Return other packages' detectors, fitted to the normal images as the detector sees them."""
     from benchmarks import speed_peers  # needs packages that anoscan does not
 
@@ -196,18 +196,15 @@ def measure(name: str, folder: Path, workers: int, beside: bool = False) -> list
         spent.setdefault(what, []).append(one)
 
     others = peers(detector, normal, workers) if beside and rule.patch is None else {}
-    counts = {name: len(files) for name in ("decoding", "networks", *answers)}
     for _ in range(ROUNDS if which.count > 1 else 1):
         add("decoding", lambda: sum(1 for _ in decode_all(files, rule, workers=workers)))
         add("networks", networks)
         for answer, make in answers.items():
             add(answer, lambda m=make: sum(1 for _ in detector.stream(files, request, m())))  # type: ignore[misc]
-        for name_of, score in others.items():
-            with timed() as one:
-                counts[name_of] = score(pixels(files, rule, workers))
-            spent.setdefault(name_of, []).append(one)
-    rates = {what: counts[what] / median(s.wall for s in some) for what, some in spent.items()}
-    cpu = {what: 1e3 * median(s.cpu for s in some) / counts[what] for what, some in spent.items()}
+        for peer, score in others.items():
+            add(peer, lambda s=score: s(pixels(files, rule, workers)))  # type: ignore[misc]
+    rates = {what: len(files) / median(s.wall for s in some) for what, some in spent.items()}
+    cpu = {what: 1e3 * median(s.cpu for s in some) / len(files) for what, some in spent.items()}
     limit = min(rates["decoding"], rates["networks"])
     return [
         {

@@ -19,27 +19,26 @@ from torch.nn import functional
 from anoscan.scoring.choices import BATCH_SIZE
 
 LATENT = 100  # default of anomalib's GANomaly
-Work = Callable[[Iterable[np.ndarray]], int]
+Work = Callable[[Iterable[np.ndarray]], None]
 
 
 def peers(normal: np.ndarray) -> dict[str, Work]:
     """Return the peers, by name, after a fit to normal images (n, c, s, s) in [-1, 1].
 
-    Each takes images (c, s, s), scores them, and returns how many it scored.
+    Each takes images (c, s, s), and scores them.
     """
     side = _side(normal.shape[-1])
     ganomaly = GanomalyModel((side, side), normal.shape[1], 64, LATENT).eval()
     padim = _padim(_sized(torch.from_numpy(normal)))
     anogan = AnoGAN(epochs=1, device=torch.device("cpu")).fit(normal.reshape(len(normal), -1))
 
-    def search(images: Iterable[np.ndarray]) -> int:
-        rows = np.stack([image.ravel() for image in images])
-        return len(anogan.decision_function(rows))
+    def anogan_scores(images: Iterable[np.ndarray]) -> None:
+        anogan.decision_function(np.stack([image.ravel() for image in images]))
 
     return {
         "GANomaly": lambda images: _passes(ganomaly, images),
         "PaDiM": lambda images: _passes(padim, images),
-        "PyOD AnoGAN": search,
+        "PyOD AnoGAN": anogan_scores,
     }
 
 
@@ -55,15 +54,11 @@ def _padim(normal: Tensor) -> PadimModel:
     return model.eval()
 
 
-def _passes(model: torch.nn.Module, images: Iterable[np.ndarray]) -> int:
-    channels = 3 if isinstance(model, PadimModel) else None
-    count = 0
+def _passes(model: torch.nn.Module, images: Iterable[np.ndarray]) -> None:
     with torch.inference_mode():
         for batch in _batches(images):
             sized = _sized(batch)
-            model(sized if channels is None else _rgb(sized))
-            count += len(batch)
-    return count
+            model(_rgb(sized) if isinstance(model, PadimModel) else sized)
 
 
 def _batches(images: Iterable[np.ndarray]) -> Iterator[Tensor]:

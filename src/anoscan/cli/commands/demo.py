@@ -99,7 +99,7 @@ def run(
             workers=workers,
             on_progress=on_progress,
             images_shown=IMAGES_SHOWN,
-            rotation_images_shown=IMAGES_SHOWN,
+            rotation_images_shown=IMAGES_SHOWN,  # more would take longer, and add nothing here
         )
     except TrainingInterrupted:
         store.checkpoint_path(NAME).unlink(missing_ok=True)
