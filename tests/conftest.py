@@ -82,7 +82,7 @@ def trained(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Detecto
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANOSCAN_HOME", str(home))
         return Detector.train(
-            digits.normal, path=home / "trained.safetensors", images_shown=16_000, workers=2
+            digits.normal, path=home / "trained.safetensors", images_shown=8_000, workers=2
         )
 
 

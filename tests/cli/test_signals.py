@@ -36,7 +36,9 @@ def hangups() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hangups")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_training_that_is_told_to_end_keeps_a_checkpoint(
     number: signal.Signals, few: Digits
 ) -> None:
@@ -91,7 +93,10 @@ def test_a_line_is_whole_before_a_signal_ends_the_program() -> None:
 
 
 @pytest.mark.usefixtures("hangups")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGINT],
+)
 def test_scoring_that_is_told_to_end_leaves_whole_lines(
     number: signal.Signals, digits: Digits, model_file: Path
 ) -> None:

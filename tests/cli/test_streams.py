@@ -35,7 +35,15 @@ def commands(few: Digits, model_file: Path) -> dict[str, list[str]]:
     }
 
 
-COMMANDS = ("version", "help", "models", "dry-run", "table", "json", "jsonl", "csv", "eval")
+COMMANDS = (
+    "version",
+    "help",
+    "models",
+    "dry-run",
+    "table",
+    "json",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("jsonl", "csv", "eval")),
+)
 
 
 def run(arguments: list[str], redirections: str, stdout: int = subprocess.PIPE) -> Result:

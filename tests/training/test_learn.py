@@ -166,20 +166,35 @@ def test_same_seed_same_bytes_other_seed_other_bytes(
     assert digest("c", 1, 1) != first
 
 
-def test_an_encoder_that_fails_is_trained_again_twice_and_then_said_to_be_unusable(
-    few: Digits, tmp_path: Path
+@pytest.mark.parametrize("reconstruction", [0, 8])
+def test_reconstructions_that_fail_are_trained_again_twice_and_no_more(
+    few: Digits, tmp_path: Path, reconstruction: int
 ) -> None:
     notes: list[Progress] = []
     detector = Detector.train(
         few.normal, path=tmp_path / "failed.safetensors", images_shown=64, encoder_images_shown=8,
-        reconstruction_images_shown=0, width=4, on_progress=notes.append,
+        reconstruction_images_shown=reconstruction, width=4, on_progress=notes.append,
     )  # fmt: skip
     assert [now.stage for now in notes if now.note and "trained again" in now.note] == [
         "encoder-2", "encoder-3"
     ]  # fmt: skip
     assert detector.report is not None
-    assert {"encoder", "encoder-2", "encoder-3"} <= detector.report.seconds.keys()
-    assert detector.model.reconstructions == "unusable"
+    expected = {"encoder", "encoder-2", "encoder-3"}
+    if reconstruction:
+        expected |= {"reconstruction", "reconstruction-2", "reconstruction-3"}
+    assert expected <= detector.report.seconds.keys()
+    # The correction at the end draws what such networks do not.
+    assert detector.model.reconstructions == ("ok" if reconstruction else "unusable")
+
+
+def test_what_the_reconstruction_stage_mends_is_trained_once(few: Digits, tmp_path: Path) -> None:
+    detector = Detector.train(
+        few.normal, path=tmp_path / "mended.safetensors", images_shown=320, encoder_images_shown=8,
+        reconstruction_images_shown=3200, width=16,
+    )  # fmt: skip
+    assert detector.report is not None
+    assert "encoder-2" not in detector.report.seconds
+    assert detector.model.reconstructions == "ok"
 
 
 def test_an_encoder_that_learned_is_trained_once(trained: Detector) -> None:

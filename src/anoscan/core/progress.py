@@ -15,6 +15,8 @@ STAGES = {
     "encoder-2": "learning to map again",
     "encoder-3": "learning to map again",
     "reconstruction": "learning to reconstruct",
+    "reconstruction-2": "learning to reconstruct again",
+    "reconstruction-3": "learning to reconstruct again",
     "folds": "calibrating in folds",
     "calibration": "calibrating",
     "scoring": "scoring",

@@ -22,7 +22,7 @@ from anoscan.networks.mappings import Mapping
 
 LEARNING_RATE = 1e-3
 LAST_RATE = 0.02  # share of the learning rate that is left at the end of the stage
-# An encoder that failed is trained again from new weights, for longer and at a lower rate.
+# Where reconstructions failed, a new encoder is trained for longer and at a lower rate.
 ATTEMPTS = ("encoder", "encoder-2", "encoder-3")  # names of the stage, by attempt
 SLOWER, LONGER = 0.3, 2  # factors of the rate, per attempt, and of the length of later attempts
 
@@ -39,7 +39,7 @@ class EncoderStage:
     batches : callable
         Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
     attempt : int
-        How many times the stage has failed before; see `ATTEMPTS`.
+        How many times reconstructions have failed before; see `ATTEMPTS`.
 
     Attributes
     ----------

@@ -27,6 +27,7 @@ from anoscan.networks.low_rank import LowRank
 
 DECODER_RATE, ENCODER_RATE = 5e-4, 1e-3
 LAST_RATE = 0.02  # share of these rates that is left at the end of the stage
+ATTEMPTS = ("reconstruction", "reconstruction-2", "reconstruction-3")  # names, by attempt
 CORRECTED = 2048  # normal images that the correction is learned from
 
 
@@ -41,9 +42,9 @@ class ReconstructionStage:
         Maps a step number to images (n, c, s, s), float32 in [-1, 1], on the runtime's device.
     steps : int
         Number of steps of the whole stage, over which the learning rates fall.
+    attempt : int
+        How many times reconstructions have failed before; see `ATTEMPTS`.
     """
-
-    name = "reconstruction"
 
     def __init__(
         self,
@@ -52,7 +53,9 @@ class ReconstructionStage:
         steps: int,
         config: TrainConfig,
         runtime: Runtime,
+        attempt: int = 0,
     ) -> None:
+        self.name = ATTEMPTS[attempt]
         self.networks, self.batches, self.steps = networks, batches, steps
         self.config, self.runtime = config, runtime
         self.kind: Encoder = registry.load("encoders", config.encoder)

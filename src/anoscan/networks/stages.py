@@ -136,7 +136,7 @@ class Stages:
     def encoder(self, networks: Networks, attempt: int = 0) -> Planned[EncoderStage] | None:
         """Return the encoder stage; None where the settings leave it out.
 
-        `attempt` counts the encoder stages of this training that failed.
+        `attempt` counts the times that reconstructions of this training failed.
         """
         if not self.config.encoder_images_shown:
             return None
@@ -146,17 +146,20 @@ class Stages:
         frozen = {"generator": networks.generator, "discriminator": networks.discriminator}
         return self._planned("encoder", stage, stage.shown, size, frozen, attempt=attempt)
 
-    def reconstruction(self, networks: Networks) -> Planned[ReconstructionStage] | None:
+    def reconstruction(
+        self, networks: Networks, attempt: int = 0
+    ) -> Planned[ReconstructionStage] | None:
         """Return the reconstruction stage; None where the settings leave it out.
 
-        `networks` get a decoder, which is a copy of their generator at first.
+        `networks` get a decoder, which is a copy of their generator at first. `attempt` counts the
+        times that reconstructions of this training failed.
         """
         shown, size = self.config.reconstruction_images_shown, self.config.batch_size
         if not shown:
             return None
         steps, batches = math.ceil(shown / size), self._batches("reconstruction", size)
-        stage = ReconstructionStage(networks, batches, steps, self.config, self.runtime)
-        return self._planned("reconstruction", stage, shown, size)
+        stage = ReconstructionStage(networks, batches, steps, self.config, self.runtime, attempt)
+        return self._planned("reconstruction", stage, shown, size, attempt=attempt)
 
     def _batches(self, name: str, size: int) -> Batches:
         seed, device = self.config.seed, self.runtime.device

@@ -23,7 +23,7 @@ from anoscan.networks.loop import (
     state_tensors,
 )
 
-_STAGES = r"\A(gan|rotation|encoder(-[23])?|reconstruction)\Z"
+_STAGES = r"\A(gan|rotation|(encoder|reconstruction)(-[23])?)\Z"
 _Name = Annotated[str, msgspec.Meta(pattern=_STAGES)]
 _Rollbacks = Annotated[int, msgspec.Meta(ge=0, le=MOST_ROLLBACKS)]
 

@@ -214,17 +214,11 @@ def train_networks(
 def train_reconstructions(
     trained: Networks, stages: Stages, material: Material, training: TrainingRun
 ) -> None:
-    """Run the encoder stage and the reconstruction stage."""
-    _train_encoder(trained, stages, material, training)
-    if reconstruction := stages.reconstruction(trained):
-        training.go(reconstruction, mirror=trained.mirror)
-        reconstruction.stage.correct()
+    """Run the encoder stage and the reconstruction stage.
 
-
-def _train_encoder(
-    trained: Networks, stages: Stages, material: Material, training: TrainingRun
-) -> None:
-    """Run the encoder stage, and again from new weights while it fails, at most twice."""
+    While reconstructions fail, both run again from new weights, at most twice. An encoder alone may
+    fail: the reconstruction stage mends most that do.
+    """
     missed = math.inf
     for attempt, name in enumerate(ATTEMPTS):
         if attempt:
@@ -232,12 +226,18 @@ def _train_encoder(
             notify(training.on_progress, name, note)
             fresh = fresh_networks(stages.config, material.rule, f"weights-{name}")
             trained.encoder = fresh.encoder.to(stages.runtime.device)
-        if (encoder := stages.encoder(trained, attempt)) is None:
-            return
-        training.go(encoder, mirror=trained.mirror)
+            trained.decoder = None
+        if encoder := stages.encoder(trained, attempt):
+            training.go(encoder, mirror=trained.mirror)
+        if reconstruction := stages.reconstruction(trained, attempt):
+            training.go(reconstruction, mirror=trained.mirror)
+        if encoder is None:
+            break
         missed = network_checks.reconstruction_error(trained, material, stages.config)
         if missed <= UNUSABLE:
-            return
+            break
+    if reconstruction:
+        reconstruction.stage.correct()
 
 
 @torch.no_grad()
