@@ -101,9 +101,13 @@ def test_a_loaded_model_gives_the_same_maps_in_any_company(
     for one, other in zip(together.images, alone.images, strict=True):
         assert one.path == other.path
         # Reconstructions differ in the last bit where a batch is multiplied at once.
+        # So a place at the very edge of a region may be inside or outside.
         for a, b in zip(one.regions, other.regions, strict=True):
-            assert dataclasses.replace(a, score=0) == dataclasses.replace(b, score=0)
             assert a.score == pytest.approx(b.score, abs=1e-4)
+            for name in ("x", "y", "width", "height"):
+                assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1)
+            same = {"x": 0, "y": 0, "width": 1, "height": 1, "area": 1, "score": 0}
+            assert dataclasses.replace(a, **same) == dataclasses.replace(b, **same)
     assert any(r.regions for r in alone.images)
 
 

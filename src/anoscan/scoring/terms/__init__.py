@@ -86,6 +86,12 @@ class Evidence:
         network = self._networks.backbone
         return [] if network is None else network.features(self.x)
 
+    @cached_property
+    def mirrored(self) -> list[Tensor]:
+        """Maps of the pretrained network like `backbone`, of mirror images."""
+        network = self._networks.backbone
+        return [] if network is None else network.features(self.x.flip(-1))
+
 
 def rotation_logits(discriminator: Discriminator, x: Tensor, features: list[Tensor]) -> Tensor:
     """Compute the logits (n, 4, 4) of the rotation; row k is for x rotated by k * 90 degrees.
@@ -218,7 +224,7 @@ def gaussian_term(
 ) -> Term:
     """Make a term: the Mahalanobis distance of an image's vector from those of normal images.
 
-    `vectors` returns the vectors (n, d) of images. `about` are more parameters of `Term`.
+    `vectors` returns the vectors (n, d) of images. `about` are parameters of `Term`.
     """
 
     def measure(evidence: Evidence, fitted: Tensors) -> Tensor:
@@ -233,4 +239,4 @@ def gaussian_term(
     def forms(evidence: Evidence) -> Forms:
         return gaussian_forms(vectors(evidence).shape[1])
 
-    return Term(measure, paper, sums=sums, fit=fit, forms=forms, **about)
+    return Term(measure, paper, **{"sums": sums, "fit": fit, "forms": forms} | about)

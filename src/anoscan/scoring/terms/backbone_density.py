@@ -2,7 +2,7 @@
 
 The means of the channels of all maps describe an image, and for all but the coarsest map their
 standard deviations too. One Gaussian over these numbers gives the distance (Rippel et al. 2021,
-arXiv 2005.14140).
+arXiv 2005.14140). It is fitted to the training images and to their mirror images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.scoring.terms import Evidence, gaussian_term
+from anoscan.networks.backbone import rooted
+from anoscan.scoring.terms import Evidence, Tensors, gaussian_sums, gaussian_term
 
 CHANNELS = 1280  # of a map; a wider one is projected on so many random directions
 
@@ -21,10 +22,19 @@ def of_backbone(evidence: Evidence) -> Tensor:
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
-    """Return means, and spreads of all maps (n, c_i, s_i, s_i) but the last, (n, d), float64."""
+    """Return means, and spreads of all maps (n, c_i, s_i, s_i) but the last, (n, d), float64.
+
+    They are `rooted` once more.
+    """
     flat = [_narrowed(block).flatten(2).double() for block in maps]
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat[:-1]]
-    return torch.cat([block.mean(2) for block in flat] + spreads, 1)
+    return rooted(torch.cat([block.mean(2) for block in flat] + spreads, 1))
+
+
+def sums(evidence: Evidence) -> Tensors:
+    """Return the sums of `gaussian_sums` for images and their mirror images."""
+    both = [pooled(evidence.backbone), pooled(evidence.mirrored)]
+    return gaussian_sums(torch.cat(both))
 
 
 def weight(evidence: Evidence) -> Tensor:
@@ -48,4 +58,5 @@ ENTRY = gaussian_term(
     weight=weight,
     needs_latent=False,
     of_backbone=True,
+    sums=sums,
 )
