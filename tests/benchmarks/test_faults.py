@@ -69,7 +69,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 # A few cases, and single ones; all with another seed than a long run begins with.
-FEW = [("images", 188), ("models", 60), ("checkpoints", 3), ("load", 300)]
+FEW = [("images", 188), ("models", 60), ("checkpoints", 1), ("load", 300)]
 SINGLE = [
     pytest.param("kill", 10, marks=pytest.mark.slow),  # a training, at an operation
     ("kill", 12),  # a scoring, at an operation

@@ -39,10 +39,9 @@ COMMANDS = (
     "version",
     "help",
     "models",
-    "dry-run",
     "table",
     "json",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("jsonl", "csv", "eval")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("dry-run", "jsonl", "csv", "eval")),
 )
 
 

@@ -196,7 +196,9 @@ def test_growing_networks_train_in_bfloat16_at_odd_sizes(objective: str) -> None
     assert sorted(set(levels)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("objective", ["nonsaturating", "hinge"])
+@pytest.mark.parametrize(
+    "objective", ["nonsaturating", pytest.param("hinge", marks=pytest.mark.slow)]
+)
 def test_a_run_resumed_while_it_grows_ends_with_the_same_bytes(
     objective: str, few: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,7 +342,7 @@ CHOICES = sorted(
 
 
 @pytest.mark.parametrize(("architecture", "objective"), CHOICES)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_choice_trains_scores_and_loads(
     architecture: str,
     objective: str,
