@@ -66,14 +66,11 @@ def test_a_grey_image_is_seen_like_an_rgb_image_of_equal_channels() -> None:
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-def unrooted(features: Tensor) -> Tensor:
-    """Undo `rooted`, which enlarges the rounding of what is next to zero."""
-    return features.sign() * features.abs().pow(4 / 3)
-
-
-def test_features_are_rooted_and_keep_their_signs() -> None:
-    values = torch.tensor([-16.0, -1.0, 0.0, 1e-4, 81.0])
-    assert torch.allclose(backbone.rooted(values), torch.tensor([-8.0, -1.0, 0.0, 1e-3, 27.0]))
+def test_pooled_features_are_signed_roots_of_means_and_spreads() -> None:
+    first = torch.tensor([[[-8.0, -10.0]], [[3.0, 5.0]]])[None]
+    last = torch.tensor([[[16.0]]])[None]
+    expected = torch.tensor([[-3.0, 2.0, 4.0, 1.0, 1.0]], dtype=torch.float64)
+    assert torch.allclose(backbone_density.pooled([first, last]), expected)
 
 
 def test_the_density_is_fitted_to_mirror_images_too() -> None:
@@ -92,7 +89,7 @@ def test_images_are_seen_some_at_a_time_and_in_their_order() -> None:
     whole = found.features(x)
     for index in (0, backbone.TOGETHER, len(x) - 1):
         for one, other in zip(found.features(x[index : index + 1]), whole, strict=True):
-            assert torch.allclose(unrooted(one[0]), unrooted(other[index]), rtol=1e-3, atol=1e-4)
+            assert torch.allclose(one[0], other[index], rtol=1e-3, atol=1e-4)
 
 
 def test_folding_the_normalisation_changes_nothing_but_rounding(tmp_path: Path) -> None:
@@ -114,7 +111,7 @@ def test_folding_the_normalisation_changes_nothing_but_rounding(tmp_path: Path) 
     with torch.no_grad():
         network(((x + 1) / 2 - mean) / deviation)
     for one, other in zip(found.features(x), stages.values(), strict=True):
-        assert torch.allclose(unrooted(one), other, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "vgg11"])

@@ -66,10 +66,7 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return maps (n, c_i, s_i, s_i) of images (n, 1 or 3, s, s) in [-1, 1], finest first.
-
-        They are `rooted`.
-        """
+        """Return maps (n, c_i, s_i, s_i) of images (n, 1 or 3, s, s) in [-1, 1], finest first."""
         if recording() or x.device.type != "cpu":
             return self._maps(x)
         parts = [self._maps(some) for some in torch.split(x, TOGETHER)]
@@ -81,20 +78,7 @@ class Backbone(nn.Module):
         mean, deviation = (x.new_tensor(value)[:, None, None] for value in (MEAN, DEVIATION))
         colours = ((x + 1) / 2 - mean) / deviation
         maps = self.network(colours.contiguous(memory_format=torch.channels_last))
-        return [rooted(maps[str(stride)]) for stride in STRIDES]
-
-
-def rooted(values: Tensor) -> Tensor:
-    """Return sign(v) |v|^(3/4) of features v, which are then more like draws from a Gaussian.
-
-    Perronnin et al. 2010 (doi 10.1007/978-3-642-15561-1_11, eq. 6) normalise features so, with
-    other exponents.
-
-    >>> rooted(torch.tensor([-16.0, 0.0, 1.0]))
-    tensor([-8.,  0.,  1.])
-    """
-    size = values.abs()
-    return (size * size.sqrt()).sqrt().copysign(values)  # roots are faster than powers
+        return [maps[str(stride)] for stride in STRIDES]
 
 
 def blank(name: str) -> Backbone:

@@ -2,7 +2,9 @@
 
 The means of the channels of all maps describe an image, and for all but the coarsest map their
 standard deviations too. One Gaussian over these numbers gives the distance (Rippel et al. 2021,
-arXiv 2005.14140). It is fitted to the training images and to their mirror images.
+arXiv 2005.14140). It is fitted to the training images and to their mirror images. Signed roots of
+the numbers are more like draws from a Gaussian (Perronnin et al. 2010, doi
+10.1007/978-3-642-15561-1_11, eq. 6).
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anoscan.networks.backbone import rooted
 from anoscan.scoring.terms import Evidence, Tensors, gaussian_sums, gaussian_term
 
 CHANNELS = 1280  # of a map; a wider one is projected on so many random directions
@@ -22,13 +23,14 @@ def of_backbone(evidence: Evidence) -> Tensor:
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
-    """Return means, and spreads of all maps (n, c_i, s_i, s_i) but the last, (n, d), float64.
+    """Return signed roots of means, and of spreads of all maps (n, c_i, s_i, s_i) but the last.
 
-    They are `rooted` once more.
+    They are (n, d), float64.
     """
     flat = [_narrowed(block).flatten(2).double() for block in maps]
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat[:-1]]
-    return rooted(torch.cat([block.mean(2) for block in flat] + spreads, 1))
+    values = torch.cat([block.mean(2) for block in flat] + spreads, 1)
+    return values.abs().sqrt().copysign(values)
 
 
 def sums(evidence: Evidence) -> Tensors:
