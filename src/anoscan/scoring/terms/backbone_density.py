@@ -30,7 +30,7 @@ def pooled(maps: list[Tensor]) -> Tensor:
     flat = [_narrowed(block).flatten(2).double() for block in maps]
     spreads = [(block.var(2, correction=0) + 1e-8).sqrt() for block in flat[:-1]]
     values = torch.cat([block.mean(2) for block in flat] + spreads, 1)
-    return values.abs().sqrt().copysign(values)
+    return values.sign() * values.abs().sqrt()
 
 
 def sums(evidence: Evidence) -> Tensors:
