@@ -313,20 +313,28 @@ def test_the_gain_says_whether_images_are_of_several_kinds(
     assert mixture.factor(several["mixture"], 64) == 0  # small defects would drown
 
 
-def test_the_weight_of_the_term_is_zero_unless_images_are_of_several_kinds() -> None:
+def test_the_mixture_counts_where_images_are_of_several_kinds_and_single_gaussians_elsewhere() -> (
+    None
+):
     config = TrainConfig(size=SIDE, channels=1, latent_dim=4, width=8)
     rule = ImageRule(size=SIDE, channels=1, window=None)
     networks = fresh_networks(config, rule).frozen()
     terms, _ = fitted(pictures(300, 0))
+    terms |= measure.fit_terms(networks, ["density", "local"], [pictures(300, 0)])
     x = pictures(40, 3).numpy()
 
-    def weight(gain: float) -> float:
+    def weights(gain: float) -> dict[str, float]:
         stats = terms["mixture"] | {"gain": torch.tensor(gain)}
-        measurer = measure.Measurer(networks, {"mixture": stats}, rule)
-        return float(term_weights(measurer, x, measurer.terms(x), np.ones((40, 1)), 0)[0])
+        chosen = {"density": terms["density"], "local": terms["local"], "mixture": stats}
+        measurer = measure.Measurer(networks, chosen, rule)
+        found = term_weights(measurer, x, measurer.terms(x), np.ones((40, 3)), 0)
+        return dict(zip(chosen, found, strict=True))
 
-    assert 0 < weight(mixture.SEVERAL + 0.01) <= 1
-    assert weight(mixture.SEVERAL - 0.01) == 0
+    several, one = weights(mixture.SEVERAL + 0.01), weights(mixture.SEVERAL - 0.01)
+    assert 0 < several["mixture"] <= 1
+    assert several["density"] == several["local"] == 0
+    assert one["mixture"] == 0
+    assert min(one["density"], one["local"]) > 0
 
 
 def test_a_mixture_of_more_components_than_the_model_has_is_refused(

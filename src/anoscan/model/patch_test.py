@@ -42,7 +42,8 @@ def term_weights(
         - the mean of `own` for a term with its own `Term.weight`;
         - max(2 AUROC - 1, 0) of patched against unchanged images for a narrow term;
         - the square root of that for others, which may still find images anomalous as a whole;
-        - any of these times `Term.factor`, for a term that has one.
+        - any of these times `Term.factor`, for a term that has one;
+        - 0 where the term that replaces it counts (`Term.unless`).
     """
     from sklearn.metrics import roc_auc_score
 
@@ -65,6 +66,11 @@ def term_weights(
         if term.factor is not None:
             values[-1] *= term.factor(measurer.fitted[name], pixels.shape[-1])
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
+    names = list(measurer.fitted)
+    for column, name in enumerate(names):
+        replacement = registry.load("terms", name).unless
+        if replacement in names and bounded[names.index(replacement)] > 0:
+            bounded[column] = 0
     return bounded
 
 

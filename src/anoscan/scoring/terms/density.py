@@ -36,4 +36,11 @@ def pooled(features: list[Tensor]) -> Tensor:
     return torch.cat(means + spreads + peaks, 1).double()
 
 
-ENTRY = gaussian_term(of_discriminator, shrinkage=0.02, paper="Lee et al. 2018", needs_latent=False)
+# One Gaussian takes what lies between several kinds of images for normal, so `mixture` replaces it.
+ENTRY = gaussian_term(
+    of_discriminator,
+    shrinkage=0.02,
+    paper="Lee et al. 2018",
+    unless="mixture",
+    needs_latent=False,
+)
