@@ -42,6 +42,7 @@ def term_weights(
         - the mean of `own` for a term with its own `Term.weight`;
         - max(2 AUROC - 1, 0) of patched against unchanged images for a narrow term;
         - the square root of that for others, which may still find images anomalous as a whole;
+        - at least `Term.least_weight`;
         - any of these times `Term.factor`, for a term that has one;
         - 0 where the term that replaces it counts (`Term.unless`).
     """
@@ -63,6 +64,7 @@ def term_weights(
             odd = np.arange(len(scores)) >= len(clean)
             seen = max(2 * roc_auc_score(odd, scores) - 1, 0)
             values.append(seen if term.narrow else seen**0.5)
+        values[-1] = max(values[-1], term.least_weight)
         if term.factor is not None:
             values[-1] *= term.factor(measurer.fitted[name], pixels.shape[-1])
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)

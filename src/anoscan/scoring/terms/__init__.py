@@ -146,6 +146,8 @@ class Term:
         Takes evidence of normal images and returns (n,). Its mean over held-out normals, clipped to
         [0, 1], is the term's weight, so that a task that was hardly learned counts little. Without
         this function, the patch test sets the weight; see `model.patch_test`.
+    least_weight : float in [0, 1]
+        The weight is no lower, whatever the patch test says; `factor` may still lower it.
     unless : str
         The name of a term that takes this one's place where it counts; see `model.patch_test`.
     narrow : bool
@@ -170,6 +172,7 @@ class Term:
     on_components: Callable[[Tensors, Tensor], Tensors] | None = None
     factor: Callable[[Tensors, int], float] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
+    least_weight: float = 0.0
     unless: str = ""
     narrow: bool = False
     needs_latent: bool = True

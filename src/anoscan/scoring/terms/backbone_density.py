@@ -39,11 +39,6 @@ def sums(evidence: Evidence) -> Tensors:
     return gaussian_sums(torch.cat(both))
 
 
-def weight(evidence: Evidence) -> Tensor:
-    """Return 1 for each image, (n,): no patch shows what this term sees in photographs."""
-    return torch.ones(len(evidence.x), dtype=torch.float64, device=evidence.x.device)
-
-
 def _narrowed(block: Tensor) -> Tensor:
     channels = block.shape[1]
     if channels <= CHANNELS:
@@ -57,7 +52,7 @@ ENTRY = gaussian_term(
     of_backbone,
     shrinkage=0.02,
     paper="Rippel et al. 2021",
-    weight=weight,
+    least_weight=1,  # no patch shows what this term sees in photographs
     needs_latent=False,
     of_backbone=True,
     sums=sums,

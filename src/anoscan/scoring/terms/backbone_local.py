@@ -38,6 +38,7 @@ ENTRY = Term(
     fit=local.fit,
     forms=forms,
     narrow=True,
+    least_weight=0.5,  # a patch of the same texture looks natural, and a defect in it does not
     needs_latent=False,
     of_backbone=True,
 )
