@@ -51,7 +51,10 @@ SIZES_WIDTH = 16
 
 # A GAN that grows gets a longer GAN stage. Later stages keep their length, so that the row differs
 # from the default only in its GAN.
-_LATER = {"rotation_images_shown": IMAGES_SHOWN, "encoder_images_shown": IMAGES_SHOWN // 2}
+_LATER = {
+    "rotation_images_shown": 5 * IMAGES_SHOWN // 2,
+    "encoder_images_shown": IMAGES_SHOWN // 3,
+}
 LENGTHS: dict[str, dict[str, Any]] = {"progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER}}
 # The slow rows are repeated with narrow networks. The first two then cost about as much as the
 # default.
@@ -67,7 +70,7 @@ F_ANOGAN = {
     "objective": "wgan-gp",
     "rotation_images_shown": 0,
     "images_shown": 3 * IMAGES_SHOWN,
-    "encoder_images_shown": IMAGES_SHOWN // 2,
+    "encoder_images_shown": IMAGES_SHOWN // 3,
 }
 
 # Without the rotation stage, the features f are those of the discriminator of the GAN stage, as in

@@ -39,7 +39,7 @@ PAPER = {
     "architecture": "dcgan",
     "images_shown": IMAGES_SHOWN,
     "rotation_images_shown": 0,
-    "encoder_images_shown": IMAGES_SHOWN // 2,
+    "encoder_images_shown": IMAGES_SHOWN // 3,
     "reconstruction_images_shown": 0,
 }
 

@@ -265,22 +265,22 @@ def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
         file.write_text(run("train", few.normal, *first, "--dry-run").out, encoding="utf-8")
         return run("train", few.normal, "--config", file, *second, "--dry-run").json["config"]
 
-    assert after(["--mapping", "bigan"], ["--mapping", "izi_f"])["encoder_images_shown"] == 8_000
+    assert after(["--mapping", "bigan"], ["--mapping", "izi_f"])["encoder_images_shown"] == 4_000
     assert after([], ["--mapping", "bigan"])["encoder_images_shown"] == 0
     assert after([], ["--objective", "wgan-gp"])["learning_rate"] == 2e-4
     same = after(["--learning-rate", "1e-3"], ["--objective", "nonsaturating"])
     assert same["learning_rate"] == 1e-3
     longer = after(["--images-shown", "64"], ["--images-shown", "5000"])
-    assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (10_000, 2500)
+    assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (12_500, 1667)
     none = after(["--rotation-images-shown", "0"], ["--images-shown", "5000"])
     assert none["rotation_images_shown"] == 0
     critic = after([], ["--objective", "wgan-gp"])
-    assert (critic["images_shown"], critic["rotation_images_shown"]) == (48_000, 32_000)
-    assert after(["--objective", "wgan-gp"], ["--objective", "bce"])["images_shown"] == 16_000
+    assert (critic["images_shown"], critic["rotation_images_shown"]) == (36_000, 30_000)
+    assert after(["--objective", "wgan-gp"], ["--objective", "bce"])["images_shown"] == 12_000
     shorter = after(["--objective", "wgan-gp"], ["--images-shown", "6000"])
-    assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (4000, 1000)
+    assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (5000, 667)
     given = after(["--images-shown", "6000"], ["--objective", "wgan-gp"])
-    assert (given["images_shown"], given["rotation_images_shown"]) == (6000, 4000)
+    assert (given["images_shown"], given["rotation_images_shown"]) == (6000, 5000)
 
 
 def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(

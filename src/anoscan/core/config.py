@@ -48,7 +48,7 @@ SHOW_HELP = (
 FEW_AUGMENTED = ("shift", "cutout")  # what ``--augment auto`` means for few images
 FEW_IMAGES = 3000  # images or patches; the discriminator can learn fewer by heart
 # Real images shown in the GAN stage by default, before the factor `Objective.times_as_long`.
-IMAGES_SHOWN = 16_000
+IMAGES_SHOWN = 12_000
 _AUGMENT_HELP = (
     "Random changes to what the discriminator sees in the GAN stage: auto is "
     f"{','.join(FEW_AUGMENTED)} with fewer than {FEW_IMAGES:,} images, else none. "
@@ -133,17 +133,17 @@ class TrainConfig:
     rotation_images_shown: int | None = _setting(
         None,
         "Length of the rotation stage, in images; 0 leaves it out.",
-        default="twice --images-shown, two thirds of it for wgan-gp",
+        default="two and a half times --images-shown, five sixths of it for wgan-gp",
     )
     encoder_images_shown: int | None = _setting(
         None,
         "Length of the encoder stage, in images.",
-        default="half of --images-shown, a sixth of it for wgan-gp",
+        default="a third of --images-shown, a ninth of it for wgan-gp",
     )
     reconstruction_images_shown: int | None = _setting(
         None,
         "Length of the reconstruction stage, in images; 0 leaves it out, as the papers do.",
-        default="that of --encoder-images-shown; 0 for ziz and bigan",
+        default="two thirds of --images-shown, two ninths of it for wgan-gp; 0 for ziz and bigan",
     )
     batch_size: int = _setting(32, "Images that one step is shown.")
     learning_rate: float | None = _setting(
@@ -396,9 +396,9 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     joint, of_images = mapping.loss is None, mapping.loss and mapping.given == "images"
     return {
         "images_shown": game,
-        "rotation_images_shown": 2 * shown,
-        "encoder_images_shown": 0 if joint else math.ceil(shown / 2),
-        "reconstruction_images_shown": math.ceil(shown / 2) if of_images else 0,
+        "rotation_images_shown": math.ceil(shown * 5 / 2),
+        "encoder_images_shown": 0 if joint else math.ceil(shown / 3),
+        "reconstruction_images_shown": math.ceil(shown * 2 / 3) if of_images else 0,
         "learning_rate": objective.learning_rate,
     }
 

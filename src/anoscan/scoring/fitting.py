@@ -16,7 +16,7 @@ from anoscan.scoring.measure import chunks, fit_terms
 from anoscan.scoring.terms import Tensors, Term
 
 # Images that terms of a pretrained network, and terms of reconstructions, are fitted to at most.
-MOST_OF_BACKBONE, MOST_RECONSTRUCTED = 4096, 2048
+MOST_OF_BACKBONE, MOST_RECONSTRUCTED = 4096, 1024
 
 
 def fit_all(
