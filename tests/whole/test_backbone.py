@@ -76,7 +76,9 @@ def test_a_model_has_the_terms_and_says_whose_weights_it_holds(model: Path) -> N
         "licence": "Apache-2.0",
     }
     weights = dict(zip(found.model.fitted, found.model.calibration.weights, strict=True))
-    assert max(weights[name] for name in TERMS) > 0.3
+    assert weights["backbone_density"] == 1
+    assert weights["backbone_local"] >= 0.5
+    assert weights["density"] == 0  # the former takes its place
 
 
 def test_small_defects_are_found_by_these_terms_and_others_are_not_needed(

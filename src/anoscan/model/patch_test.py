@@ -44,7 +44,7 @@ def term_weights(
         - the square root of that for others, which may still find images anomalous as a whole;
         - at least `Term.least_weight`;
         - any of these times `Term.factor`, for a term that has one;
-        - 0 where the term that replaces it counts (`Term.unless`).
+        - 0 where a term that replaces it counts (`Term.unless`).
     """
     from sklearn.metrics import roc_auc_score
 
@@ -68,11 +68,11 @@ def term_weights(
         if term.factor is not None:
             values[-1] *= term.factor(measurer.fitted[name], pixels.shape[-1])
     bounded: np.ndarray = np.clip(np.array(values), 0, 1)
-    names = list(measurer.fitted)
-    for column, name in enumerate(names):
-        replacement = registry.load("terms", name).unless
-        if replacement in names and bounded[names.index(replacement)] > 0:
-            bounded[column] = 0
+    counted = {name for name, weight in zip(measurer.fitted, bounded, strict=True) if weight}
+    replaced = [
+        not counted.isdisjoint(registry.load("terms", name).unless) for name in measurer.fitted
+    ]
+    bounded[replaced] = 0
     return bounded
 
 

@@ -148,8 +148,8 @@ class Term:
         this function, the patch test sets the weight; see `model.patch_test`.
     least_weight : float in [0, 1]
         The weight is no lower, whatever the patch test says; `factor` may still lower it.
-    unless : str
-        The name of a term that takes this one's place where it counts; see `model.patch_test`.
+    unless : tuple of str
+        Names of terms that take this one's place where one counts; see `model.patch_test`.
     narrow : bool
         Whether the term can find only small defects. The weight is then exactly what the patch test
         measures, because that test uses small defects.
@@ -173,7 +173,7 @@ class Term:
     factor: Callable[[Tensors, int], float] | None = None
     weight: Callable[[Evidence], Tensor] | None = None
     least_weight: float = 0.0
-    unless: str = ""
+    unless: tuple[str, ...] = ()
     narrow: bool = False
     needs_latent: bool = True
     of_backbone: bool = False

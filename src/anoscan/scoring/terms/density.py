@@ -37,10 +37,11 @@ def pooled(features: list[Tensor]) -> Tensor:
 
 
 # One Gaussian takes what lies between several kinds of images for normal, so `mixture` replaces it.
+# Features of a pretrained network say more of an image than those of a discriminator.
 ENTRY = gaussian_term(
     of_discriminator,
     shrinkage=0.02,
     paper="Lee et al. 2018",
-    unless="mixture",
+    unless=("mixture", "backbone_density"),
     needs_latent=False,
 )

@@ -163,7 +163,7 @@ ENTRY = Term(
     sums=sums,
     fit=fit,
     forms=forms,
-    unless="mixture",  # for the reason that `density` gives
+    unless=("mixture",),  # for the reason that `density` gives
     narrow=True,
     needs_latent=False,
 )
