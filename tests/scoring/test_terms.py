@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from anoscan.core.arrays import evenly
 from anoscan.core.config import TrainConfig
 from anoscan.core.runtime import random_stream
 from anoscan.images.decode import ImageRule
 from anoscan.model.model import fresh_networks
 from anoscan.model.patch_test import term_weights
+from anoscan.scoring import fitting
 from anoscan.scoring.measure import Measurer, chunks, fit_terms
 from anoscan.scoring.terms import Evidence, local
 from anoscan.training.train_networks import _certainty
@@ -106,6 +108,23 @@ def weights(seen: np.ndarray, *terms: str) -> dict[str, float]:
     clean = np.concatenate([m.terms for m in measured])
     own = np.concatenate([m.weights for m in measured])
     return dict(zip(fitted, term_weights(measurer, seen, clean, own, 0), strict=True))
+
+
+def test_terms_are_fitted_to_a_limited_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, device = fresh_networks(CONFIG, RULE).frozen(), torch.device("cpu")
+    pixels, rows = images(40, 0), np.arange(40)
+
+    def means(rows: np.ndarray) -> dict[str, Tensor]:
+        fitted, _ = fitting.fit_all(networks, ["density", "latent"], pixels, rows, 0, device)
+        return {name: stats["mean"] for name, stats in fitted.items()}
+
+    of_all, of_some, of_few = means(rows), means(evenly(rows, 20)), means(evenly(rows, 10))
+    monkeypatch.setattr(fitting, "MOST", 20)
+    monkeypatch.setattr(fitting, "MOST_RECONSTRUCTED", 10)
+    limited = means(rows)
+    assert torch.equal(limited["density"], of_some["density"])
+    assert torch.equal(limited["latent"], of_few["latent"])
+    assert not torch.equal(limited["density"], of_all["density"])
 
 
 def test_a_term_that_sees_pasted_patches_gets_weight_and_one_that_cannot_gets_none() -> None:

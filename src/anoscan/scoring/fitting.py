@@ -15,8 +15,9 @@ from anoscan.scoring.baselines import Baselines
 from anoscan.scoring.measure import chunks, fit_terms
 from anoscan.scoring.terms import Tensors, Term
 
-# Images that terms of a pretrained network, and terms of reconstructions, are fitted to at most.
-MOST_OF_BACKBONE, MOST_RECONSTRUCTED = 4096, 1024
+# Images that terms are fitted to, at most; more would take longer and change little. The last two
+# are for terms of a pretrained network and of reconstructions, whose networks cost most.
+MOST, MOST_OF_BACKBONE, MOST_RECONSTRUCTED = 8192, 4096, 1024
 
 
 def fit_all(
@@ -29,8 +30,8 @@ def fit_all(
 ) -> tuple[dict[str, Tensors], Baselines]:
     """Fit terms and baselines to rows of `pixels` (n, c, s, s), in [-1, 1].
 
-    Terms that are `Term.of_backbone` see at most `MOST_OF_BACKBONE` of the rows, evenly chosen, and
-    those that `Term.needs_latent` at most `MOST_RECONSTRUCTED`.
+    Terms see at most `MOST` of the rows, evenly chosen, those that are `Term.of_backbone` at most
+    `MOST_OF_BACKBONE`, and those that `Term.needs_latent` at most `MOST_RECONSTRUCTED`.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def _most(name: str, count: int) -> int:
     term = _term(name)
     if term.of_backbone:
         return min(count, MOST_OF_BACKBONE)
-    return min(count, MOST_RECONSTRUCTED) if term.needs_latent else count
+    return min(count, MOST_RECONSTRUCTED if term.needs_latent else MOST)
 
 
 def _term(name: str) -> Term:

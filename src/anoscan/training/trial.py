@@ -22,7 +22,7 @@ from anoscan.networks.architectures import Growing, Networks
 from anoscan.networks.loop import Stage
 from anoscan.networks.stages import Planned, Stages
 from anoscan.scoring.baselines import MOST_NUMBERS
-from anoscan.scoring.fitting import fit_all
+from anoscan.scoring.fitting import MOST, fit_all
 from anoscan.scoring.measure import CHUNK, Measurer, chunks, terms_of
 
 # Places in a stage where steps are tried, as shares of its length. A place near the end comes
@@ -89,7 +89,7 @@ def run(
     fitting = _timed(fit, runtime)
     measuring = _timed(lambda: Measurer(networks, fitted, rule).measure(batch), runtime)
     measured = held_out + min(held_out, MOST_IMAGES)
-    seconds["calibration"] = (fitting * trained + measuring * measured) / len(batch)
+    seconds["calibration"] = (fitting * min(trained, MOST) + measuring * measured) / len(batch)
     seconds["total"] = sum(seconds.values())
     return Trial(seconds, *_memory(pixels, trained + held_out, runtime))
 
