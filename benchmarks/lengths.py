@@ -24,7 +24,7 @@ from anoscan import Detector
 from benchmarks import cells, data, markdown
 from benchmarks.cells import Cell, keep
 
-LENGTHS = (4_000, 8_000, 16_000, 32_000)  # images shown in the game
+LENGTHS = (4_000, 8_000, 12_000, 16_000, 32_000)  # images shown in the game
 WGAN_GP = {
     "objective": "wgan-gp",
     "architecture": "dcgan",
