@@ -52,7 +52,7 @@ SIZES_WIDTH = 16
 # A GAN that grows gets a longer GAN stage. Later stages keep their length, so that the row differs
 # from the default only in its GAN.
 _LATER = {
-    "rotation_images_shown": 5 * IMAGES_SHOWN // 2,
+    "rotation_images_shown": 3 * IMAGES_SHOWN,
     "encoder_images_shown": IMAGES_SHOWN // 3,
 }
 LENGTHS: dict[str, dict[str, Any]] = {"progressive": {"images_shown": 2 * IMAGES_SHOWN, **_LATER}}

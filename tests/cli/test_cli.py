@@ -271,16 +271,16 @@ def test_another_choice_decides_anew_what_the_one_in_a_models_file_had_decided(
     same = after(["--learning-rate", "1e-3"], ["--objective", "nonsaturating"])
     assert same["learning_rate"] == 1e-3
     longer = after(["--images-shown", "64"], ["--images-shown", "5000"])
-    assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (12_500, 1667)
+    assert (longer["rotation_images_shown"], longer["encoder_images_shown"]) == (15_000, 1667)
     none = after(["--rotation-images-shown", "0"], ["--images-shown", "5000"])
     assert none["rotation_images_shown"] == 0
     critic = after([], ["--objective", "wgan-gp"])
-    assert (critic["images_shown"], critic["rotation_images_shown"]) == (36_000, 30_000)
+    assert (critic["images_shown"], critic["rotation_images_shown"]) == (36_000, 36_000)
     assert after(["--objective", "wgan-gp"], ["--objective", "bce"])["images_shown"] == 12_000
     shorter = after(["--objective", "wgan-gp"], ["--images-shown", "6000"])
-    assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (5000, 667)
+    assert (shorter["rotation_images_shown"], shorter["encoder_images_shown"]) == (6000, 667)
     given = after(["--images-shown", "6000"], ["--objective", "wgan-gp"])
-    assert (given["images_shown"], given["rotation_images_shown"]) == (6000, 5000)
+    assert (given["images_shown"], given["rotation_images_shown"]) == (6000, 6000)
 
 
 def test_another_choice_leaves_what_somebody_wrote_into_the_config_file(

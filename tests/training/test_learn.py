@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_an_uninterrupted_one(
     assert resumed.reference.sha256 == whole.reference.sha256
     assert resumed.report is not None
     assert resumed.report.images_shown == {
-        "gan": 640, "rotation": 1600, "encoder": 320, "reconstruction": 427
+        "gan": 640, "rotation": 1920, "encoder": 320, "reconstruction": 427
     }  # fmt: skip
 
 

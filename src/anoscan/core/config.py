@@ -133,7 +133,7 @@ class TrainConfig:
     rotation_images_shown: int | None = _setting(
         None,
         "Length of the rotation stage, in images; 0 leaves it out.",
-        default="two and a half times --images-shown, five sixths of it for wgan-gp",
+        default="three times --images-shown, as long for wgan-gp",
     )
     encoder_images_shown: int | None = _setting(
         None,
@@ -396,7 +396,7 @@ def decided(config: TrainConfig) -> dict[str, Any]:
     joint, of_images = mapping.loss is None, mapping.loss and mapping.given == "images"
     return {
         "images_shown": game,
-        "rotation_images_shown": math.ceil(shown * 5 / 2),
+        "rotation_images_shown": 3 * shown,
         "encoder_images_shown": 0 if joint else math.ceil(shown / 3),
         "reconstruction_images_shown": math.ceil(shown * 2 / 3) if of_images else 0,
         "learning_rate": objective.learning_rate,
