@@ -148,7 +148,7 @@ def table() -> str:
         [
             result["cls"],
             dict(result["settings"]).get("backbone", NO_BACKBONE),
-            str(dict(result["settings"])["images_shown"]),
+            str(dict(result["settings"]).get("images_shown", "default")),
             *(f"{result[kind][m]:.3f}" for kind in ("foreign", "defects") for m in METRICS),
             str(result["cpu_seconds"]),
             str(result["seed"]),
@@ -163,17 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images-shown", type=int, default=8000)
+    parser.add_argument("--images-shown", type=int, help="by default that of the tool")
     parser.add_argument("--backbone", default=NO_BACKBONE, metavar="NAME")
     given = parser.parse_args()
-    shown = given.images_shown
-    settings = {
-        "patches": 4000,
-        "patch_size": 64,
-        "images_shown": shown,
-        "rotation_images_shown": 0,
-        "encoder_images_shown": shown // 2,
-    }
+    settings: dict[str, Any] = {"patches": 4000, "patch_size": 64}
+    if given.images_shown is not None:
+        settings["images_shown"] = given.images_shown
     if given.backbone != NO_BACKBONE:
         settings["backbone"] = given.backbone
     if unknown := set(given.names) - set(NAMES):

@@ -42,8 +42,9 @@ GOOD_FOLDER = Census(
 GOOD = Findings(
     rollbacks=0,
     game=Game(diversity=0.9, separated=0.9, by_heart=0.1),
-    networks=NetworkChecks(pca=0.2, copied=0.1, twins=0.0, gap=1.1, inversion=0.2),
+    networks=NetworkChecks(pca=0.2, copied=0.1, gap=1.1, inversion=0.2),
     reconstruction=0.3,
+    twins=0.0,
 )
 
 
@@ -106,7 +107,7 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
         ({"reconstruction": 0.51}, "reconstruction", "fail", "pictures do not show them"),
         ({"reconstruction": float("nan")}, "reconstruction", "fail", "unusable"),
         (
-            {"reconstruction": 1.2, "networks": NetworkChecks(0.2, 0.1, 0.0, 1.1, inversion=1.0)},
+            {"reconstruction": 1.2, "networks": NetworkChecks(0.2, 0.1, 1.1, inversion=1.0)},
             "reconstruction",
             "fail",
             "--encoder-images-shown",
@@ -114,16 +115,16 @@ def test_a_folder_of_ordinary_variety_gets_no_warning(changes: dict[str, object]
         (
             {
                 "reconstruction": 1.2,
-                "networks": NetworkChecks(0.2, 0.1, 0.0, 1.1, inversion=1.0),
+                "networks": NetworkChecks(0.2, 0.1, 1.1, inversion=1.0),
                 "apart": False,
             },
             "reconstruction",
             "fail",
             "The encoder failed: train it longer (--images-shown)",
         ),
-        ({"networks": NetworkChecks(0.2, 0.9, 0.0, 1.1, 0.2)}, "memorisation", "warn", "copies"),
-        ({"networks": NetworkChecks(0.2, 0.1, 0.0, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
-        ({"networks": NetworkChecks(0.2, 0.1, 0.3, 1.1, 0.2)}, "near_copies", "warn", "30%"),
+        ({"networks": NetworkChecks(0.2, 0.9, 1.1, 0.2)}, "memorisation", "warn", "copies"),
+        ({"networks": NetworkChecks(0.2, 0.1, 5.0, 0.2)}, "memorisation", "warn", "5.0 times"),
+        ({"twins": 0.3}, "near_copies", "warn", "30%"),
     ],
 )
 def test_a_bad_training_is_named_for_what_went_wrong(
@@ -208,12 +209,12 @@ def test_the_health_of_a_model_tells_of_warnings_which_nobody_is_warned_of() -> 
 
 def test_no_sentence_of_the_health_report_is_long() -> None:
     bad = dataclasses.replace(
-        GOOD, rollbacks=2, reconstruction=1.2, networks=NetworkChecks(0.2, 0.9, 0.3, 1.1, 0.2)
+        GOOD, rollbacks=2, reconstruction=1.2, networks=NetworkChecks(0.2, 0.9, 1.1, 0.2), twins=0.3
     )
     odd = {"sizes": {"28x28": 90, "56x28": 10}, "bit_depths": {"8-bit grey": 9, "16-bit grey": 1}}
     folder = dataclasses.replace(GOOD_FOLDER, copies=300, blank=300, **odd)  # type: ignore[arg-type]
     games = [Game(0.02, 0.9, 0.1), Game(0.3, 1.0, 0.1), Game(9.0, 0.9, 0.8), Game(0.9, 0, 0, True)]
-    copying = dataclasses.replace(bad, networks=NetworkChecks(0.2, 0.1, 0.3, 1.1, 1.0))
+    copying = dataclasses.replace(bad, networks=NetworkChecks(0.2, 0.1, 1.1, 1.0))
     reports = [
         health.examine(
             health.of_folder(folder, n, 20, "images"), dataclasses.replace(findings, game=game)
@@ -477,6 +478,15 @@ def checked_up(side: int, monkeypatch: pytest.MonkeyPatch, most_pixels: int) -> 
     return network_checks.examine(networks, baselines, material, config), counting.most
 
 
+def test_near_twins_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    known = rng.uniform(-1, 1, (200, 1, 16, 16)).astype(np.float32)
+    other = rng.uniform(-1, 1, (75, 1, 16, 16)).astype(np.float32)
+    pixels = np.concatenate([known, other, known[:25] + np.float32(0.001)])
+    material: Any = SimpleNamespace(pixels=pixels, rows=np.arange(200), unseen=np.arange(200, 300))
+    assert network_checks.twins(material, 0) == 0.25
+
+
 def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -486,7 +496,6 @@ def test_of_large_images_few_are_looked_at_in_full_and_as_many_as_ever_in_small(
     sparing, most = checked_up(side, monkeypatch, 40 * side**2)
     assert most == 64, "thumbnails are made of a chunk at a time"
     assert sparing.copied == whole.copied
-    assert sparing.twins == whole.twins
     assert sparing.gap != whole.gap
     assert sparing.gap == pytest.approx(whole.gap, rel=0.1)
     assert sparing.pca == pytest.approx(whole.pca, rel=0.1)

@@ -37,11 +37,19 @@ def fine(features: list[Tensor]) -> list[Tensor]:
     return found or features[:1]
 
 
+def own_blocks(evidence: Evidence) -> dict[str, Tensor]:
+    """Return the blocks of the discriminator that maps see, by their names."""
+    return {str(i): block for i, block in enumerate(fine(evidence.features))}
+
+
+def pretrained_blocks(evidence: Evidence) -> dict[str, Tensor]:
+    """Return the blocks of a pretrained network that maps see, by their names; {} without one."""
+    return {f"{BACKBONE}{i}": f for i, f in enumerate(backbone_local.blocks(evidence))}
+
+
 def blocks(evidence: Evidence) -> dict[str, Tensor]:
-    """Return the blocks that maps see, those of a pretrained network too, by their names."""
-    own = {str(i): block for i, block in enumerate(fine(evidence.features))}
-    pretrained = {f"{BACKBONE}{i}": f for i, f in enumerate(backbone_local.blocks(evidence))}
-    return own | pretrained
+    """Return all blocks that maps see, by their names."""
+    return own_blocks(evidence) | pretrained_blocks(evidence)
 
 
 def pixel_squares(evidence: Evidence) -> Tensor:

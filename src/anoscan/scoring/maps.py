@@ -42,7 +42,9 @@ from anoscan.scoring.layers import (
     distances,
     fine,
     layers_of,
+    own_blocks,
     pixel_squares,
+    pretrained_blocks,
     together,
 )
 from anoscan.scoring.terms import Evidence, Forms, Tensors, gaussian_sums
@@ -202,13 +204,14 @@ def fit(
         The places that count, in all images or in each; by default all.
     """
     with exact_float32():
-        anywhere = _fit_blocks(networks, training())
-        own = _of_terms(terms)
+        usual, own = _usual(networks, training()), _of_terms(terms)
+        anywhere = {} if align else _fit_blocks(networks, training(), own_blocks)
         if align is None:
             align = _expectation(networks, own, held_out()) > _expectation(
                 networks, anywhere, held_out()
             )
-        usual = {k: v for k, v in anywhere.items() if not _is_of_places(k)}
+        if not align:  # a pretrained network costs most, so it comes after the decision
+            anywhere |= _fit_blocks(networks, training(), pretrained_blocks)
         chosen = Maps((own if align else anywhere) | usual, align, relative=align)
         return calibrated(networks, chosen, held_out, inside)
 
@@ -330,19 +333,23 @@ def _of_backbone(name: str) -> str:
     return f"{name[:-1]}{BACKBONE}{name[-1]}"
 
 
-def _fit_blocks(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
-    """Fit one Gaussian a block for all places, and the mean squared residual of the pixels."""
+def _usual(networks: Networks, batches: Iterable[Tensor]) -> Tensors:
+    """Return the mean squared residual of the pixels of normal images, as ``usual``."""
+    squares = [pixel_squares(Evidence(networks, batch)).double().mean((1, 2)) for batch in batches]
+    mean = torch.cat(squares).mean(0, keepdim=True)
+    return {"usual": ((1 + FLOOR) * mean + LEAST).float()}
+
+
+def _fit_blocks(
+    networks: Networks, batches: Iterable[Tensor], seen: Callable[[Evidence], dict[str, Tensor]]
+) -> Tensors:
+    """Fit one Gaussian for all places to each block that `seen` returns."""
     sums: dict[str, Tensors] = {}
     for batch in batches:
-        evidence = Evidence(networks, batch)
-        squares = pixel_squares(evidence).double().mean((1, 2))
-        count = squares.new_tensor(float(len(squares)))
-        _add(sums.setdefault("usual", {}), {"count": count, "sum": squares.sum(0, keepdim=True)})
-        for name, block in blocks(evidence).items():
+        for name, block in seen(Evidence(networks, batch)).items():
             vectors = places(block).flatten(0, 2)
             _add(sums.setdefault(name, {}), gaussian_sums(vectors))
-    residual = sums.pop("usual")
-    fitted = {"usual": ((1 + FLOOR) * residual["sum"] / residual["count"] + LEAST).float()}
+    fitted = {}
     for name, total in sums.items():
         mean = total["sum"] / total["count"]
         covariance = total["outer"] / total["count"] - torch.outer(mean, mean)

@@ -51,15 +51,17 @@ class Findings:
     """What the checks of a finished training are made from.
 
     `rollbacks` counts how often training went back because losses or weights were not finite.
-    `game` is the state at the end of the GAN stage; None without one. `reconstruction` is the mean
-    squared residual of held-out normals, relative to that of the mean image. `apart` says whether
-    the encoder had a stage of its own.
+    `game` is the state at the end of the GAN stage, and `networks` are the checks of what was
+    learned; both are None without a GAN. `reconstruction` is the mean squared residual of held-out
+    normals, relative to that of the mean image. `twins` is the share of them that are near copies
+    of training images. `apart` says whether the encoder had a stage of its own.
     """
 
     rollbacks: int
     game: Game | None
-    networks: NetworkChecks
+    networks: NetworkChecks | None
     reconstruction: float
+    twins: float
     apart: bool = True
 
 
@@ -136,17 +138,18 @@ def few_to_calibrate(held_out: int, config: TrainConfig) -> str | None:
 def examine(folder: tuple[HealthCheck, ...], findings: Findings) -> HealthReport:
     """Return all checks, first the given ones of the folder, and the worst of their verdicts."""
     game, networks = findings.game, findings.networks
-    if game is None:
-        checks = (*folder, _untrained(findings.reconstruction), _near_copies(networks.twins))
+    near_copies = _near_copies(findings.twins)
+    if game is None or networks is None:
+        checks = (*folder, _untrained(findings.reconstruction), near_copies)
         return HealthReport(verdict=worst(checks), checks=checks)
     checks = (
         *folder,
         _stability(findings.rollbacks),
         _diversity(game.diversity),
         *_discriminator(game),
-        _reconstruction(findings),
+        _reconstruction(findings, networks),
         _memorisation(networks, game),
-        _near_copies(networks.twins),
+        near_copies,
     )
     return HealthReport(verdict=worst(checks), checks=checks)
 
@@ -389,8 +392,8 @@ def _untrained(ratio: float) -> HealthCheck:
     return _check("reconstruction", "fail", ratio, message)
 
 
-def _reconstruction(findings: Findings) -> HealthCheck:
-    ratio, networks = findings.reconstruction, findings.networks
+def _reconstruction(findings: Findings, networks: NetworkChecks) -> HealthCheck:
+    ratio = findings.reconstruction
     facts = (
         f"Reconstructions of held-out normals miss {ratio:.0%} of what the mean image misses "
         f"(PCA: {networks.pca:.0%})"

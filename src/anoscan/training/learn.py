@@ -252,8 +252,11 @@ def learn(
         Findings(
             rollbacks=checkpoint.rollbacks,
             game=trained.game,
-            networks=network_checks.examine(networks, baselines, material, config),
+            networks=network_checks.examine(networks, baselines, material, config)
+            if trained.game
+            else None,
             reconstruction=held.missed,
+            twins=network_checks.twins(material, config.seed),
             apart=bool(config.encoder_images_shown),
         ),
     )

@@ -41,8 +41,6 @@ class NetworkChecks:
         Mean squared residual of held-out images by PCA, relative to that of the mean image.
     copied : float
         Estimated share of generated images that copy training images, in [0, 1]; see `copied`.
-    twins : float
-        Share of held-out images that have a near twin among the training images.
     gap : float
         Mean squared residual of held-out images, relative to that of training images.
     inversion : float
@@ -52,7 +50,6 @@ class NetworkChecks:
 
     pca: float
     copied: float
-    twins: float
     gap: float
     inversion: float
 
@@ -65,19 +62,23 @@ def examine(
     some = material.pixels[_some(material.rows, full, seed)]
     held = material.pixels[_some(material.unseen, full, seed)]
     fake, drawn = _generated(networks.generator, config, full)
-    known = _thumbnails_of(material, _some(material.rows, NEIGHBOURS, seed))
-    unknown = _thumbnails_of(material, _some(material.unseen, SAMPLES, seed))
-    to_unknown, _ = nearest(unknown, known)
-    spread = float(np.square(known - known.mean(0)).sum(1).mean())
+    known, unknown = _all_thumbnails(material, seed)
     variance = float(fake.var(0).mean())
     missed = baselines.scores(held)
     return NetworkChecks(
         pca=float(missed["pca"].mean()) / max(float(missed["mean_image"].mean()), 1e-12),
         copied=copied(drawn, known, unknown),
-        twins=float((to_unknown < TWIN * spread).mean()),
         gap=_missed(networks, held) / max(_missed(networks, some), 1e-12),
         inversion=_missed(networks, fake) / max(variance, 1e-12),
     )
+
+
+def twins(material: Material, seed: int) -> float:
+    """Return the share of held-out images that have a near twin among the training images."""
+    known, unknown = _all_thumbnails(material, seed)
+    squares, _ = nearest(unknown, known)
+    spread = float(np.square(known - known.mean(0)).sum(1).mean())
+    return float((squares < TWIN * spread).mean())
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,12 @@ def _generated(generator: nn.Module, config: TrainConfig, full: int) -> tuple[Fl
             kept.append(part[:missing])
             missing -= len(kept[-1])
     return np.concatenate(kept), np.concatenate(small)
+
+
+def _all_thumbnails(material: Material, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `thumbnails` of training images and of held-out images, at most so many of each."""
+    known = _thumbnails_of(material, _some(material.rows, NEIGHBOURS, seed))
+    return known, _thumbnails_of(material, _some(material.unseen, SAMPLES, seed))
 
 
 def _thumbnails_of(material: Material, rows: np.ndarray) -> np.ndarray:
