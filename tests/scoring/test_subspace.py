@@ -125,11 +125,11 @@ def test_maps_of_aligned_images_know_pixels_and_are_relative_to_their_image(
 ) -> None:
     made = trained.model.maps
     assert made.aligned
-    assert made.relative
     assert not any(name.startswith("subspace") for name in made.stored())
     described = made.described()
     again = Maps.restored(made.stored(), described, trained.model.fitted)
-    assert again.relative
+    assert described["relative"]
+    assert again.aligned
     assert again.tensors.keys() == made.tensors.keys()
 
 

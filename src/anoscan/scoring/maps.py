@@ -102,10 +102,9 @@ class Maps:
         ``place_mean`` and ``place_spread`` (s, s) are the mean and standard deviation of the
         uncalibrated maps of held-out normals.
     aligned : bool
-        Whether every place has its own Gaussians.
+        Whether every place has its own Gaussians, and layers are relative to the least anomalous
+        quarter of their image.
     scale : MapScale
-    relative : bool
-        Whether layers are relative to the least anomalous quarter of their image.
     peaks : ndarray of shape (n,), float64, optional
         The highest value in the map of each calibration image, by maps that were calibrated on
         other images. A model file does not keep it.
@@ -114,7 +113,6 @@ class Maps:
     tensors: Tensors
     aligned: bool
     scale: MapScale = MapScale(1.0)
-    relative: bool = False
     peaks: NDArray[np.float64] | None = None
 
     def measure(self, evidence: Evidence) -> Floats:
@@ -134,11 +132,7 @@ class Maps:
 
     def described(self) -> dict[str, Any]:
         """Return the JSON values that `restored` needs beside the tensors."""
-        return {
-            "aligned": self.aligned,
-            "relative": self.relative,
-            "level": self.scale.level,
-        }
+        return {"aligned": self.aligned, "relative": self.aligned, "level": self.scale.level}
 
     @classmethod
     def restored(
@@ -151,13 +145,13 @@ class Maps:
         ValueError
             When there are no terms that the maps need, or aligned maps are not relative.
         """
-        aligned, relative = described["aligned"], described["relative"]
+        aligned = described["aligned"]
         if aligned and not {"local", "subspace"} <= terms.keys():
             raise ValueError("aligned maps need the terms local and subspace")
-        if aligned != relative:
+        if aligned != described["relative"]:
             raise ValueError("only aligned maps are relative, and all of them are")
         shared = _of_terms(terms) if aligned else {}
-        return cls(tensors | shared, aligned, MapScale(described["level"]), relative)
+        return cls(tensors | shared, aligned, MapScale(described["level"]))
 
 
 def forms(evidence: Evidence, aligned: bool) -> Forms:
@@ -212,7 +206,7 @@ def fit(
             )
         if not align:  # a pretrained network costs most, so it comes after the decision
             anywhere |= _fit_blocks(networks, training(), pretrained_blocks)
-        chosen = Maps((own if align else anywhere) | usual, align, relative=align)
+        chosen = Maps((own if align else anywhere) | usual, align)
         return calibrated(networks, chosen, held_out, inside)
 
 
