@@ -277,6 +277,15 @@ def test_better_baselines_are_named_with_what_may_help(tested: Detector) -> None
     assert "The mean image does better" in say(3.0, anoscan=0.8, pca=0.8, mean_image=0.9)
 
 
+def test_a_model_without_a_gan_is_advised_to_have_one(tested: Detector) -> None:
+    model = sound(tested.model)
+    config = model.metadata["config"] | {"images_shown": 0, "backbone": "resnet18"}
+    bare = dataclasses.replace(model, metadata=model.metadata | {"config": config})
+    auroc = {"anoscan": 0.6, "pca": 0.8, "mean_image": 0.7}
+    said = " ".join(_findings(bare, auroc, None, 4, _Counts(trained=2000, held_out=200)))
+    assert "train a GAN too (without --images-shown 0)" in said
+
+
 def test_the_table_fits_into_eighty_columns(tested: Detector) -> None:
     test = report_of(tested)
     wide = dataclasses.replace(test, cells=tuple(cells(s16=0.5, s32=0.6, s64=0.7, s128=0.8)))

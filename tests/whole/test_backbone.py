@@ -173,6 +173,16 @@ def test_no_game_without_a_backbone() -> None:
         TrainConfig(images_shown=0)
 
 
+def test_without_a_game_there_is_nothing_to_draw_or_to_keep(model: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="unusable"):
+        found = Detector.load(model)
+    with pytest.raises(UsageError, match="no GAN that could draw"):
+        found.sample(tmp_path / "samples")
+    assert not (tmp_path / "samples").exists()
+    with pytest.raises(UsageError, match="--keep-thumbnails does not go with --images-shown 0"):
+        TrainConfig(images_shown=0, backbone=LITE, keep_thumbnails=True)
+
+
 def test_weights_without_a_network_are_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="needs --backbone"):
         Detector.train(folder / "normal", backbone_weights=folder / "w.pth")

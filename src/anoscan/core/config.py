@@ -217,6 +217,11 @@ class TrainConfig:
                 "--images-shown 0 trains no network, so it needs --backbone.",
                 hint=f"Give --backbone {LITE}, or --images-shown 1 or more.",
             )
+        if self.keep_thumbnails and self.images_shown == 0:
+            raise UsageError(
+                "--keep-thumbnails does not go with --images-shown 0.",
+                hint="The nearest images are found by an encoder, which is not trained then.",
+            )
 
     def _check_mapping(self) -> None:
         if self.mapping == "bigan":

@@ -40,9 +40,20 @@ WALKS = 8  # interpolations on one sheet
 
 
 class Sampler:
-    """Draws images from the generator of a model; the same `seed` gives the same images."""
+    """Draws images from the generator of a model; the same `seed` gives the same images.
+
+    Raises
+    ------
+    UsageError
+        When the model was trained without a GAN.
+    """
 
     def __init__(self, model: Model, runtime: Runtime, seed: int) -> None:
+        if model.config.images_shown == 0:
+            raise UsageError(
+                "this model has no GAN that could draw images.",
+                hint="Train one without --images-shown 0.",
+            )
         self.model, self.runtime, self.seed = model, runtime, seed
 
     def write(

@@ -299,7 +299,9 @@ def _native_side(model: Model) -> float:
 def _advice(model: Model, trained: int, scale: float) -> str:
     config, shown = model.config, model.config.images_shown or 0
     ways = []
-    if shown < SHOWN_ENOUGH:
+    if not shown:
+        ways.append("train a GAN too (without --images-shown 0)")
+    elif shown < SHOWN_ENOUGH:
         ways.append(f"train longer (--images-shown {2 * shown})")
     if trained < 1000 and config.patches is None:
         ways.append("use more images")
