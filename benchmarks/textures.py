@@ -2,7 +2,7 @@
 
 The left columns of a texture are the training images, which are learned in patches. The other
 columns are cut into three test images. Discs of the other two textures, or small defects, are
-planted in them.
+planted in them. With ``--images-shown N`` there is no rotation stage.
 """
 
 from __future__ import annotations
@@ -163,12 +163,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images-shown", type=int, help="by default that of the tool")
+    parser.add_argument(
+        "--images-shown",
+        type=int,
+        help="without rotation stage; by default all stages as the tool has them",
+    )
     parser.add_argument("--backbone", default=NO_BACKBONE, metavar="NAME")
     given = parser.parse_args()
     settings: dict[str, Any] = {"patches": 4000, "patch_size": 64}
-    if given.images_shown is not None:
-        settings["images_shown"] = given.images_shown
+    if (shown := given.images_shown) is not None:
+        settings["images_shown"] = shown
+    if shown:
+        settings |= {"rotation_images_shown": 0, "encoder_images_shown": shown // 2}
     if given.backbone != NO_BACKBONE:
         settings["backbone"] = given.backbone
     if unknown := set(given.names) - set(NAMES):
