@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,17 @@ def test_small_defects_are_found_by_these_terms_and_others_are_not_needed(
     for name in ("backbone_local", None):
         scores = [image.score if name is None else image.terms[name] for image in images]
         assert roc_auc_score(odd, scores) > 0.8, name
+
+
+@pytest.mark.parametrize("align", ["on", "off"])
+def test_maps_see_the_network_whether_images_are_aligned_or_not(
+    folder: Path, tmp_path: Path, align: str
+) -> None:
+    settings: dict[str, Any] = {"backbone": LITE, "images_shown": 0, "device": "cpu"}
+    path = tmp_path / "m.safetensors"
+    maps = Detector.train(folder / "normal", path=path, align=align, **settings).model.maps
+    dimensions = {maps.tensors[f"whitenbackbone{block}"].ndim for block in (0, 1)}
+    assert dimensions == {4 if align == "on" else 2}
 
 
 def test_without_a_game_pictures_show_no_reconstruction_and_health_says_why(model: Path) -> None:
